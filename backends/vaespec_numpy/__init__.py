@@ -1,0 +1,22 @@
+"""vaespec on NumPy alone: float32 and float64, 16-bit storage, every core."""
+
+from __future__ import annotations
+
+from vaespec_numpy.ops import NumpyOps
+
+
+class NumpyBackend:
+    """The backend that is always there."""
+
+    name = "numpy"
+    framework = "numpy"
+    dtypes = ("float32", "float64", "float16", "bfloat16")
+
+    def devices(self) -> tuple[str, ...]:
+        return ("cpu",)
+
+    def ops(self, device: str, dtype: str) -> NumpyOps:
+        return NumpyOps(dtype)
+
+
+backend = NumpyBackend()

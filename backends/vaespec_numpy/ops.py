@@ -1,0 +1,175 @@
+"""The operations on NumPy: maps are (B, H, W, C), so that a convolution is a matrix product on strips of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import array_api_compat.numpy as array_namespace
+import numpy as np
+from vaespec_numpy.strips import side_by_side
+
+from vaespec.ops import Padding, ReferenceOps
+
+
+class NumpyOps(ReferenceOps):
+    """float16 and bfloat16 are storage only: weights and results; the arithmetic in between is float32."""
+
+    conv_layout = "HWIO"
+    linear_layout = "IO"
+
+    def __init__(self, dtype: str) -> None:
+        super().__init__(array_namespace, dtype)
+        self.storage = storage_dtype(dtype)
+        self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
+
+    def from_numpy(self, a: np.ndarray) -> np.ndarray:
+        return np.asarray(a, dtype=self.storage, order="C")
+
+    def cast(self, x: np.ndarray) -> np.ndarray:
+        return self.from_numpy(x)
+
+    def is_array(self, x: object) -> bool:
+        return isinstance(x, np.ndarray)
+
+    def from_nchw(self, x: np.ndarray) -> np.ndarray:
+        return np.ascontiguousarray(x.transpose(0, 2, 3, 1), dtype=self.arithmetic)
+
+    def to_nchw(self, x: np.ndarray) -> np.ndarray:
+        with np.errstate(over="ignore"):  # beyond float16 is infinity, which the caller reports
+            return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=self.storage)
+
+    def widen(self, x: np.ndarray) -> np.ndarray:
+        return x.astype(self.arithmetic, copy=False)
+
+    def conv2d(self, x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding) -> np.ndarray:
+        """As the specification; the k·k shifted views of a strip side by side, times the kernel as one matrix."""
+        (kh, kw, C, O), (top_bottom, left_right) = w.shape, padding
+        if any(top_bottom + left_right):
+            x = np.pad(x, ((0, 0), top_bottom, left_right, (0, 0)))
+        B, H, W, _ = x.shape
+        h, wd = (H - kh) // stride + 1, (W - kw) // stride + 1
+        kernel, bias = self.widen(w).reshape(kh * kw * C, O), self.widen(b)
+        y = np.empty((B, h, wd, O), self.arithmetic)
+
+        def strip(rows: slice) -> None:
+            columns = np.empty((rows.stop - rows.start, wd, kh, kw, C), self.arithmetic)
+            for item in range(B):
+                for u in range(kh):
+                    for v in range(kw):
+                        first = rows.start * stride + u
+                        taken = slice(first, first + (rows.stop - rows.start - 1) * stride + 1, stride)
+                        columns[:, :, u, v] = x[item, taken, v : v + (wd - 1) * stride + 1 : stride]
+                out = y[item, rows].reshape(-1, O)
+                np.matmul(columns.reshape(-1, kh * kw * C), kernel, out=out)
+                out += bias
+
+        side_by_side(strip, h, wd * kh * kw * C)
+        return y
+
+    def group_norm(
+        self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
+    ) -> np.ndarray:
+        """As the specification; centred moments of each strip, merged by Chan's formula."""
+        B, H, W, C = x.shape
+        scale, shift = self.widen(scale), self.widen(shift)
+        y = np.empty_like(x)
+        for item, out in zip(x.reshape(B, H * W, C), y.reshape(B, H * W, C), strict=True):
+            mean, var = group_moments(item, groups)
+            factor = scale * (1.0 / np.sqrt(var + eps)).repeat(C // groups).astype(x.dtype)
+            centre = mean.repeat(C // groups).astype(x.dtype)
+
+            def strip(rows: slice, item=item, out=out, centre=centre, factor=factor) -> None:  # type: ignore[no-untyped-def]
+                np.subtract(item[rows], centre, out=out[rows])
+                out[rows] *= factor
+                out[rows] += shift
+
+            side_by_side(strip, H * W, C)
+        return y
+
+    def silu(self, x: np.ndarray) -> np.ndarray:
+        def strip(source: np.ndarray, out: np.ndarray) -> None:
+            np.negative(source, out=out)
+            with np.errstate(over="ignore"):  # e^-x = inf gives the right limit, x / inf = 0
+                np.exp(out, out=out)
+            out += 1.0
+            np.divide(source, out, out=out)
+
+        return elementwise(strip, x)
+
+    def relu(self, x: np.ndarray) -> np.ndarray:
+        return np.maximum(x, 0)
+
+    def upsample_nearest2x(self, x: np.ndarray) -> np.ndarray:
+        B, H, W, C = x.shape
+        y = np.empty((B, H, 2, W, 2, C), x.dtype)
+        y[...] = x[:, :, None, :, None, :]
+        return y.reshape(B, 2 * H, 2 * W, C)
+
+    def tokens(self, x: np.ndarray) -> np.ndarray:
+        B, H, W, C = x.shape
+        return x.reshape(B, H * W, C)
+
+    def pixels(self, t: np.ndarray, like: np.ndarray) -> np.ndarray:
+        return t.reshape(like.shape)
+
+    def linear(self, t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return t @ self.widen(w) + self.widen(b)
+
+    def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarray:
+        """As the specification; queries in strips, so that never all N × N logits are in memory."""
+        B, N, _ = q.shape
+        y = np.empty_like(q)
+        for item in range(B):
+            keys = np.ascontiguousarray(k[item].T) * q.dtype.type(scale)
+
+            def strip(rows: slice, item: int = item, keys: np.ndarray = keys) -> None:
+                logits = q[item, rows] @ keys
+                logits -= logits.max(axis=-1, keepdims=True)
+                np.exp(logits, out=logits)
+                logits /= logits.sum(axis=-1, keepdims=True)
+                np.matmul(logits, v[item], out=y[item, rows])
+
+            side_by_side(strip, N, N)
+        return y
+
+
+def storage_dtype(name: str) -> np.dtype:
+    """NumPy has no bfloat16 of its own; ml_dtypes registers one."""
+    if name == "bfloat16":
+        import ml_dtypes  # only those who store bfloat16 wait for it
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)
+
+
+def elementwise(strip: Callable[[np.ndarray, np.ndarray], None], x: np.ndarray) -> np.ndarray:
+    """strip(source, out) over strips of a map's pixels."""
+    y = np.empty_like(x)
+    source, out = x.reshape(-1, x.shape[-1]), y.reshape(-1, x.shape[-1])
+    side_by_side(lambda rows: strip(source[rows], out[rows]), *source.shape)
+    return y
+
+
+def group_moments(x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and biased variance of each group of channels, (groups,) float64, of pixels x (N, C).
+
+    Each strip gives count, mean and sum of squared deviations M per channel; merged as
+    mean = Σ nᵢ mᵢ / n, M = Σ Mᵢ + Σ nᵢ (mᵢ - mean)². Chan, Golub & LeVeque 1983.
+    """
+
+    def strip(rows: slice) -> tuple[int, np.ndarray, np.ndarray]:
+        count = rows.stop - rows.start
+        ones = np.ones(count, x.dtype)
+        mean = ones @ x[rows] / count
+        deviation = x[rows] - mean
+        deviation *= deviation
+        return count, mean, ones @ deviation
+
+    counts, means, squares = zip(*side_by_side(strip, *x.shape), strict=True)
+    shape = (len(counts), groups, x.shape[1] // groups)
+    n = np.array(counts, np.float64).reshape(-1, 1, 1) * np.ones(shape)
+    m, M = (np.array(part, np.float64).reshape(shape) for part in (means, squares))
+    total = n.sum(axis=(0, 2))
+    mean = (n * m).sum(axis=(0, 2)) / total
+    squared = (M + n * (m - mean[:, None]) ** 2).sum(axis=(0, 2))
+    return mean, squared / total

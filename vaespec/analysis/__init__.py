@@ -1,0 +1,1 @@
+"""Questions about the model, each answered by running it with other ops."""

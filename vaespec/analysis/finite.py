@@ -1,0 +1,69 @@
+"""Which layer made the first NaN or infinity? The model, with every result looked at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from vaespec.layers import Layer, Params
+from vaespec.ops import Array, ReferenceOps
+
+
+def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -> str | None:
+    """The name of the first weight or layer of `model` that is not finite on x, in words; None if all are."""
+    for name, value in params.items():
+        if not _all_finite(value):
+            return f"the weight {name}"
+    watched = _WatchedParams(params)
+    try:
+        model(x, watched, _FiniteOps(ops))  # type: ignore[arg-type]
+    except _Found as found:
+        return f"the {found.op} after reading {watched.last}"
+    return None
+
+
+class _Found(Exception):
+    def __init__(self, op: str) -> None:
+        self.op = op
+
+
+class _WatchedParams(Mapping[str, Array]):
+    """Remembers the last name that was looked up: the layer at work."""
+
+    def __init__(self, params: Params) -> None:
+        self.params = params
+        self.last = ""
+
+    def __getitem__(self, name: str) -> Array:
+        self.last = name
+        return self.params[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.params)
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+
+class _FiniteOps:
+    """The ops of a backend, each result checked."""
+
+    def __init__(self, ops: ReferenceOps) -> None:
+        self.ops = ops
+
+    def __getattr__(self, name: str) -> Callable[..., Array]:
+        op = getattr(self.ops, name)
+
+        def checked(*args: Any, **kwargs: Any) -> Array:
+            y = op(*args, **kwargs)
+            if not _all_finite(y):
+                raise _Found(name)
+            return y
+
+        return checked
+
+
+def _all_finite(x: Array) -> bool:
+    return bool(array_namespace(x).isfinite(x).all())

@@ -1,0 +1,111 @@
+"""The model: `encoder(config)` and `decoder(config)`, two lists of layers that read like the paper's table.
+
+The only description of the topology in the project. Names are diffusers' state-dict names. Rombach et al. 2022,
+arXiv:2112.10752, appendix G; widths, block types and options as AutoencoderKL of diffusers 0.42.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from vaespec.config import AutoencoderConfig
+from vaespec.layers import (
+    Attention,
+    Conv,
+    GroupNorm,
+    Layer,
+    NormAct,
+    Resnet,
+    Sequential,
+    Upsample,
+    downsample,
+    pointwise,
+)
+from vaespec.parameters import Parameter
+
+
+def encoder(config: AutoencoderConfig) -> Sequential:
+    """Images (B, in_channels, H, W) -> moments (B, 2 · latent_channels, H // f, W // f): mean, then log-variance."""
+    widths, moments = config.block_out_channels, 2 * config.latent_channels
+    layers: list[Layer] = [Conv("encoder.conv_in", config.in_channels, widths[0])]
+    before = widths[0]
+    for level, (width, block_type) in enumerate(zip(widths, config.down_block_types, strict=True)):
+        block = f"encoder.down_blocks.{level}"
+        layers += _stage(config, block, before, width, config.layers_per_block, block_type.startswith("Attn"))
+        if level < config.levels - 1:
+            layers += [downsample(f"{block}.downsamplers.0", width)]
+        before = width
+    layers += _middle(config, "encoder.mid_block", widths[-1])
+    layers += _head(config, "encoder", widths[-1], moments)
+    if config.use_quant_conv:
+        layers += [pointwise("quant_conv", moments, moments)]
+    return Sequential(tuple(layers))
+
+
+def decoder(config: AutoencoderConfig) -> Sequential:
+    """Latents (B, latent_channels, h, w) -> images (B, out_channels, f · h, f · w)."""
+    widths, latent = config.decoder_widths[::-1], config.latent_channels
+    layers: list[Layer] = [pointwise("post_quant_conv", latent, latent)] if config.use_post_quant_conv else []
+    layers += [Conv("decoder.conv_in", latent, widths[0])]
+    layers += _middle(config, "decoder.mid_block", widths[0])
+    before = widths[0]
+    for level, (width, block_type) in enumerate(zip(widths, config.up_block_types, strict=True)):
+        block = f"decoder.up_blocks.{level}"
+        layers += _stage(config, block, before, width, config.layers_per_block + 1, block_type.startswith("Attn"))
+        if level < config.levels - 1:
+            layers += [Upsample(f"{block}.upsamplers.0", width)]
+        before = width
+    layers += _head(config, "decoder", widths[-1], config.out_channels)
+    return Sequential(tuple(layers))
+
+
+def parameters(config: AutoencoderConfig) -> dict[str, Parameter]:
+    """Every tensor of the model: name -> shape, role. Equal to diffusers' state_dict, name by name."""
+    return dict([*encoder(config).parameters(), *decoder(config).parameters(), *_latent_statistics(config)])
+
+
+def count_parameters(config: AutoencoderConfig) -> int:
+    """How many numbers are trained; FLUX.2's batch-norm statistics are not."""
+    table = parameters(config).values()
+    return sum(math.prod(parameter.shape) for parameter in table if parameter.role != "statistic")
+
+
+def _stage(config: AutoencoderConfig, block: str, before: int, width: int, resnets: int, attend: bool) -> list[Layer]:
+    """The residual blocks of one resolution, each followed by attention where the block type says so."""
+    layers: list[Layer] = []
+    for i in range(resnets):
+        layers += [_resnet(config, f"{block}.resnets.{i}", before if i == 0 else width, width)]
+        if attend:
+            layers += [Attention(f"{block}.attentions.{i}", width, config.norm_num_groups)]
+    return layers
+
+
+def _middle(config: AutoencoderConfig, block: str, width: int) -> list[Layer]:
+    """Resnet, attention, resnet at the lowest resolution."""
+    attention: list[Layer] = [Attention(f"{block}.attentions.0", width, config.norm_num_groups)]
+    return [
+        _resnet(config, f"{block}.resnets.0", width, width),
+        *(attention if config.mid_block_add_attention else []),
+        _resnet(config, f"{block}.resnets.1", width, width),
+    ]
+
+
+def _head(config: AutoencoderConfig, side: str, width: int, out_channels: int) -> list[Layer]:
+    """Norm, activation, convolution. The activation is SiLU whatever act_fn says (as diffusers 0.42)."""
+    norm = GroupNorm(f"{side}.conv_norm_out", width, config.norm_num_groups)
+    return [NormAct(norm, "silu"), Conv(f"{side}.conv_out", width, out_channels)]
+
+
+def _resnet(config: AutoencoderConfig, name: str, in_channels: int, out_channels: int) -> Resnet:
+    return Resnet(name, in_channels, out_channels, config.norm_num_groups, config.activation)
+
+
+def _latent_statistics(config: AutoencoderConfig) -> Iterator[tuple[str, Parameter]]:
+    """FLUX.2's batch-norm statistics of patchified latents; stored with the weights, used by `latents`."""
+    if config.patch_size is not None:
+        channels = config.latent_channels * config.patch_size[0] * config.patch_size[1]
+        yield "bn.running_mean", Parameter((channels,), "statistic")
+        yield "bn.running_var", Parameter((channels,), "statistic")
+        yield "bn.num_batches_tracked", Parameter((), "statistic")
+

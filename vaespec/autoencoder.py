@@ -1,0 +1,251 @@
+"""AutoencoderKL: a model with weights on a backend; what users hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from vaespec import latents, weights
+from vaespec.analysis.finite import first_nonfinite
+from vaespec.architecture import count_parameters, decoder, encoder, parameters
+from vaespec.backend import choose_backend, make_ops
+from vaespec.config import AutoencoderConfig
+from vaespec.errors import BackendError, NonFiniteError
+from vaespec.initialize import initialize
+from vaespec.inputs import as_diffusion_latents, as_images, as_latents
+from vaespec.layers import Layer
+from vaespec.noise import Seed
+from vaespec.ops import Array
+from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
+from vaespec.posterior import DiagonalGaussian
+
+EMBEDDED = Path(__file__).parent / "assets" / "tiny"
+
+
+class Functional(NamedTuple):
+    """A model as a value and two pure functions, for jit, grad, vmap and sharding."""
+
+    params: dict[str, Array]
+    encode: Callable[[Mapping[str, Array], Array], AutoencoderKLOutput]
+    decode: Callable[[Mapping[str, Array], Array], DecoderOutput]
+
+
+class AutoencoderKL:
+    """The image VAE of Stable Diffusion, SDXL, SD3 and FLUX, with its weights on a backend.
+
+    Names, argument order and defaults are diffusers'. Images are (B, C, H, W) in [-1, 1]; inputs may be arrays of any
+    framework, outputs are the backend's own. A result with NaN or infinity raises NonFiniteError and names the layer.
+    `weights` are canonical: diffusers' names, convolutions OIHW, NumPy.
+    """
+
+    def __init__(
+        self,
+        config: AutoencoderConfig,
+        weights: Mapping[str, np.ndarray],
+        *,
+        backend: str | None = None,
+        device: str | None = None,
+        dtype: Any = "float32",
+    ) -> None:
+        self.config = config
+        self._backend = choose_backend(backend)
+        self._ops = make_ops(self._backend, device, dtype_name(dtype))
+        self._params = self._ops.prepare(weights, parameters(config))
+        self._encoder, self._decoder = encoder(config), decoder(config)
+        self.use_slicing = False
+
+    # -- made from -----------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_config(cls, config: AutoencoderConfig | Mapping[str, Any], *, seed: int = 0, **where: Any) -> Self:
+        """A new model with diffusers' initial weights. `where`: backend, device, dtype."""
+        if not isinstance(config, AutoencoderConfig):
+            config = AutoencoderConfig.from_dict(config)
+        return cls(config, initialize(config, seed), **where)
+
+    @classmethod
+    def from_pretrained(
+        cls, path: str | os.PathLike[str], *, subfolder: str = "", variant: str | None = None, **where: Any
+    ) -> Self:
+        """From a diffusers folder: config.json and diffusion_pytorch_model[.variant].safetensors.
+
+        Raises WeightFileError for a missing or damaged file, WeightMapError for tensors that do not fit the config.
+        """
+        return cls(*weights.load_folder(Path(path) / subfolder, variant), **where)
+
+    @classmethod
+    def from_single_file(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        config: AutoencoderConfig | Mapping[str, Any] | None = None,
+        family: str | None = None,
+        **where: Any,
+    ) -> Self:
+        """From one .safetensors file in diffusers' or LDM's names, the VAE alone or inside a full checkpoint.
+
+        The config is read from names and shapes. What they do not tell (the scaling factor) comes from `family`
+        (see vaespec.families), from `config`, or from the rest of a full checkpoint, and is otherwise left unknown.
+        """
+        if config is not None and not isinstance(config, AutoencoderConfig):
+            config = AutoencoderConfig.from_dict(config)
+        return cls(*weights.load_file(Path(path), config, family), **where)
+
+    def save_pretrained(self, path: str | os.PathLike[str], *, dtype: Any = None) -> None:
+        """Write a folder that diffusers' from_pretrained loads, in `dtype` (default: the model's). Files appear whole."""
+        weights.save_folder(Path(path), self.config, self.weights(), None if dtype is None else dtype_name(dtype))
+
+    # -- encode and decode ---------------------------------------------------------------------------------
+
+    def encode(self, x: Any, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
+        """Images (B, in_channels, H, W) in [-1, 1] -> posterior over latents (B, latent_channels, H // f, W // f)."""
+        posterior = DiagonalGaussian(self._run(self._encoder, as_images(x, self.config, self._ops), "moments"))
+        return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
+
+    def decode(self, z: Any, return_dict: bool = True, generator: None = None) -> DecoderOutput | tuple[Array]:
+        """Latents (B, latent_channels, h, w) -> images (B, out_channels, f·h, f·w), about [-1, 1], not clipped.
+
+        `generator` is accepted and ignored, as in diffusers.
+        """
+        sample = self._run(self._decoder, as_latents(z, self.config, self._ops), "images")
+        return DecoderOutput(sample) if return_dict else (sample,)
+
+    def forward(
+        self,
+        sample: Any,
+        sample_posterior: bool = False,
+        return_dict: bool = True,
+        generator: np.random.Generator | None = None,
+        *,
+        seed: Seed | None = None,
+        return_posterior: bool = False,
+    ) -> DecoderOutput | tuple[Any, ...]:
+        """Images -> images through the posterior's mode, or a sample of it; no scaling. Also `vae(images)`."""
+        (posterior,) = self.encode(sample, return_dict=False)
+        z = posterior.sample(generator, seed=seed) if sample_posterior else posterior.mode()
+        (images,) = self.decode(z, return_dict=False)
+        output = DecoderOutput(images, posterior if return_posterior else None)
+        return output if return_dict else output.to_tuple()
+
+    __call__ = forward
+
+    def encode_latents(self, images: Any, *, seed: Seed | None = None) -> Array:
+        """Images -> latents as the diffusion model wants them: the mode, or with `seed` a sample, normalised."""
+        (posterior,) = self.encode(images, return_dict=False)
+        z = posterior.mode() if seed is None else posterior.sample(seed=seed)
+        return latents.normalize(z, self.config, self._params)
+
+    def decode_latents(self, z: Any) -> Array:
+        """The inverse of `encode_latents`: latents as the diffusion model makes them -> images."""
+        z = latents.denormalize(as_diffusion_latents(z, self.config, self._ops), self.config, self._params)
+        (images,) = self.decode(z, return_dict=False)
+        return images
+
+    def enable_slicing(self) -> None:
+        """Work on one item of the batch at a time: the memory of one, the results of all."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Work on the whole batch at once."""
+        self.use_slicing = False
+
+    def _run(self, model: Layer, x: Array, what: str) -> Array:
+        if self.use_slicing and x.shape[0] > 1:
+            items = [model(x[i : i + 1, ...], self._params, self._ops) for i in range(x.shape[0])]
+            y = array_namespace(x).concat(items, axis=0)
+        else:
+            y = model(x, self._params, self._ops)
+        if not bool(array_namespace(y).isfinite(y).all()):
+            culprit = first_nonfinite(model, x, self._params, self._ops) or "the conversion of the result"
+            raise NonFiniteError(
+                f"the {what} are not finite: NaN or infinity first appears in {culprit}; "
+                f"if the weights are sound, {self.dtype} is too narrow for them: use float32 or bfloat16."
+            )
+        return y
+
+    # -- where it runs -------------------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        """The backend's name."""
+        return self._backend.name
+
+    @property
+    def device(self) -> Any:
+        """The device, as the backend calls it."""
+        return self._ops.device
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of weights and results."""
+        return self._ops.dtype
+
+    def to(self, *, device: str | None = None, dtype: Any = None) -> Self:
+        """Move this model to another device or dtype; returns itself."""
+        ops = make_ops(self._backend, device or str(self.device), dtype_name(dtype or self.dtype))
+        self._params = ops.prepare(self.weights(), parameters(self.config))
+        self._ops = ops
+        return self
+
+    def with_backend(self, backend: str, *, device: str | None = None, dtype: Any = None) -> AutoencoderKL:
+        """The same model on another backend."""
+        moved = AutoencoderKL(
+            self.config, self.weights(), backend=backend, device=device, dtype=dtype or self.dtype
+        )
+        moved.use_slicing = self.use_slicing
+        return moved
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The weights in canonical form: diffusers' names, convolutions OIHW, NumPy."""
+        return self._ops.export(self._params, parameters(self.config))
+
+    def num_parameters(self) -> int:
+        """How many numbers are trained."""
+        return count_parameters(self.config)
+
+    # -- in the framework's own idiom ----------------------------------------------------------------------
+
+    def functional(self) -> Functional:
+        """(params, encode, decode): the weights as a dict and two pure functions of (params, array)."""
+
+        def encode(params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
+            return AutoencoderKLOutput(DiagonalGaussian(self._encoder(x, params, self._ops)))
+
+        def decode(params: Mapping[str, Array], z: Array) -> DecoderOutput:
+            return DecoderOutput(self._decoder(z, params, self._ops))
+
+        return Functional(dict(self._params), encode, decode)
+
+    def module(self) -> Any:
+        """The model as the framework's own module class, sharing these weights; BackendError if it has none."""
+        if not hasattr(self._backend, "module"):
+            raise BackendError(f"backend {self.backend!r} has no module class: use functional() instead.")
+        return self._backend.module(self.config, self._params, self._ops)
+
+
+def load(
+    source: str | os.PathLike[str] = "tiny",
+    *,
+    family: str | None = None,
+    backend: str | None = None,
+    device: str | None = None,
+    dtype: Any = "float32",
+) -> AutoencoderKL:
+    """A model from "tiny" (the embedded weights), a diffusers folder, or a single file."""
+    where: dict[str, Any] = {"backend": backend, "device": device, "dtype": dtype}
+    if source == "tiny":
+        return AutoencoderKL.from_pretrained(EMBEDDED, **where)
+    if Path(source).is_dir():
+        return AutoencoderKL.from_pretrained(source, **where)
+    return AutoencoderKL.from_single_file(source, family=family, **where)
+
+
+def dtype_name(dtype: Any) -> str:
+    """ "float16" from "float16", numpy.float16, numpy.dtype("float16") or torch.float16."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
+    return name.rpartition(".")[2]

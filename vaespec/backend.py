@@ -1,0 +1,143 @@
+"""Backends: what one is, which are installed, and which one to use.
+
+A backend is an object found under the entry-point group `vaespec.backends` (ours are registered exactly as a
+stranger's would be) or registered at run time. Listing them imports no framework; choosing one imports that one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from typing import Any, Protocol, runtime_checkable
+
+from vaespec.errors import BackendError
+from vaespec.ops import ReferenceOps
+
+GROUP = "vaespec.backends"
+PREFERENCE = ("torch", "jax", "mlx")  # asked in this order for an accelerator; without one, numpy
+
+
+@runtime_checkable
+class Backend(Protocol):
+    """What an entry point of `vaespec.backends` names. Importing it must not import the framework."""
+
+    name: str
+    framework: str  # the distribution it needs
+    dtypes: tuple[str, ...]
+
+    def devices(self) -> tuple[str, ...]:
+        """The devices at hand, best first; imports the framework."""
+
+    def ops(self, device: str, dtype: str) -> ReferenceOps:
+        """The operations on that device, storing that dtype; imports the framework."""
+
+
+@dataclass(frozen=True)
+class BackendInfo:
+    """A row of `vaespec.backends()`. `version` is the framework's, None where it is not installed."""
+
+    name: str
+    framework: str
+    version: str | None
+    dtypes: tuple[str, ...]
+    distribution: str
+    problem: str | None = None
+
+    @property
+    def available(self) -> bool:
+        """Whether it can be asked for."""
+        return self.version is not None and self.problem is None
+
+
+_registered: dict[str, Backend] = {}
+
+
+def register_backend(backend: Backend) -> None:
+    """Make a backend known to this process, for tests and notebooks; an installed one of that name is hidden."""
+    _registered[backend.name] = backend
+
+
+def backends() -> list[BackendInfo]:
+    """Every backend known here, numpy first, whether or not its framework is installed."""
+    names = sorted({*_entry_points(), *_registered}, key=lambda name: (name != "numpy", name))
+    return [_describe(name) for name in names]
+
+
+def get_backend(name: str) -> Backend:
+    """The backend of that name. BackendError for an unknown name, a missing framework or a broken plugin."""
+    if name in _registered:
+        return _registered[name]
+    points = _entry_points().get(name, ())
+    if not points:
+        raise BackendError(f"no backend named {name!r}: known are {', '.join(info.name for info in backends())}.")
+    if len(points) > 1:
+        owners = " and ".join(sorted(_owner(point) for point in points))
+        raise BackendError(f"backend {name!r} is provided by {owners}: uninstall one of them.")
+    try:
+        backend = points[0].load()
+    except Exception as error:
+        raise BackendError(f"backend {name!r} of {_owner(points[0])} cannot be loaded ({error!r}).") from error
+    if not isinstance(backend, Backend):
+        raise BackendError(f"backend {name!r} of {_owner(points[0])} has not the members of vaespec.backend.Backend.")
+    return backend
+
+
+def choose_backend(name: str | None = None) -> Backend:
+    """`name`, else the environment's VAESPEC_BACKEND, else the first with an accelerator, else numpy."""
+    chosen = name or os.environ.get("VAESPEC_BACKEND") or _accelerated() or "numpy"
+    backend = get_backend(chosen)
+    if _framework_version(backend.framework) is None:
+        raise BackendError(
+            f'backend {chosen!r} needs {backend.framework}, which is not installed: pip install "vaespec[{chosen}]".'
+        )
+    return backend
+
+
+def make_ops(backend: Backend, device: str | None, dtype: str) -> ReferenceOps:
+    """The backend's operations; BackendError names the device or dtype it does not have."""
+    if dtype not in backend.dtypes:
+        raise BackendError(f"backend {backend.name!r} has no dtype {dtype!r}: choose {', '.join(backend.dtypes)}.")
+    devices = backend.devices()
+    if device is not None and device.split(":")[0] not in {d.split(":")[0] for d in devices}:
+        raise BackendError(f"backend {backend.name!r} has no device {device!r} here: choose {', '.join(devices)}.")
+    return backend.ops(device or devices[0], dtype)
+
+
+def _accelerated() -> str | None:
+    """The first backend that is available and has more than a CPU."""
+    available = {info.name for info in backends() if info.available}
+    for name in PREFERENCE:
+        if name in available and get_backend(name).devices()[0] != "cpu":
+            return name
+    return None
+
+
+@cache
+def _entry_points() -> dict[str, Sequence[metadata.EntryPoint]]:
+    found: dict[str, list[metadata.EntryPoint]] = {}
+    for point in metadata.entry_points(group=GROUP):
+        found.setdefault(point.name, []).append(point)
+    return found
+
+
+def _describe(name: str) -> BackendInfo:
+    owner = ", ".join(_owner(point) for point in _entry_points().get(name, ())) or "this process"
+    try:
+        backend = get_backend(name)
+    except BackendError as error:
+        return BackendInfo(name, "", None, (), owner, problem=str(error))
+    return BackendInfo(name, backend.framework, _framework_version(backend.framework), backend.dtypes, owner)
+
+
+def _framework_version(distribution: str) -> str | None:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _owner(point: metadata.EntryPoint) -> Any:
+    return point.dist.name if point.dist else point.value

@@ -1,0 +1,80 @@
+"""The published families of this VAE, read from `families.toml`."""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from vaespec.config import AutoencoderConfig
+from vaespec.errors import ConfigError
+
+# The fields that weights show by their names and shapes; the others (scaling, ...) are convention.
+STRUCTURE = (
+    "in_channels",
+    "out_channels",
+    "down_block_types",
+    "up_block_types",
+    "block_out_channels",
+    "decoder_widths",
+    "layers_per_block",
+    "latent_channels",
+    "use_quant_conv",
+    "use_post_quant_conv",
+    "mid_block_add_attention",
+    "patch_size",
+)
+SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+
+
+@cache
+def _document() -> dict[str, Any]:
+    return tomllib.loads(resources.files("vaespec").joinpath("families.toml").read_text(encoding="utf-8"))
+
+
+def names() -> tuple[str, ...]:
+    """The families' names, for `family=`."""
+    return tuple(_document()["family"])
+
+
+@cache
+def config(name: str) -> AutoencoderConfig:
+    """The family's configuration. Raises ConfigError for an unknown name, listing the known ones."""
+    if name not in names():
+        raise ConfigError(f"unknown family {name!r}: choose one of {', '.join(names())}.")
+    fields = {"scaling_factor": None, **_document()["common"], **_document()["family"][name]}
+    fields.pop("checkpoint_keys", None)
+    attention, levels = fields.pop("attention_levels", ()), len(fields["block_out_channels"])
+    attends = ["Attn" if level in attention else "" for level in range(levels)]
+    fields["down_block_types"] = [f"{attn}DownEncoderBlock2D" for attn in attends]
+    fields["up_block_types"] = [f"{attn}UpDecoderBlock2D" for attn in reversed(attends)]
+    return AutoencoderConfig.from_dict(fields)
+
+
+def matching(structure: AutoencoderConfig, checkpoint_keys: Iterable[str] = ()) -> tuple[str, ...]:
+    """The families whose weights have this structure, narrowed by the other names of a full checkpoint if they tell."""
+    fit = [
+        name for name in names() if all(getattr(config(name), f) == getattr(structure, f) for f in STRUCTURE)
+    ]
+    keys = tuple(checkpoint_keys)
+    told = [name for name in fit if any(key.startswith(marker) for marker in _markers(name) for key in keys)]
+    return tuple(told or fit)
+
+
+def scaling(candidates: Iterable[str]) -> dict[str, Any] | None:
+    """The scaling fields on which all candidates agree; None where they differ or none of them has a scale."""
+    found = [{field: getattr(config(name), field) for field in SCALING} for name in candidates]
+    agree = found and all(fields == found[0] for fields in found)
+    return found[0] if agree and (found[0]["scaling_factor"] is not None) else None
+
+
+def scaling_candidates(structure: AutoencoderConfig) -> str:
+    """The families with this structure and their scaling factors, in words."""
+    known = [f"{n} ({config(n).scaling_factor})" for n in matching(structure) if config(n).scaling_factor is not None]
+    return f"their shapes fit {', '.join(known)}" if known else "no published family with a scale has these shapes"
+
+
+def _markers(name: str) -> tuple[str, ...]:
+    return tuple(_document()["family"][name].get("checkpoint_keys", ()))

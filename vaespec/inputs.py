@@ -1,0 +1,79 @@
+"""Whatever array a user holds -> an array of the backend, or one sentence that says what was expected."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from vaespec import pictures
+from vaespec.config import AutoencoderConfig
+from vaespec.errors import InputError, NonFiniteError
+from vaespec.ops import Array, ReferenceOps
+
+
+def as_images(x: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Array:
+    """Images (B, in_channels, H, W) in [-1, 1], at least f × f px; floats of any framework, or pictures of Pillow.
+
+    Raises InputError for a wrong rank, channel count, size or dtype, NonFiniteError for NaN or infinity.
+    """
+    if pictures.is_picture(x) or (isinstance(x, list | tuple) and x and all(map(pictures.is_picture, x))):
+        x = pictures.to_array(x if isinstance(x, list | tuple) else [x])
+    return _as_map(x, "images", config.in_channels, config.downsampling_factor, ops)
+
+
+def as_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Array:
+    """Latents (B, latent_channels, h, w), at least 1 × 1. Raises as `as_images`."""
+    return _as_map(z, "latents", config.latent_channels, 1, ops)
+
+
+def as_diffusion_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Array:
+    """Latents as the diffusion model has them: FLUX.2's hold p₁ × p₂ patches in their channels. Raises as above."""
+    p1, p2 = config.patch_size or (1, 1)
+    return _as_map(z, "latents", config.latent_channels * p1 * p2, 1, ops)
+
+
+def _as_map(x: Any, what: str, channels: int, smallest: int, ops: ReferenceOps) -> Array:
+    x = _as_array(x, what, ops)
+    shape = tuple(x.shape)
+    if len(shape) != 4:
+        raise InputError(f"{what} of shape {shape}: expected (B, {channels}, height, width).")
+    if not _is_floating(x):
+        raise InputError(f"{what} of dtype {x.dtype}: expected floats in [-1, 1]; for 0..255 use x / 127.5 - 1.")
+    if shape[0] == 0:
+        raise InputError(f"{what} of shape {shape}: the batch is empty.")
+    if shape[1] != channels:
+        hint = " (channels come before height and width)" if shape[3] == channels else ""
+        raise InputError(f"{what} of shape {shape}: expected {channels} channels, got {shape[1]}{hint}.")
+    if min(shape[2:]) < smallest:
+        raise InputError(f"{what} of {shape[2]} x {shape[3]}: expected at least {smallest} x {smallest}.")
+    require_finite(x, what)
+    return ops.from_numpy(x) if isinstance(x, np.ndarray) else ops.cast(x)
+
+
+def require_finite(x: Array, what: str) -> None:
+    """NonFiniteError that counts the bad numbers and places the first one."""
+    finite = array_namespace(x).isfinite(x)
+    if bool(finite.all()):
+        return
+    bad = np.argwhere(~np.asarray(finite.cpu() if hasattr(finite, "cpu") else finite))
+    place = ", ".join(map(str, bad[0]))
+    raise NonFiniteError(f"the {what} hold {len(bad)} NaN or infinite numbers, the first at index ({place}).")
+
+
+def _as_array(x: Any, what: str, ops: ReferenceOps) -> Array:
+    if isinstance(x, np.ndarray) or ops.is_array(x):
+        return x
+    if not hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
+        raise InputError(f"{what} are a {type(x).__name__}: expected an array (B, C, height, width) of floats.")
+    try:
+        return np.asarray(x)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(f"{what} cannot be read as an array ({error}).") from None
+
+
+def _is_floating(x: Array) -> bool:
+    if isinstance(x, np.ndarray):
+        return np.issubdtype(x.dtype, np.floating) or x.dtype.name == "bfloat16"  # ml_dtypes' type is no np.floating
+    return bool(array_namespace(x).isdtype(x.dtype, "real floating"))

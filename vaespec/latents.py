@@ -1,0 +1,75 @@
+"""From the encoder's latents to what a diffusion model is trained on, and back.
+
+Three conventions: scale and shift (SD, SDXL, SD3, FLUX.1), per-channel mean and standard deviation (Playground v2.5),
+patchify and batch-norm (FLUX.2). The config says which one; a scale that is not known is asked for, never guessed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from array_api_compat import array_namespace
+
+from vaespec import families
+from vaespec.config import AutoencoderConfig
+from vaespec.errors import ConfigError
+from vaespec.ops import Array
+
+
+def normalize(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]) -> Array:
+    """Latents (B, C, h, w) of the encoder -> latents of about unit variance for the diffusion model.
+
+    `statistics` holds FLUX.2's bn.running_mean and bn.running_var (C · p₁ · p₂,), and is empty for the others;
+    FLUX.2's result is (B, C · p₁ · p₂, h / p₁, w / p₂).
+    """
+    offset, spread = _affine(z, config, statistics)
+    if config.patch_size is not None:
+        z = patchify(z, config.patch_size)
+    return (z - offset) / spread
+
+
+def denormalize(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]) -> Array:
+    """The inverse of `normalize`."""
+    offset, spread = _affine(z, config, statistics)
+    z = z * spread + offset
+    return z if config.patch_size is None else unpatchify(z, config.patch_size)
+
+
+def _affine(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]) -> tuple[Array, Array]:
+    """(offset, spread) such that the diffusion model sees (z - offset) / spread."""
+    xp = array_namespace(z)
+    if config.patch_size is not None:
+        assert config.batch_norm_eps is not None  # the config checked it
+        mean, var = (xp.astype(statistics[f"bn.{name}"], z.dtype) for name in ("running_mean", "running_var"))
+        return _per_channel(mean), _per_channel(xp.sqrt(var + config.batch_norm_eps))
+    if config.scaling_factor is None:
+        raise ConfigError(
+            f"the scaling factor of these weights is not known: {families.scaling_candidates(config)}; pass family=, "
+            "or scaling_factor= in the config."
+        )
+    if config.latents_mean is not None and config.latents_std is not None:
+        mean, std = (
+            xp.asarray(values, dtype=z.dtype, device=z.device) for values in (config.latents_mean, config.latents_std)
+        )
+        return _per_channel(mean), _per_channel(std) / config.scaling_factor
+    return config.shift_factor or 0.0, 1.0 / config.scaling_factor
+
+
+def _per_channel(values: Array) -> Array:
+    return values[None, :, None, None]
+
+
+def patchify(z: Array, patch: tuple[int, int]) -> Array:
+    """(B, C, h, w) -> (B, C · p₁ · p₂, h / p₁, w / p₂); channel c·p₁·p₂ + dy·p₂ + dx (as diffusers 0.42's FLUX.2)."""
+    (B, C, h, w), (p1, p2) = z.shape, patch
+    xp = array_namespace(z)
+    z = xp.reshape(z, (B, C, h // p1, p1, w // p2, p2))
+    return xp.reshape(xp.permute_dims(z, (0, 1, 3, 5, 2, 4)), (B, C * p1 * p2, h // p1, w // p2))
+
+
+def unpatchify(z: Array, patch: tuple[int, int]) -> Array:
+    """The inverse of `patchify`."""
+    (B, C, h, w), (p1, p2) = z.shape, patch
+    xp = array_namespace(z)
+    z = xp.reshape(z, (B, C // (p1 * p2), p1, p2, h, w))
+    return xp.reshape(xp.permute_dims(z, (0, 1, 4, 2, 5, 3)), (B, C // (p1 * p2), h * p1, w * p2))

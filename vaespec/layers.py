@@ -1,0 +1,208 @@
+"""The parts of the model as data: each layer knows its name, its widths, its parameters, and what it computes.
+
+A layer holds no arrays. `layer(x, params, ops)` computes with whatever ops it is given; `layer.parameters()` lists
+the names (diffusers' state-dict names), shapes and roles of what it will look up in `params`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from vaespec.ops import Array, Ops, Padding
+from vaespec.parameters import Parameter
+
+GROUP_NORM_EPS = 1e-6  # of every norm in this VAE (diffusers, vae.py); most frameworks' default is 1e-5
+SAME: Padding = ((1, 1), (1, 1))
+NONE: Padding = ((0, 0), (0, 0))
+BELOW_AND_RIGHT: Padding = ((0, 1), (0, 1))  # of the stride-2 convolutions; "SAME" differs from it on odd sizes
+
+Params = Mapping[str, Array]
+Table = Iterator[tuple[str, Parameter]]
+
+
+class Layer(Protocol):
+    """What the model is a sequence of."""
+
+    def __call__(self, x: Array, params: Params, ops: Ops) -> Array: ...
+
+    def parameters(self) -> Table: ...
+
+
+@dataclass(frozen=True)
+class Conv:
+    """A convolution with bias: k × k, zero padding."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    kernel: int = 3
+    stride: int = 1
+    padding: Padding = SAME
+
+    def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
+        w, b = params[f"{self.name}.weight"], params[f"{self.name}.bias"]
+        return ops.conv2d(x, w, b, stride=self.stride, padding=self.padding)
+
+    def parameters(self) -> Table:
+        fan_in = self.in_channels * self.kernel**2
+        kernel = (self.out_channels, self.in_channels, self.kernel, self.kernel)
+        yield f"{self.name}.weight", Parameter(kernel, "conv", fan_in)
+        yield f"{self.name}.bias", Parameter((self.out_channels,), "bias", fan_in)
+
+
+def pointwise(name: str, in_channels: int, out_channels: int) -> Conv:
+    """A 1 × 1 convolution: quant_conv, post_quant_conv, conv_shortcut."""
+    return Conv(name, in_channels, out_channels, kernel=1, padding=NONE)
+
+
+@dataclass(frozen=True)
+class GroupNorm:
+    """Group normalisation with a scale and a shift per channel."""
+
+    name: str
+    channels: int
+    groups: int
+
+    def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
+        scale, shift = params[f"{self.name}.weight"], params[f"{self.name}.bias"]
+        return ops.group_norm(x, scale, shift, groups=self.groups, eps=GROUP_NORM_EPS)
+
+    def parameters(self) -> Table:
+        yield f"{self.name}.weight", Parameter((self.channels,), "norm_scale")
+        yield f"{self.name}.bias", Parameter((self.channels,), "norm_shift")
+
+
+@dataclass(frozen=True)
+class NormAct:
+    """Group normalisation, then the activation."""
+
+    norm: GroupNorm
+    activation: str
+
+    def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
+        act = getattr(ops, self.activation)
+        return act(self.norm(x, params, ops))
+
+    def parameters(self) -> Table:
+        return self.norm.parameters()
+
+
+@dataclass(frozen=True)
+class Linear:
+    """An affine map of the channels of each token."""
+
+    name: str
+    channels: int
+
+    def __call__(self, t: Array, params: Params, ops: Ops) -> Array:
+        return ops.linear(t, params[f"{self.name}.weight"], params[f"{self.name}.bias"])
+
+    def parameters(self) -> Table:
+        yield f"{self.name}.weight", Parameter((self.channels, self.channels), "linear", self.channels)
+        yield f"{self.name}.bias", Parameter((self.channels,), "bias", self.channels)
+
+
+@dataclass(frozen=True)
+class Resnet:
+    """x + conv2(act(norm2(conv1(act(norm1(x)))))), x through a 1 × 1 convolution where the width changes."""
+
+    name: str
+    in_channels: int
+    out_channels: int
+    groups: int
+    activation: str
+
+    def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
+        h = x
+        for layer in self.branch():
+            h = layer(h, params, ops)
+        for layer in self.shortcut():
+            x = layer(x, params, ops)
+        return ops.add(x, h)
+
+    def branch(self) -> tuple[Layer, ...]:
+        """What is added to the input."""
+        return (
+            NormAct(GroupNorm(f"{self.name}.norm1", self.in_channels, self.groups), self.activation),
+            Conv(f"{self.name}.conv1", self.in_channels, self.out_channels),
+            NormAct(GroupNorm(f"{self.name}.norm2", self.out_channels, self.groups), self.activation),
+            Conv(f"{self.name}.conv2", self.out_channels, self.out_channels),
+        )
+
+    def shortcut(self) -> tuple[Layer, ...]:
+        """What the input goes through: nothing where the width stays."""
+        if self.in_channels == self.out_channels:
+            return ()
+        return (pointwise(f"{self.name}.conv_shortcut", self.in_channels, self.out_channels),)
+
+    def parameters(self) -> Table:
+        for layer in self.branch() + self.shortcut():
+            yield from layer.parameters()
+
+
+@dataclass(frozen=True)
+class Attention:
+    """x + to_out(attention over all pixels of norm(x)): one head as wide as the map."""
+
+    name: str
+    channels: int
+    groups: int
+
+    def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
+        norm, to_q, to_k, to_v, to_out = self.parts()
+        t = ops.tokens(norm(x, params, ops))
+        q, k, v = (project(t, params, ops) for project in (to_q, to_k, to_v))
+        t = ops.attention(q, k, v, scale=self.channels**-0.5)
+        return ops.add(x, ops.pixels(to_out(t, params, ops), like=x))
+
+    def parts(self) -> tuple[Layer, ...]:
+        """Norm, query, key, value and output projections."""
+        norm = GroupNorm(f"{self.name}.group_norm", self.channels, self.groups)
+        return norm, *(Linear(f"{self.name}.{part}", self.channels) for part in ("to_q", "to_k", "to_v", "to_out.0"))
+
+    def parameters(self) -> Table:
+        for part in self.parts():
+            yield from part.parameters()
+
+
+@dataclass(frozen=True)
+class Upsample:
+    """Nearest-neighbour ×2, then a 3 × 3 convolution."""
+
+    name: str
+    channels: int
+
+    def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
+        return self.conv()(ops.upsample_nearest2x(x), params, ops)
+
+    def conv(self) -> Conv:
+        """The convolution at the higher resolution."""
+        return Conv(f"{self.name}.conv", self.channels, self.channels)
+
+    def parameters(self) -> Table:
+        return self.conv().parameters()
+
+
+def downsample(name: str, channels: int) -> Conv:
+    """n -> floor(n / 2): a 3 × 3 convolution of stride 2, zeros added below and right only."""
+    return Conv(f"{name}.conv", channels, channels, stride=2, padding=BELOW_AND_RIGHT)
+
+
+@dataclass(frozen=True)
+class Sequential:
+    """Layers one after the other."""
+
+    layers: tuple[Layer, ...]
+
+    def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
+        """An NCHW array of the backend in and out; in between, maps in whatever order the backend likes."""
+        x = ops.from_nchw(x)
+        for layer in self.layers:
+            x = layer(x, params, ops)
+        return ops.to_nchw(x)
+
+    def parameters(self) -> Table:
+        for layer in self.layers:
+            yield from layer.parameters()

@@ -1,0 +1,232 @@
+"""The operations the model is written against, and what each of them means.
+
+`Ops` is the protocol. `ReferenceOps` is the specification: one formula per method, in names of the Python Array API
+standard (2023.12), so it runs on any conforming namespace. A backend subclasses it and overrides what it can do
+faster; everything it leaves alone still works (`provenance` tells which is which).
+
+Activations ("maps") are (B, C, H, W) here; a backend may hold them in another order, since the model never looks:
+it enters through `from_nchw`, leaves through `to_nchw`, and only calls methods in between. Numbers that change the
+result (eps, scale, padding, stride) have no default: the layer gives them, so a backend cannot get them wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from vaespec.parameters import Parameter
+
+Array = Any
+Padding = tuple[tuple[int, int], tuple[int, int]]
+"""Zeros added ((above, below), (left, right))."""
+
+
+class Ops(Protocol):
+    """What the model calls. Shapes are given in reference order: maps (B, C, H, W), tokens (B, N, C)."""
+
+    def from_nchw(self, x: Array) -> Array:
+        """(B, C, H, W) array of the backend -> map, in the dtype the model computes in."""
+
+    def to_nchw(self, x: Array) -> Array:
+        """Map -> (B, C, H, W) array of the backend, in the dtype the model stores."""
+
+    def conv2d(self, x: Array, w: Array, b: Array, *, stride: int, padding: Padding) -> Array: ...
+
+    def group_norm(self, x: Array, scale: Array, shift: Array, *, groups: int, eps: float) -> Array: ...
+
+    def silu(self, x: Array) -> Array: ...
+
+    def mish(self, x: Array) -> Array: ...
+
+    def gelu(self, x: Array) -> Array: ...
+
+    def relu(self, x: Array) -> Array: ...
+
+    def add(self, x: Array, y: Array) -> Array: ...
+
+    def upsample_nearest2x(self, x: Array) -> Array: ...
+
+    def tokens(self, x: Array) -> Array:
+        """Map -> (B, H·W, C), pixels row by row."""
+
+    def pixels(self, t: Array, like: Array) -> Array:
+        """(B, H·W, C) -> map with the height and width of `like`: the inverse of `tokens`."""
+
+    def linear(self, t: Array, w: Array, b: Array) -> Array: ...
+
+    def attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array: ...
+
+
+class ReferenceOps:
+    """The specification, on any Array API namespace `xp`, in the dtype of the arrays it is given.
+
+    Statistics, softmax and exponentials run in float32 or better. Nothing is written in place.
+    """
+
+    conv_layout = "OIHW"
+    linear_layout = "OI"
+
+    def __init__(self, xp: Any, dtype: str = "float64", device: Any = None) -> None:
+        self.xp = xp
+        self.dtype = dtype
+        self.device = device
+
+    # -- in and out --------------------------------------------------------------------------------------
+
+    def from_numpy(self, a: np.ndarray) -> Array:
+        """A NumPy array -> the backend's own array on this device, in this dtype."""
+        return self.xp.asarray(np.ascontiguousarray(a), dtype=getattr(self.xp, self.dtype), device=self.device)
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        """The backend's own array -> NumPy, same values."""
+        return np.asarray(x)
+
+    def cast(self, x: Array) -> Array:
+        """The backend's own array -> the same on this device, in this dtype."""
+        return self.xp.astype(x, getattr(self.xp, self.dtype))
+
+    def synchronize(self) -> None:
+        """Wait until everything asked for is computed."""
+
+    def is_array(self, x: object) -> bool:
+        """Whether x is this backend's own kind of array."""
+        return hasattr(x, "__array_namespace__") and x.__array_namespace__() is self.xp
+
+    def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Array]:
+        """Canonical weights (diffusers' names, OIHW, NumPy) -> this backend's arrays in its kernel layouts."""
+        return {name: self.from_numpy(table[name].to_layout(a, self)) for name, a in params.items()}
+
+    def export(self, params: Mapping[str, Array], table: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
+        """The inverse of `prepare`: canonical NumPy weights, in the dtype the backend stores."""
+        return {name: table[name].from_layout(self.to_numpy(x), self) for name, x in params.items()}
+
+    def from_nchw(self, x: Array) -> Array:
+        return x
+
+    def to_nchw(self, x: Array) -> Array:
+        return x
+
+    def provenance(self, op: str) -> str:
+        """ "native" if this backend has its own `op`, "fallback" if it runs the reference's."""
+        return "fallback" if getattr(type(self), op) is getattr(ReferenceOps, op) else "native"
+
+    # -- the operations ----------------------------------------------------------------------------------
+
+    def conv2d(self, x: Array, w: Array, b: Array, *, stride: int, padding: Padding) -> Array:
+        """y[o, i, j] = b[o] + Σ_{c, u, v} w[o, c, u, v] · x̂[c, s·i + u, s·j + v], x̂ = x padded with zeros.
+
+        x (B, C, H, W), w (O, C, kh, kw), b (O,) -> (B, O, (H' - kh) // s + 1, (W' - kw) // s + 1), H' W' after padding.
+        """
+        xp = self.xp
+        x = self._pad(x, padding)
+        (B, C, H, W), (O, _, kh, kw) = x.shape, w.shape
+        h, wd = (H - kh) // stride + 1, (W - kw) // stride + 1
+        y = xp.reshape(b, (1, O, 1))
+        for u in range(kh):
+            for v in range(kw):
+                tap = x[:, :, u : u + stride * (h - 1) + 1 : stride, v : v + stride * (wd - 1) + 1 : stride]
+                y = y + xp.matmul(w[:, :, u, v], xp.reshape(tap, (B, C, h * wd)))  # (B, O, h·wd)
+        return xp.reshape(y, (B, O, h, wd))
+
+    def _pad(self, x: Array, padding: Padding) -> Array:
+        """Zeros around a map: the standard has no `pad`."""
+        for axis, (before, after) in zip((2, 3), padding, strict=True):
+            shape = list(x.shape)
+            parts = []
+            for width in (before, after):
+                shape[axis] = width
+                parts.append(self.xp.zeros(tuple(shape), dtype=x.dtype, device=self.device))
+            if before or after:
+                x = self.xp.concat((parts[0], x, parts[1]), axis=axis)
+        return x
+
+    def group_norm(self, x: Array, scale: Array, shift: Array, *, groups: int, eps: float) -> Array:
+        """y = γ · (x - μ) / √(σ² + ε) + β; μ, σ² per sample and group of C / groups channels, σ² biased.
+
+        x (B, C, H, W), scale γ (C,), shift β (C,) -> (B, C, H, W). Wu & He 2018, arXiv:1803.08494, section 3.
+        """
+        xp = self.xp
+        B, C, H, W = x.shape
+        x_g = xp.reshape(self.widen(x), (B, groups, C // groups * H * W))
+        mu = xp.mean(x_g, axis=-1, keepdims=True)
+        sigma2 = xp.var(x_g, axis=-1, keepdims=True, correction=0)
+        x_hat = xp.reshape((x_g - mu) / xp.sqrt(sigma2 + eps), (B, C, H, W))
+        return self.narrow(x_hat * xp.reshape(scale, (1, C, 1, 1)) + xp.reshape(shift, (1, C, 1, 1)), x)
+
+    def silu(self, x: Array) -> Array:
+        """x · σ(x), with σ(x) = e^min(x, 0) / (1 + e^-|x|), which cannot overflow. Elfwing et al., arXiv:1702.03118."""
+        xp, x_w = self.xp, self.widen(x)
+        sigma = xp.exp(-self.relu(-x_w)) / (1.0 + xp.exp(-xp.abs(x_w)))
+        return self.narrow(x_w * sigma, x)
+
+    def mish(self, x: Array) -> Array:
+        """x · tanh(log(1 + eˣ)), the logarithm as max(x, 0) + log1p(e^-|x|). Misra 2019, arXiv:1908.08681."""
+        xp, x_w = self.xp, self.widen(x)
+        softplus = self.relu(x_w) + xp.log1p(xp.exp(-xp.abs(x_w)))
+        return self.narrow(x_w * xp.tanh(softplus), x)
+
+    def gelu(self, x: Array) -> Array:
+        """½ x (1 + erf(x / √2)), the exact form. Hendrycks & Gimpel 2016, arXiv:1606.08415."""
+        x_w = self.widen(x)
+        return self.narrow(0.5 * x_w * (1.0 + self._erf(x_w * math.sqrt(0.5))), x)
+
+    def _erf(self, x: Array) -> Array:
+        """erf(x) = 2/√π · e^(-x²) · Σ_n 2ⁿ x^(2n+1) / (2n+1)!!  Abramowitz & Stegun 7.1.6; all terms of one sign.
+
+        Beyond |x| = 6, where 1 - erf < 3e-17, the argument is cut to 6; the sum converges there within 140 terms.
+        """
+        xp = self.xp
+        x = xp.minimum(xp.maximum(x, xp.full_like(x, -6.0)), xp.full_like(x, 6.0))
+        term = total = x
+        for n in range(1, 140):
+            term = term * (2.0 * x * x / (2 * n + 1))
+            total = total + term
+        return total * xp.exp(-x * x) * (2.0 / math.sqrt(math.pi))
+
+    def relu(self, x: Array) -> Array:
+        """max(x, 0)."""
+        return self.xp.maximum(x, self.xp.zeros_like(x))
+
+    def add(self, x: Array, y: Array) -> Array:
+        """x + y, of equal shapes: the residual connection."""
+        return x + y
+
+    def upsample_nearest2x(self, x: Array) -> Array:
+        """y[i, j] = x[i // 2, j // 2]. (B, C, H, W) -> (B, C, 2H, 2W)."""
+        xp = self.xp
+        B, C, H, W = x.shape
+        x = xp.broadcast_to(xp.reshape(x, (B, C, H, 1, W, 1)), (B, C, H, 2, W, 2))
+        return xp.reshape(x, (B, C, 2 * H, 2 * W))
+
+    def tokens(self, x: Array) -> Array:
+        B, C, H, W = x.shape
+        return self.xp.permute_dims(self.xp.reshape(x, (B, C, H * W)), (0, 2, 1))
+
+    def pixels(self, t: Array, like: Array) -> Array:
+        return self.xp.reshape(self.xp.permute_dims(t, (0, 2, 1)), like.shape)
+
+    def linear(self, t: Array, w: Array, b: Array) -> Array:
+        """y = t Wᵀ + b. t (B, N, I), w (O, I), b (O,) -> (B, N, O)."""
+        return self.xp.matmul(t, self.xp.permute_dims(w, (1, 0))) + b
+
+    def attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
+        """softmax(scale · Q Kᵀ) V, one head. q, k, v (B, N, C) -> (B, N, C). Vaswani et al. 2017, arXiv:1706.03762."""
+        xp = self.xp
+        logits = self.widen(scale * xp.matmul(q, xp.permute_dims(k, (0, 2, 1))))  # (B, N, N)
+        weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+        weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+        return xp.matmul(self.narrow(weights, v), v)
+
+    # -- precision ---------------------------------------------------------------------------------------
+
+    def widen(self, x: Array) -> Array:
+        """16-bit floats as float32; anything wider unchanged."""
+        wide = (self.xp.float32, self.xp.float64)
+        return x if x.dtype in wide else self.xp.astype(x, self.xp.float32)
+
+    def narrow(self, x: Array, like: Array) -> Array:
+        """x in the dtype of `like`: the end of what `widen` began."""
+        return x if x.dtype == like.dtype else self.xp.astype(x, like.dtype)

@@ -1,0 +1,48 @@
+"""Parameter: one row of the parameter table, and the axis order it has in each framework."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+
+Role = Literal["conv", "linear", "bias", "norm_scale", "norm_shift", "statistic"]
+
+
+class KernelLayout(Protocol):
+    """How a backend wants its kernels: a permutation of the canonical "OIHW" and "OI"."""
+
+    conv_layout: str
+    linear_layout: str
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """Shape in canonical order (convolutions OIHW, linear maps OI) and what the numbers are for.
+
+    `fan_in` is the number of inputs each output sums over (0 where nothing is summed): it sets the initial values.
+    A "statistic" is stored with the weights but not trained (FLUX.2's batch-norm), and not counted as a parameter.
+    """
+
+    shape: tuple[int, ...]
+    role: Role
+    fan_in: int = 0
+
+    def to_layout(self, a: np.ndarray, layout: KernelLayout) -> np.ndarray:
+        """Canonical axes -> the axes of `layout`; a view."""
+        match self.role:
+            case "conv":
+                return a.transpose(["OIHW".index(axis) for axis in layout.conv_layout])
+            case "linear":
+                return a.transpose(["OI".index(axis) for axis in layout.linear_layout])
+        return a
+
+    def from_layout(self, a: np.ndarray, layout: KernelLayout) -> np.ndarray:
+        """The axes of `layout` -> canonical axes; a view."""
+        match self.role:
+            case "conv":
+                return a.transpose([layout.conv_layout.index(axis) for axis in "OIHW"])
+            case "linear":
+                return a.transpose([layout.linear_layout.index(axis) for axis in "OI"])
+        return a

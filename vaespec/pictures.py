@@ -1,0 +1,39 @@
+"""Pictures of Pillow <-> arrays in [-1, 1]. Pillow is imported only when a picture is at hand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from vaespec.errors import InputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+def is_picture(x: Any) -> bool:
+    """Whether x is a Pillow image; asks its class, so that Pillow need not be there."""
+    return any(base.__module__ == "PIL.Image" and base.__name__ == "Image" for base in type(x).__mro__)
+
+
+def to_array(pictures: Sequence[Image]) -> np.ndarray:
+    """Pictures of one size -> (B, 3, H, W) float32 in [-1, 1], as colour without transparency: v / 127.5 - 1."""
+    sizes = {picture.size for picture in pictures}
+    if len(sizes) > 1:
+        raise InputError(f"pictures of sizes {sorted(sizes)} in one batch: give one size at a time.")
+    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    return pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+
+
+def to_pixels(images: np.ndarray) -> np.ndarray:
+    """(B, C, H, W) about [-1, 1] -> (B, H, W, C) uint8: clipped, then rounded."""
+    scaled = np.clip(images.astype(np.float32), -1.0, 1.0) * np.float32(127.5) + np.float32(127.5)
+    return np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1)
+
+
+def psnr(a: np.ndarray, b: np.ndarray) -> float:
+    """Peak signal-to-noise ratio of two uint8 pictures, dB: 10 log₁₀(255² / mean squared difference)."""
+    mse = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
+    return float("inf") if mse == 0 else float(10.0 * np.log10(255.0**2 / mse))

@@ -1,0 +1,126 @@
+"""DiagonalGaussian: what the encoder returns, a normal distribution per latent number."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace
+
+from vaespec import noise
+from vaespec.errors import InputError
+from vaespec.ops import Array
+
+LOGVAR_RANGE = (-30.0, 20.0)  # diffusers' clamp (vae.py): keeps std between 3e-7 and 2.2e4
+
+
+class DiagonalGaussian:
+    """q(z | x) = N(mean, diag(var)). Kingma & Welling 2014, arXiv:1312.6114.
+
+    `parameters` (B, 2C, h, w): mean, then log-variance, which is clamped to [-30, 20]. `mean` keeps the dtype of
+    `parameters`; `logvar`, `std`, `var`, `kl()` and `nll()` are float32 or wider, since var overflows float16.
+    With `deterministic`, std and var are zero: `sample` is the mean, and `kl` and `nll` are zero.
+    """
+
+    def __init__(self, parameters: Array, deterministic: bool = False) -> None:
+        if parameters.ndim != 4 or parameters.shape[1] % 2:
+            raise InputError(f"parameters of shape {tuple(parameters.shape)}: expected (B, 2C, h, w).")
+        self.parameters = parameters
+        self.deterministic = deterministic
+
+    # Derived when asked for, so that nothing can go out of step with `parameters`.
+
+    @property
+    def _xp(self) -> Any:
+        return array_namespace(self.parameters)
+
+    @property
+    def mean(self) -> Array:
+        """(B, C, h, w), the mode as well."""
+        return self.parameters[:, : self.parameters.shape[1] // 2, ...]
+
+    @property
+    def logvar(self) -> Array:
+        """(B, C, h, w), natural logarithm of the variance, clamped."""
+        logvar = self._wide(self.parameters[:, self.parameters.shape[1] // 2 :, ...])
+        low, high = (self._xp.full_like(logvar, bound) for bound in LOGVAR_RANGE)
+        return self._xp.minimum(self._xp.maximum(logvar, low), high)
+
+    @property
+    def var(self) -> Array:
+        """exp(logvar); zero if deterministic."""
+        return self._xp.zeros_like(self.logvar) if self.deterministic else self._xp.exp(self.logvar)
+
+    @property
+    def std(self) -> Array:
+        """exp(logvar / 2); zero if deterministic."""
+        return self._xp.zeros_like(self.logvar) if self.deterministic else self._xp.exp(0.5 * self.logvar)
+
+    def mode(self) -> Array:
+        """The most probable latents (B, C, h, w): the mean."""
+        return self.mean
+
+    def sample(
+        self,
+        generator: np.random.Generator | None = None,
+        *,
+        seed: noise.Seed | None = None,
+        noise: Array | None = None,
+        first_item: int = 0,
+    ) -> Array:
+        """mean + std · ε, (B, C, h, w) in the dtype of `parameters`.
+
+        ε is `noise` (an array of that shape), or drawn from `seed` (the same on every backend: see vaespec.noise), or
+        from a NumPy `generator`, or, with none of them, from the operating system's entropy.
+        """
+        if sum(source is not None for source in (generator, seed, noise)) > 1:
+            raise InputError("give one of generator, seed and noise, not several.")
+        epsilon = self._noise(generator, seed, first_item) if noise is None else noise
+        if tuple(epsilon.shape) != tuple(self.mean.shape):
+            raise InputError(f"noise of shape {tuple(epsilon.shape)} for latents of shape {tuple(self.mean.shape)}.")
+        drawn = self._wide(self.mean) + self.std * self._wide(epsilon)
+        return self._xp.astype(drawn, self.parameters.dtype)
+
+    def kl(self, other: DiagonalGaussian | None = None) -> Array:
+        """KL(self ‖ other) in nats, summed per item: (B,). `other` defaults to the standard normal.
+
+        ½ Σ (μ - μₒ)² / σₒ² + σ² / σₒ² - 1 - log σ² + log σₒ². arXiv:1312.6114, appendix B.
+        """
+        mean, logvar, var = self._wide(self.mean), self.logvar, self.var
+        if self.deterministic:
+            terms = self._xp.zeros_like(logvar)
+        elif other is None:
+            terms = mean * mean + var - 1.0 - logvar
+        else:
+            distance = mean - self._wide(other.mean)
+            terms = distance * distance / other.var + var / other.var - 1.0 - logvar + other.logvar
+        return 0.5 * self._xp.sum(terms, axis=(1, 2, 3))
+
+    def nll(self, sample: Array, dims: Sequence[int] = (1, 2, 3)) -> Array:
+        """-log q(sample) in nats, summed over `dims`: (B,) by default. ½ Σ log 2π + log σ² + (x - μ)² / σ²."""
+        distance = self._wide(sample) - self._wide(self.mean)
+        if self.deterministic:
+            terms = self._xp.zeros_like(distance)
+        else:
+            terms = math.log(2.0 * math.pi) + self.logvar + distance * distance / self.var
+        return 0.5 * self._xp.sum(terms, axis=tuple(dims))
+
+    def _noise(self, generator: np.random.Generator | None, seed: noise.Seed | None, first_item: int) -> Array:
+        shape = tuple(self.mean.shape)
+        if seed is not None:
+            drawn = noise.standard_normal(shape, seed, first_item=first_item)
+        elif generator is None or isinstance(generator, np.random.Generator):
+            drawn = (generator or np.random.default_rng()).standard_normal(shape, dtype=np.float32)
+        else:
+            raise InputError(f"generator is a {type(generator).__name__}: give a numpy.random.Generator, or seed=.")
+        return self._xp.asarray(drawn, device=self._xp_device())
+
+    def _xp_device(self) -> Any:
+        return getattr(self.parameters, "device", None)
+
+    def _wide(self, x: Array) -> Array:
+        """16-bit floats as float32."""
+        wide = (self._xp.float32, self._xp.float64)
+        return x if x.dtype in wide else self._xp.astype(x, self._xp.float32)
