@@ -1,0 +1,94 @@
+"""Reading weights: every tensor of the model is filled once, every tensor of the file used, or all problems are told."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from vaespec.architecture import parameters
+from vaespec.config import AutoencoderConfig
+from vaespec.errors import NonFiniteError, WeightFileError, WeightMapError
+from vaespec.parameters import Parameter
+from vaespec.weights.containers import SafetensorsFile
+from vaespec.weights.dialects import IGNORED
+from vaespec.weights.inference import Located, contradictions, infer_config, locate
+
+OPTIONAL = "bn.num_batches_tracked"  # a counter that nothing reads; some writers drop it
+SHOWN = 10  # problems of one kind that an error lists
+
+Weights = dict[str, np.ndarray]
+
+
+def load_folder(folder: Path, variant: str | None = None) -> tuple[AutoencoderConfig, Weights]:
+    """A diffusers folder: config.json and diffusion_pytorch_model[.variant].safetensors."""
+    if not folder.is_dir():
+        raise WeightFileError(f"no folder {folder}.")
+    config = AutoencoderConfig.from_json(folder / "config.json")
+    infix = f".{variant}" if variant else ""
+    path = folder / f"diffusion_pytorch_model{infix}.safetensors"
+    if not path.exists():
+        there = ", ".join(sorted(p.name for p in folder.glob("*.safetensors"))) or "no .safetensors at all"
+        raise WeightFileError(f"no {path.name} in {folder}: it has {there}.")
+    return config, read(locate(SafetensorsFile(path)), config)
+
+
+def load_file(
+    path: Path, config: AutoencoderConfig | None = None, family: str | None = None
+) -> tuple[AutoencoderConfig, Weights]:
+    """One .safetensors file; the config is inferred unless given (see `infer_config`)."""
+    here = locate(SafetensorsFile(path))
+    if config is None:
+        config = infer_config(here, family)
+    return config, read(here, config)
+
+
+def read(here: Located, config: AutoencoderConfig) -> Weights:
+    """The canonical weights. WeightMapError lists everything missing, misshapen or unexpected, in the file's names."""
+    table = parameters(config)
+    names = {name: here.prefix + here.dialect.stored(name, config.levels) for name in table}
+    missing = [
+        f"missing     {stored}   (needed for {name})"
+        for name, stored in names.items()
+        if stored not in here.file and name != OPTIONAL
+    ]
+    misshapen = [
+        f"shape       {stored}   file {here.file.shape(stored)}, config wants {table[name].shape}"
+        for name, stored in names.items()
+        if stored in here.file and not _fits(here.file.shape(stored), table[name])
+    ]
+    problems = [*_shortened(missing), *_shortened(misshapen), *_shortened(_unexpected(here, set(names.values())))]
+    if problems:
+        hints = [f"hint        {words}" for words in contradictions(config, here)]
+        count = f"{len(missing) + len(misshapen)} tensors missing or misshapen"
+        head = f'{here.file.path} does not fit the config (dialect "{here.dialect.name}", {count})'
+        raise WeightMapError("\n  ".join([f"{head}:", *problems, *hints]))
+    weights = {name: here.file[stored] for name, stored in names.items() if stored in here.file}
+    if OPTIONAL in table:
+        weights.setdefault(OPTIONAL, np.zeros((), np.int64))
+    _require_finite(weights, names)
+    return {name: weights[name].reshape(parameter.shape) for name, parameter in table.items()}
+
+
+def _fits(shape: tuple[int, ...], parameter: Parameter) -> bool:
+    """Whether a stored shape is the parameter's; linear maps may be stored as 1 × 1 convolutions."""
+    if parameter.role == "linear" and set(shape[2:]) <= {1}:
+        shape = shape[:2]
+    return shape == parameter.shape
+
+
+def _unexpected(here: Located, used: set[str]) -> list[str]:
+    """What lies under the VAE's prefix and is neither used nor known to be harmless."""
+    harmless = tuple(here.prefix + name for name in IGNORED)
+    left = [key for key in here.file if key.startswith(here.prefix) and key not in used]
+    return [f"unexpected  {key}" for key in left if not key.startswith(harmless)]
+
+
+def _shortened(lines: list[str]) -> list[str]:
+    return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"... and {len(lines) - SHOWN} more"]
+
+
+def _require_finite(weights: Weights, names: dict[str, str]) -> None:
+    bad = [names[name] for name, array in weights.items() if not np.isfinite(array).all()]
+    if bad:
+        raise NonFiniteError(f"NaN or infinity in {len(bad)} tensors: {', '.join(_shortened(bad))}.")
