@@ -108,4 +108,3 @@ def _latent_statistics(config: AutoencoderConfig) -> Iterator[tuple[str, Paramet
         yield "bn.running_mean", Parameter((channels,), "statistic")
         yield "bn.running_var", Parameter((channels,), "statistic")
         yield "bn.num_batches_tracked", Parameter((), "statistic")
-

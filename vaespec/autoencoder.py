@@ -97,14 +97,17 @@ class AutoencoderKL:
         return cls(*weights.load_file(Path(path), config, family), **where)
 
     def save_pretrained(self, path: str | os.PathLike[str], *, dtype: Any = None) -> None:
-        """Write a folder that diffusers' from_pretrained loads, in `dtype` (default: the model's). Files appear whole."""
+        """Write a folder that diffusers' from_pretrained loads, in `dtype` (default: the model's).
+
+        Files appear whole.
+        """
         weights.save_folder(Path(path), self.config, self.weights(), None if dtype is None else dtype_name(dtype))
 
     # -- encode and decode ---------------------------------------------------------------------------------
 
     def encode(self, x: Any, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
         """Images (B, in_channels, H, W) in [-1, 1] -> posterior over latents (B, latent_channels, H // f, W // f)."""
-        posterior = DiagonalGaussian(self._run(self._encoder, as_images(x, self.config, self._ops), "moments"))
+        posterior = self._posterior(x)
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
     def decode(self, z: Any, return_dict: bool = True, generator: None = None) -> DecoderOutput | tuple[Array]:
@@ -112,7 +115,7 @@ class AutoencoderKL:
 
         `generator` is accepted and ignored, as in diffusers.
         """
-        sample = self._run(self._decoder, as_latents(z, self.config, self._ops), "images")
+        sample = self._images(z)
         return DecoderOutput(sample) if return_dict else (sample,)
 
     def forward(
@@ -126,25 +129,23 @@ class AutoencoderKL:
         return_posterior: bool = False,
     ) -> DecoderOutput | tuple[Any, ...]:
         """Images -> images through the posterior's mode, or a sample of it; no scaling. Also `vae(images)`."""
-        (posterior,) = self.encode(sample, return_dict=False)
+        posterior = self._posterior(sample)
         z = posterior.sample(generator, seed=seed) if sample_posterior else posterior.mode()
-        (images,) = self.decode(z, return_dict=False)
-        output = DecoderOutput(images, posterior if return_posterior else None)
+        output = DecoderOutput(self._images(z), posterior if return_posterior else None)
         return output if return_dict else output.to_tuple()
 
     __call__ = forward
 
     def encode_latents(self, images: Any, *, seed: Seed | None = None) -> Array:
         """Images -> latents as the diffusion model wants them: the mode, or with `seed` a sample, normalised."""
-        (posterior,) = self.encode(images, return_dict=False)
+        posterior = self._posterior(images)
         z = posterior.mode() if seed is None else posterior.sample(seed=seed)
         return latents.normalize(z, self.config, self._params)
 
     def decode_latents(self, z: Any) -> Array:
         """The inverse of `encode_latents`: latents as the diffusion model makes them -> images."""
-        z = latents.denormalize(as_diffusion_latents(z, self.config, self._ops), self.config, self._params)
-        (images,) = self.decode(z, return_dict=False)
-        return images
+        z = as_diffusion_latents(z, self.config, self._ops)
+        return self._images(latents.denormalize(z, self.config, self._params))
 
     def enable_slicing(self) -> None:
         """Work on one item of the batch at a time: the memory of one, the results of all."""
@@ -153,6 +154,12 @@ class AutoencoderKL:
     def disable_slicing(self) -> None:
         """Work on the whole batch at once."""
         self.use_slicing = False
+
+    def _posterior(self, images: Any) -> DiagonalGaussian:
+        return DiagonalGaussian(self._run(self._encoder, as_images(images, self.config, self._ops), "moments"))
+
+    def _images(self, z: Any) -> Array:
+        return self._run(self._decoder, as_latents(z, self.config, self._ops), "images")
 
     def _run(self, model: Layer, x: Array, what: str) -> Array:
         if self.use_slicing and x.shape[0] > 1:
@@ -194,9 +201,7 @@ class AutoencoderKL:
 
     def with_backend(self, backend: str, *, device: str | None = None, dtype: Any = None) -> AutoencoderKL:
         """The same model on another backend."""
-        moved = AutoencoderKL(
-            self.config, self.weights(), backend=backend, device=device, dtype=dtype or self.dtype
-        )
+        moved = AutoencoderKL(self.config, self.weights(), backend=backend, device=device, dtype=dtype or self.dtype)
         moved.use_slicing = self.use_slicing
         return moved
 

@@ -7,7 +7,6 @@ stranger's would be) or registered at run time. Listing them imports no framewor
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -116,7 +115,7 @@ def _accelerated() -> str | None:
 
 
 @cache
-def _entry_points() -> dict[str, Sequence[metadata.EntryPoint]]:
+def _entry_points() -> dict[str, list[metadata.EntryPoint]]:
     found: dict[str, list[metadata.EntryPoint]] = {}
     for point in metadata.entry_points(group=GROUP):
         found.setdefault(point.name, []).append(point)

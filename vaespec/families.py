@@ -55,9 +55,7 @@ def config(name: str) -> AutoencoderConfig:
 
 def matching(structure: AutoencoderConfig, checkpoint_keys: Iterable[str] = ()) -> tuple[str, ...]:
     """The families whose weights have this structure, narrowed by the other names of a full checkpoint if they tell."""
-    fit = [
-        name for name in names() if all(getattr(config(name), f) == getattr(structure, f) for f in STRUCTURE)
-    ]
+    fit = [name for name in names() if all(getattr(config(name), f) == getattr(structure, f) for f in STRUCTURE)]
     keys = tuple(checkpoint_keys)
     told = [name for name in fit if any(key.startswith(marker) for marker in _markers(name) for key in keys)]
     return tuple(told or fit)

@@ -151,20 +151,23 @@ class Attention:
     groups: int
 
     def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
-        norm, to_q, to_k, to_v, to_out = self.parts()
-        t = ops.tokens(norm(x, params, ops))
-        q, k, v = (project(t, params, ops) for project in (to_q, to_k, to_v))
-        t = ops.attention(q, k, v, scale=self.channels**-0.5)
-        return ops.add(x, ops.pixels(to_out(t, params, ops), like=x))
+        t = ops.tokens(self.norm()(x, params, ops))
+        q, k, v = (self.linear(part)(t, params, ops) for part in ("to_q", "to_k", "to_v"))
+        t = self.linear("to_out.0")(ops.attention(q, k, v, scale=self.channels**-0.5), params, ops)
+        return ops.add(x, ops.pixels(t, like=x))
 
-    def parts(self) -> tuple[Layer, ...]:
-        """Norm, query, key, value and output projections."""
-        norm = GroupNorm(f"{self.name}.group_norm", self.channels, self.groups)
-        return norm, *(Linear(f"{self.name}.{part}", self.channels) for part in ("to_q", "to_k", "to_v", "to_out.0"))
+    def norm(self) -> GroupNorm:
+        """What the tokens are made from."""
+        return GroupNorm(f"{self.name}.group_norm", self.channels, self.groups)
+
+    def linear(self, part: str) -> Linear:
+        """The projection of that name: to_q, to_k, to_v or to_out.0."""
+        return Linear(f"{self.name}.{part}", self.channels)
 
     def parameters(self) -> Table:
-        for part in self.parts():
-            yield from part.parameters()
+        yield from self.norm().parameters()
+        for part in ("to_q", "to_k", "to_v", "to_out.0"):
+            yield from self.linear(part).parameters()
 
 
 @dataclass(frozen=True)

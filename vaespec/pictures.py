@@ -24,7 +24,7 @@ def to_array(pictures: Sequence[Image]) -> np.ndarray:
     if len(sizes) > 1:
         raise InputError(f"pictures of sizes {sorted(sizes)} in one batch: give one size at a time.")
     pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
-    return pixels.transpose(0, 3, 1, 2).astype(np.float32) / np.float32(127.5) - np.float32(1.0)
+    return np.asarray(pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1.0), np.float32)
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:

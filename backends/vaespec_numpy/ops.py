@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
-from vaespec_numpy.strips import side_by_side
 
 from vaespec.ops import Padding, ReferenceOps
+from vaespec_numpy.strips import side_by_side
 
 
 class NumpyOps(ReferenceOps):
@@ -66,9 +66,7 @@ class NumpyOps(ReferenceOps):
         side_by_side(strip, h, wd * kh * kw * C)
         return y
 
-    def group_norm(
-        self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
-    ) -> np.ndarray:
+    def group_norm(self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
         """As the specification; centred moments of each strip, merged by Chan's formula."""
         B, H, W, C = x.shape
         scale, shift = self.widen(scale), self.widen(shift)

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vaespec.config import AutoencoderConfig
     from vaespec_torch.module import AutoencoderKLModule
     from vaespec_torch.ops import TorchOps
-
-    from vaespec.config import AutoencoderConfig
 
 
 class TorchBackend:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor, nn
-from vaespec_torch.ops import TorchOps
 
 from vaespec.architecture import decoder, encoder, parameters
 from vaespec.config import AutoencoderConfig
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.posterior import DiagonalGaussian
+from vaespec_torch.ops import TorchOps
 
 
 class AutoencoderKLModule(nn.Module):

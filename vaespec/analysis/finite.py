@@ -18,13 +18,13 @@ def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -
             return f"the weight {name}"
     watched = _WatchedParams(params)
     try:
-        model(x, watched, _FiniteOps(ops))  # type: ignore[arg-type]
-    except _Found as found:
+        model(x, watched, _FiniteOps(ops))
+    except _FoundError as found:
         return f"the {found.op} after reading {watched.last}"
     return None
 
 
-class _Found(Exception):
+class _FoundError(Exception):
     def __init__(self, op: str) -> None:
         self.op = op
 
@@ -59,7 +59,7 @@ class _FiniteOps:
         def checked(*args: Any, **kwargs: Any) -> Array:
             y = op(*args, **kwargs)
             if not _all_finite(y):
-                raise _Found(name)
+                raise _FoundError(name)
             return y
 
         return checked

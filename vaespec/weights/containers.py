@@ -32,7 +32,7 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
         _sniff(path)
         try:
             self._file: Any = safe_open(path, framework="numpy")
-            self._names = tuple(self._file.keys())
+            self._names: tuple[str, ...] = tuple(self._file.keys())  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError) as error:
             raise WeightFileError(f"{path} is damaged or not a whole safetensors file ({error}).") from None
 

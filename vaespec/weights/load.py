@@ -1,4 +1,4 @@
-"""Reading weights: every tensor of the model is filled once, every tensor of the file used, or all problems are told."""
+"""Reading weights: every tensor of the model filled once and every tensor of the file used, or all problems told."""
 
 from __future__ import annotations
 

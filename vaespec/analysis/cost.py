@@ -1,0 +1,154 @@
+"""How much does it cost? The model, with shapes for arrays: arithmetic, traffic and memory, before anything runs."""
+
+from __future__ import annotations
+
+import math
+import weakref
+from dataclasses import dataclass
+from typing import Literal
+
+from vaespec.architecture import decoder, encoder, parameters
+from vaespec.config import AutoencoderConfig
+from vaespec.ops import Padding
+from vaespec.parameters import Parameter
+
+Direction = Literal["encode", "decode"]
+
+# Arithmetic per number, for what is neither a convolution nor a matrix product; under 2 % of the whole.
+NORM_FLOPS, ACTIVATION_FLOPS, ADD_FLOPS = 7, 5, 1
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Of one run. A multiplication and an addition are two flops; bytes are of the activations unless named otherwise.
+
+    `peak_bytes` is the most that maps and tokens hold at one time, each freed when the model lets go of it; what a
+    backend needs inside an operation (im2col, attention logits) comes on top. `moved_bytes` counts every operation's
+    inputs, weights and output once.
+    """
+
+    conv_flops: int
+    attention_flops: int
+    other_flops: int
+    moved_bytes: int
+    peak_bytes: int
+    weight_bytes: int
+    output_shape: tuple[int, ...]
+
+    @property
+    def flops(self) -> int:
+        """All arithmetic."""
+        return self.conv_flops + self.attention_flops + self.other_flops
+
+
+def cost(
+    config: AutoencoderConfig,
+    direction: Direction,
+    size: tuple[int, int],
+    batch: int = 1,
+    bytes_per_number: int = 4,
+) -> Cost:
+    """Of encoding images, or decoding latents, of `size` (height, width)."""
+    model = encoder(config) if direction == "encode" else decoder(config)
+    channels = config.in_channels if direction == "encode" else config.latent_channels
+    ops, table = CostOps(bytes_per_number), dict(model.parameters())
+    output = model(ops.array(batch, channels, *size), table, ops)
+    weights = sum(math.prod(parameter.shape) for parameter in parameters(config).values())
+    return Cost(
+        ops.conv_flops,
+        ops.attention_flops,
+        ops.other_flops,
+        ops.moved_bytes,
+        ops.peak_bytes,
+        weights * bytes_per_number,
+        output.shape,
+    )
+
+
+class Shape:
+    """Stands for an array: maps (B, C, H, W), tokens (B, N, C)."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.shape = shape
+
+    @property
+    def size(self) -> int:
+        """How many numbers the array would hold."""
+        return math.prod(self.shape)
+
+
+class CostOps:
+    """Every operation returns the shape of its result and adds up what it would cost.
+
+    An array counts as held until Python lets go of its Shape, so the model's own variables say how long it lives.
+    """
+
+    def __init__(self, bytes_per_number: int) -> None:
+        self.bytes_per_number = bytes_per_number
+        self.conv_flops = self.attention_flops = self.other_flops = 0
+        self.moved_bytes = self.held_bytes = self.peak_bytes = 0
+
+    def array(self, *shape: int) -> Shape:
+        """A new array, held from now on."""
+        array = Shape(shape)
+        held = array.size * self.bytes_per_number
+        self._hold(held)
+        weakref.finalize(array, self._hold, -held)
+        return array
+
+    def _hold(self, change: int) -> None:
+        self.held_bytes += change
+        self.peak_bytes = max(self.peak_bytes, self.held_bytes)
+
+    def _result(self, *shape: int, read: tuple[Shape | Parameter, ...]) -> Shape:
+        result = self.array(*shape)
+        numbers = result.size + sum(math.prod(array.shape) for array in read)
+        self.moved_bytes += numbers * self.bytes_per_number
+        return result
+
+    def from_nchw(self, x: Shape) -> Shape:
+        return x
+
+    def to_nchw(self, x: Shape) -> Shape:
+        return x
+
+    def conv2d(self, x: Shape, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> Shape:
+        (B, C, H, W), (O, _, kh, kw), ((top, bottom), (left, right)) = x.shape, w.shape, padding
+        h, wd = (H + top + bottom - kh) // stride + 1, (W + left + right - kw) // stride + 1
+        self.conv_flops += 2 * B * O * h * wd * C * kh * kw
+        return self._result(B, O, h, wd, read=(x, w, b))
+
+    def group_norm(self, x: Shape, scale: Parameter, shift: Parameter, *, groups: int, eps: float) -> Shape:
+        self.other_flops += NORM_FLOPS * x.size
+        return self._result(*x.shape, read=(x, scale, shift))
+
+    def silu(self, x: Shape) -> Shape:
+        self.other_flops += ACTIVATION_FLOPS * x.size
+        return self._result(*x.shape, read=(x,))
+
+    mish = gelu = relu = silu
+
+    def add(self, x: Shape, y: Shape) -> Shape:
+        self.other_flops += ADD_FLOPS * x.size
+        return self._result(*x.shape, read=(x, y))
+
+    def upsample_nearest2x(self, x: Shape) -> Shape:
+        B, C, H, W = x.shape
+        return self._result(B, C, 2 * H, 2 * W, read=(x,))
+
+    def tokens(self, x: Shape) -> Shape:
+        B, C, H, W = x.shape
+        return self.array(B, H * W, C)
+
+    def pixels(self, t: Shape, like: Shape) -> Shape:
+        return self.array(*like.shape)
+
+    def linear(self, t: Shape, w: Parameter, b: Parameter) -> Shape:
+        B, N, _ = t.shape
+        self.attention_flops += 2 * B * N * math.prod(w.shape)
+        return self._result(B, N, w.shape[0], read=(t, w, b))
+
+    def attention(self, q: Shape, k: Shape, v: Shape, *, scale: float) -> Shape:
+        B, N, C = q.shape
+        self.attention_flops += 4 * B * N * N * C
+        return self._result(B, N, C, read=(q, k, v))
