@@ -46,3 +46,12 @@ class Parameter:
             case "linear":
                 return a.transpose([layout.linear_layout.index(axis) for axis in "OI"])
         return a
+
+
+def storage_dtype(name: str) -> np.dtype:
+    """NumPy has no bfloat16 of its own; ml_dtypes registers one."""
+    if name == "bfloat16":
+        import ml_dtypes  # only those who store bfloat16 wait for it
+
+        return np.dtype(ml_dtypes.bfloat16)
+    return np.dtype(name)

@@ -8,6 +8,7 @@ import array_api_compat.numpy as array_namespace
 import numpy as np
 
 from vaespec.ops import Padding, ReferenceOps
+from vaespec.parameters import storage_dtype
 from vaespec_numpy.strips import side_by_side
 
 
@@ -129,15 +130,6 @@ class NumpyOps(ReferenceOps):
 
             side_by_side(strip, N, N)
         return y
-
-
-def storage_dtype(name: str) -> np.dtype:
-    """NumPy has no bfloat16 of its own; ml_dtypes registers one."""
-    if name == "bfloat16":
-        import ml_dtypes  # only those who store bfloat16 wait for it
-
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
 
 
 def elementwise(strip: Callable[[np.ndarray, np.ndarray], None], x: np.ndarray) -> np.ndarray:

@@ -6,9 +6,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes  # noqa: F401  safetensors reads bfloat16 into NumPy only once this has registered the type
 import numpy as np
-from safetensors import SafetensorError, safe_open
 
 from vaespec.errors import WeightFileError
 
@@ -28,6 +26,10 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
     """name -> array, read when asked for; `shape(name)` reads nothing. Raises WeightFileError for a bad file."""
 
     def __init__(self, path: Path) -> None:
+        # Imported here: only who opens a file waits for them.
+        import ml_dtypes  # noqa: F401  safetensors reads bfloat16 only once this has registered it with NumPy
+        from safetensors import SafetensorError, safe_open
+
         self.path = path
         _sniff(path)
         try:
@@ -45,7 +47,7 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
             raise KeyError(name)
         try:
             array: np.ndarray = self._file.get_tensor(name)
-        except (TypeError, AttributeError, SafetensorError) as error:
+        except (TypeError, AttributeError) as error:
             raise WeightFileError(f"{self.path}: tensor {name} has a dtype that cannot be read ({error}).") from None
         if array.dtype.kind in "iub" and array.ndim:  # a 0-d integer is a counter
             raise WeightFileError(f"{self.path}: tensor {name} holds integers ({array.dtype}): quantised weights?")

@@ -6,15 +6,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import ml_dtypes
 import numpy as np
-from safetensors.numpy import save_file as write_safetensors
 
 from vaespec.architecture import parameters
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import NonFiniteError, WeightFileError
 from vaespec.files import written_whole
-from vaespec.parameters import Parameter
+from vaespec.parameters import Parameter, storage_dtype
 from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect
 
 
@@ -41,6 +39,8 @@ def save_file(
     dtype: str | None = None,
 ) -> None:
     """One .safetensors file in a dialect's names. NonFiniteError names a tensor that does not fit the dtype."""
+    from safetensors.numpy import save_file as write_safetensors  # only who writes a file waits for it
+
     words = DIALECTS[dialect]
     stored = {
         prefix + words.stored(name, config.levels): _as_stored(weights[name], name, parameter, words, dtype)
@@ -59,7 +59,7 @@ def _as_stored(a: np.ndarray, name: str, parameter: Parameter, dialect: Dialect,
         return a.astype(np.int64)  # the batch counter of FLUX.2, an integer in every dtype
     if dtype is not None:
         with np.errstate(over="ignore"):
-            cast = a.astype(getattr(ml_dtypes, dtype) if dtype == "bfloat16" else dtype)
+            cast = a.astype(storage_dtype(dtype))
         if not np.isfinite(cast).all() and np.isfinite(a).all():
             raise NonFiniteError(f"{name} does not fit {dtype}: its largest magnitude is {np.abs(a).max():g}.")
         a = cast

@@ -1,0 +1,71 @@
+"""CostOps: figures checked against the published ones and against what the arrays really weigh."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vaespec import families
+from vaespec.analysis.cost import cost
+from vaespec.architecture import count_parameters, decoder, encoder, parameters
+from vaespec.config import AutoencoderConfig
+from vaespec.initialize import initialize
+from vaespec.ops import ReferenceOps
+
+SD = families.config("sd1")
+NARROW = AutoencoderConfig(
+    block_out_channels=(4, 8, 8),
+    down_block_types=("DownEncoderBlock2D", "DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D", "UpDecoderBlock2D"),
+    norm_num_groups=2,
+)
+
+
+def test_the_sd_decoder_at_512_px_costs_2_48_tflop_of_convolution():
+    assert cost(SD, "decode", (64, 64)).conv_flops == pytest.approx(2.48e12, rel=0.01)
+
+
+def test_the_sd_encoder_costs_4_13_mflop_per_pixel():
+    assert cost(SD, "encode", (512, 512)).conv_flops / 512**2 == pytest.approx(4.13e6, rel=0.01)
+
+
+def test_the_sd_model_has_83_653_863_parameters_and_weighs_four_bytes_each():
+    assert count_parameters(SD) == 83_653_863
+    assert cost(SD, "decode", (8, 8)).weight_bytes == 4 * 83_653_863
+
+
+def test_attention_grows_with_the_square_of_the_pixels_and_convolution_with_the_pixels():
+    small, large = cost(SD, "decode", (64, 64)), cost(SD, "decode", (128, 128))
+    assert large.conv_flops == 4 * small.conv_flops
+    logits = 4 * 512 * (128**4 - 4 * 64**4)  # what grows faster than the pixels: Q Kᵀ and its product with V
+    assert large.attention_flops - 4 * small.attention_flops == logits
+
+
+def test_half_the_bytes_per_number_are_half_the_memory():
+    wide, narrow = (cost(SD, "decode", (64, 64), bytes_per_number=n) for n in (4, 2))
+    assert (wide.peak_bytes, wide.moved_bytes) == (2 * narrow.peak_bytes, 2 * narrow.moved_bytes)
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(4, 21), st.integers(4, 21), st.integers(1, 3), st.sampled_from(["encode", "decode"]))
+def test_arithmetic_shapes_and_peak_memory_are_those_of_the_run_that_was_watched(height, width, batch, direction):
+    watch = Watch()
+    model, channels = (encoder(NARROW), 3) if direction == "encode" else (decoder(NARROW), 4)
+    params = watch.prepare(initialize(NARROW, seed=0), parameters(NARROW))
+    y = model(watch.from_numpy(np.zeros((batch, channels, height, width))), params, watch)
+    predicted = cost(NARROW, direction, (height, width), batch)
+    assert predicted.output_shape == y.shape
+    assert predicted.conv_flops == watch.conv_flops
+
+
+class Watch(ReferenceOps):
+    """The specification, counting the multiplications that its convolutions really ask of matmul."""
+
+    def __init__(self):
+        super().__init__(np)
+        self.conv_flops = 0
+
+    def conv2d(self, x, w, b, *, stride, padding):
+        y = super().conv2d(x, w, b, stride=stride, padding=padding)
+        self.conv_flops += 2 * y.size * w[0].size
+        return y
