@@ -11,7 +11,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from vaespec import latents, weights
-from vaespec.analysis.finite import first_nonfinite
+from vaespec.analysis.finite import all_finite, first_nonfinite
 from vaespec.architecture import count_parameters, decoder, encoder, parameters
 from vaespec.backend import choose_backend, make_ops
 from vaespec.config import AutoencoderConfig
@@ -167,7 +167,7 @@ class AutoencoderKL:
             y = array_namespace(x).concat(items, axis=0)
         else:
             y = model(x, self._params, self._ops)
-        if not bool(array_namespace(y).isfinite(y).all()):
+        if not all_finite(y):
             culprit = first_nonfinite(model, x, self._params, self._ops) or "the conversion of the result"
             raise NonFiniteError(
                 f"the {what} are not finite: NaN or infinity first appears in {culprit}; "
@@ -208,6 +208,10 @@ class AutoencoderKL:
     def weights(self) -> dict[str, np.ndarray]:
         """The weights in canonical form: diffusers' names, convolutions OIHW, NumPy."""
         return self._ops.export(self._params, parameters(self.config))
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """A result of this model, an array of its backend, as NumPy; bfloat16 as ml_dtypes' type."""
+        return self._ops.to_numpy(array)
 
     def num_parameters(self) -> int:
         """How many numbers are trained."""

@@ -8,6 +8,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from vaespec import pictures
+from vaespec.analysis.finite import all_finite
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, NonFiniteError
 from vaespec.ops import Array, ReferenceOps
@@ -48,16 +49,15 @@ def _as_map(x: Any, what: str, channels: int, smallest: int, ops: ReferenceOps) 
         raise InputError(f"{what} of shape {shape}: expected {channels} channels, got {shape[1]}{hint}.")
     if min(shape[2:]) < smallest:
         raise InputError(f"{what} of {shape[2]} x {shape[3]}: expected at least {smallest} x {smallest}.")
-    require_finite(x, what)
+    require_finite(x, what, ops)
     return ops.from_numpy(x) if isinstance(x, np.ndarray) else ops.cast(x)
 
 
-def require_finite(x: Array, what: str) -> None:
+def require_finite(x: Array, what: str, ops: ReferenceOps) -> None:
     """NonFiniteError that counts the bad numbers and places the first one."""
-    finite = array_namespace(x).isfinite(x)
-    if bool(finite.all()):
+    if all_finite(x):
         return
-    bad = np.argwhere(~np.asarray(finite.cpu() if hasattr(finite, "cpu") else finite))
+    bad = np.argwhere(~np.isfinite(x if isinstance(x, np.ndarray) else ops.to_numpy(x)))
     place = ", ".join(map(str, bad[0]))
     raise NonFiniteError(f"the {what} hold {len(bad)} NaN or infinite numbers, the first at index ({place}).")
 

@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 
 from vaespec import families
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import ConfigError
+from vaespec.errors import ConfigError, InputError
 from vaespec.ops import Array
 
 
@@ -62,6 +62,8 @@ def _per_channel(values: Array) -> Array:
 def patchify(z: Array, patch: tuple[int, int]) -> Array:
     """(B, C, h, w) -> (B, C · p₁ · p₂, h / p₁, w / p₂); channel c·p₁·p₂ + dy·p₂ + dx (as diffusers 0.42's FLUX.2)."""
     (B, C, h, w), (p1, p2) = z.shape, patch
+    if h % p1 or w % p2:
+        raise InputError(f"latents of {h} x {w} cannot be cut into {p1} x {p2} patches: crop or pad the images first.")
     xp = array_namespace(z)
     z = xp.reshape(z, (B, C, h // p1, p1, w // p2, p2))
     return xp.reshape(xp.permute_dims(z, (0, 1, 3, 5, 2, 4)), (B, C * p1 * p2, h // p1, w // p2))

@@ -19,7 +19,7 @@ class NumpyOps(ReferenceOps):
     linear_layout = "IO"
 
     def __init__(self, dtype: str) -> None:
-        super().__init__(array_namespace, dtype)
+        super().__init__(array_namespace, dtype, "cpu")
         self.storage = storage_dtype(dtype)
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
 

@@ -14,7 +14,7 @@ from vaespec.ops import Array, ReferenceOps
 def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -> str | None:
     """The name of the first weight or layer of `model` that is not finite on x, in words; None if all are."""
     for name, value in params.items():
-        if not _all_finite(value):
+        if not all_finite(value):
             return f"the weight {name}"
     watched = _WatchedParams(params)
     try:
@@ -58,12 +58,14 @@ class _FiniteOps:
 
         def checked(*args: Any, **kwargs: Any) -> Array:
             y = op(*args, **kwargs)
-            if not _all_finite(y):
+            if not all_finite(y):
                 raise _FoundError(name)
             return y
 
         return checked
 
 
-def _all_finite(x: Array) -> bool:
-    return bool(array_namespace(x).isfinite(x).all())
+def all_finite(x: Array) -> bool:
+    """Whether x, of any framework, holds neither NaN nor infinity."""
+    xp = array_namespace(x)
+    return bool(xp.all(xp.isfinite(x)))
