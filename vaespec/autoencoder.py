@@ -245,13 +245,9 @@ def load(
     device: str | None = None,
     dtype: Any = "float32",
 ) -> AutoencoderKL:
-    """A model from "tiny" (the embedded weights), a diffusers folder, or a single file."""
-    where: dict[str, Any] = {"backend": backend, "device": device, "dtype": dtype}
-    if source == "tiny":
-        return AutoencoderKL.from_pretrained(EMBEDDED, **where)
-    if Path(source).is_dir():
-        return AutoencoderKL.from_pretrained(source, **where)
-    return AutoencoderKL.from_single_file(source, family=family, **where)
+    """A model from "tiny" (the embedded weights), a diffusers folder, or a single file, to which `family` may add."""
+    path = EMBEDDED if source == "tiny" else Path(source)
+    return AutoencoderKL(*weights.load(path, family), backend=backend, device=device, dtype=dtype)
 
 
 def dtype_name(dtype: Any) -> str:

@@ -14,6 +14,7 @@ from vaespec import families
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import ConfigError, InputError
 from vaespec.ops import Array
+from vaespec.precision import narrow, widen
 
 
 def normalize(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]) -> Array:
@@ -22,25 +23,26 @@ def normalize(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Arra
     `statistics` holds FLUX.2's bn.running_mean and bn.running_var (C · p₁ · p₂,), and is empty for the others;
     FLUX.2's result is (B, C · p₁ · p₂, h / p₁, w / p₂).
     """
+    xp = array_namespace(z)
+    patches = z if config.patch_size is None else patchify(z, config.patch_size)
     offset, spread = _affine(z, config, statistics)
-    if config.patch_size is not None:
-        z = patchify(z, config.patch_size)
-    return (z - offset) / spread
+    return narrow((widen(patches, xp) - offset) / spread, z, xp)
 
 
 def denormalize(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]) -> Array:
     """The inverse of `normalize`."""
+    xp = array_namespace(z)
     offset, spread = _affine(z, config, statistics)
-    z = z * spread + offset
-    return z if config.patch_size is None else unpatchify(z, config.patch_size)
+    patches = narrow(widen(z, xp) * spread + offset, z, xp)
+    return patches if config.patch_size is None else unpatchify(patches, config.patch_size)
 
 
 def _affine(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]) -> tuple[Array, Array]:
-    """(offset, spread) such that the diffusion model sees (z - offset) / spread."""
+    """(offset, spread) such that the diffusion model sees (z - offset) / spread; arrays are float32 or wider."""
     xp = array_namespace(z)
     if config.patch_size is not None:
         assert config.batch_norm_eps is not None  # the config checked it
-        mean, var = (xp.astype(statistics[f"bn.{name}"], z.dtype) for name in ("running_mean", "running_var"))
+        mean, var = (widen(statistics[f"bn.{name}"], xp) for name in ("running_mean", "running_var"))
         return _per_channel(mean), _per_channel(xp.sqrt(var + config.batch_norm_eps))
     if config.scaling_factor is None:
         raise ConfigError(
@@ -49,7 +51,8 @@ def _affine(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]
         )
     if config.latents_mean is not None and config.latents_std is not None:
         mean, std = (
-            xp.asarray(values, dtype=z.dtype, device=z.device) for values in (config.latents_mean, config.latents_std)
+            xp.asarray(values, dtype=widen(z, xp).dtype, device=z.device)
+            for values in (config.latents_mean, config.latents_std)
         )
         return _per_channel(mean), _per_channel(std) / config.scaling_factor
     return config.shift_factor or 0.0, 1.0 / config.scaling_factor

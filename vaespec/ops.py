@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from vaespec.parameters import Parameter
+from vaespec.precision import narrow, widen
 
 Array = Any
 Padding = tuple[tuple[int, int], tuple[int, int]]
@@ -150,28 +151,28 @@ class ReferenceOps:
         """
         xp = self.xp
         B, C, H, W = x.shape
-        x_g = xp.reshape(self.widen(x), (B, groups, C // groups * H * W))
+        x_g = xp.reshape(widen(x, self.xp), (B, groups, C // groups * H * W))
         mu = xp.mean(x_g, axis=-1, keepdims=True)
         sigma2 = xp.var(x_g, axis=-1, keepdims=True, correction=0)
         x_hat = xp.reshape((x_g - mu) / xp.sqrt(sigma2 + eps), (B, C, H, W))
-        return self.narrow(x_hat * xp.reshape(scale, (1, C, 1, 1)) + xp.reshape(shift, (1, C, 1, 1)), x)
+        return narrow(x_hat * xp.reshape(scale, (1, C, 1, 1)) + xp.reshape(shift, (1, C, 1, 1)), x, xp)
 
     def silu(self, x: Array) -> Array:
         """x · σ(x), with σ(x) = e^min(x, 0) / (1 + e^-|x|), which cannot overflow. Elfwing et al., arXiv:1702.03118."""
-        xp, x_w = self.xp, self.widen(x)
+        xp, x_w = self.xp, widen(x, self.xp)
         sigma = xp.exp(-self.relu(-x_w)) / (1.0 + xp.exp(-xp.abs(x_w)))
-        return self.narrow(x_w * sigma, x)
+        return narrow(x_w * sigma, x, xp)
 
     def mish(self, x: Array) -> Array:
         """x · tanh(log(1 + eˣ)), the logarithm as max(x, 0) + log1p(e^-|x|). Misra 2019, arXiv:1908.08681."""
-        xp, x_w = self.xp, self.widen(x)
+        xp, x_w = self.xp, widen(x, self.xp)
         softplus = self.relu(x_w) + xp.log1p(xp.exp(-xp.abs(x_w)))
-        return self.narrow(x_w * xp.tanh(softplus), x)
+        return narrow(x_w * xp.tanh(softplus), x, xp)
 
     def gelu(self, x: Array) -> Array:
         """½ x (1 + erf(x / √2)), the exact form. Hendrycks & Gimpel 2016, arXiv:1606.08415."""
-        x_w = self.widen(x)
-        return self.narrow(0.5 * x_w * (1.0 + self._erf(x_w * math.sqrt(0.5))), x)
+        x_w = widen(x, self.xp)
+        return narrow(0.5 * x_w * (1.0 + self._erf(x_w * math.sqrt(0.5))), x, self.xp)
 
     def _erf(self, x: Array) -> Array:
         """erf(x) = 2/√π · e^(-x²) · Σ_n 2ⁿ x^(2n+1) / (2n+1)!!  Abramowitz & Stegun 7.1.6; all terms of one sign.
@@ -215,18 +216,7 @@ class ReferenceOps:
     def attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
         """softmax(scale · Q Kᵀ) V, one head. q, k, v (B, N, C) -> (B, N, C). Vaswani et al. 2017, arXiv:1706.03762."""
         xp = self.xp
-        logits = self.widen(scale * xp.matmul(q, xp.permute_dims(k, (0, 2, 1))))  # (B, N, N)
+        logits = widen(scale * xp.matmul(q, xp.permute_dims(k, (0, 2, 1))), xp)  # (B, N, N)
         weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
         weights = weights / xp.sum(weights, axis=-1, keepdims=True)
-        return xp.matmul(self.narrow(weights, v), v)
-
-    # -- precision ---------------------------------------------------------------------------------------
-
-    def widen(self, x: Array) -> Array:
-        """16-bit floats as float32; anything wider unchanged."""
-        wide = (self.xp.float32, self.xp.float64)
-        return x if x.dtype in wide else self.xp.astype(x, self.xp.float32)
-
-    def narrow(self, x: Array, like: Array) -> Array:
-        """x in the dtype of `like`: the end of what `widen` began."""
-        return x if x.dtype == like.dtype else self.xp.astype(x, like.dtype)
+        return xp.matmul(narrow(weights, v, xp), v)

@@ -19,12 +19,33 @@ def is_picture(x: Any) -> bool:
 
 
 def to_array(pictures: Sequence[Image]) -> np.ndarray:
-    """Pictures of one size -> (B, 3, H, W) float32 in [-1, 1], as colour without transparency: v / 127.5 - 1."""
+    """Pictures of one size -> (B, 3, H, W) float32 in [-1, 1]: v / 127.5 - 1 of their `as_rgb`."""
+    pictures = [as_rgb(picture) for picture in pictures]
     sizes = {picture.size for picture in pictures}
     if len(sizes) > 1:
         raise InputError(f"pictures of sizes {sorted(sizes)} in one batch: give one size at a time.")
-    pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
+    pixels = np.stack([np.asarray(picture) for picture in pictures])
     return np.asarray(pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1.0), np.float32)
+
+
+def as_rgb(picture: Image) -> Image:
+    """The picture as it is to be seen: turned as its EXIF says, transparency on white, 8 bits per channel."""
+    from PIL import Image, ImageOps
+
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode.startswith(("I", "F")):
+        return Image.fromarray(_eight_bits(np.asarray(picture))).convert("RGB")
+    if not picture.has_transparency_data:
+        return picture.convert("RGB")
+    white = Image.new("RGBA", picture.size, "white")
+    return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
+
+
+def _eight_bits(values: np.ndarray) -> np.ndarray:
+    """Grey values of 16 bits, which Pillow would clip at 255, as 8 bits: 65535 is white."""
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+        raise InputError(f"a picture of {values.dtype} beyond 16 bits: give one of 8 or 16 bits per channel.")
+    return np.rint(values / 257).astype(np.uint8)
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:

@@ -12,6 +12,7 @@ from array_api_compat import array_namespace
 from vaespec import noise
 from vaespec.errors import InputError
 from vaespec.ops import Array
+from vaespec.precision import narrow, widen
 
 LOGVAR_RANGE = (-30.0, 20.0)  # diffusers' clamp (vae.py): keeps std between 3e-7 and 2.2e4
 
@@ -44,7 +45,7 @@ class DiagonalGaussian:
     @property
     def logvar(self) -> Array:
         """(B, C, h, w), natural logarithm of the variance, clamped."""
-        logvar = self._wide(self.parameters[:, self.parameters.shape[1] // 2 :, ...])
+        logvar = widen(self.parameters[:, self.parameters.shape[1] // 2 :, ...], self._xp)
         low, high = (self._xp.full_like(logvar, bound) for bound in LOGVAR_RANGE)
         return self._xp.minimum(self._xp.maximum(logvar, low), high)
 
@@ -80,27 +81,25 @@ class DiagonalGaussian:
         epsilon = self._noise(generator, seed, first_item) if noise is None else noise
         if tuple(epsilon.shape) != tuple(self.mean.shape):
             raise InputError(f"noise of shape {tuple(epsilon.shape)} for latents of shape {tuple(self.mean.shape)}.")
-        drawn = self._wide(self.mean) + self.std * self._wide(epsilon)
-        return self._xp.astype(drawn, self.parameters.dtype)
+        drawn = widen(self.mean, self._xp) + self.std * widen(epsilon, self._xp)
+        return narrow(drawn, self.parameters, self._xp)
 
     def kl(self, other: DiagonalGaussian | None = None) -> Array:
         """KL(self ‖ other) in nats, summed per item: (B,). `other` defaults to the standard normal.
 
-        ½ Σ (μ - μₒ)² / σₒ² + σ² / σₒ² - 1 - log σ² + log σₒ². arXiv:1312.6114, appendix B.
+        ½ Σ (μ - μₒ)² / σₒ² + e^d - 1 - d, with d = log σ² - log σₒ². arXiv:1312.6114, appendix B. Written with
+        expm1, so that rounding never makes it negative.
         """
-        mean, logvar, var = self._wide(self.mean), self.logvar, self.var
-        if self.deterministic:
-            terms = self._xp.zeros_like(logvar)
-        elif other is None:
-            terms = mean * mean + var - 1.0 - logvar
-        else:
-            distance = mean - self._wide(other.mean)
-            terms = distance * distance / other.var + var / other.var - 1.0 - logvar + other.logvar
-        return 0.5 * self._xp.sum(terms, axis=(1, 2, 3))
+        xp = self._xp
+        distance, d, spread = widen(self.mean, xp), self.logvar, 1.0
+        if other is not None:
+            distance, d, spread = distance - widen(other.mean, xp), d - other.logvar, other.var
+        terms = xp.zeros_like(d) if self.deterministic else distance * distance / spread + (xp.expm1(d) - d)
+        return 0.5 * xp.sum(terms, axis=(1, 2, 3))
 
     def nll(self, sample: Array, dims: Sequence[int] = (1, 2, 3)) -> Array:
         """-log q(sample) in nats, summed over `dims`: (B,) by default. ½ Σ log 2π + log σ² + (x - μ)² / σ²."""
-        distance = self._wide(sample) - self._wide(self.mean)
+        distance = widen(sample, self._xp) - widen(self.mean, self._xp)
         if self.deterministic:
             terms = self._xp.zeros_like(distance)
         else:
@@ -115,12 +114,4 @@ class DiagonalGaussian:
             drawn = (generator or np.random.default_rng()).standard_normal(shape, dtype=np.float32)
         else:
             raise InputError(f"generator is a {type(generator).__name__}: give a numpy.random.Generator, or seed=.")
-        return self._xp.asarray(drawn, device=self._xp_device())
-
-    def _xp_device(self) -> Any:
-        return getattr(self.parameters, "device", None)
-
-    def _wide(self, x: Array) -> Array:
-        """16-bit floats as float32."""
-        wide = (self._xp.float32, self._xp.float64)
-        return x if x.dtype in wide else self._xp.astype(x, self._xp.float32)
+        return self._xp.asarray(drawn, device=self.parameters.device)

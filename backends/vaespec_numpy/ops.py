@@ -39,7 +39,8 @@ class NumpyOps(ReferenceOps):
         with np.errstate(over="ignore"):  # beyond float16 is infinity, which the caller reports
             return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=self.storage)
 
-    def widen(self, x: np.ndarray) -> np.ndarray:
+    def _wide(self, x: np.ndarray) -> np.ndarray:
+        """A weight in the dtype of the arithmetic."""
         return x.astype(self.arithmetic, copy=False)
 
     def conv2d(self, x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding) -> np.ndarray:
@@ -49,7 +50,7 @@ class NumpyOps(ReferenceOps):
             x = np.pad(x, ((0, 0), top_bottom, left_right, (0, 0)))
         B, H, W, _ = x.shape
         h, wd = (H - kh) // stride + 1, (W - kw) // stride + 1
-        kernel, bias = self.widen(w).reshape(kh * kw * C, O), self.widen(b)
+        kernel, bias = self._wide(w).reshape(kh * kw * C, O), self._wide(b)
         y = np.empty((B, h, wd, O), self.arithmetic)
 
         def strip(rows: slice) -> None:
@@ -70,7 +71,7 @@ class NumpyOps(ReferenceOps):
     def group_norm(self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
         """As the specification; centred moments of each strip, merged by Chan's formula."""
         B, H, W, C = x.shape
-        scale, shift = self.widen(scale), self.widen(shift)
+        scale, shift = self._wide(scale), self._wide(shift)
         y = np.empty_like(x)
         for item, out in zip(x.reshape(B, H * W, C), y.reshape(B, H * W, C), strict=True):
             mean, var = group_moments(item, groups)
@@ -112,7 +113,7 @@ class NumpyOps(ReferenceOps):
         return t.reshape(like.shape)
 
     def linear(self, t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return t @ self.widen(w) + self.widen(b)
+        return t @ self._wide(w) + self._wide(b)
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarray:
         """As the specification; queries in strips, so that never all N × N logits are in memory."""

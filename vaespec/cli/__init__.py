@@ -1,1 +1,8 @@
-def main() -> None: ...
+"""The command line: `vaespec demo | roundtrip | encode | decode | info | backends`, one file per command."""
+
+
+def main() -> None:
+    """What the `vaespec` script calls. Exit codes: 0 done, 1 failed, 2 wrongly asked, 130 interrupted."""
+    from vaespec.cli.app import app
+
+    app()

@@ -34,6 +34,7 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
         _sniff(path)
         try:
             self._file: Any = safe_open(path, framework="numpy")
+            self.metadata: dict[str, str] = self._file.metadata() or {}  # type: ignore[no-untyped-call]
             self._names: tuple[str, ...] = tuple(self._file.keys())  # type: ignore[no-untyped-call]
         except (SafetensorError, OSError) as error:
             raise WeightFileError(f"{path} is damaged or not a whole safetensors file ({error}).") from None

@@ -8,7 +8,7 @@ import numpy as np
 
 from vaespec.architecture import parameters
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import NonFiniteError, WeightFileError, WeightMapError
+from vaespec.errors import InputError, NonFiniteError, WeightFileError, WeightMapError
 from vaespec.parameters import Parameter
 from vaespec.weights.containers import SafetensorsFile
 from vaespec.weights.dialects import IGNORED
@@ -18,6 +18,15 @@ OPTIONAL = "bn.num_batches_tracked"  # a counter that nothing reads; some writer
 SHOWN = 10  # problems of one kind that an error lists
 
 Weights = dict[str, np.ndarray]
+
+
+def load(path: Path, family: str | None = None) -> tuple[AutoencoderConfig, Weights]:
+    """A diffusers folder, whose config.json says everything, or a single file, to which `family` may add."""
+    if not path.is_dir():
+        return load_file(path, family=family)
+    if family is not None:
+        raise InputError(f"family={family!r} is for single files: {path} is a folder with its own config.json.")
+    return load_folder(path)
 
 
 def load_folder(folder: Path, variant: str | None = None) -> tuple[AutoencoderConfig, Weights]:

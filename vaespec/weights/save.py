@@ -39,7 +39,8 @@ def save_file(
     dtype: str | None = None,
 ) -> None:
     """One .safetensors file in a dialect's names. NonFiniteError names a tensor that does not fit the dtype."""
-    from safetensors.numpy import save_file as write_safetensors  # only who writes a file waits for it
+    from safetensors import SafetensorError  # imported here: only who writes a file waits for it
+    from safetensors.numpy import save_file as write_safetensors
 
     words = DIALECTS[dialect]
     stored = {
@@ -49,8 +50,8 @@ def save_file(
     try:
         with written_whole(path) as part:
             write_safetensors(stored, part, metadata={"format": "pt"})
-    except OSError as error:
-        raise WeightFileError(f"cannot write {path} ({error.strerror or error}).") from None
+    except (OSError, SafetensorError) as error:  # the latter for a full disk
+        raise WeightFileError(f"cannot write {path} ({error}).") from None
 
 
 def _as_stored(a: np.ndarray, name: str, parameter: Parameter, dialect: Dialect, dtype: str | None) -> np.ndarray:

@@ -1,0 +1,20 @@
+"""What every test runs under: one torch thread per worker, reproducible hypothesis, a clean environment."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import settings
+
+from vaespec import backend
+
+settings.register_profile("vaespec", deadline=None, derandomize=True, database=None, max_examples=40)
+settings.load_profile("vaespec")
+torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _clean_surroundings(monkeypatch):
+    """No backend chosen from outside, and none that an earlier test registered."""
+    monkeypatch.delenv("VAESPEC_BACKEND", raising=False)
+    monkeypatch.setattr(backend, "_registered", {})

@@ -1,0 +1,555 @@
+"""AutoencoderKL as its users hold it: on every backend the same, strict about its inputs, silent about nothing."""
+
+from __future__ import annotations
+
+import math
+
+import ml_dtypes
+import numpy as np
+import pytest
+import torch
+from configs import CONFIGS, TINY, drawn_weights, images, narrow, relative_l2, sizes, uniform
+from oracle import decoded, diffusers_model, encoded, oracle
+from PIL import Image
+
+from vaespec import AutoencoderConfig, AutoencoderKL, BackendError, InputError, NonFiniteError, parameters
+from vaespec.architecture import count_parameters
+
+each_backend = pytest.mark.parametrize("backend", ["numpy", "torch"])
+
+
+def model(name: str = "sd", backend: str = "numpy", dtype: str = "float64") -> AutoencoderKL:
+    """A named config with the oracle's weights."""
+    return AutoencoderKL(CONFIGS[name], oracle(name)[1], backend=backend, device="cpu", dtype=dtype)
+
+
+def tiny(backend: str = "numpy", dtype: str = "float32", config: AutoencoderConfig = TINY, **fields) -> AutoencoderKL:
+    return AutoencoderKL.from_config(config.replace(**fields), backend=backend, device="cpu", dtype=dtype)
+
+
+def array(x) -> np.ndarray:
+    """Any backend's array as NumPy."""
+    return x.detach().double().numpy() if isinstance(x, torch.Tensor) else np.asarray(x, np.float64)
+
+
+# -- new models --------------------------------------------------------------------------------------------------
+
+
+def test_new_weights_are_uniform_within_one_over_root_fan_in():
+    """As PyTorch draws them. The standard deviation of U(-a, a) is a / √3; n draws show it to within 5 / √n of that."""
+    config = narrow((32, 64), layers_per_block=1, norm_num_groups=32)
+    weights = AutoencoderKL.from_config(config, backend="numpy", dtype="float64").weights()
+    for name, parameter in parameters(config).items():
+        a = weights[name]
+        if parameter.role in ("conv", "linear", "bias"):
+            kernel = weights[name.replace(".bias", ".weight")]
+            bound = 1 / math.sqrt(math.prod(kernel.shape[1:]))
+            assert abs(a).max() <= bound, name
+            assert abs(a).max() > bound * (1 - 10 / a.size), name
+            if a.size >= 100:
+                assert abs(a.std() / (bound / math.sqrt(3)) - 1) < 5 / math.sqrt(a.size), name
+                assert abs(a.mean()) < 5 * bound / math.sqrt(3 * a.size), name
+        else:
+            np.testing.assert_array_equal(a, np.full(a.shape, float(parameter.role == "norm_scale")))
+
+
+def test_new_weights_have_the_spread_of_those_of_diffusers():
+    theirs = {name: tensor.numpy() for name, tensor in diffusers_model(TINY).state_dict().items()}
+    for name, ours in tiny(dtype="float64").weights().items():
+        if ours.size >= 500:
+            assert abs(ours.std() / theirs[name].std() - 1) < 10 / math.sqrt(ours.size), name
+        elif "norm" in name:
+            np.testing.assert_array_equal(ours, theirs[name])
+
+
+def test_new_statistics_are_those_of_no_batch():
+    weights = tiny(config=CONFIGS["flux2"]).weights()
+    assert (weights["bn.running_mean"] == 0).all()
+    assert (weights["bn.running_var"] == 1).all()
+    assert weights["bn.num_batches_tracked"] == 0
+
+
+def test_the_seed_gives_the_weights_on_every_backend():
+    first, again = tiny("numpy").weights(), tiny("torch").weights()
+    other = AutoencoderKL.from_config(TINY, seed=1, backend="numpy").weights()
+    assert first.keys() == again.keys() == parameters(TINY).keys()
+    for name, a in first.items():
+        np.testing.assert_array_equal(a, again[name])
+        assert "norm" in name or not np.array_equal(a, other[name])
+
+
+def test_a_config_may_be_the_content_of_a_config_json():
+    vae = AutoencoderKL.from_config(TINY.to_dict(), backend="numpy")
+    assert vae.config == TINY
+    assert vae.num_parameters() == count_parameters(TINY)
+
+
+# -- encode, decode, call ----------------------------------------------------------------------------------------
+
+
+@each_backend
+def test_encode_decode_and_call_agree(backend):
+    vae, x = model(backend=backend), images(CONFIGS["sd"], 16, 24, batch=2)
+    posterior = vae.encode(x).latent_dist
+    by_mode, by_sample = vae.decode(posterior.mode()).sample, vae.decode(posterior.sample(seed=5)).sample
+    np.testing.assert_array_equal(array(vae(x).sample), array(by_mode))
+    np.testing.assert_array_equal(array(vae.forward(x).sample), array(by_mode))
+    np.testing.assert_array_equal(array(vae(x, sample_posterior=True, seed=5).sample), array(by_sample))
+    assert not np.array_equal(array(by_mode), array(by_sample))
+
+
+def test_a_numpy_generator_seeds_the_call():
+    vae, x = tiny(), images(TINY, 8, 8).astype(np.float32)
+    first, second = (vae(x, True, True, np.random.default_rng(3)).sample for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@each_backend
+def test_tuples_hold_what_the_outputs_hold(backend):
+    vae, x = model(backend=backend), images(CONFIGS["sd"], 8, 8)
+    (posterior,) = vae.encode(x, return_dict=False)
+    z = posterior.mode()
+    np.testing.assert_array_equal(array(posterior.parameters), array(vae.encode(x)["latent_dist"].parameters))
+    (sample,) = vae.decode(z, return_dict=False)
+    np.testing.assert_array_equal(array(sample), array(vae.decode(z)[0]))
+    (sample,) = vae(x, return_dict=False)
+    np.testing.assert_array_equal(array(sample), array(vae(x).sample))
+    sample, posterior = vae(x, return_dict=False, return_posterior=True)
+    np.testing.assert_array_equal(array(sample), array(vae(x).sample))
+    np.testing.assert_array_equal(array(posterior.mean), array(z))
+
+
+@each_backend
+def test_the_posterior_is_returned_only_when_asked_for(backend):
+    vae, x = tiny(backend), images(TINY, 8, 8)
+    assert vae(x).posterior is None
+    assert tuple(vae(x, return_posterior=True).posterior.mean.shape) == (1, 4, 4, 4)
+
+
+@each_backend
+def test_outputs_are_the_arrays_of_the_backend_in_its_dtype(backend):
+    vae = tiny(backend)
+    outputs = vae.encode(images(TINY, 8, 8)).latent_dist.mean, vae.decode(uniform("z", (1, 4, 2, 2))).sample
+    for output in (*outputs, vae.encode_latents(images(TINY, 8, 8))):
+        assert isinstance(output, {"numpy": np.ndarray, "torch": torch.Tensor}[backend])
+        assert str(output.dtype).endswith("float32")
+
+
+@each_backend
+@pytest.mark.parametrize("name", ["sd", "kl-f16"])
+def test_slicing_gives_the_results_of_the_whole_batch(backend, name):
+    vae, x = model(name, backend), images(CONFIGS[name], 16, 32, batch=3)
+    whole = vae(x, sample_posterior=True, seed=2, return_posterior=True)
+    vae.enable_slicing()
+    assert vae.use_slicing
+    sliced = vae(x, sample_posterior=True, seed=2, return_posterior=True)
+    assert relative_l2(array(sliced.sample), array(whole.sample)) <= 1e-14
+    assert relative_l2(array(sliced.posterior.parameters), array(whole.posterior.parameters)) <= 1e-14
+    vae.disable_slicing()
+    np.testing.assert_array_equal(array(vae(x).sample), array(model(name, backend)(x).sample))
+
+
+# -- where it runs -----------------------------------------------------------------------------------------------
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_a_model_moves_to_a_dtype_in_place(backend, dtype):
+    vae = tiny(backend)
+    weights = vae.weights()
+    assert vae.to(dtype=dtype) is vae
+    assert vae.dtype == dtype
+    assert str(vae.decode(uniform("z", (1, 4, 2, 2))).sample.dtype).endswith(dtype)
+    for name, a in vae.weights().items():
+        np.testing.assert_array_equal(a, weights[name].astype(getattr(ml_dtypes, dtype, dtype)))
+
+
+@each_backend
+def test_moving_nowhere_changes_nothing(backend):
+    vae, z = tiny(backend), uniform("z", (1, 4, 2, 2))
+    before = array(vae.decode(z).sample)
+    vae.to().to(device="cpu")
+    np.testing.assert_array_equal(array(vae.decode(z).sample), before)
+
+
+@pytest.mark.parametrize("name", ["sd", "flux2", "kl-f16"])
+@pytest.mark.parametrize(("there", "back"), [("numpy", "torch"), ("torch", "numpy")])
+def test_another_backend_gives_the_same_results(name, there, back):
+    vae = model(name, there)
+    vae.enable_slicing()
+    moved = vae.with_backend(back)
+    assert (moved.backend, moved.dtype, moved.use_slicing, vae.backend) == (back, "float64", True, there)
+    x = images(CONFIGS[name], 16, 32, batch=2)
+    assert relative_l2(array(moved(x).sample), array(vae(x).sample)) <= 1e-13
+    assert relative_l2(array(moved.encode_latents(x, seed=7)), array(vae.encode_latents(x, seed=7))) <= 1e-13
+    for key, a in vae.weights().items():
+        np.testing.assert_array_equal(moved.weights()[key], a)
+
+
+@each_backend
+def test_changing_the_arrays_a_model_was_made_from_does_not_change_it(backend):
+    weights = {name: a.astype(np.float32) for name, a in oracle("sd")[1].items()}
+    vae, z = AutoencoderKL(CONFIGS["sd"], weights, backend=backend, device="cpu"), uniform("z", (1, 4, 2, 2))
+    before = array(vae.decode(z).sample)
+    for a in weights.values():
+        a *= 0
+    np.testing.assert_array_equal(array(vae.decode(z).sample), before)
+
+
+@each_backend
+def test_changing_exported_weights_does_not_change_the_model(backend):
+    vae, z = tiny(backend), uniform("z", (1, 4, 2, 2))
+    before = array(vae.decode(z).sample)
+    for a in vae.weights().values():
+        if a.flags.writeable:
+            a *= 0
+    np.testing.assert_array_equal(array(vae.decode(z).sample), before)
+
+
+def test_training_a_module_does_not_change_a_copy_on_another_backend():
+    vae, z = tiny("torch"), uniform("z", (1, 4, 2, 2)).astype(np.float32)
+    copy = vae.with_backend("numpy")
+    before = array(copy.decode(z).sample)
+    with torch.no_grad():
+        for tensor in vae.module().parameters():
+            tensor.mul_(0)
+    np.testing.assert_array_equal(array(copy.decode(z).sample), before)
+
+
+# -- pure functions and modules ----------------------------------------------------------------------------------
+
+
+@each_backend
+def test_functional_is_the_model_as_a_value(backend):
+    vae = model(backend=backend)
+    params, encode, decode = vae.functional()
+    x, z = vae._ops.from_numpy(images(CONFIGS["sd"], 16, 8)), vae._ops.from_numpy(uniform("z", (1, 4, 2, 1)))
+    np.testing.assert_array_equal(
+        array(encode(params, x).latent_dist.parameters), array(vae.encode(x).latent_dist.parameters)
+    )
+    np.testing.assert_array_equal(array(decode(params, z).sample), array(vae.decode(z).sample))
+
+
+@each_backend
+def test_functional_uses_the_params_it_is_given_and_no_others(backend):
+    vae = model(backend=backend)
+    params, _, decode = vae.functional()
+    z = vae._ops.from_numpy(uniform("z", (1, 4, 2, 1)))
+    before = array(vae.decode(z).sample)
+    silent = {name: 0 * value for name, value in params.items()}
+    assert not array(decode(silent, z).sample).any()
+    params.clear()
+    np.testing.assert_array_equal(array(vae.decode(z).sample), before)
+
+
+@pytest.mark.parametrize("name", ["sd", "flux2-small-decoder", "kl-f16", "quant-conv-only", "cogview"])
+def test_the_module_and_diffusers_load_each_others_state_dict(name):
+    config, (theirs, weights) = CONFIGS[name], oracle(name)
+    module = model(name, "torch").module()
+    new = diffusers_model(config)
+    new.load_state_dict(module.state_dict(), strict=True)
+    x = images(config, *sizes(config)["tall"])
+    np.testing.assert_array_equal(encoded(new, x)[0], encoded(theirs, x)[0])
+    other = AutoencoderKL.from_config(config, backend="torch", device="cpu", dtype="float64").module()
+    other.load_state_dict(theirs.state_dict(), strict=True)
+    with torch.no_grad():
+        z = other.encode(torch.tensor(x)).latent_dist.mode()
+        pictures = other.decode(z).sample
+    assert relative_l2(array(z), encoded(theirs, x)[0]) <= 1e-13
+    assert relative_l2(array(pictures), decoded(theirs, array(z))) <= 1e-13
+    assert {key for key, _ in module.named_parameters()} == {key for key, _ in theirs.named_parameters()}
+    assert {key for key, _ in module.named_buffers()} == {key for key, _ in theirs.named_buffers()}
+    assert weights.keys() == module.state_dict().keys()
+
+
+def test_the_module_computes_what_the_model_computes():
+    vae, x = model(backend="torch"), torch.tensor(images(CONFIGS["sd"], 16, 8))
+    output = vae.module()(x, sample_posterior=True, seed=3)
+    expected = vae(x, sample_posterior=True, seed=3, return_posterior=True)
+    assert torch.equal(output.sample, expected.sample)
+    assert torch.equal(output.posterior.parameters, expected.posterior.parameters)
+
+
+def test_a_backend_without_modules_says_so():
+    with pytest.raises(BackendError, match="'numpy' has no module class: use functional"):
+        tiny("numpy").module()
+
+
+@pytest.mark.parametrize("name", ["sd", "kl-f16", "gelu", "mish", "relu"])
+def test_gradients_reach_every_parameter_and_are_those_of_diffusers(name):
+    config, (theirs, _) = CONFIGS[name], oracle(name)
+    module, x = model(name, "torch").module(), torch.tensor(images(config, 32, 16))
+    module(x).sample.square().sum().backward()
+    theirs.zero_grad()
+    theirs.decode(theirs.encode(x).latent_dist.mode()).sample.square().sum().backward()
+    expected = {key: tensor.grad for key, tensor in theirs.named_parameters()}
+    for key, tensor in module.named_parameters():
+        largest = expected[key].abs().max()
+        assert tensor.grad is not None, key
+        assert largest > 0, key
+        if not key.endswith("to_k.bias"):  # has no effect on the result: its gradient is rounding
+            assert (tensor.grad - expected[key]).abs().max() <= 1e-9 * largest, key
+
+
+def test_a_few_steps_of_an_optimiser_reduce_the_loss():
+    module, x = tiny("torch").module(), torch.tensor(images(TINY, 16, 16, batch=2), dtype=torch.float32)
+    optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
+    losses = []
+    for step in range(12):
+        output = module(x, sample_posterior=True, seed=step)
+        loss = (output.sample - x).square().mean() + 1e-6 * output.posterior.kl().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_gradients_reach_the_images_through_the_model():
+    x = torch.tensor(images(TINY, 8, 8), dtype=torch.float32, requires_grad=True)
+    tiny("torch")(x).sample.sum().backward()
+    assert x.grad.abs().max() > 0
+
+
+# -- inputs ------------------------------------------------------------------------------------------------------
+
+
+@each_backend
+@pytest.mark.parametrize(
+    ("x", "words"),
+    [
+        (np.zeros((3, 8, 8)), r"images of shape \(3, 8, 8\): expected \(B, 3, height, width\)"),
+        (np.zeros((1, 1, 3, 8, 8)), r"images of shape \(1, 1, 3, 8, 8\)"),
+        (np.float64(1.0), "images"),
+        (np.zeros((1, 4, 8, 8)), r"images of shape \(1, 4, 8, 8\): expected 3 channels, got 4\.$"),
+        (np.zeros((1, 8, 8, 3)), r"expected 3 channels, got 8 \(channels come before height and width\)"),
+        (np.zeros((1, 3, 8, 8), np.uint8), r"images of dtype uint8: expected floats in \[-1, 1\].*x / 127.5 - 1"),
+        (np.zeros((1, 3, 8, 8), bool), "images of dtype bool"),
+        (np.zeros((1, 3, 8, 8), complex), "images of dtype complex128"),
+        (np.zeros((1, 3, 8, 8), object), "images of dtype object"),
+        (np.zeros((1, 3, 1, 8)), "images of 1 x 8: expected at least 2 x 2"),
+        (np.zeros((1, 3, 8, 0)), "images of 8 x 0: expected at least 2 x 2"),
+        (np.zeros((0, 3, 8, 8)), r"images of shape \(0, 3, 8, 8\): the batch is empty"),
+        ([], "images are a list: expected an array"),
+        ([np.zeros((3, 8, 8))], "images are a list: expected an array"),
+        (None, "images are a NoneType"),
+        ("cat.png", "images are a str"),
+        (torch.zeros(3, 8, 8), r"images of shape \(3, 8, 8\)"),
+        (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "images of dtype .*int64"),
+    ],
+)
+def test_images_that_do_not_fit_are_refused_in_words(backend, x, words):
+    with pytest.raises(InputError, match=words):
+        tiny(backend).encode(x)
+
+
+@each_backend
+@pytest.mark.parametrize(
+    ("z", "words"),
+    [
+        (np.zeros((4, 8, 8)), r"latents of shape \(4, 8, 8\): expected \(B, 4, height, width\)"),
+        (np.zeros((1, 3, 8, 8)), "expected 4 channels, got 3"),
+        (np.zeros((1, 8, 8, 4)), "channels come before height and width"),
+        (np.zeros((1, 4, 0, 8)), "latents of 0 x 8: expected at least 1 x 1"),
+        (np.zeros((0, 4, 8, 8)), "the batch is empty"),
+        ([], "latents are a list"),
+    ],
+)
+def test_latents_that_do_not_fit_are_refused_in_words(backend, z, words):
+    vae = tiny(backend)
+    for decode in (vae.decode, vae.decode_latents):
+        with pytest.raises(InputError, match=words):
+            decode(z)
+
+
+@each_backend
+def test_integer_latents_are_refused_without_talk_of_pixels(backend):
+    with pytest.raises(InputError, match="latents of dtype int64: expected floats") as caught:
+        tiny(backend).decode(np.zeros((1, 4, 2, 2), np.int64))
+    assert "127.5" not in str(caught.value)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
+@each_backend
+def test_arrays_of_either_framework_may_enter_either_backend(backend, dtype):
+    """What enters is rounded to float32 by the model at most."""
+    vae = tiny(backend)
+    x = images(TINY, 8, 12).astype(getattr(ml_dtypes, dtype, dtype))
+    expected = array(vae.encode(x.astype(np.float32)).latent_dist.parameters)
+    tensor = torch.tensor(x.astype(np.float64)).to(getattr(torch, dtype))
+    for given in (x, tensor):
+        np.testing.assert_array_equal(array(vae.encode(given).latent_dist.parameters), expected)
+
+
+def test_a_tensor_with_a_gradient_is_not_cut_off_silently():
+    with pytest.raises(InputError, match=r"images cannot be read as an array .*requires grad"):
+        tiny("numpy").encode(torch.zeros((1, 3, 8, 8), requires_grad=True))
+
+
+@each_backend
+def test_arrays_of_the_other_framework_may_be_latents(backend):
+    vae, z = tiny(backend), uniform("z", (1, 4, 2, 3)).astype(np.float32)
+    np.testing.assert_array_equal(array(vae.decode(torch.tensor(z)).sample), array(vae.decode(z).sample))
+
+
+@each_backend
+def test_strides_do_not_matter(backend):
+    vae = model(backend=backend)
+    big = images(CONFIGS["sd"], 40, 36, batch=4)
+    nhwc = np.ascontiguousarray(big.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2)
+    flipped = big[::-1, ::-1, ::-1, ::-1]
+    for x in (nhwc, flipped, big[::2, :, 3:19, 1::2], np.asfortranarray(big), np.broadcast_to(big[:1], big.shape)):
+        assert not x.flags.c_contiguous
+        expected = array(vae.encode(x.copy(order="C")).latent_dist.parameters)
+        assert relative_l2(array(vae.encode(x).latent_dist.parameters), expected) <= 1e-14
+    tensor = torch.tensor(big).permute(0, 1, 3, 2)[:, :, 2:34:2]
+    expected = array(vae.encode(tensor.contiguous()).latent_dist.parameters)
+    assert relative_l2(array(vae.encode(tensor).latent_dist.parameters), expected) <= 1e-14
+
+
+@each_backend
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P", "1", "CMYK"])
+def test_pictures_of_any_mode_are_images(backend, mode):
+    pixels = np.rint(uniform("pixels", (16, 24, 3), 0, 255)).astype(np.uint8)
+    picture = Image.fromarray(pixels).convert(mode)
+    vae = tiny(backend)
+    x = np.asarray(picture.convert("RGB")).transpose(2, 0, 1)[None] / np.float32(127.5) - np.float32(1)
+    expected = array(vae.encode(x.astype(np.float32)).latent_dist.mean)
+    np.testing.assert_array_equal(array(vae.encode(picture).latent_dist.mean), expected)
+    both = array(vae.encode([picture, picture]).latent_dist.mean)
+    np.testing.assert_allclose(both, np.concatenate([expected] * 2), rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_of_different_sizes_are_refused():
+    with pytest.raises(InputError, match=r"pictures of sizes \[\(8, 8\), \(9, 8\)\] in one batch"):
+        tiny().encode([Image.new("RGB", (9, 8)), Image.new("RGB", (8, 8))])
+
+
+def test_a_picture_is_refused_by_a_model_of_other_channels():
+    with pytest.raises(InputError, match="expected 6 channels, got 3"):
+        tiny(config=CONFIGS["six-channel-images"]).encode(Image.new("RGB", (8, 8)))
+
+
+@each_backend
+@pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 1000), (1000, 8), (15, 23)])
+def test_images_in_images_out(backend, height, width):
+    vae, x = model(backend=backend, dtype="float32"), images(CONFIGS["sd"], height, width)
+    posterior = vae.encode(x).latent_dist
+    assert tuple(posterior.mean.shape) == (1, 4, height // 8, width // 8)
+    pictures = vae.decode(posterior.mode()).sample
+    assert tuple(pictures.shape) == (1, 3, height // 8 * 8, width // 8 * 8)
+    mean, _ = encoded(oracle("sd")[0], x)
+    assert relative_l2(array(posterior.mean), mean) <= 5e-6
+    assert relative_l2(array(pictures), decoded(oracle("sd")[0], array(posterior.mean))) <= 5e-6
+
+
+@each_backend
+@pytest.mark.parametrize("name", ["sd", "a-group-per-channel", "kl-f32", "one-level"])
+def test_one_latent_makes_an_image(backend, name):
+    config = CONFIGS[name]
+    z, f = uniform("z", (1, config.latent_channels, 1, 1)), config.downsampling_factor
+    pictures = array(model(name, backend).decode(z).sample)
+    assert pictures.shape == (1, config.out_channels, f, f)
+    expected = array(model(name, "numpy").decode(z).sample)
+    assert relative_l2(pictures, expected) <= 1e-13
+
+
+# -- what is not finite ------------------------------------------------------------------------------------------
+
+
+@each_backend
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_a_bad_pixel_is_reported_with_its_place(backend, bad):
+    x = images(TINY, 8, 8, batch=2)
+    x[1, 2, 3, 4] = x[1, 2, 7, 7] = bad
+    with pytest.raises(NonFiniteError, match=r"the images hold 2 NaN or infinite numbers, .* index \(1, 2, 3, 4\)"):
+        tiny(backend).encode(x)
+    with pytest.raises(NonFiniteError, match=r"the images hold 2 NaN .* \(1, 2, 3, 4\)"):
+        tiny(backend).encode(torch.tensor(x))
+
+
+@each_backend
+def test_a_bad_latent_is_reported_with_its_place(backend):
+    z = uniform("z", (1, 4, 2, 2))
+    z[0, 3, 1, 0] = np.nan
+    with pytest.raises(NonFiniteError, match=r"the latents hold 1 NaN .* index \(0, 3, 1, 0\)"):
+        tiny(backend).decode(z)
+
+
+@each_backend
+@pytest.mark.parametrize(
+    "name", ["decoder.mid_block.attentions.0.to_v.weight", "decoder.conv_in.weight", "decoder.conv_norm_out.bias"]
+)
+def test_a_bad_weight_is_named(backend, name):
+    weights = tiny().weights()
+    weights[name] = weights[name].copy()
+    weights[name].flat[0] = np.nan
+    vae = AutoencoderKL(TINY, weights, backend=backend, device="cpu")
+    with pytest.raises(NonFiniteError, match=f"the images are not finite: .* the weight {name}"):
+        vae.decode(uniform("z", (1, 4, 2, 2)))
+
+
+@each_backend
+def test_a_bad_weight_of_the_encoder_leaves_the_decoder_alone(backend):
+    weights = tiny().weights()
+    weights["encoder.conv_in.bias"] = np.full_like(weights["encoder.conv_in.bias"], np.inf)
+    vae = AutoencoderKL(TINY, weights, backend=backend, device="cpu")
+    assert np.isfinite(array(vae.decode(uniform("z", (1, 4, 2, 2))).sample)).all()
+    with pytest.raises(NonFiniteError, match=r"the moments are not finite: .* the weight encoder\.conv_in\.bias"):
+        vae.encode(images(TINY, 8, 8))
+
+
+def large(name: str, factor: float) -> dict[str, np.ndarray]:
+    weights = drawn_weights({key: parameter.shape for key, parameter in parameters(TINY).items()})
+    weights[name] = weights[name] * factor
+    return weights
+
+
+@each_backend
+def test_an_overflow_names_the_layer(backend):
+    """Weights up to 3e38 fit float32; the sum of 144 products with them does not."""
+    name = "decoder.up_blocks.0.resnets.1.conv2.weight"
+    vae = AutoencoderKL(TINY, large(name, 2e39), backend=backend, device="cpu")
+    with pytest.raises(
+        NonFiniteError, match=rf"first appears in the conv2d after reading {name.removesuffix('.weight')}\."
+    ):
+        vae.decode(uniform("z", (1, 4, 2, 2), -2, 2))
+
+
+def test_an_overflow_of_torch_in_float16_names_the_layer():
+    """Residual maps of a few thousand, times 100, do not fit float16 (65,504), and do fit float32."""
+    name = "decoder.up_blocks.0.resnets.1.conv2.weight"
+    vae = AutoencoderKL(TINY, large(name, 1e5), backend="torch", device="cpu", dtype="float32")
+    assert np.isfinite(array(vae.decode(uniform("z", (1, 4, 2, 2), -2, 2)).sample)).all()
+    vae.to(dtype="float16")
+    with pytest.raises(NonFiniteError, match=r"float16 is too narrow for them: use float32 or bfloat16"):
+        vae.decode(uniform("z", (1, 4, 2, 2), -2, 2))
+
+
+@each_backend
+def test_a_result_beyond_float16_is_reported(backend):
+    vae = AutoencoderKL(TINY, large("decoder.conv_out.weight", 5e4), backend=backend, device="cpu", dtype="float16")
+    with pytest.raises(NonFiniteError, match=r"the images are not finite.*float16 is too narrow"):
+        vae.decode(uniform("z", (1, 4, 2, 2), -2, 2))
+
+
+@each_backend
+def test_a_weight_beyond_float16_is_named(backend):
+    weights = large("decoder.conv_in.bias", 1e6)
+    with pytest.raises(NonFiniteError, match=r"decoder\.conv_in\.bias"):
+        AutoencoderKL(TINY, weights, backend=backend, device="cpu", dtype="float16").decode(np.zeros((1, 4, 2, 2)))
+
+
+@each_backend
+def test_images_beyond_float16_are_reported(backend):
+    with pytest.raises(NonFiniteError, match="float16"):
+        tiny(backend, "float16").encode(np.full((1, 3, 8, 8), 1e6))
+
+
+@each_backend
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_the_count_of_batches_survives_sixteen_bits(backend, dtype):
+    weights = dict(oracle("flux2")[1]) | {"bn.num_batches_tracked": np.array(1_234_567, np.int64)}
+    vae = AutoencoderKL(CONFIGS["flux2"], weights, backend=backend, device="cpu", dtype=dtype)
+    assert int(vae.weights()["bn.num_batches_tracked"]) == 1_234_567
+    assert np.isfinite(array(vae.decode(uniform("z", (1, 8, 2, 2))).sample)).all()

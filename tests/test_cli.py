@@ -1,0 +1,671 @@
+"""The command line, as its user meets it: what is written, what is printed, and what is said when it fails."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from configs import CONFIGS, narrow
+from PIL import Image
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
+from typer.testing import CliRunner
+
+import vaespec
+from vaespec import autoencoder, pictures
+from vaespec.cli import console, picture_files
+from vaespec.cli.app import app
+
+NARROW = narrow((8, 8, 8), latent_channels=4)  # f = 4
+COMMANDS = ("demo", "roundtrip", "encode", "decode", "info", "backends")
+MODEL = ("--weights", "weights", "--backend", "numpy")
+
+
+@pytest.fixture(scope="session")
+def weights(tmp_path_factory) -> Path:
+    return saved(NARROW, tmp_path_factory.mktemp("narrow"))
+
+
+@pytest.fixture(autouse=True)
+def _workplace(tmp_path, monkeypatch, weights):
+    """Every test starts in an empty folder, but for a link to the narrow weights."""
+    monkeypatch.chdir(tmp_path)
+    Path("weights").symlink_to(weights)
+
+
+def saved(config: vaespec.AutoencoderConfig, folder: Path) -> Path:
+    vaespec.AutoencoderKL.from_config(config, backend="numpy").save_pretrained(folder)
+    return folder
+
+
+def vae() -> vaespec.AutoencoderKL:
+    return vaespec.load("weights", backend="numpy")
+
+
+def picture(name: str, width: int = 13, height: int = 10, seed: int = 0) -> Path:
+    """A smooth picture of random colours."""
+    coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+    Path(name).parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(name)
+    return Path(name)
+
+
+def pixels(path: str | Path) -> np.ndarray:
+    with Image.open(path) as opened:
+        return np.asarray(opened)
+
+
+def run(*args: str | Path, code: int = 0):
+    result = CliRunner().invoke(app, [str(arg) for arg in args])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def error(*args: str | Path, code: int = 1) -> str:
+    """What a failing command says: one line on stderr, nothing on stdout."""
+    result = run(*args, code=code)
+    assert result.stdout == ""
+    assert result.stderr.startswith("vaespec: error: ")
+    assert result.stderr.count("\n") == 1
+    assert "Traceback" not in result.stderr
+    return result.stderr
+
+
+def files() -> set[str]:
+    """Everything in the folder but the weights."""
+    return {str(path) for path in Path().rglob("*") if path.is_file() and "weights" not in path.parts}
+
+
+# -- help and version --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_the_help_of_every_command_has_an_example(command):
+    assert f"Example: vaespec {command}" in run(command, "--help").stdout
+
+
+def test_the_version_is_printed():
+    assert run("--version").stdout == f"vaespec {vaespec.__version__}\n"
+
+
+def test_showing_help_loads_no_framework_and_no_pillow():
+    code = "import sys, vaespec.cli.app; print(*{'torch', 'PIL', 'rich.table', 'rich.progress'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+# -- roundtrip ---------------------------------------------------------------------------------------------
+
+
+def test_roundtrip_writes_what_the_model_makes_and_prints_its_psnr():
+    picture("cat.png", 16, 12)
+    result = run("roundtrip", "cat.png", "--output", "out", *MODEL)
+    with Image.open("cat.png") as original:
+        (expected,) = pictures.to_pixels(vae()(original).sample)
+    np.testing.assert_array_equal(pixels("out/cat-vae.png"), expected)
+    assert f"{pictures.psnr(pixels('cat.png'), expected):.2f} dB" in result.stdout
+    assert result.stderr == ""
+
+
+@pytest.mark.parametrize(("width", "height"), [(4, 4), (5, 7), (8, 11), (13, 10), (40, 6)])
+def test_floor_drops_what_is_left_over_from_a_multiple_of_f(width, height):
+    picture("cat.png", width, height)
+    run("roundtrip", "cat.png", *MODEL)
+    assert pixels("cat-vae.png").shape == (height // 4 * 4, width // 4 * 4, 3)
+
+
+@pytest.mark.parametrize(("width", "height"), [(1, 1), (4, 4), (5, 7), (13, 10), (40, 3)])
+def test_edge_keeps_the_size(width, height):
+    picture("cat.png", width, height)
+    run("roundtrip", "cat.png", "--pad", "edge", *MODEL)
+    assert pixels("cat-vae.png").shape == (height, width, 3)
+
+
+def test_edge_repeats_the_last_row_and_column():
+    picture("cat.png", 13, 10)
+    padded = np.pad(pixels("cat.png"), ((0, 2), (0, 3), (0, 0)), mode="edge")
+    Image.fromarray(padded).save("padded.png")
+    run("roundtrip", "cat.png", "padded.png", "--pad", "edge", *MODEL)
+    np.testing.assert_array_equal(pixels("cat-vae.png"), pixels("padded-vae.png")[:10, :13])
+
+
+def test_the_json_of_roundtrip_has_a_row_per_picture_and_their_mean():
+    picture("a.png"), picture("b.png", 9, 9, seed=1)
+    document = json.loads(run("roundtrip", "a.png", "b.png", "--json", *MODEL).stdout)
+    assert [row["picture"] for row in document["pictures"]] == ["a.png", "b.png"]
+    assert [row["output_size"] for row in document["pictures"]] == [[8, 12], [8, 8]]
+    assert document["mean_psnr"] == pytest.approx(np.mean([row["psnr"] for row in document["pictures"]]))
+    assert document["backend"] == "numpy"
+
+
+def test_picture_i_is_sampled_with_seed_plus_i():
+    picture("a.png"), picture("b.png", seed=1)
+    run("roundtrip", "a.png", "b.png", "--sample", "--seed", "7", "--output", "both", *MODEL)
+    run("roundtrip", "b.png", "--sample", "--seed", "8", "--output", "alone", *MODEL)
+    run("roundtrip", "b.png", "--mode", "--output", "mode", *MODEL)
+    np.testing.assert_array_equal(pixels("both/b-vae.png"), pixels("alone/b-vae.png"))
+    assert (pixels("mode/b-vae.png") != pixels("alone/b-vae.png")).any()
+
+
+def test_a_file_name_that_looks_like_markup_is_printed_as_it_is():
+    picture("[bold]cat.png")
+    assert "[bold]cat-vae.png" in run("roundtrip", "[bold]cat.png", *MODEL).stdout
+
+
+# -- encode and decode -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("how", [("--pad", "floor"), ("--pad", "edge"), ("--sample", "--seed", "3")])
+@pytest.mark.parametrize("raw", [True, False])
+def test_encode_then_decode_equals_roundtrip(how, raw):
+    names = [picture("cat.jpg", 13, 10), picture("dog.png", 22, 9, seed=1), picture("x/fox.png", 8, 8, seed=2)]
+    run("roundtrip", *names, *how, "--output", "direct", *MODEL)
+    run("encode", *names, *how, *(["--raw"] if raw else []), "--output", "some/latents.safetensors", *MODEL)
+    run("decode", "some/latents.safetensors", "--output", "decoded", *MODEL)
+    assert {path.name for path in Path("decoded").iterdir()} == {"cat-vae.png", "dog-vae.png", "fox-vae.png"}
+    for path in Path("decoded").iterdir():
+        difference = pixels(path).astype(int) - pixels(Path("direct") / path.name)
+        assert np.abs(difference).max() <= (0 if raw else 1)  # scaling and back rounds
+
+
+def test_the_latents_are_those_of_the_python_interface_with_metadata_that_tell_all():
+    picture("cat.png", 16, 12), picture("dog.png", 9, 8, seed=1)
+    run("encode", "cat.png", "dog.png", "--sample", "--seed", "5", *MODEL)
+    with Image.open("cat.png") as cat:
+        expected = vae().encode_latents(cat, seed=[5])[0]
+    np.testing.assert_array_equal(load_file("latents.safetensors")["0-cat"], expected)
+    with safe_open("latents.safetensors", framework="numpy") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata.pop("config")) == NARROW.to_dict()
+    assert json.loads(metadata.pop("pictures")) == [
+        {"tensor": "0-cat", "file": "cat.png", "height": 12, "width": 16, "pad": "floor", "seed": 5},
+        {"tensor": "1-dog", "file": "dog.png", "height": 8, "width": 9, "pad": "floor", "seed": 6},
+    ]
+    assert metadata == {
+        "format": "vaespec-latents",
+        "version": "1",
+        "written_by": f"vaespec {vaespec.__version__}",
+        "f": "4",
+        "values": "normalized",
+        "posterior": "sample",
+    }
+
+
+def test_pictures_of_one_name_stay_apart_through_encode_and_decode():
+    names = [picture("one/cat.png"), picture("two/cat.png", seed=1)]
+    run("encode", *names, *MODEL)
+    document = json.loads(run("decode", "latents.safetensors", "--output", "out", "--json", *MODEL).stdout)
+    assert [row["output"] for row in document["pictures"]] == ["out/0-cat-vae.png", "out/1-cat-vae.png"]
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+def test_latents_are_stored_in_the_dtype_of_the_model(dtype):
+    picture("cat.png")
+    run("encode", "cat.png", "--raw", "--dtype", dtype, *MODEL)
+    run("decode", "latents.safetensors", *MODEL)
+    assert load_file("latents.safetensors")["0-cat"].dtype.name == dtype
+    assert pixels("cat-vae.png").shape == (8, 12, 3)
+
+
+def test_flux2_latents_are_patchified_and_any_size_comes_back_with_edge():
+    saved(CONFIGS["flux2"], Path("flux2"))
+    picture("cat.png", 37, 21)
+    where = ("--weights", "flux2", "--backend", "numpy")
+    run("encode", "cat.png", "--pad", "edge", *where)
+    assert load_file("latents.safetensors")["0-cat"].shape == (8 * 4, 2, 3)
+    run("decode", "latents.safetensors", *where)
+    assert pixels("cat-vae.png").shape == (21, 37, 3)
+    picture("dog.png", 24, 16)
+    assert "dog.png: latents of 2 x 3 cannot be cut into 2 x 2 patches" in error("encode", "dog.png", *where)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"latent_channels": 8}, "latent_channels is 4 in the latents, 8 in the weights"),
+        ({"scaling_factor": 0.5}, "scaling_factor is 0.18215 in the latents, 0.5 in the weights"),
+        ({"scaling_factor": None}, "the scaling factor of other is not known"),
+    ],
+)
+def test_decode_refuses_weights_that_do_not_fit(changes, words):
+    saved(NARROW.replace(**changes), Path("other"))
+    picture("cat.png")
+    run("encode", "cat.png", *MODEL)
+    assert words in error("decode", "latents.safetensors", "--weights", "other")
+
+
+def test_decode_refuses_weights_of_another_f():
+    saved(narrow((8, 8)), Path("other"))
+    picture("cat.png")
+    run("encode", "cat.png", *MODEL)
+    assert "downsampling_factor is 4 in the latents, 2 in the weights" in error(
+        "decode", "latents.safetensors", "--weights", "other"
+    )
+
+
+def test_raw_latents_ask_for_no_scale():
+    saved(NARROW.replace(scaling_factor=None), Path("unscaled"))
+    picture("cat.png")
+    assert "Give --family, or --raw" in error("encode", "cat.png", "--weights", "unscaled")
+    run("encode", "cat.png", "--weights", "unscaled", "--raw")
+    run("decode", "latents.safetensors", "--weights", "unscaled")
+
+
+def tampered(**changes: str) -> Path:
+    """A latents file whose metadata somebody has changed."""
+    picture("cat.png")
+    run("encode", "cat.png", *MODEL)
+    with safe_open("latents.safetensors", framework="numpy") as file:
+        metadata = {**file.metadata(), **changes}
+    save_file(load_file("latents.safetensors"), "tampered.safetensors", metadata)
+    return Path("tampered.safetensors")
+
+
+ENTRY = {"tensor": "0-cat", "file": "cat.png", "height": 10, "width": 13, "pad": "floor", "seed": None}
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"format": "other"}, "holds no latents of `vaespec encode`"),
+        ({"version": "2"}, "is of version '2'"),
+        ({"config": "{"}, "damaged metadata"),
+        ({"values": "other"}, "damaged metadata"),
+        ({"pictures": json.dumps([{**ENTRY, "tensor": "../../cat"}])}, "damaged metadata"),
+        ({"pictures": json.dumps([{**ENTRY, "height": "ten"}])}, "damaged metadata"),
+        ({"pictures": json.dumps([{**ENTRY, "pad": "mirror"}])}, "damaged metadata"),
+        ({"pictures": json.dumps([{**ENTRY, "tensor": "1-dog"}])}, "has no tensor '1-dog'"),
+        ({"pictures": json.dumps([{**ENTRY, "height": 100}])}, "'0-cat' is (4, 2, 3), its metadata say (4, 25, 3)"),
+        ({"pictures": "[]"}, "holds no pictures"),
+    ],
+)
+def test_decode_refuses_a_file_that_contradicts_itself(changes, words):
+    assert words in error("decode", tampered(**changes), "--output", "out", *MODEL)
+    assert not Path("out").exists()
+
+
+def test_decode_writes_nothing_outside_its_folder():
+    entry = {**ENTRY, "file": "../../escaped.png"}
+    run("decode", tampered(pictures=json.dumps([entry])), "--output", "deep/out", *MODEL)
+    assert Path("deep/out/escaped-vae.png").exists()
+
+
+def test_latents_that_are_not_finite_are_reported():
+    tampered()
+    save_file(
+        {"0-cat": np.full((4, 2, 3), np.nan, np.float32)},
+        "nan.safetensors",
+        safe_open("latents.safetensors", framework="numpy").metadata(),
+    )
+    assert "NaN" in error("decode", "nan.safetensors", *MODEL)
+
+
+# -- pictures of every kind --------------------------------------------------------------------------------
+
+
+def test_transparent_pixels_are_white():
+    Image.new("RGBA", (8, 8), (255, 0, 0, 0)).save("clear.png")
+    np.testing.assert_array_equal(np.asarray(picture_files.read(Path("clear.png"))), np.full((8, 8, 3), 255))
+
+
+def test_sixteen_bit_greys_are_scaled_not_clipped():
+    Image.fromarray(np.array([[0, 257], [32896, 65535]], np.uint16)).save("deep.png")
+    np.testing.assert_array_equal(np.asarray(picture_files.read(Path("deep.png")))[..., 0], [[0, 1], [128, 255]])
+
+
+def test_a_sideways_photograph_is_turned_as_its_exif_says():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned a quarter clockwise
+    Image.new("RGB", (12, 8), "red").save("turned.jpg", exif=exif)
+    assert picture_files.look_at([Path("turned.jpg")])[0].height == 12
+    assert picture_files.read(Path("turned.jpg")).size == (8, 12)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
+def test_pictures_of_every_mode_go_through(mode):
+    name = "cat.tif" if mode == "CMYK" else "cat.png"
+    if mode == "I;16":
+        Image.fromarray(np.full((8, 12), 30000, np.uint16)).save(name)
+    else:
+        Image.new("RGB", (12, 8), "teal").convert(mode).save(name)
+    run("roundtrip", name, *MODEL)
+    assert pixels("cat-vae.png").shape == (8, 12, 3)
+
+
+# -- what can be wrong with what is asked ------------------------------------------------------------------
+
+
+def test_a_missing_picture_is_told():
+    assert "no file nowhere.png" in error("roundtrip", "nowhere.png", *MODEL)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
+def test_a_file_that_is_no_picture_is_told(content):
+    Path("cat.png").write_bytes(content)
+    assert "cat.png is not a picture" in error("roundtrip", "cat.png", *MODEL)
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
+def test_a_truncated_picture_is_told_and_nothing_written(suffix):
+    whole = picture(f"cat.{suffix}", 200, 200).read_bytes()
+    Path(f"cat.{suffix}").write_bytes(whole[: len(whole) // 2])
+    assert f"cat.{suffix} is" in error("roundtrip", f"cat.{suffix}", "--output", "out", *MODEL)
+    assert files() == {f"cat.{suffix}"}
+
+
+def test_a_folder_for_a_picture_is_told():
+    assert "is a folder: name the pictures in it" in error("roundtrip", "weights", *MODEL)
+
+
+def test_a_picture_smaller_than_f_is_told_with_the_way_out():
+    picture("cat.png", 20, 3)
+    message = error("roundtrip", "cat.png", *MODEL)
+    assert "cat.png is 20 x 3 px: the weights need 4 x 4 px at least; or give --pad edge" in message
+
+
+def test_a_picture_of_floats_is_told():
+    Image.fromarray(np.zeros((8, 8), np.float32)).save("cat.tif")
+    assert "give one of 8 or 16 bits per channel" in error("roundtrip", "cat.tif", *MODEL)
+
+
+@pytest.mark.parametrize("command", ["roundtrip", "encode"])
+def test_no_pictures_at_all_is_a_wrong_question(command):
+    assert "Missing argument" in run(command, code=2).stderr
+
+
+def test_two_pictures_with_one_result_are_refused():
+    names = [picture("one/cat.png"), picture("two/cat.jpg")]
+    assert "one/cat.png and two/cat.jpg would both be written to out/cat-vae.png" in error(
+        "roundtrip", *names, "--output", "out", *MODEL
+    )
+    assert files() == {"one/cat.png", "two/cat.jpg"}
+
+
+def test_a_picture_given_twice_is_told():
+    picture("cat.png")
+    assert "cat.png is given twice" in error("roundtrip", "cat.png", "cat.png", *MODEL)
+
+
+def test_a_result_never_replaces_a_picture_it_is_made_from():
+    picture("cat.png"), picture("cat-vae.png")
+    assert "would replace the input" in error("roundtrip", "cat.png", "cat-vae.png", *MODEL)
+
+
+def test_a_picture_with_a_latents_name_is_not_replaced():
+    picture("cat.png").rename("cat.safetensors")
+    assert "would replace the input" in error("encode", "cat.safetensors", "--output", "./cat.safetensors", *MODEL)
+
+
+@pytest.mark.parametrize("command", ["demo", "roundtrip", "encode", "decode"])
+@pytest.mark.parametrize("place", ["occupied", "occupied/deeper"])
+def test_a_file_where_a_folder_should_be_is_told(command, place, weights, monkeypatch):
+    monkeypatch.setattr(autoencoder, "EMBEDDED", weights)
+    Path("occupied").write_text("")
+    picture("cat.png")
+    run("encode", "cat.png", *MODEL)
+    name = {"demo": "/x.png", "encode": "/x.safetensors"}.get(command, "")
+    asked = {"demo": [], "decode": ["latents.safetensors"]}.get(command, ["cat.png"])
+    assert "occupied is a file, not a folder" in error(command, *asked, "--output", place + name)
+
+
+def test_a_folder_where_a_file_should_be_is_told():
+    picture("cat.png")
+    assert "it is a folder; name a .safetensors file" in error("encode", "cat.png", "--output", ".", *MODEL)
+
+
+def test_a_folder_without_permission_is_told(monkeypatch):
+    picture("cat.png")
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
+    assert "no permission" in error("roundtrip", "cat.png", *MODEL)
+
+
+@pytest.mark.parametrize("place", ["demo.jpg", "demo"])
+def test_the_demo_is_a_png_and_named_so(place):
+    assert "name it demo.png" in error("demo", "--output", place)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "words"),
+    [
+        ("--backend", "abacus", "no backend named 'abacus'"),
+        ("--device", "abacus", "no device 'abacus'"),
+        ("--dtype", "int8", "no dtype 'int8'"),
+        ("--weights", "nowhere", "no file nowhere"),
+        ("--weights", "cat.png", "does not begin like a safetensors file"),
+    ],
+)
+def test_a_wrong_model_option_is_told(option, value, words):
+    picture("cat.png")
+    assert words in error("roundtrip", "cat.png", *MODEL, option, value)
+
+
+@pytest.mark.parametrize("command", ["roundtrip", "encode", "info"])
+def test_truncated_weights_are_told(command, weights):
+    picture("cat.png")
+    whole = (weights / "diffusion_pytorch_model.safetensors").read_bytes()
+    Path("cut.safetensors").write_bytes(whole[: len(whole) // 2])
+    asked = ["cut.safetensors"] if command == "info" else ["cat.png", "--weights", "cut.safetensors"]
+    assert "cut.safetensors is damaged or not a whole safetensors file" in error(command, *asked)
+
+
+def test_weights_for_six_channels_are_refused_in_words():
+    saved(CONFIGS["six-channel-images"], Path("six"))
+    picture("cat.png")
+    assert "pictures, which have 3" in error("roundtrip", "cat.png", "--weights", "six")
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("roundtrip", "cat.png", "--seed", "3"), "goes with --sample"),
+        (("roundtrip", "cat.png", "--pad", "mirror"), "mirror"),
+        (("info", "weights", "--size", "3y4"), "HEIGHTxWIDTH"),
+        (("info", "weights", "--size", "0"), "HEIGHTxWIDTH"),
+        (("paint",), "paint"),
+        (("--loud",), "--loud"),
+    ],
+)
+def test_a_wrong_question_exits_with_2_before_any_work(args, words):
+    picture("cat.png")
+    assert words in run(*args, code=2).stderr
+    assert files() == {"cat.png"}
+
+
+# -- failing ------------------------------------------------------------------------------------------------
+
+
+def _full_disk(image, part, **_):
+    Path(part).write_bytes(b"half")
+    raise OSError(28, "No space left on device")
+
+
+def test_a_full_disk_leaves_the_old_result_and_nothing_half_written(monkeypatch):
+    picture("cat.png")
+    run("roundtrip", "cat.png", *MODEL)
+    before = Path("cat-vae.png").read_bytes()
+    monkeypatch.setattr(Image.Image, "save", _full_disk)
+    assert "cannot write cat-vae.png (No space left on device)" in error("roundtrip", "cat.png", *MODEL)
+    assert files() == {"cat.png", "cat-vae.png"}
+    assert Path("cat-vae.png").read_bytes() == before
+
+
+def test_an_interrupted_encode_leaves_no_file(monkeypatch):
+    picture("a.png"), picture("b.png")
+    real = picture_files.read
+
+    def interrupted(path):
+        if path.name == "b.png":
+            raise KeyboardInterrupt
+        return real(path)
+
+    monkeypatch.setattr(picture_files, "read", interrupted)
+    result = run("encode", "a.png", "b.png", *MODEL, code=130)
+    assert result.output == ""
+    assert files() == {"a.png", "b.png"}
+
+
+def test_a_full_disk_leaves_no_half_latents(monkeypatch):
+    picture("cat.png")
+
+    def full(tensors, part, metadata):
+        Path(part).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vaespec.cli.latents_file.save_file", full)
+    assert "cannot write latents.safetensors" in error("encode", "cat.png", *MODEL)
+    assert files() == {"cat.png"}
+
+
+@pytest.mark.parametrize(
+    ("raised", "words"),
+    [
+        (RuntimeError("two\nlines"), "unexpected RuntimeError: two lines"),
+        (MemoryError(), "not enough memory"),
+        (PermissionError(13, "Permission denied", "cat.png"), "cat.png: permission denied"),
+        (OSError(28, "No space left on device"), "error: no space left on device.\n"),
+    ],
+)
+def test_an_unexpected_error_is_one_line_too(raised, words, monkeypatch):
+    picture("cat.png")
+
+    def broken(*args, **kwargs):
+        raise raised
+
+    monkeypatch.setattr(autoencoder, "load", broken)
+    assert words in error("roundtrip", "cat.png", *MODEL)
+
+
+def test_debug_shows_the_traceback():
+    result = run("--debug", "roundtrip", "nowhere.png", code=1)
+    assert "Traceback" in result.stderr
+    assert result.stderr.endswith("vaespec: error: no file nowhere.png.\n")
+
+
+def test_the_installed_script_fails_with_one_line_and_exit_code_1():
+    script = [sys.executable, "-c", "from vaespec.cli import main; main()"]
+    done = subprocess.run([*script, "info", "nowhere"], capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (1, "", "vaespec: error: no file nowhere.\n")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child on Windows")
+def test_ctrl_c_ends_quietly_with_130():
+    waiting = (
+        "import time; from vaespec import autoencoder\n"
+        "def load(*args, **kwargs): print('ready', flush=True); time.sleep(60)\n"
+        "autoencoder.load = load\n"
+        "from vaespec.cli import main; main()"
+    )
+    picture("cat.png")
+    command = [sys.executable, "-c", waiting, "roundtrip", "cat.png"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        child.send_signal(signal.SIGINT)
+        assert child.communicate(timeout=30) == ("", "")
+    assert child.returncode == 130
+
+
+# -- demo, info, backends ----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def _embedded(weights, monkeypatch):
+    """The narrow weights in place of the embedded ones."""
+    monkeypatch.setattr(autoencoder, "EMBEDDED", weights)
+
+
+@pytest.mark.usefixtures("_embedded")
+def test_the_demo_puts_three_pictures_on_one_sheet():
+    result = run("demo", "--backend", "numpy")
+    assert files() == {"vaespec-demo.png"}
+    height, width, _ = pixels("vaespec-demo.png").shape
+    assert height > 256
+    assert width > 3 * 256
+    for words in ("dB", "3 x 256 x 256", "4 x 64 x 64", "12 times fewer", " s\n", "numpy on cpu, float32"):
+        assert words in result.stdout
+
+
+@pytest.mark.usefixtures("_embedded")
+def test_the_demo_shows_the_embedded_photograph_unchanged():
+    run("demo", "--output", "new/sheet.png", "--backend", "numpy")
+    photograph = pixels(Path(vaespec.__file__).parent / "assets" / "astronaut.png")
+    assert photograph.shape == (256, 256, 3)
+    np.testing.assert_array_equal(pixels("new/sheet.png")[28 : 28 + 256, 12 : 12 + 256], photograph)
+
+
+@pytest.mark.usefixtures("_embedded")
+def test_the_json_of_the_demo_has_its_figures():
+    document = json.loads(run("demo", "--backend", "numpy", "--json").stdout)
+    assert document["compression"] == 12.0
+    assert document["latent"] == [4, 64, 64]
+    assert document["parameters"] == vae().num_parameters()
+    assert document["encode_seconds"] > 0
+
+
+def test_info_tells_config_parameters_and_cost():
+    document = json.loads(run("info", "weights", "--size", "64x32", "--json").stdout)
+    assert document["config"] == NARROW.to_dict()
+    assert document["parameters"] == vae().num_parameters()
+    assert document["bytes"] == 4 * document["parameters"] == 4 * document["dtypes"]["float32"]
+    assert document["cost"]["encode"]["output_shape"] == [1, 8, 16, 8]
+    assert document["cost"]["decode"]["output_shape"] == [1, 3, 64, 32]
+    assert 0 < document["cost"]["encode"]["flops"] < document["cost"]["decode"]["flops"]
+    text = run("info", "weights", "--size", "64x32").stdout
+    assert f"{document['parameters']:,}" in text
+    assert "none of the published ones" in text
+
+
+def test_info_of_a_single_file_says_that_its_scale_is_unknown():
+    saved(narrow((32, 32), norm_num_groups=32), Path("wide"))
+    assert "scale unknown" in run("info", "wide/diffusion_pytorch_model.safetensors").stdout
+
+
+def test_info_refuses_a_size_smaller_than_f():
+    assert "needs 4 x 4 px at least" in error("info", "weights", "--size", "3")
+
+
+def test_backends_are_listed_with_their_versions():
+    document = {row["name"]: row for row in json.loads(run("backends", "--json").stdout)}
+    assert document["numpy"]["version"] == np.__version__
+    assert document["numpy"]["available"]
+    assert "float32" in document["numpy"]["dtypes"]
+    text = run("backends").stdout
+    assert all(name in text for name in document)
+
+
+def test_a_backend_whose_framework_is_missing_is_listed_with_what_to_do(monkeypatch):
+    monkeypatch.setattr("vaespec.backend._framework_version", lambda name: None)
+    assert 'no: pip install "vaespec[torch]"' in run("backends").stdout
+
+
+# -- progress ----------------------------------------------------------------------------------------------
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_bar_appears_on_the_terminal_when_work_takes_long(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.setattr(console, "PATIENCE", 0.0)
+    with console.progress("painting", 3) as advance:
+        time.sleep(0.1)
+        advance()
+        print("a result")
+    assert "painting" in sys.stderr.getvalue()
+    assert capsys.readouterr().out == "a result\n"
+
+
+def test_quick_work_shows_no_bar(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with console.progress("painting", 3) as advance:
+        advance()
+    assert "painting" not in sys.stderr.getvalue()

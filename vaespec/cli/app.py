@@ -1,0 +1,50 @@
+"""The commands, put together."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from vaespec.cli.backends import backends
+from vaespec.cli.decode import decode
+from vaespec.cli.demo import demo
+from vaespec.cli.encode import encode
+from vaespec.cli.failures import Guarded
+from vaespec.cli.info import info
+from vaespec.cli.options import example
+from vaespec.cli.roundtrip import roundtrip
+
+app = typer.Typer(
+    name="vaespec",
+    cls=Guarded,
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+app.command(epilog=example("vaespec demo"))(demo)
+app.command(epilog=example("vaespec roundtrip holiday/*.jpg --output out"))(roundtrip)
+app.command(epilog=example("vaespec encode holiday/*.jpg --pad edge --output holiday.safetensors"))(encode)
+app.command(epilog=example("vaespec decode holiday.safetensors --output out"))(decode)
+app.command(epilog=example("vaespec info sdxl_vae.safetensors --size 1024x768"))(info)
+app.command(epilog=example("vaespec backends"))(backends)
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from vaespec import __version__
+
+        print(f"vaespec {__version__}")
+        raise typer.Exit
+
+
+@app.callback(epilog=example("vaespec demo"))
+def start(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    """The image VAE of Stable Diffusion, SDXL, SD3 and FLUX, on any framework."""

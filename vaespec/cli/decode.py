@@ -1,0 +1,69 @@
+"""`vaespec decode`: a file of latents -> pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+
+from vaespec.autoencoder import AutoencoderKL
+from vaespec.cli import latents_file, options, picture_files, places, words
+from vaespec.cli.console import print_json, print_table, progress
+from vaespec.cli.failures import about
+from vaespec.cli.latents_file import Entry, Latents
+from vaespec.cli.model import described, open_model, require_scale
+from vaespec.errors import InputError
+from vaespec.pictures import to_pixels
+
+
+def decode(
+    latents: Annotated[Path, typer.Argument(metavar="LATENTS", help="A file of `vaespec encode`.", show_default=False)],
+    output: options.Folder = Path("."),
+    weights: options.Weights = "tiny",
+    family: options.Family = None,
+    backend: options.BackendName = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    as_json: options.Json = False,
+) -> None:
+    """Decode latents: writes NAME-vae.png for each picture, in its original size if it was padded with edge."""
+    content = latents_file.load(latents)
+    targets = _targets(output, content)
+    vae = open_model(weights, family, backend, device, dtype)
+    if content.normalized:
+        require_scale(vae.config, weights)
+    if problems := latents_file.misfits(content, vae.config):
+        raise InputError(f"{latents} was not made by a VAE like {weights}: {'; '.join(problems)}.")
+    if vae.config.out_channels != 3:
+        raise InputError(f"{weights} makes images of {vae.config.out_channels} channels: pictures have 3.")
+    rows: list[dict[str, Any]] = []
+    with progress("decode", len(targets)) as advance:
+        for entry, target in zip(content.entries, targets, strict=True):
+            with about(latents):
+                pixels = _decode(vae, content, entry)
+            picture_files.write(target, pixels)
+            rows.append({"tensor": entry.tensor, "output": str(target), "size": list(pixels.shape[:2])})
+            advance()
+    if as_json:
+        print_json({"weights": weights, "backend": vae.backend, "pictures": rows})
+        return
+    cells = [[row["tensor"], row["output"], words.pixels(*row["size"])] for row in rows]
+    print_table(("tensor", "written", "px"), cells, numbers=(2,))
+    print(f"{weights}, {described(vae)}")
+
+
+def _decode(vae: AutoencoderKL, latents: Latents, entry: Entry) -> np.ndarray:
+    """(H, W, 3) uint8, no larger than the original."""
+    z = latents.tensors[entry.tensor][None]
+    images = vae.decode_latents(z) if latents.normalized else vae.decode(z)[0]
+    return to_pixels(vae.to_numpy(images))[0, : entry.height, : entry.width]
+
+
+def _targets(folder: Path, latents: Latents) -> list[Path]:
+    """Names of the pictures where they differ, else names of the tensors, which always do."""
+    stems = [Path(entry.file).stem for entry in latents.entries]
+    if len({stem.casefold() for stem in stems}) < len(stems):
+        stems = [entry.tensor for entry in latents.entries]
+    return places.targets(folder, [Path(f"{stem}.png") for stem in stems])

@@ -1,0 +1,95 @@
+"""The options that several commands share, each defined once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vaespec.cli.framing import Pad
+
+_MODEL, _POSTERIOR = "Model", "Posterior"
+
+Pictures = Annotated[
+    list[Path], typer.Argument(metavar="PICTURES", help="Picture files of any size.", show_default=False)
+]
+
+Folder = Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to, made if need be.")]
+
+Weights = Annotated[
+    str,
+    typer.Option(
+        "--weights",
+        "-w",
+        metavar="SRC",
+        help="tiny (embedded), a diffusers folder, or a .safetensors file.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Family = Annotated[
+    str | None,
+    typer.Option("--family", metavar="NAME", help="Family of a single weight file, e.g. sdxl.", rich_help_panel=_MODEL),
+]
+BackendName = Annotated[
+    str | None,
+    typer.Option(
+        "--backend",
+        "-b",
+        metavar="NAME",
+        help="See `vaespec backends`; by default the best one here.",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
+]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device",
+        metavar="NAME",
+        help="As the backend calls it, e.g. cuda:1; by default its best.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Dtype = Annotated[
+    str, typer.Option("--dtype", metavar="NAME", help="Dtype of the weights and results.", rich_help_panel=_MODEL)
+]
+
+Padding = Annotated[
+    Pad,
+    typer.Option(
+        "--pad",
+        help="floor: drop what is left over from a multiple of f, as diffusers does. "
+        "edge: repeat the border up to a multiple, and cut it off again after decoding.",
+    ),
+]
+Sample = Annotated[
+    bool,
+    typer.Option("--sample/--mode", help="Draw from the posterior, or take its mode.", rich_help_panel=_POSTERIOR),
+]
+SeedNumber = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        min=0,
+        max=2**64 - 1,
+        help="Of --sample: picture i is drawn with seed + i, the same on every backend. 0 if not given.",
+        rich_help_panel=_POSTERIOR,
+        show_default=False,
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
+
+
+def seeds(count: int, sample: bool, seed: int | None) -> Sequence[int | None]:
+    """A seed per picture, None where the mode is taken."""
+    if seed is not None and not sample:
+        raise typer.BadParameter("goes with --sample; the mode has no seed.", param_hint="--seed")
+    return [(seed or 0) + i if sample else None for i in range(count)]
+
+
+def example(command: str) -> str:
+    """The last line of a help text."""
+    return f"Example: [bold]{command}[/bold]"

@@ -1,0 +1,88 @@
+"""`vaespec roundtrip`: what the VAE makes of your pictures."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+from vaespec.autoencoder import AutoencoderKL
+from vaespec.cli import options, picture_files, places, words
+from vaespec.cli.console import print_json, print_table, progress
+from vaespec.cli.failures import about
+from vaespec.cli.framing import Pad, frame
+from vaespec.cli.model import described, open_model
+from vaespec.pictures import psnr, to_array, to_pixels
+
+
+def roundtrip(
+    pictures: options.Pictures,
+    output: options.Folder = Path("."),
+    pad: options.Padding = Pad.FLOOR,
+    sample: options.Sample = False,
+    seed: options.SeedNumber = None,
+    weights: options.Weights = "tiny",
+    family: options.Family = None,
+    backend: options.BackendName = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    as_json: options.Json = False,
+) -> None:
+    """Encode and decode pictures: writes NAME-vae.png for each and prints its PSNR."""
+    seeds = options.seeds(len(pictures), sample, seed)
+    found = picture_files.look_at(pictures)
+    targets = places.targets(output, pictures)
+    vae = open_model(weights, family, backend, device, dtype)
+    picture_files.require_fit(found, vae.config, pad)
+    rows = []
+    with progress("roundtrip", len(pictures)) as advance:
+        for picture, target, its_seed in zip(pictures, targets, seeds, strict=True):
+            rows.append(_roundtrip(vae, picture, target, pad, its_seed))
+            advance()
+    _report(rows, vae, weights, as_json)
+
+
+def _roundtrip(vae: AutoencoderKL, picture: Path, target: Path, pad: Pad, seed: int | None) -> dict[str, Any]:
+    """Do one picture; what is to be said about it."""
+    original = to_array([picture_files.read(picture)])
+    H, W = original.shape[2:]
+    with about(picture):
+        images = vae(
+            frame(original, vae.config, pad),
+            sample_posterior=seed is not None,
+            seed=None if seed is None else [seed],
+        )[0]
+    pixels = to_pixels(vae.to_numpy(images))[0, :H, :W]
+    picture_files.write(target, pixels)
+    h, w = pixels.shape[:2]
+    ratio = psnr(to_pixels(original)[0, :h, :w], pixels)
+    return {
+        "picture": str(picture),
+        "output": str(target),
+        "size": [H, W],
+        "output_size": [h, w],
+        "psnr": ratio if math.isfinite(ratio) else None,
+    }
+
+
+def _report(rows: list[dict[str, Any]], vae: AutoencoderKL, weights: str, as_json: bool) -> None:
+    """A row per picture, and their mean."""
+    known = [row["psnr"] for row in rows if row["psnr"] is not None]
+    mean = sum(known) / len(known) if known else None
+    if as_json:
+        print_json({"weights": weights, "backend": vae.backend, "pictures": rows, "mean_psnr": mean})
+        return
+    cells = [
+        [
+            row["picture"],
+            words.pixels(*row["size"]),
+            row["output"],
+            words.pixels(*row["output_size"]),
+            words.decibels(row["psnr"]),
+        ]
+        for row in rows
+    ]
+    if len(rows) > 1:
+        cells.append(["mean", "", "", "", words.decibels(mean)])
+    print_table(("picture", "px", "written", "px", "PSNR"), cells, numbers=(1, 3, 4))
+    print(f"{weights}, {described(vae)}")
