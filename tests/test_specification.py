@@ -17,7 +17,7 @@ from vaespec.architecture import count_parameters
 
 BOUND = 1e-13  # relative L2; float64 rounding, measured below 1e-14
 
-# research/weights.md, table 1: sum(p.numel()) of diffusers 0.42.1 on the meta device.
+# sum(p.numel()) of diffusers 0.42.1 on the meta device.
 PUBLISHED_COUNTS = {
     "sd1": 83_653_863,
     "sd2": 83_653_863,

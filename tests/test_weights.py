@@ -14,16 +14,16 @@ import torch
 from configs import CONFIGS, drawn_weights, images, narrow, relative_l2, sizes
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from oracle import decoded, diffusers_model, encoded, oracle
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file as read_safetensors
 from safetensors.numpy import save_file as write_safetensors
 
 import vaespec
-import vaespec.weights.save
 from vaespec import (
     AutoencoderConfig,
     AutoencoderKL,
     ConfigError,
+    InputError,
     NonFiniteError,
     WeightFileError,
     WeightMapError,
@@ -36,6 +36,7 @@ from vaespec.weights.inference import infer_config, locate
 
 NAMES = ("sd", "sd3", "flux2-small-decoder", "kl-f16", "kl-f32", "cogview", "attention-in-the-decoder-only")
 NAMES += ("one-level", "quant-conv-only", "three-layers")
+EXCHANGED = ("sd", "sd3", "flux2", "flux2-small-decoder", "kl-f16", "cogview", "post-quant-conv-only")
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
 PLAIN = narrow((32, 64), norm_num_groups=32, latent_channels=4)
@@ -43,7 +44,7 @@ PLAIN = narrow((32, 64), norm_num_groups=32, latent_channels=4)
 
 
 def tagged(config: AutoencoderConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Tensor k is k plus a ramp below 1 of its own, so that no two tensors, rows or axes can be taken for each other."""
+    """Tensor k is k plus a ramp of its own, so that no two tensors, rows or axes can be taken for each other."""
     return {
         name: np.array(k, np.int64)
         if parameter.shape == ()
@@ -114,12 +115,22 @@ def test_weights_are_saved_in_the_dtype_of_the_model_unless_asked(tmp_path):
 def test_a_saved_model_is_the_model(tmp_path, backend, dtype):
     vae = AutoencoderKL.from_config(CONFIGS["kl-f16"], backend=backend, device="cpu", dtype=dtype)
     vae.save_pretrained(tmp_path / "new" / "folder")
-    again = AutoencoderKL.from_pretrained(
-        tmp_path / "new", subfolder="folder", backend=backend, device="cpu", dtype=dtype
-    )
+    where = {"backend": backend, "device": "cpu", "dtype": dtype}
+    again = AutoencoderKL.from_pretrained(tmp_path / "new", subfolder="folder", **where)
     assert again.config == vae.config
     assert_same_bits(again.weights(), vae.weights())
     assert_same_bits(vaespec.load(tmp_path / "new" / "folder", backend="numpy", dtype=dtype).weights(), vae.weights())
+
+
+def test_a_family_is_not_for_folders(tmp_path):
+    AutoencoderKL.from_config(PLAIN, backend="numpy").save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="family='sd1' is for single files"):
+        vaespec.load(tmp_path, family="sd1", backend="numpy")
+
+
+def test_a_file_takes_a_config_or_a_family_not_both(tmp_path):
+    with pytest.raises(InputError, match="give config= or family='sd1', not both"):
+        AutoencoderKL.from_single_file(tmp_path / "model.safetensors", config=PLAIN, family="sd1")
 
 
 def test_the_asymmetric_decoder_of_a_config_without_patches_survives_a_folder(tmp_path):
@@ -131,9 +142,7 @@ def test_the_asymmetric_decoder_of_a_config_without_patches_survives_a_folder(tm
 # -- diffusers ---------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "name", ["sd", "sd3", "flux2", "flux2-small-decoder", "kl-f16", "cogview", "post-quant-conv-only"]
-)
+@pytest.mark.parametrize("name", EXCHANGED)
 def test_diffusers_loads_what_we_save(tmp_path, name):
     config, (theirs, weights) = CONFIGS[name], oracle(name)
     AutoencoderKL(config, weights, backend="numpy", dtype="float64").save_pretrained(tmp_path)
@@ -142,14 +151,12 @@ def test_diffusers_loads_what_we_save(tmp_path, name):
     assert not any(report.values())
     x = images(config, *sizes(config)["odd"])
     mean, logvar = encoded(model, x)
-    np.testing.assert_array_equal(mean, encoded(theirs, x)[0])
-    np.testing.assert_array_equal(logvar, encoded(theirs, x)[1])
-    np.testing.assert_array_equal(decoded(model, mean), decoded(theirs, mean))
+    assert relative_l2(mean, encoded(theirs, x)[0]) <= 1e-14
+    assert relative_l2(logvar, encoded(theirs, x)[1]) <= 1e-14
+    assert relative_l2(decoded(model, mean), decoded(theirs, mean)) <= 1e-14
 
 
-@pytest.mark.parametrize(
-    "name", ["sd", "sd3", "flux2", "flux2-small-decoder", "kl-f16", "cogview", "post-quant-conv-only"]
-)
+@pytest.mark.parametrize("name", EXCHANGED)
 def test_we_load_what_diffusers_saves(tmp_path, name):
     config, (theirs, weights) = CONFIGS[name], oracle(name)
     theirs.save_pretrained(tmp_path)
@@ -333,11 +340,7 @@ def test_a_file_of_unknown_scale_encodes_but_asks_before_it_scales(tmp_path):
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_attention_may_be_stored_as_a_convolution_of_any_rank(tmp_path, dialect, axes):
     tensors = stored(PLAIN, tmp_path, dialect)
-    probe = DIALECTS[dialect].stored("encoder.mid_block.attentions.0.to_q.weight", 2)
-    projections = [
-        key for key in tensors if key.endswith("weight") and tensors[key].shape[:2] == tensors[probe].shape[:2]
-    ]
-    attention = [key for key in projections if ".attn" in key or ".attentions." in key]
+    attention = [key for key, a in tensors.items() if ".attn" in key or ".attentions" in key if a.ndim > 1]
     assert len(attention) == 8
     for key in attention:
         tensors[key] = tensors[key].reshape(*tensors[key].shape[:2], *[1] * (axes - 2))
@@ -425,7 +428,7 @@ def test_many_problems_of_one_kind_are_counted_not_listed(tmp_path):
     ("names", "words"),
     [
         (["a.encoder.conv_in.weight", "b.encoder.conv_in.weight"], r"2 VAEs in .*under the prefixes \['a\.', 'b\.'\]"),
-        (["model.diffusion_model.out.0.weight"], "no VAE in .*: none of its 1 names ends in encoder.conv_in.weight"),
+        (["model.diffusion_model.out.0.weight"], "no VAE in .*: none of its 1 names ends in encoder"),
         (["encoder.conv_in.weight", "quantize.embedding.weight"], "is not an AutoencoderKL but a VQ model"),
         (["vae.encoder.conv_in.weight", "vae.quantize.embedding.weight"], "but a VQ model"),
         (["encoder.conv_in.weight", "decoder.time_conv_out.weight"], "but a temporal"),
@@ -493,7 +496,7 @@ def test_a_file_cut_at_the_end_of_its_header_is_told(tmp_path, whole_file):
     for cut in (header - 1, header, header + 1):
         path = tmp_path / f"{cut}.safetensors"
         path.write_bytes(whole_file[:cut])
-        with pytest.raises(WeightFileError, match="damaged|incomplete"):
+        with pytest.raises(WeightFileError, match=r"damaged|incomplete"):
             load_file(path)
 
 
@@ -501,8 +504,8 @@ def test_a_file_cut_at_the_end_of_its_header_is_told(tmp_path, whole_file):
     ("content", "words"),
     [
         (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 334643276\n",
-            "git-lfs pointer.*git lfs pull",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 334\n",
+            "git-lfs pointer, .*git lfs pull",
         ),
         (b"<!DOCTYPE html><html><body>Sign in</body></html>", "a web page: the download probably needs a login"),
         (b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl", r"a zip archive \(a PyTorch .ckpt or .bin\)"),
@@ -528,9 +531,9 @@ def test_missing_files_and_folders_are_named(tmp_path):
         AutoencoderKL.from_single_file(tmp_path / "none.safetensors")
     with pytest.raises(WeightFileError, match=r"cannot be read \(Is a directory\)"):
         AutoencoderKL.from_single_file(tmp_path)
-    with pytest.raises(WeightFileError, match="no folder .*nowhere"):
+    with pytest.raises(WeightFileError, match=r"no folder .*nowhere"):
         AutoencoderKL.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(WeightFileError, match="no folder .*vae"):
+    with pytest.raises(WeightFileError, match=r"no folder .*vae"):
         AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
     with pytest.raises(ConfigError, match=r"no config file at .*config\.json"):
         AutoencoderKL.from_pretrained(tmp_path)
@@ -541,8 +544,10 @@ def test_missing_files_and_folders_are_named(tmp_path):
 
 # -- files appear whole or not at all --------------------------------------------------------------------------------
 
+FAILURES = [OSError(28, "No space left on device"), SafetensorError("I/O error"), KeyboardInterrupt()]
 
-@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+
+@pytest.mark.parametrize("error", FAILURES)
 def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch, error):
     path = tmp_path / "model.safetensors"
     save_file(path, PLAIN, tagged(PLAIN))
@@ -552,11 +557,11 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch, error):
         Path(part).write_bytes(before[: len(before) // 2])
         raise error
 
-    monkeypatch.setattr(vaespec.weights.save, "write_safetensors", half_written)
+    monkeypatch.setattr("safetensors.numpy.save_file", half_written)
     with pytest.raises((WeightFileError, KeyboardInterrupt)) as caught:
         save_file(path, PLAIN, drawn_weights({name: p.shape for name, p in parameters(PLAIN).items()}))
-    if isinstance(error, OSError):
-        assert f"cannot write {path} (No space left on device)" in str(caught.value)
+    if not isinstance(error, KeyboardInterrupt):
+        assert f"cannot write {path} (" in str(caught.value)
     assert path.read_bytes() == before
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
@@ -581,15 +586,17 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
         save_folder(tmp_path / "file" / "sub", PLAIN, tagged(PLAIN))
     with pytest.raises(WeightFileError, match=r"cannot make the folder .*file"):
         save_folder(tmp_path / "file", PLAIN, tagged(PLAIN))
-    with pytest.raises(WeightFileError, match=r"cannot write .*file.model\.safetensors \(Not a directory\)"):
+    with pytest.raises(WeightFileError, match=r"cannot write .*file.model\.safetensors \(.*Not a directory"):
         save_file(tmp_path / "file" / "model.safetensors", PLAIN, tagged(PLAIN))
-    with pytest.raises(
-        WeightFileError, match=r"cannot write .*nowhere.model\.safetensors \(No such file or directory\)"
-    ):
+    with pytest.raises(WeightFileError, match=r"cannot write .*nowhere.model\.safetensors \(.*No such file"):
         save_file(tmp_path / "nowhere" / "model.safetensors", PLAIN, tagged(PLAIN))
-    (tmp_path / "folder" / "config.json").mkdir(parents=True)
+
+
+def test_a_config_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "config.json").mkdir()
     with pytest.raises(WeightFileError, match=r"cannot write .*config\.json"):
-        save_folder(tmp_path / "folder", PLAIN, tagged(PLAIN))
+        save_folder(tmp_path, PLAIN, tagged(PLAIN))
+    assert not list(tmp_path.glob(".*"))
 
 
 def test_a_weight_that_does_not_fit_the_dtype_is_named_and_nothing_written(tmp_path):

@@ -137,8 +137,8 @@ class AutoencoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the `config.json` that diffusers' class of the same name reads."""
-        absent = FLUX2_LACKS if self.patch_size else FLUX2_ONLY
-        fields = {name: value for name, value in vars(self).items() if name not in absent}
+        foreign = FLUX2_LACKS if self.patch_size else FLUX2_ONLY
+        fields = {name: value for name, value in vars(self).items() if name not in foreign or value is not None}
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
         return {"_class_name": self.class_name, **listed}
 

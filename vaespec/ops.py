@@ -79,7 +79,7 @@ class ReferenceOps:
 
     def from_numpy(self, a: np.ndarray) -> Array:
         """A NumPy array -> the backend's own array on this device, in this dtype."""
-        return self.xp.asarray(np.ascontiguousarray(a), dtype=getattr(self.xp, self.dtype), device=self.device)
+        return self.xp.asarray(np.asarray(a, order="C"), dtype=getattr(self.xp, self.dtype), device=self.device)
 
     def to_numpy(self, x: Array) -> np.ndarray:
         """The backend's own array -> NumPy, same values."""

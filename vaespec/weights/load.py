@@ -46,6 +46,8 @@ def load_file(
     path: Path, config: AutoencoderConfig | None = None, family: str | None = None
 ) -> tuple[AutoencoderConfig, Weights]:
     """One .safetensors file; the config is inferred unless given (see `infer_config`)."""
+    if config is not None and family is not None:
+        raise InputError(f"give config= or family={family!r}, not both: either says everything.")
     here = locate(SafetensorsFile(path))
     if config is None:
         config = infer_config(here, family)
