@@ -1,6 +1,6 @@
-"""Train a tiny VAE (8 x smaller latents, 16 channels) in 80 minutes on two CPU cores, or on a GPU if there is one.
+"""Train a tiny VAE (8 x smaller latents, 16 channels) in an hour on two CPU cores, or on a GPU if there is one.
 
-    python examples/train_tiny.py --minutes 80 --export runs/tiny/export
+    python examples/train_tiny.py --export runs/tiny/export
 
 Stop it at any time: the same command continues from `runs/tiny/checkpoint.pt`, on the same schedule.
 Nothing is downloaded. The data are in `pictures.py`; astronaut, coffee and chelsea are measured, never trained on.

@@ -68,7 +68,7 @@ def parameters(config: AutoencoderConfig) -> dict[str, Parameter]:
 def count_parameters(config: AutoencoderConfig) -> int:
     """How many numbers are trained; FLUX.2's batch-norm statistics are not."""
     table = parameters(config).values()
-    return sum(math.prod(parameter.shape) for parameter in table if parameter.role != "statistic")
+    return sum(math.prod(parameter.shape) for parameter in table if parameter.trained)
 
 
 def _stage(config: AutoencoderConfig, block: str, before: int, width: int, resnets: int, attend: bool) -> list[Layer]:
@@ -107,4 +107,4 @@ def _latent_statistics(config: AutoencoderConfig) -> Iterator[tuple[str, Paramet
         channels = config.latent_channels * config.patch_size[0] * config.patch_size[1]
         yield "bn.running_mean", Parameter((channels,), "statistic")
         yield "bn.running_var", Parameter((channels,), "statistic")
-        yield "bn.num_batches_tracked", Parameter((), "statistic")
+        yield "bn.num_batches_tracked", Parameter((), "counter")

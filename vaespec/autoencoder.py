@@ -162,13 +162,15 @@ class AutoencoderKL:
         return self._run(self._decoder, as_latents(z, self.config, self._ops), "images")
 
     def _run(self, model: Layer, x: Array, what: str) -> Array:
-        if self.use_slicing and x.shape[0] > 1:
-            items = [model(x[i : i + 1, ...], self._params, self._ops) for i in range(x.shape[0])]
-            y = array_namespace(x).concat(items, axis=0)
-        else:
-            y = model(x, self._params, self._ops)
+        with np.errstate(over="ignore", invalid="ignore"):  # told below, with the layer's name
+            if self.use_slicing and x.shape[0] > 1:
+                items = [model(x[i : i + 1, ...], self._params, self._ops) for i in range(x.shape[0])]
+                y = array_namespace(x).concat(items, axis=0)
+            else:
+                y = model(x, self._params, self._ops)
         if not all_finite(y):
-            culprit = first_nonfinite(model, x, self._params, self._ops) or "the conversion of the result"
+            with np.errstate(over="ignore", invalid="ignore"):
+                culprit = first_nonfinite(model, x, self._params, self._ops) or "the conversion of the result"
             raise NonFiniteError(
                 f"the {what} are not finite: NaN or infinity first appears in {culprit}; "
                 f"if the weights are sound, {self.dtype} is too narrow for them: use float32 or bfloat16."

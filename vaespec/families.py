@@ -57,8 +57,8 @@ def matching(structure: AutoencoderConfig, checkpoint_keys: Iterable[str] = ()) 
     """The families whose weights have this structure, narrowed by the other names of a full checkpoint if they tell."""
     fit = [name for name in names() if all(getattr(config(name), f) == getattr(structure, f) for f in STRUCTURE)]
     keys = tuple(checkpoint_keys)
-    told = [name for name in fit if any(key.startswith(marker) for marker in _markers(name) for key in keys)]
-    return tuple(told or fit)
+    told = {name: sum(any(key.startswith(marker) for key in keys) for marker in _markers(name)) for name in fit}
+    return tuple(name for name in fit if told[name] == max(told.values()))
 
 
 def scaling(candidates: Iterable[str]) -> dict[str, Any] | None:

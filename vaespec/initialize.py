@@ -27,7 +27,9 @@ def _draw(parameter: Parameter, name: str, rng: np.random.Generator) -> np.ndarr
             return np.ones(parameter.shape, np.float32)
         case "norm_shift":
             return np.zeros(parameter.shape, np.float32)
-        case "statistic":  # of nothing seen yet: mean 0, variance 1, 0 batches
+        case "statistic":  # of nothing seen yet: mean 0, variance 1
             return np.full(parameter.shape, 1.0 if name.endswith("running_var") else 0.0, np.float32)
+        case "counter":
+            return np.zeros(parameter.shape, np.int64)
     bound = 1.0 / math.sqrt(parameter.fan_in)
     return rng.uniform(-bound, bound, parameter.shape).astype(np.float32)

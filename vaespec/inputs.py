@@ -41,7 +41,8 @@ def _as_map(x: Any, what: str, channels: int, smallest: int, ops: ReferenceOps) 
     if len(shape) != 4:
         raise InputError(f"{what} of shape {shape}: expected (B, {channels}, height, width).")
     if not _is_floating(x):
-        raise InputError(f"{what} of dtype {x.dtype}: expected floats in [-1, 1]; for 0..255 use x / 127.5 - 1.")
+        hint = " in [-1, 1]; for 0..255 use x / 127.5 - 1" if what == "images" else ""
+        raise InputError(f"{what} of dtype {x.dtype}: expected floats{hint}.")
     if shape[0] == 0:
         raise InputError(f"{what} of shape {shape}: the batch is empty.")
     if shape[1] != channels:
@@ -50,7 +51,9 @@ def _as_map(x: Any, what: str, channels: int, smallest: int, ops: ReferenceOps) 
     if min(shape[2:]) < smallest:
         raise InputError(f"{what} of {shape[2]} x {shape[3]}: expected at least {smallest} x {smallest}.")
     require_finite(x, what, ops)
-    return ops.from_numpy(x) if isinstance(x, np.ndarray) else ops.cast(x)
+    x = ops.from_numpy(x) if isinstance(x, np.ndarray) else ops.cast(x)
+    require_finite(x, f"{what}, as {ops.dtype},", ops)
+    return x
 
 
 def require_finite(x: Array, what: str, ops: ReferenceOps) -> None:
@@ -68,6 +71,8 @@ def _as_array(x: Any, what: str, ops: ReferenceOps) -> Array:
     if not hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         raise InputError(f"{what} are a {type(x).__name__}: expected an array (B, C, height, width) of floats.")
     try:
+        if str(x.dtype).endswith("bfloat16") and hasattr(x, "float"):  # NumPy has no such type; float32 holds it all
+            x = x.float()
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(f"{what} cannot be read as an array ({error}).") from None

@@ -98,11 +98,17 @@ class ReferenceOps:
 
     def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Array]:
         """Canonical weights (diffusers' names, OIHW, NumPy) -> this backend's arrays in its kernel layouts."""
-        return {name: self.from_numpy(table[name].to_layout(a, self)) for name, a in params.items()}
+        return {
+            name: self.xp.asarray(int(a), dtype=self.xp.int64, device=self.device)  # not to be rounded
+            if table[name].role == "counter"
+            else self.from_numpy(table[name].to_layout(a, self))
+            for name, a in params.items()
+        }
 
     def export(self, params: Mapping[str, Array], table: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
         """The inverse of `prepare`: canonical NumPy weights, in the dtype the backend stores."""
-        return {name: table[name].from_layout(self.to_numpy(x), self) for name, x in params.items()}
+        exported = {name: table[name].from_layout(self.to_numpy(x), self) for name, x in params.items()}
+        return {name: np.array(a, order="C") for name, a in exported.items()}  # copies: to change them is safe
 
     def from_nchw(self, x: Array) -> Array:
         return x

@@ -7,7 +7,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-Role = Literal["conv", "linear", "bias", "norm_scale", "norm_shift", "statistic"]
+Role = Literal["conv", "linear", "bias", "norm_scale", "norm_shift", "statistic", "counter"]
 
 
 class KernelLayout(Protocol):
@@ -22,12 +22,17 @@ class Parameter:
     """Shape in canonical order (convolutions OIHW, linear maps OI) and what the numbers are for.
 
     `fan_in` is the number of inputs each output sums over (0 where nothing is summed): it sets the initial values.
-    A "statistic" is stored with the weights but not trained (FLUX.2's batch-norm), and not counted as a parameter.
+    FLUX.2's batch-norm brings two "statistic" tensors and a "counter", an integer: stored, but not trained.
     """
 
     shape: tuple[int, ...]
     role: Role
     fan_in: int = 0
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is a parameter of the model, to be trained and counted."""
+        return self.role not in ("statistic", "counter")
 
     def to_layout(self, a: np.ndarray, layout: KernelLayout) -> np.ndarray:
         """Canonical axes -> the axes of `layout`; a view."""

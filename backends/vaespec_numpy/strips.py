@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import TypeVar
 
+import numpy as np
 import threadpoolctl
 
 STRIP_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in a core's second-level cache from one step to the next
@@ -23,6 +24,8 @@ def cores() -> int:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork (data loaders do that)
     return ThreadPoolExecutor(cores(), thread_name_prefix="vaespec")
 
 
@@ -43,8 +46,13 @@ def side_by_side(work: Callable[[slice], T], rows: int, elements_per_row: int) -
 
     The matrix products inside run on one thread each, since the strips already fill the cores.
     """
+
+    def quietly(piece: slice) -> T:  # what is not finite is reported by the caller; errstate does not cross threads
+        with np.errstate(over="ignore", invalid="ignore"):
+            return work(piece)
+
     pieces = list(strips(rows, elements_per_row))
     if len(pieces) == 1:
-        return [work(pieces[0])]
+        return [quietly(pieces[0])]
     with _blas().limit(limits=1, user_api="blas"):
-        return list(_pool().map(work, pieces))
+        return list(_pool().map(quietly, pieces))

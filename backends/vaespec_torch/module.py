@@ -25,7 +25,7 @@ class AutoencoderKLModule(nn.Module):
         self._ops = ops
         self._encoder_layers, self._decoder_layers = encoder(config), decoder(config)
         for name, row in parameters(config).items():
-            _register(self, name, params[name], trains=row.role != "statistic")
+            _register(self, name, params[name], trains=row.trained)
 
     def encode(self, x: Tensor) -> AutoencoderKLOutput:
         """Images -> posterior."""

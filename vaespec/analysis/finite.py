@@ -13,8 +13,8 @@ from vaespec.ops import Array, ReferenceOps
 
 def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -> str | None:
     """The name of the first weight or layer of `model` that is not finite on x, in words; None if all are."""
-    for name, value in params.items():
-        if not all_finite(value):
+    for name, _ in model.parameters():
+        if not all_finite(params[name]):
             return f"the weight {name}"
     watched = _WatchedParams(params)
     try:

@@ -82,9 +82,9 @@ def infer_config(here: Located, family: str | None = None) -> AutoencoderConfig:
             raise WeightMapError(f"{here.file.path} is not of the family {family!r}: {wrong}.")
         return families.config(family)
     told = families.matching(structure, here.others())
-    if scaling := families.scaling(told):
-        return structure.replace(**scaling)
-    return families.config(told[0]) if len(told) == 1 else structure
+    if len(told) == 1:
+        return families.config(told[0])
+    return structure.replace(**(families.scaling(told) or {}))
 
 
 def _infer_structure(here: Located) -> AutoencoderConfig:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +20,16 @@ from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect
 def save_folder(
     folder: Path, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], dtype: str | None = None
 ) -> None:
-    """config.json and diffusion_pytorch_model.safetensors, as diffusers' from_pretrained reads them."""
-    try:
+    """config.json and diffusion_pytorch_model.safetensors, as diffusers' from_pretrained reads them: both or none."""
+    tensors = _stored(config, weights, DIFFUSERS, "", dtype)
+    with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise WeightFileError(f"cannot make the folder {folder} ({error.strerror}).") from None
-    save_file(folder / "diffusion_pytorch_model.safetensors", config, weights, dtype=dtype)
-    with written_whole(folder / "config.json") as part:
-        part.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        with (
+            written_whole(folder / "diffusion_pytorch_model.safetensors") as weights_part,
+            written_whole(folder / "config.json") as config_part,
+        ):
+            _write(tensors, weights_part)
+            config_part.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
 def save_file(
@@ -39,25 +42,44 @@ def save_file(
     dtype: str | None = None,
 ) -> None:
     """One .safetensors file in a dialect's names. NonFiniteError names a tensor that does not fit the dtype."""
+    tensors = _stored(config, weights, DIALECTS[dialect], prefix, dtype)
+    with _told(path), written_whole(path) as part:
+        _write(tensors, part)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """What the system says against writing, as WeightFileError."""
+    try:
+        yield
+    except OSError as error:
+        raise WeightFileError(f"cannot write {error.filename2 or path} ({error.strerror or error}).") from None
+
+
+def _write(tensors: Mapping[str, np.ndarray], part: Path) -> None:
     from safetensors import SafetensorError  # imported here: only who writes a file waits for it
     from safetensors.numpy import save_file as write_safetensors
 
-    words = DIALECTS[dialect]
-    stored = {
-        prefix + words.stored(name, config.levels): _as_stored(weights[name], name, parameter, words, dtype)
+    try:
+        write_safetensors(dict(tensors), part, metadata={"format": "pt"})
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(str(error)) from None
+
+
+def _stored(
+    config: AutoencoderConfig, weights: Mapping[str, np.ndarray], dialect: Dialect, prefix: str, dtype: str | None
+) -> dict[str, np.ndarray]:
+    """The tensors of a file: the dialect's names and shapes."""
+    return {
+        prefix + dialect.stored(name, config.levels): _as_stored(weights[name], name, parameter, dialect, dtype)
         for name, parameter in parameters(config).items()
     }
-    try:
-        with written_whole(path) as part:
-            write_safetensors(stored, part, metadata={"format": "pt"})
-    except (OSError, SafetensorError) as error:  # the latter for a full disk
-        raise WeightFileError(f"cannot write {path} ({error}).") from None
 
 
 def _as_stored(a: np.ndarray, name: str, parameter: Parameter, dialect: Dialect, dtype: str | None) -> np.ndarray:
     """Contiguous, in the dtype asked for, in the dialect's shape."""
-    if parameter.shape == ():
-        return a.astype(np.int64)  # the batch counter of FLUX.2, an integer in every dtype
+    if parameter.role == "counter":
+        return a.astype(np.int64)
     if dtype is not None:
         with np.errstate(over="ignore"):
             cast = a.astype(storage_dtype(dtype))
