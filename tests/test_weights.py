@@ -584,7 +584,7 @@ def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(WeightFileError, match=r"cannot write .*file.sub \(Not a directory\)"):
         save_folder(tmp_path / "file" / "sub", PLAIN, tagged(PLAIN))
-    with pytest.raises(WeightFileError, match=r"cannot make the folder .*file"):
+    with pytest.raises(WeightFileError, match=r"cannot write .*file \(File exists\)"):
         save_folder(tmp_path / "file", PLAIN, tagged(PLAIN))
     with pytest.raises(WeightFileError, match=r"cannot write .*file.model\.safetensors \(.*Not a directory"):
         save_file(tmp_path / "file" / "model.safetensors", PLAIN, tagged(PLAIN))
