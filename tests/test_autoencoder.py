@@ -12,7 +12,15 @@ from configs import CONFIGS, TINY, drawn_weights, images, narrow, relative_l2, s
 from oracle import decoded, diffusers_model, encoded, oracle
 from PIL import Image
 
-from vaespec import AutoencoderConfig, AutoencoderKL, BackendError, InputError, NonFiniteError, parameters
+from vaespec import (
+    AutoencoderConfig,
+    AutoencoderKL,
+    BackendError,
+    InputError,
+    NonFiniteError,
+    WeightMapError,
+    parameters,
+)
 from vaespec.architecture import count_parameters
 
 each_backend = pytest.mark.parametrize("backend", ["numpy", "torch"])
@@ -522,7 +530,7 @@ def test_an_overflow_of_torch_in_float16_names_the_layer():
     vae = AutoencoderKL(TINY, large(name, 1e5), backend="torch", device="cpu", dtype="float32")
     assert np.isfinite(array(vae.decode(uniform("z", (1, 4, 2, 2), -2, 2)).sample)).all()
     vae.to(dtype="float16")
-    with pytest.raises(NonFiniteError, match=r"float16 is too narrow for them: use float32 or bfloat16"):
+    with pytest.raises(NonFiniteError, match=r"float16 is too narrow for many models: try bfloat16 or float32"):
         vae.decode(uniform("z", (1, 4, 2, 2), -2, 2))
 
 
@@ -553,3 +561,62 @@ def test_the_count_of_batches_survives_sixteen_bits(backend, dtype):
     vae = AutoencoderKL(CONFIGS["flux2"], weights, backend=backend, device="cpu", dtype=dtype)
     assert int(vae.weights()["bn.num_batches_tracked"]) == 1_234_567
     assert np.isfinite(array(vae.decode(uniform("z", (1, 8, 2, 2))).sample)).all()
+
+
+# -- weights given by hand, and small conveniences ---------------------------------------------------------------
+
+
+def test_weights_that_do_not_fit_the_config_are_refused_all_at_once():
+    weights = tiny().weights()
+    del weights["decoder.conv_out.bias"]
+    weights["encoder.conv_in.weight"] = weights["encoder.conv_in.weight"][:, :, :1]
+    weights["extra"] = np.zeros(1, np.float32)
+    with pytest.raises(WeightMapError) as refused:
+        AutoencoderKL(TINY, weights, backend="numpy")
+    head, *problems = str(refused.value).splitlines()
+    assert head == "the weights do not fit the config:"
+    assert [problem.split()[:2] for problem in problems] == [
+        ["missing", "decoder.conv_out.bias"],
+        ["shape", "encoder.conv_in.weight"],
+        ["unexpected", "extra"],
+    ]
+
+
+@pytest.mark.parametrize(
+    "where", [("float64",), (np.float64,), (torch.float64,), ("cpu", "float64"), ("float64", "cpu")]
+)
+def test_to_takes_device_and_dtype_in_any_order(where):
+    assert tiny("torch").to(*where).dtype == "float64"
+
+
+def test_a_seed_without_sampling_is_refused():
+    with pytest.raises(InputError, match="give sample_posterior=True"):
+        tiny()(images(TINY, 8, 8), seed=3)
+
+
+def test_a_model_and_its_posterior_say_what_they_are():
+    vae = tiny()
+    count = f"{vae.num_parameters():,}"
+    assert repr(vae) == f"AutoencoderKL(f=2, 4 latent channels, {count} parameters, numpy on cpu, float32)"
+    assert repr(vae.encode(images(TINY, 8, 8)).latent_dist) == "DiagonalGaussian(latents (1, 4, 4, 4), float32)"
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "diffusers-deprecated", "ldm"])
+def test_a_single_file_of_any_dialect_gives_the_model_back(tmp_path, dialect):
+    vae = tiny()
+    vae.save_single_file(tmp_path / "vae.safetensors", dialect=dialect)
+    again = AutoencoderKL.from_single_file(tmp_path / "vae.safetensors", config=TINY, backend="numpy")
+    for name, a in vae.weights().items():
+        np.testing.assert_array_equal(a, again.weights()[name])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "float8_e4m3fn", "foo"])
+def test_a_dtype_that_destroys_weights_is_refused(tmp_path, dtype):
+    with pytest.raises(InputError, match=f"dtype '{dtype}': weights are stored as float32, float64, float16, bfloat16"):
+        tiny().save_pretrained(tmp_path, dtype=dtype)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_unknown_dialect_is_refused(tmp_path):
+    with pytest.raises(InputError, match="unknown dialect 'klingon': choose one of diffusers"):
+        tiny().save_single_file(tmp_path / "vae.safetensors", dialect="klingon")

@@ -231,7 +231,6 @@ def test_flux2_latents_are_patchified_and_any_size_comes_back_with_edge():
     [
         ({"latent_channels": 8}, "latent_channels is 4 in the latents, 8 in the weights"),
         ({"scaling_factor": 0.5}, "scaling_factor is 0.18215 in the latents, 0.5 in the weights"),
-        ({"scaling_factor": None}, "the scaling factor of other is not known"),
     ],
 )
 def test_decode_refuses_weights_that_do_not_fit(changes, words):
@@ -239,6 +238,15 @@ def test_decode_refuses_weights_that_do_not_fit(changes, words):
     picture("cat.png")
     run("encode", "cat.png", *MODEL)
     assert words in error("decode", "latents.safetensors", "--weights", "other")
+
+
+def test_decode_takes_the_scale_of_the_latents_where_the_weights_have_none():
+    saved(NARROW.replace(scaling_factor=None), Path("other"))
+    picture("cat.png")
+    run("encode", "cat.png", *MODEL)
+    run("decode", "latents.safetensors", *MODEL, "--output", "known")
+    run("decode", "latents.safetensors", "--weights", "other", "--backend", "numpy", "--output", "unknown")
+    np.testing.assert_array_equal(pixels("known/cat-vae.png"), pixels("unknown/cat-vae.png"))
 
 
 def test_decode_refuses_weights_of_another_f():
@@ -372,7 +380,7 @@ def test_a_picture_smaller_than_f_is_told_with_the_way_out():
 
 def test_a_picture_of_floats_is_told():
     Image.fromarray(np.zeros((8, 8), np.float32)).save("cat.tif")
-    assert "give one of 8 or 16 bits per channel" in error("roundtrip", "cat.tif", *MODEL)
+    assert "give 8 or 16 bits per channel" in error("roundtrip", "cat.tif", *MODEL)
 
 
 @pytest.mark.parametrize("command", ["roundtrip", "encode"])
@@ -437,7 +445,7 @@ def test_the_demo_is_a_png_and_named_so(place):
         ("--backend", "abacus", "no backend named 'abacus'"),
         ("--device", "abacus", "no device 'abacus'"),
         ("--dtype", "int8", "no dtype 'int8'"),
-        ("--weights", "nowhere", "no file nowhere"),
+        ("--weights", "nowhere", "no file or folder nowhere"),
         ("--weights", "cat.png", "does not begin like a safetensors file"),
     ],
 )
@@ -518,7 +526,7 @@ def test_a_full_disk_leaves_no_half_latents(monkeypatch):
         Path(part).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vaespec.cli.latents_file.save_file", full)
+    monkeypatch.setattr("safetensors.numpy.save_file", full)
     assert "cannot write latents.safetensors" in error("encode", "cat.png", *MODEL)
     assert files() == {"cat.png"}
 
@@ -551,7 +559,11 @@ def test_debug_shows_the_traceback():
 def test_the_installed_script_fails_with_one_line_and_exit_code_1():
     script = [sys.executable, "-c", "from vaespec.cli import main; main()"]
     done = subprocess.run([*script, "info", "nowhere"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (1, "", "vaespec: error: no file nowhere.\n")
+    assert (done.returncode, done.stdout, done.stderr) == (
+        1,
+        "",
+        "vaespec: error: no file or folder nowhere: download weights first, or say tiny for the embedded ones.\n",
+    )
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child on Windows")

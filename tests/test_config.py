@@ -84,9 +84,9 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
         AutoencoderConfig.from_dict({**OLD, "dropout": 0.1})
 
 
-def test_what_is_no_mapping_is_refused_with_its_type():
-    with pytest.raises(ConfigError, match="mapping of field names, got list"):
-        AutoencoderConfig.from_dict([])
+def test_what_is_no_mapping_is_refused():
+    with pytest.raises(ConfigError, match=r"a config is a mapping of field names to values, got \[7\]"):
+        AutoencoderConfig.from_dict([7])
 
 
 def test_replace_checks_again():
@@ -216,3 +216,21 @@ def test_the_factor_and_the_decoder_widths_follow_from_the_widths():
 @pytest.mark.parametrize(("act_fn", "meant"), [("silu", "silu"), ("swish", "silu"), ("SiLU", "silu"), ("gelu", "gelu")])
 def test_activations_have_one_canonical_name(act_fn, meant):
     assert AutoencoderConfig(act_fn=act_fn).activation == meant
+
+
+@pytest.mark.parametrize("name", ["VQModel", "AutoencoderTiny", "AsymmetricAutoencoderKL"])
+def test_another_autoencoder_is_refused_by_its_class(name):
+    with pytest.raises(ConfigError, match=f"_class_name='{name}': expected AutoencoderKL or AutoencoderKLFlux2"):
+        AutoencoderConfig.from_dict({"_class_name": name})
+
+
+def test_a_subclass_of_somebody_is_read_by_its_fields():
+    assert AutoencoderConfig.from_dict({"_class_name": "ZImageVAE", "latent_channels": 16}).latent_channels == 16
+
+
+def test_flux2_has_no_scaling_factor_and_others_no_batch_norm():
+    with pytest.raises(ConfigError, match=r"scaling_factor=0\.5: expected null where patch_size is set"):
+        AutoencoderConfig.from_dict({"_class_name": "AutoencoderKLFlux2", "scaling_factor": 0.5})
+    with pytest.raises(ConfigError, match=r"batch_norm_eps=0\.1: expected nothing, unless patch_size is set"):
+        AutoencoderConfig(batch_norm_eps=0.1)
+    assert AutoencoderConfig.from_dict({"batch_norm_eps": None}) == AutoencoderConfig()

@@ -9,6 +9,7 @@ from vaespec import families
 from vaespec.analysis.cost import cost
 from vaespec.architecture import count_parameters, decoder, encoder, parameters
 from vaespec.config import AutoencoderConfig
+from vaespec.errors import InputError
 from vaespec.initialize import initialize
 from vaespec.ops import ReferenceOps
 
@@ -69,3 +70,8 @@ class Watch(ReferenceOps):
         y = super().conv2d(x, w, b, stride=stride, padding=padding)
         self.conv_flops += 2 * y.size * w[0].size
         return y
+
+
+def test_a_direction_that_is_none_is_refused():
+    with pytest.raises(InputError, match="direction='enc': expected encode or decode"):
+        cost(SD, "enc", (8, 8))

@@ -110,3 +110,9 @@ def test_noise_neither_reads_nor_moves_global_generators():
     np.random.seed(1)  # noqa: NPY002
     torch.manual_seed(1)
     np.testing.assert_array_equal(standard_normal((2, *SHAPE), 9), first)
+
+
+@pytest.mark.parametrize("seed", [1.5, "12", "ab", [0.5, 1], -1, 2**64, [None, 1]])
+def test_what_is_no_seed_is_refused(seed):
+    with pytest.raises(InputError, match="expected an integer from 0 to 2"):
+        standard_normal((2, 3), seed)

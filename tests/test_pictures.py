@@ -49,8 +49,13 @@ def test_a_picture_is_turned_as_its_camera_says(tmp_path):
 
 
 def test_floating_point_pictures_are_refused():
-    with pytest.raises(InputError, match="a picture of float32 beyond 16 bits"):
+    with pytest.raises(InputError, match="mode 'F' has no known white: give 8 or 16 bits per channel"):
         to_array([Image.fromarray(np.zeros((4, 4), np.float32))])
+
+
+def test_pictures_of_32_bits_are_refused_since_their_white_may_be_255_or_65535():
+    with pytest.raises(InputError, match="mode 'I' has no known white"):
+        to_array([Image.fromarray(np.zeros((4, 4), np.int32))])
 
 
 def test_only_pictures_are_pictures():

@@ -1,4 +1,4 @@
-"""vaespec: AutoencoderKL, the image VAE of Stable Diffusion and FLUX, as a specification that runs on any framework."""
+"""vaespec: AutoencoderKL, the image VAE of Stable Diffusion and FLUX, as a specification that runs."""
 
 from vaespec.architecture import decoder, encoder, parameters
 from vaespec.autoencoder import AutoencoderKL, load

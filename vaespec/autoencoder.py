@@ -5,26 +5,37 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, TypedDict, Unpack
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from vaespec import latents, weights
-from vaespec.analysis.finite import all_finite, first_nonfinite
+from vaespec.analysis.finite import first_nonfinite
 from vaespec.architecture import count_parameters, decoder, encoder, parameters
 from vaespec.backend import choose_backend, make_ops
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import BackendError, NonFiniteError
+from vaespec.errors import BackendError, InputError, NonFiniteError, WeightFileError
 from vaespec.initialize import initialize
 from vaespec.inputs import as_diffusion_latents, as_images, as_latents
 from vaespec.layers import Layer
 from vaespec.noise import Seed
 from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
+from vaespec.parameters import STORAGE_DTYPES
 from vaespec.posterior import DiagonalGaussian
+from vaespec.precision import all_finite
+from vaespec.weights import require_complete
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
+
+
+class Where(TypedDict, total=False):
+    """Where a model runs: a backend's name (default: the best here), its device (its best), and the dtype (float32)."""
+
+    backend: str | None
+    device: str | None
+    dtype: Any
 
 
 class Functional(NamedTuple):
@@ -40,7 +51,7 @@ class AutoencoderKL:
 
     Names, argument order and defaults are diffusers'. Images are (B, C, H, W) in [-1, 1]; inputs may be arrays of any
     framework, outputs are the backend's own. A result with NaN or infinity raises NonFiniteError and names the layer.
-    `weights` are canonical: diffusers' names, convolutions OIHW, NumPy.
+    `weights` are canonical: diffusers' names, convolutions OIHW, NumPy; WeightMapError if they are not all there.
     """
 
     def __init__(
@@ -52,6 +63,7 @@ class AutoencoderKL:
         device: str | None = None,
         dtype: Any = "float32",
     ) -> None:
+        require_complete(weights, config)
         self.config = config
         self._backend = choose_backend(backend)
         self._ops = make_ops(self._backend, device, dtype_name(dtype))
@@ -62,15 +74,17 @@ class AutoencoderKL:
     # -- made from -----------------------------------------------------------------------------------------
 
     @classmethod
-    def from_config(cls, config: AutoencoderConfig | Mapping[str, Any], *, seed: int = 0, **where: Any) -> Self:
-        """A new model with diffusers' initial weights. `where`: backend, device, dtype."""
+    def from_config(
+        cls, config: AutoencoderConfig | Mapping[str, Any], *, seed: int = 0, **where: Unpack[Where]
+    ) -> Self:
+        """A new model with diffusers' initial weights."""
         if not isinstance(config, AutoencoderConfig):
             config = AutoencoderConfig.from_dict(config)
         return cls(config, initialize(config, seed), **where)
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], *, subfolder: str = "", variant: str | None = None, **where: Any
+        cls, path: str | os.PathLike[str], *, subfolder: str = "", variant: str | None = None, **where: Unpack[Where]
     ) -> Self:
         """From a diffusers folder: config.json and diffusion_pytorch_model[.variant].safetensors.
 
@@ -85,7 +99,7 @@ class AutoencoderKL:
         *,
         config: AutoencoderConfig | Mapping[str, Any] | None = None,
         family: str | None = None,
-        **where: Any,
+        **where: Unpack[Where],
     ) -> Self:
         """From one .safetensors file in diffusers' or LDM's names, the VAE alone or inside a full checkpoint.
 
@@ -102,6 +116,13 @@ class AutoencoderKL:
         Files appear whole.
         """
         weights.save_folder(Path(path), self.config, self.weights(), None if dtype is None else dtype_name(dtype))
+
+    def save_single_file(
+        self, path: str | os.PathLike[str], *, dialect: str = "diffusers", prefix: str = "", dtype: Any = None
+    ) -> None:
+        """Write one .safetensors file in a dialect's names: "diffusers", "diffusers-deprecated" or "ldm"."""
+        stored = None if dtype is None else dtype_name(dtype)
+        weights.save_file(Path(path), self.config, self.weights(), dialect=dialect, prefix=prefix, dtype=stored)
 
     # -- encode and decode ---------------------------------------------------------------------------------
 
@@ -129,6 +150,8 @@ class AutoencoderKL:
         return_posterior: bool = False,
     ) -> DecoderOutput | tuple[Any, ...]:
         """Images -> images through the posterior's mode, or a sample of it; no scaling. Also `vae(images)`."""
+        if not sample_posterior and (seed is not None or generator is not None):
+            raise InputError("seed and generator are for a sample of the posterior: give sample_posterior=True.")
         posterior = self._posterior(sample)
         z = posterior.sample(generator, seed=seed) if sample_posterior else posterior.mode()
         output = DecoderOutput(self._images(z), posterior if return_posterior else None)
@@ -171,10 +194,8 @@ class AutoencoderKL:
         if not all_finite(y):
             with np.errstate(over="ignore", invalid="ignore"):
                 culprit = first_nonfinite(model, x, self._params, self._ops) or "the conversion of the result"
-            raise NonFiniteError(
-                f"the {what} are not finite: NaN or infinity first appears in {culprit}; "
-                f"if the weights are sound, {self.dtype} is too narrow for them: use float32 or bfloat16."
-            )
+            hint = "; float16 is too narrow for many models: try bfloat16 or float32" if self.dtype == "float16" else ""
+            raise NonFiniteError(f"the {what} are not finite: NaN or infinity first appears in {culprit}{hint}.")
         return y
 
     # -- where it runs -------------------------------------------------------------------------------------
@@ -194,9 +215,14 @@ class AutoencoderKL:
         """The dtype of weights and results."""
         return self._ops.dtype
 
-    def to(self, *, device: str | None = None, dtype: Any = None) -> Self:
-        """Move this model to another device or dtype; returns itself."""
-        ops = make_ops(self._backend, device or str(self.device), dtype_name(dtype or self.dtype))
+    def to(self, *where: Any, device: Any = None, dtype: Any = None) -> Self:
+        """Move this model to another device or dtype, as in `to("cuda", "float16")`; returns itself."""
+        for place in where:
+            if dtype_name(place) in STORAGE_DTYPES:
+                dtype = place
+            else:
+                device = place
+        ops = make_ops(self._backend, str(device or self.device), dtype_name(dtype or self.dtype))
         self._params = ops.prepare(self.weights(), parameters(self.config))
         self._ops = ops
         return self
@@ -214,6 +240,11 @@ class AutoencoderKL:
     def to_numpy(self, array: Array) -> np.ndarray:
         """A result of this model, an array of its backend, as NumPy; bfloat16 as ml_dtypes' type."""
         return self._ops.to_numpy(array)
+
+    def __repr__(self) -> str:
+        f, channels = self.config.downsampling_factor, self.config.latent_channels
+        where = f"{self.backend} on {self.device}, {self.dtype}"
+        return f"AutoencoderKL(f={f}, {channels} latent channels, {self.num_parameters():,} parameters, {where})"
 
     def num_parameters(self) -> int:
         """How many numbers are trained."""
@@ -243,13 +274,18 @@ def load(
     source: str | os.PathLike[str] = "tiny",
     *,
     family: str | None = None,
-    backend: str | None = None,
-    device: str | None = None,
-    dtype: Any = "float32",
+    **where: Unpack[Where],
 ) -> AutoencoderKL:
     """A model from "tiny" (the embedded weights), a diffusers folder, or a single file, to which `family` may add."""
+    return AutoencoderKL(*weights.load(locate(source), family), **where)
+
+
+def locate(source: str | os.PathLike[str]) -> Path:
+    """The folder or file that `load` reads for this source; WeightFileError if there is none."""
     path = EMBEDDED if source == "tiny" else Path(source)
-    return AutoencoderKL(*weights.load(path, family), backend=backend, device=device, dtype=dtype)
+    if not path.exists():
+        raise WeightFileError(f"no file or folder {path}: download weights first, or say tiny for the embedded ones.")
+    return path
 
 
 def dtype_name(dtype: Any) -> str:

@@ -7,6 +7,7 @@ stranger's would be) or registered at run time. Listing them imports no framewor
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
@@ -16,7 +17,6 @@ from vaespec.errors import BackendError
 from vaespec.ops import ReferenceOps
 
 GROUP = "vaespec.backends"
-PREFERENCE = ("torch", "jax", "mlx")  # asked in this order for an accelerator; without one, numpy
 
 
 @runtime_checkable
@@ -49,6 +49,13 @@ class BackendInfo:
     def available(self) -> bool:
         """Whether it can be asked for."""
         return self.version is not None and self.problem is None
+
+    @property
+    def remedy(self) -> str:
+        """What installs its framework: an extra of ours, or the framework itself."""
+        return (
+            f'pip install "vaespec[{self.name}]"' if self.distribution == "vaespec" else f"pip install {self.framework}"
+        )
 
 
 _registered: dict[str, Backend] = {}
@@ -90,7 +97,7 @@ def choose_backend(name: str | None = None) -> Backend:
     backend = get_backend(chosen)
     if _framework_version(backend.framework) is None:
         raise BackendError(
-            f'backend {chosen!r} needs {backend.framework}, which is not installed: pip install "vaespec[{chosen}]".'
+            f"backend {chosen!r} needs {backend.framework}, which is not installed: {_describe(chosen).remedy}."
         )
     return backend
 
@@ -99,18 +106,28 @@ def make_ops(backend: Backend, device: str | None, dtype: str) -> ReferenceOps:
     """The backend's operations; BackendError names the device or dtype it does not have."""
     if dtype not in backend.dtypes:
         raise BackendError(f"backend {backend.name!r} has no dtype {dtype!r}: choose {', '.join(backend.dtypes)}.")
-    devices = backend.devices()
-    if device is not None and device.split(":")[0] not in {d.split(":")[0] for d in devices}:
+    devices = _devices(backend)
+    if device is not None and device not in {*devices, *(d.split(":")[0] for d in devices)}:
         raise BackendError(f"backend {backend.name!r} has no device {device!r} here: choose {', '.join(devices)}.")
     return backend.ops(device or devices[0], dtype)
 
 
+def _devices(backend: Backend) -> tuple[str, ...]:
+    try:
+        return backend.devices()
+    except Exception as error:  # a framework that is installed but broken raises anything
+        raise BackendError(
+            f"backend {backend.name!r} cannot start ({error!r}): repair {backend.framework}, or choose another backend."
+        ) from error
+
+
 def _accelerated() -> str | None:
-    """The first backend that is available and has more than a CPU."""
-    available = {info.name for info in backends() if info.available}
-    for name in PREFERENCE:
-        if name in available and get_backend(name).devices()[0] != "cpu":
-            return name
+    """The first backend that works here and has more than a CPU."""
+    for info in backends():
+        if info.available:
+            with suppress(BackendError):  # a broken one is told to whoever asks for it by name
+                if _devices(get_backend(info.name))[0] != "cpu":
+                    return info.name
     return None
 
 

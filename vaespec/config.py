@@ -19,6 +19,15 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "mish": "mish", "gelu": "gelu", 
 # AutoencoderKLFlux2 has its own class defaults; a field it lacks (scaling_factor, ...) has no value.
 FLUX2_ONLY = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_momentum", "patch_size")
 FLUX2_LACKS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+# Autoencoders of diffusers with other layers; any other name is somebody's subclass, and the fields decide.
+OTHER_CLASSES = (
+    "AsymmetricAutoencoderKL",
+    "AutoencoderDC",
+    "AutoencoderKLTemporalDecoder",
+    "AutoencoderTiny",
+    "ConsistencyDecoderVAE",
+    "VQModel",
+)
 FLUX2_DEFAULTS: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -111,13 +120,15 @@ class AutoencoderConfig:
         Keys that start with "_" are notes, not fields. FLUX.2 is told by `_class_name` or by its own fields.
         Raises ConfigError for a field this specification does not know: it could change the result.
         """
-        if not isinstance(values, Mapping):
-            raise ConfigError(f"a config must be a mapping of field names, got {type(values).__name__}.")
+        if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+            raise ConfigError(f"a config is a mapping of field names to values, got {values!r:.60}.")
+        if (name := values.get("_class_name")) in OTHER_CLASSES:
+            raise ConfigError(f"_class_name={name!r}: expected AutoencoderKL or AutoencoderKLFlux2.")
         given = {name: value for name, value in values.items() if not name.startswith("_")}
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := sorted(given.keys() - known):
             raise ConfigError(f"unknown config fields {unknown}: AutoencoderKL has {sorted(known)}.")
-        flux2 = values.get("_class_name") == "AutoencoderKLFlux2" or given.keys() & {"patch_size", "batch_norm_eps"}
+        flux2 = name == "AutoencoderKLFlux2" or given.get("patch_size") or given.get("batch_norm_eps")
         defaults = FLUX2_DEFAULTS if flux2 else {}
         return cls(**{**defaults, **given})
 
@@ -224,8 +235,24 @@ def _check_latents(config: AutoencoderConfig) -> None:
             raise _fail(name, value, "positive numbers")
     if (config.latents_mean is None) != (config.latents_std is None):
         raise ConfigError("latents_mean and latents_std belong together: give both or neither.")
+    _check_batch_norm(config)
+
+
+def _check_batch_norm(config: AutoencoderConfig) -> None:
     patch = config.patch_size
-    if patch is not None and not (isinstance(patch, tuple) and len(patch) == 2 and all(map(_positive_int, patch))):
+    if patch is None:
+        for name in ("batch_norm_eps", "batch_norm_momentum"):
+            if getattr(config, name) is not None:
+                raise _fail(name, getattr(config, name), "nothing, unless patch_size is set (FLUX.2)")
+        return
+    if not (isinstance(patch, tuple) and len(patch) == 2 and all(map(_positive_int, patch))):
         raise _fail("patch_size", patch, "a pair of positive integers")
-    if patch is not None and not (_finite(config.batch_norm_eps) and (config.batch_norm_eps or 0) > 0):
+    if not (_finite(config.batch_norm_eps) and (config.batch_norm_eps or 0) > 0):
         raise _fail("batch_norm_eps", config.batch_norm_eps, "a positive number, since patch_size is set")
+    momentum = config.batch_norm_momentum
+    if momentum is not None and not (_finite(momentum) and 0 <= momentum <= 1):
+        raise _fail("batch_norm_momentum", momentum, "a number from 0 to 1")
+    if config.scaling_factor is not None:
+        raise _fail(
+            "scaling_factor", config.scaling_factor, "null where patch_size is set: FLUX.2 scales by batch-norm"
+        )

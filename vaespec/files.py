@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,17 +15,12 @@ def written_whole(path: Path) -> Iterator[Path]:
 
     An existing file stays as it was until then. Raises OSError where the folder cannot be written to.
     """
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-    os.close(handle)
+    part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
+    part.touch(exist_ok=False)
+    mode = part.stat().st_mode
     try:
-        yield Path(name)
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp makes files private
-        os.replace(name, path)
+        yield part
+        part.chmod(mode)  # some writers put a private file of their own in its place
+        os.replace(part, path)
     finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    umask = os.umask(0)
-    os.umask(umask)
-    return umask
+        part.unlink(missing_ok=True)

@@ -8,10 +8,10 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from vaespec import pictures
-from vaespec.analysis.finite import all_finite
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, NonFiniteError
 from vaespec.ops import Array, ReferenceOps
+from vaespec.precision import all_finite
 
 
 def as_images(x: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Array:

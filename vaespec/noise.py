@@ -24,14 +24,16 @@ def standard_normal(shape: Sequence[int], seed: Seed, *, first_item: int = 0) ->
     Seeds are integers from 0 to 2**64 - 1. Raises InputError otherwise, or when there is not one seed per item.
     """
     batch, *item_shape = shape
-    if isinstance(seed, int | np.integer):
-        keys = [(int(seed), first_item + i) for i in range(batch)]
-    elif len(seed) == batch:
-        keys = [(int(s), 0) for s in seed]
+    seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) else seed
+    for s in seeds if isinstance(seeds, list) else [seeds]:
+        if not isinstance(s, int | np.integer) or not 0 <= s < 2**64:
+            raise InputError(f"seed={s!r}: expected an integer from 0 to 2**64 - 1, or one for each item.")
+    if not isinstance(seeds, list):
+        keys = [(int(seeds), first_item + i) for i in range(batch)]
+    elif len(seeds) == batch:
+        keys = [(int(s), 0) for s in seeds]
     else:
-        raise InputError(f"{len(seed)} seeds for a batch of {batch}: give one seed, or one per item.")
-    if bad := [s for s, _ in keys if not 0 <= s < 2**64]:
-        raise InputError(f"seed={bad[0]}: expected an integer from 0 to 2**64 - 1.")
+        raise InputError(f"{len(seeds)} seeds for a batch of {batch}: give one seed, or one per item.")
     items = [_item(math.prod(item_shape), key).reshape(item_shape) for key in keys]
     return np.stack(items) if items else np.empty(tuple(shape), np.float32)
 

@@ -89,9 +89,6 @@ class ReferenceOps:
         """The backend's own array -> the same on this device, in this dtype."""
         return self.xp.astype(x, getattr(self.xp, self.dtype))
 
-    def synchronize(self) -> None:
-        """Wait until everything asked for is computed."""
-
     def is_array(self, x: object) -> bool:
         """Whether x is this backend's own kind of array."""
         return hasattr(x, "__array_namespace__") and x.__array_namespace__() is self.xp

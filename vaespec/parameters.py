@@ -7,6 +7,10 @@ from typing import Literal, Protocol
 
 import numpy as np
 
+from vaespec.errors import InputError
+
+STORAGE_DTYPES = ("float32", "float64", "float16", "bfloat16")
+
 Role = Literal["conv", "linear", "bias", "norm_scale", "norm_shift", "statistic", "counter"]
 
 
@@ -54,7 +58,9 @@ class Parameter:
 
 
 def storage_dtype(name: str) -> np.dtype:
-    """NumPy has no bfloat16 of its own; ml_dtypes registers one."""
+    """NumPy's dtype of that name; its bfloat16 is ml_dtypes'. InputError for what weights cannot be stored in."""
+    if name not in STORAGE_DTYPES:
+        raise InputError(f"dtype {name!r}: weights are stored as {', '.join(STORAGE_DTYPES)}.")
     if name == "bfloat16":
         import ml_dtypes  # only those who store bfloat16 wait for it
 

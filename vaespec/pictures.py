@@ -33,19 +33,16 @@ def as_rgb(picture: Image) -> Image:
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(picture)
-    if picture.mode.startswith(("I", "F")):
-        return Image.fromarray(_eight_bits(np.asarray(picture))).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise InputError(
+            f"a picture of Pillow's mode {picture.mode!r} has no known white: give 8 or 16 bits per channel."
+        )
+    if picture.mode.startswith("I;16"):  # Pillow would clip at 255
+        return Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8)).convert("RGB")
     if not picture.has_transparency_data:
         return picture.convert("RGB")
     white = Image.new("RGBA", picture.size, "white")
     return Image.alpha_composite(white, picture.convert("RGBA")).convert("RGB")
-
-
-def _eight_bits(values: np.ndarray) -> np.ndarray:
-    """Grey values of 16 bits, which Pillow would clip at 255, as 8 bits: 65535 is white."""
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
-        raise InputError(f"a picture of {values.dtype} beyond 16 bits: give one of 8 or 16 bits per channel.")
-    return np.rint(values / 257).astype(np.uint8)
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:

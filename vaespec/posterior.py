@@ -59,6 +59,10 @@ class DiagonalGaussian:
         """exp(logvar / 2); zero if deterministic."""
         return self._xp.zeros_like(self.logvar) if self.deterministic else self._xp.exp(0.5 * self.logvar)
 
+    def __repr__(self) -> str:
+        kind = ", deterministic" if self.deterministic else ""
+        return f"DiagonalGaussian(latents {tuple(self.mean.shape)}, {self.parameters.dtype}{kind})"
+
     def mode(self) -> Array:
         """The most probable latents (B, C, h, w): the mean."""
         return self.mean
@@ -78,9 +82,7 @@ class DiagonalGaussian:
         """
         if sum(source is not None for source in (generator, seed, noise)) > 1:
             raise InputError("give one of generator, seed and noise, not several.")
-        epsilon = self._noise(generator, seed, first_item) if noise is None else noise
-        if tuple(epsilon.shape) != tuple(self.mean.shape):
-            raise InputError(f"noise of shape {tuple(epsilon.shape)} for latents of shape {tuple(self.mean.shape)}.")
+        epsilon = self._noise(generator, seed, first_item) if noise is None else self._alike(noise, "noise")
         drawn = widen(self.mean, self._xp) + self.std * widen(epsilon, self._xp)
         return narrow(drawn, self.parameters, self._xp)
 
@@ -99,12 +101,20 @@ class DiagonalGaussian:
 
     def nll(self, sample: Array, dims: Sequence[int] = (1, 2, 3)) -> Array:
         """-log q(sample) in nats, summed over `dims`: (B,) by default. ½ Σ log 2π + log σ² + (x - μ)² / σ²."""
-        distance = widen(sample, self._xp) - widen(self.mean, self._xp)
+        distance = widen(self._alike(sample, "the sample"), self._xp) - widen(self.mean, self._xp)
         if self.deterministic:
             terms = self._xp.zeros_like(distance)
         else:
             terms = math.log(2.0 * math.pi) + self.logvar + distance * distance / self.var
         return 0.5 * self._xp.sum(terms, axis=tuple(dims))
+
+    def _alike(self, x: Any, what: str) -> Array:
+        """x as an array like the latents, from NumPy or their own framework; InputError for another shape."""
+        if isinstance(x, np.ndarray | list | tuple | float | int):
+            x = self._xp.asarray(x, device=self.parameters.device)
+        if tuple(x.shape) != tuple(self.mean.shape):
+            raise InputError(f"{what} of shape {tuple(x.shape)}: the latents are of shape {tuple(self.mean.shape)}.")
+        return x
 
     def _noise(self, generator: np.random.Generator | None, seed: noise.Seed | None, first_item: int) -> Array:
         shape = tuple(self.mean.shape)

@@ -114,7 +114,15 @@ class NumpyOps(ReferenceOps):
         return t.reshape(like.shape)
 
     def linear(self, t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return t @ self._wide(w) + self._wide(b)
+        w, b, y = self._wide(w), self._wide(b), np.empty((*t.shape[:2], w.shape[1]), self.arithmetic)
+        source, out = t.reshape(-1, t.shape[2]), y.reshape(-1, w.shape[1])
+
+        def strip(rows: slice) -> None:
+            np.matmul(source[rows], w, out=out[rows])
+            out[rows] += b
+
+        side_by_side(strip, *source.shape)
+        return y
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarray:
         """As the specification; queries in strips, so that never all N × N logits are in memory."""

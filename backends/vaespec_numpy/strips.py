@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import threadpoolctl
@@ -24,14 +25,48 @@ def cores() -> int:
 
 @cache
 def _pool() -> ThreadPoolExecutor:
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=_pool.cache_clear)  # threads do not survive a fork (data loaders do that)
+    _forget_after_fork(_pool)
     return ThreadPoolExecutor(cores(), thread_name_prefix="vaespec")
 
 
+class _SingleThreadedBlas:
+    """While anybody is inside, matrix products run on one thread each; the last one out restores what was.
+
+    The setting belongs to the process, so it is counted: models may run in several threads at once. threadpoolctl lets
+    one thread at a time change it, which cannot be whichever comes first here; so a thread of our own does.
+    """
+
+    def __init__(self) -> None:
+        self.lock, self.inside = threading.Lock(), 0
+        self.controller = threadpoolctl.ThreadpoolController()
+        self.owner = ThreadPoolExecutor(1, thread_name_prefix="vaespec-blas")
+
+    def __enter__(self) -> None:
+        with self.lock:
+            self.inside += 1
+            if self.inside == 1:
+                self.limit = self.owner.submit(self._limited).result()
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                self.owner.submit(self.limit.__exit__, None, None, None).result()
+
+    def _limited(self) -> Any:
+        return self.controller.limit(limits=1, user_api="blas").__enter__()
+
+
 @cache
-def _blas() -> threadpoolctl.ThreadpoolController:
-    return threadpoolctl.ThreadpoolController()
+def _single_threaded_blas() -> _SingleThreadedBlas:
+    _forget_after_fork(_single_threaded_blas)
+    return _SingleThreadedBlas()
+
+
+def _forget_after_fork(cached: Any) -> None:
+    """Threads do not survive a fork, which data loaders do: the child makes its own."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=cached.cache_clear)
 
 
 def strips(rows: int, elements_per_row: int) -> Iterator[slice]:
@@ -44,7 +79,8 @@ def strips(rows: int, elements_per_row: int) -> Iterator[slice]:
 def side_by_side(work: Callable[[slice], T], rows: int, elements_per_row: int) -> list[T]:
     """work(strip) for every strip, in order of the strips; NumPy releases the interpreter lock inside.
 
-    The matrix products inside run on one thread each, since the strips already fill the cores.
+    The matrix products inside run on one thread each: the strips already fill the cores, and the order of summation,
+    and with it the last bit, does not depend on what else the process does.
     """
 
     def quietly(piece: slice) -> T:  # what is not finite is reported by the caller; errstate does not cross threads
@@ -52,7 +88,5 @@ def side_by_side(work: Callable[[slice], T], rows: int, elements_per_row: int) -
             return work(piece)
 
     pieces = list(strips(rows, elements_per_row))
-    if len(pieces) == 1:
-        return [quietly(pieces[0])]
-    with _blas().limit(limits=1, user_api="blas"):
-        return list(_pool().map(quietly, pieces))
+    with _single_threaded_blas():
+        return [quietly(pieces[0])] if len(pieces) == 1 else list(_pool().map(quietly, pieces))

@@ -9,6 +9,7 @@ from typing import Literal
 
 from vaespec.architecture import decoder, encoder, parameters
 from vaespec.config import AutoencoderConfig
+from vaespec.errors import InputError
 from vaespec.ops import Padding
 from vaespec.parameters import Parameter
 
@@ -49,8 +50,11 @@ def cost(
     bytes_per_number: int = 4,
 ) -> Cost:
     """Of encoding images, or decoding latents, of `size` (height, width)."""
-    model = encoder(config) if direction == "encode" else decoder(config)
-    channels = config.in_channels if direction == "encode" else config.latent_channels
+    models = {"encode": (encoder, config.in_channels), "decode": (decoder, config.latent_channels)}
+    if direction not in models:
+        raise InputError(f"direction={direction!r}: expected encode or decode.")
+    build, channels = models[direction]
+    model = build(config)
     ops, table = CostOps(bytes_per_number), dict(model.parameters())
     output = model(ops.array(batch, channels, *size), table, ops)
     weights = sum(math.prod(parameter.shape) for parameter in parameters(config).values())

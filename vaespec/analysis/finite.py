@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from array_api_compat import array_namespace
-
 from vaespec.layers import Layer, Params
 from vaespec.ops import Array, ReferenceOps
+from vaespec.precision import all_finite
 
 
 def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -> str | None:
@@ -63,9 +62,3 @@ class _FiniteOps:
             return y
 
         return checked
-
-
-def all_finite(x: Array) -> bool:
-    """Whether x, of any framework, holds neither NaN nor infinity."""
-    xp = array_namespace(x)
-    return bool(xp.all(xp.isfinite(x)))

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from vaespec.architecture import decoder, encoder
 from vaespec.config import AutoencoderConfig
+from vaespec.layers import Layer
 from vaespec.ops import Padding
 
 
@@ -24,21 +25,20 @@ class Interval(NamedTuple):
 
 def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
     """How many px before and after its own f × f block a latent sees."""
-    f = config.downsampling_factor
-    before = takewhile(lambda px: influence(config, "encode", px).last >= 0, count(-1, -1))
-    after = takewhile(lambda px: influence(config, "encode", px).first <= 0, count(f))
+    model, f = encoder(config), config.downsampling_factor
+    before = takewhile(lambda px: influence(model, px).last >= 0, count(-1, -1))
+    after = takewhile(lambda px: influence(model, px).first <= 0, count(f))
     return len(list(before)), len(list(after))
 
 
 def decoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
     """How many px before and after its own f × f block a latent influences."""
-    touched = influence(config, "decode", 0)
+    touched = influence(decoder(config), 0)
     return -touched.first, touched.last - (config.downsampling_factor - 1)
 
 
-def influence(config: AutoencoderConfig, direction: str, position: int) -> Interval:
+def influence(model: Layer, position: int) -> Interval:
     """The outputs that the input at `position` can change."""
-    model = encoder(config) if direction == "encode" else decoder(config)
     touched: Interval = model(Interval(position, position), dict(model.parameters()), ReachOps())
     return touched
 

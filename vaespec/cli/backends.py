@@ -21,7 +21,6 @@ def backends(as_json: Json = False) -> None:
 
 
 def _row(info: BackendInfo) -> list[str]:
-    missing = f'no: pip install "vaespec[{info.name}]"' if info.distribution == "vaespec" else "no: not installed"
-    state = "yes" if info.available else (info.problem or missing)
+    state = "yes" if info.available else (info.problem or f"no: {info.remedy}")
     framework = f"{info.framework} {info.version or ''}".strip()
     return [info.name, state, framework, ", ".join(info.dtypes), info.distribution]

@@ -13,8 +13,9 @@ from vaespec.cli import latents_file, options, picture_files, places, words
 from vaespec.cli.console import print_json, print_table, progress
 from vaespec.cli.failures import about
 from vaespec.cli.latents_file import Entry, Latents
-from vaespec.cli.model import described, open_model, require_scale
+from vaespec.cli.model import described, open_model
 from vaespec.errors import InputError
+from vaespec.families import SCALING
 from vaespec.pictures import to_pixels
 
 
@@ -32,8 +33,8 @@ def decode(
     content = latents_file.load(latents)
     targets = _targets(output, content)
     vae = open_model(weights, family, backend, device, dtype)
-    if content.normalized:
-        require_scale(vae.config, weights)
+    if vae.config.scaling_factor is None and vae.config.patch_size is None:  # the file says what the weights do not
+        vae.config = vae.config.replace(**{field: getattr(content.config, field) for field in SCALING})
     if problems := latents_file.misfits(content, vae.config):
         raise InputError(f"{latents} was not made by a VAE like {weights}: {'; '.join(problems)}.")
     if vae.config.out_channels != 3:

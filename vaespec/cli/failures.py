@@ -41,7 +41,7 @@ def in_words(error: Exception) -> str:
         place = "" if error.filename is None else f"{error.filename}: "
         return f"{place}{(error.strerror or str(error)).lower()}."
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
-        return "not enough memory: try a smaller picture, or --dtype float16."
+        return "not enough memory: try a smaller picture."
     about = " ".join(str(error).split())
     return f"unexpected {type(error).__name__}: {about} (`vaespec --debug ...` shows where)"
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -55,8 +54,7 @@ def _parse(size: str) -> tuple[int, int]:
 
 def _read(source: str, family: str | None) -> tuple[AutoencoderConfig, dict[str, np.ndarray]]:
     """Config and weights, as `vaespec.load` would read them, in the dtypes of the file."""
-    path = autoencoder.EMBEDDED if source == "tiny" else Path(source)
-    return weights.load(path, family)
+    return weights.load(autoencoder.locate(source), family)
 
 
 def _document(
@@ -123,11 +121,12 @@ def _scaling(config: AutoencoderConfig) -> str:
 def _cost_rows(costs: dict[str, Cost]) -> list[tuple[str, ...]]:
     both = tuple(costs.values())
     return [
-        ("result", *(words.shape(c.output_shape[1:]) for c in both)),
+        ("result (moments, image)", *(words.shape(c.output_shape[1:]) for c in both)),
         ("arithmetic", *(words.arithmetic(c.flops) for c in both)),
         ("  convolutions", *(words.arithmetic(c.conv_flops) for c in both)),
         ("  attention", *(words.arithmetic(c.attention_flops) for c in both)),
         ("peak activations", *(words.size(c.peak_bytes) for c in both)),
+        ("weights", *(words.size(c.weight_bytes) for c in both)),
     ]
 
 

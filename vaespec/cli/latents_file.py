@@ -29,15 +29,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import save_file
 
 from vaespec.cli.framing import Pad, latent_shape
 from vaespec.cli.places import written
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, VaespecError
 from vaespec.families import SCALING
-from vaespec.weights.containers import SafetensorsFile
+from vaespec.weights.containers import SafetensorsFile, write_tensors
 
 FORMAT, VERSION = "vaespec-latents", "1"
 
@@ -86,10 +84,7 @@ def save(path: Path, latents: Latents) -> None:
         "pictures": json.dumps([dataclasses.asdict(entry) for entry in latents.entries]),
     }
     with written(path) as part:
-        try:
-            save_file(dict(latents.tensors), part, metadata=metadata)
-        except SafetensorError as error:  # a full disk, for one
-            raise InputError(f"cannot write {path} ({error}).") from error
+        write_tensors(part, latents.tensors, metadata)
 
 
 def load(path: Path) -> Latents:

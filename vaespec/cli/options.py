@@ -87,6 +87,8 @@ def seeds(count: int, sample: bool, seed: int | None) -> Sequence[int | None]:
     """A seed per picture, None where the mode is taken."""
     if seed is not None and not sample:
         raise typer.BadParameter("goes with --sample; the mode has no seed.", param_hint="--seed")
+    if (seed or 0) + count > 2**64:
+        raise typer.BadParameter(f"{seed} + {count - 1} pictures goes beyond 2**64 - 1.", param_hint="--seed")
     return [(seed or 0) + i if sample else None for i in range(count)]
 
 

@@ -22,6 +22,17 @@ NOT_SAFETENSORS = {
 }
 
 
+def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a safetensors file. OSError where the system does not let it."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=metadata)
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(str(error)) from None
+
+
 class SafetensorsFile(Mapping[str, np.ndarray]):
     """name -> array, read when asked for; `shape(name)` reads nothing. Raises WeightFileError for a bad file."""
 

@@ -73,14 +73,13 @@ def infer_config(here: Located, family: str | None = None) -> AutoencoderConfig:
     Where neither tells, scaling_factor is None. Group count and activation are those of every published family (32,
     SiLU). Raises WeightMapError if the file cannot be an AutoencoderKL, or is not of the family it is said to be.
     """
+    asked = None if family is None else families.config(family)
     structure = _infer_structure(here)
-    fit = families.matching(structure)
-    if family is not None:
-        if family not in fit:
-            asked = families.config(family)  # refuses an unknown name
+    if asked is not None:
+        if family not in families.matching(structure):
             wrong = ", ".join(_differences(asked, structure))
             raise WeightMapError(f"{here.file.path} is not of the family {family!r}: {wrong}.")
-        return families.config(family)
+        return asked
     told = families.matching(structure, here.others())
     if len(told) == 1:
         return families.config(told[0])
@@ -115,7 +114,10 @@ def _infer_structure(here: Located) -> AutoencoderConfig:
             batch_norm_momentum=0.1 if patchified else None,
         )
     except ConfigError as error:
-        raise WeightMapError(f"{here.file.path} shows no possible config ({error}); pass config=.") from None
+        told = str(error).rstrip(".")
+        raise WeightMapError(
+            f"{here.file.path} does not show its whole config ({told}): put it in a folder with its config.json."
+        ) from None
 
 
 def contradictions(config: AutoencoderConfig, here: Located) -> list[str]:

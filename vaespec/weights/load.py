@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,9 @@ def load_folder(folder: Path, variant: str | None = None) -> tuple[AutoencoderCo
     """A diffusers folder: config.json and diffusion_pytorch_model[.variant].safetensors."""
     if not folder.is_dir():
         raise WeightFileError(f"no folder {folder}.")
+    if not (folder / "config.json").exists():
+        inside = f": its VAE is in {folder / 'vae'}, name that" if (folder / "vae" / "config.json").exists() else ""
+        raise WeightFileError(f"{folder} is not a diffusers VAE folder: it has no config.json{inside}.")
     config = AutoencoderConfig.from_json(folder / "config.json")
     infix = f".{variant}" if variant else ""
     path = folder / f"diffusion_pytorch_model{infix}.safetensors"
@@ -79,6 +83,24 @@ def read(here: Located, config: AutoencoderConfig) -> Weights:
         weights.setdefault(OPTIONAL, np.zeros((), np.int64))
     _require_finite(weights, names)
     return {name: weights[name].reshape(parameter.shape) for name, parameter in table.items()}
+
+
+def require_complete(weights: Mapping[str, np.ndarray], config: AutoencoderConfig) -> None:
+    """WeightMapError unless these canonical weights are all that the config's model has, in its shapes, and no more."""
+    table = parameters(config)
+    problems = [
+        *_shortened([f"missing     {name}" for name in table if name not in weights]),
+        *_shortened(
+            [
+                f"shape       {name}   given {weights[name].shape}, config wants {row.shape}"
+                for name, row in table.items()
+                if name in weights and weights[name].shape != row.shape
+            ]
+        ),
+        *_shortened([f"unexpected  {name}" for name in weights if name not in table]),
+    ]
+    if problems:
+        raise WeightMapError("\n  ".join(["the weights do not fit the config:", *problems]))
 
 
 def _fits(shape: tuple[int, ...], parameter: Parameter) -> bool:

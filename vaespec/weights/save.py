@@ -11,24 +11,32 @@ import numpy as np
 
 from vaespec.architecture import parameters
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import NonFiniteError, WeightFileError
+from vaespec.errors import InputError, NonFiniteError, WeightFileError
 from vaespec.files import written_whole
 from vaespec.parameters import Parameter, storage_dtype
+from vaespec.weights.containers import write_tensors
 from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect
+
+METADATA = {"format": "pt"}  # transformers and old diffusers ask for it
 
 
 def save_folder(
     folder: Path, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], dtype: str | None = None
 ) -> None:
-    """config.json and diffusion_pytorch_model.safetensors, as diffusers' from_pretrained reads them: both or none."""
+    """config.json and diffusion_pytorch_model.safetensors, as diffusers' from_pretrained reads them.
+
+    Neither takes its place before both are written.
+    """
     tensors = _stored(config, weights, DIFFUSERS, "", dtype)
+    if folder.is_file():
+        raise WeightFileError(f"{folder} is a file: give a folder to write config.json and the weights to.")
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with (
             written_whole(folder / "diffusion_pytorch_model.safetensors") as weights_part,
             written_whole(folder / "config.json") as config_part,
         ):
-            _write(tensors, weights_part)
+            write_tensors(weights_part, tensors, METADATA)
             config_part.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
@@ -42,9 +50,11 @@ def save_file(
     dtype: str | None = None,
 ) -> None:
     """One .safetensors file in a dialect's names. NonFiniteError names a tensor that does not fit the dtype."""
+    if dialect not in DIALECTS:
+        raise InputError(f"unknown dialect {dialect!r}: choose one of {', '.join(DIALECTS)}.")
     tensors = _stored(config, weights, DIALECTS[dialect], prefix, dtype)
     with _told(path), written_whole(path) as part:
-        _write(tensors, part)
+        write_tensors(part, tensors, METADATA)
 
 
 @contextmanager
@@ -54,16 +64,6 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise WeightFileError(f"cannot write {error.filename2 or path} ({error.strerror or error}).") from None
-
-
-def _write(tensors: Mapping[str, np.ndarray], part: Path) -> None:
-    from safetensors import SafetensorError  # imported here: only who writes a file waits for it
-    from safetensors.numpy import save_file as write_safetensors
-
-    try:
-        write_safetensors(dict(tensors), part, metadata={"format": "pt"})
-    except SafetensorError as error:  # a full disk, for one
-        raise OSError(str(error)) from None
 
 
 def _stored(
