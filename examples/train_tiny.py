@@ -1,10 +1,11 @@
-"""Train a tiny VAE (8 x smaller latents, 16 channels) in an hour on two CPU cores, or on a GPU if there is one.
+"""Train a tiny VAE (8 x smaller latents, 16 channels) in about an hour on two CPU cores, or on a GPU if there is one.
 
+    pip install -e ".[test]"                                   # PyTorch >= 2.9, scikit-image, matplotlib
     python examples/train_tiny.py --export runs/tiny/export
 
 Stop it at any time: the same command continues from `runs/tiny/checkpoint.pt`, on the same schedule.
 Nothing is downloaded. The data are in `pictures.py`; astronaut, coffee and chelsea are measured, never trained on.
-Written on the way: the log `docs/tiny-training.csv` and its curve `docs/tiny-training.png`.
+Written on the way: the log `runs/tiny/training.csv`; at the end its curve beside it, and the weights.
 """
 
 import argparse
@@ -218,11 +219,11 @@ def main():
     """Read the command line; train or continue; draw and export."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     budget = parser.add_mutually_exclusive_group()
-    budget.add_argument("--steps", type=int, default=16_000)
+    budget.add_argument("--steps", type=int, default=10_000)
     budget.add_argument("--minutes", type=float, help="time a few steps first and do as many as fit")
     parser.add_argument("--every", type=int, default=500, help="steps between two rows of the log")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/tiny/checkpoint.pt"))
-    parser.add_argument("--log", type=Path, default=Path("docs/tiny-training.csv"))
+    parser.add_argument("--log", type=Path, default=Path("runs/tiny/training.csv"))
     parser.add_argument("--export", type=Path, metavar="DIR", help="write config.json and float16 safetensors here")
     options = parser.parse_args()
     resuming = options.checkpoint.exists()
