@@ -149,9 +149,12 @@ class AutoencoderKL:
         seed: Seed | None = None,
         return_posterior: bool = False,
     ) -> DecoderOutput | tuple[Any, ...]:
-        """Images -> images through the posterior's mode, or a sample of it; no scaling. Also `vae(images)`."""
-        if not sample_posterior and (seed is not None or generator is not None):
-            raise InputError("seed and generator are for a sample of the posterior: give sample_posterior=True.")
+        """Images -> images through the posterior's mode, or a sample of it; no scaling. Also `vae(images)`.
+
+        Without sample_posterior a generator is ignored, as in diffusers, and a seed refused with InputError.
+        """
+        if seed is not None and not sample_posterior:
+            raise InputError(f"seed={seed} is for a sample of the posterior: give sample_posterior=True.")
         posterior = self._posterior(sample)
         z = posterior.sample(generator, seed=seed) if sample_posterior else posterior.mode()
         output = DecoderOutput(self._images(z), posterior if return_posterior else None)
