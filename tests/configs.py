@@ -103,3 +103,13 @@ def relative_l2(actual: np.ndarray, expected: np.ndarray) -> float:
     actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
     assert actual.shape == expected.shape
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
+
+
+def assert_within(actual: np.ndarray, expected: np.ndarray, bound: np.ndarray | float) -> None:
+    assert actual.shape == expected.shape
+    excess = np.abs(actual - expected) / np.broadcast_to(bound, expected.shape)
+    worst = np.unravel_index(excess.argmax(), excess.shape)
+    assert excess[worst] <= 1, f"{excess[worst]:.3g} times the bound, at {worst}"

@@ -8,7 +8,7 @@ from functools import cache
 import diffusers
 import numpy as np
 import torch
-from configs import CONFIGS, drawn_weights
+from configs import CONFIGS, drawn_weights, images, sizes, uniform
 
 from vaespec import AutoencoderConfig
 
@@ -44,3 +44,13 @@ def encoded(model: torch.nn.Module, images: np.ndarray) -> tuple[np.ndarray, np.
 @torch.no_grad()
 def decoded(model: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
     return model.decode(torch.tensor(latents)).sample.numpy()
+
+
+@cache
+def expected(name: str, size: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(images, moments, latents, decoded images) of diffusers in float64."""
+    config, (model, _) = CONFIGS[name], oracle(name)
+    x = images(config, *sizes(config)[size], batch=2)
+    mean, logvar = encoded(model, x)
+    z = uniform(f"latents {size}", mean.shape, -2, 2)
+    return x, np.concatenate((mean, logvar), axis=1), z, decoded(model, z)

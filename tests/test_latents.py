@@ -128,11 +128,11 @@ def test_a_model_decodes_what_it_encodes_through_either_pair(name, backend):
     vae = AutoencoderKL.from_config(CONFIGS[name], backend=backend, dtype="float64")
     x = images(CONFIGS[name], 16, 32, batch=2)
     posterior = vae.encode(x).latent_dist
-    raw = vae._ops.to_numpy(vae.decode(posterior.sample(seed=4)).sample)
-    scaled = vae._ops.to_numpy(vae.decode_latents(vae.encode_latents(x, seed=4)))
+    raw = vae.to_numpy(vae.decode(posterior.sample(seed=4)).sample)
+    scaled = vae.to_numpy(vae.decode_latents(vae.encode_latents(x, seed=4)))
     np.testing.assert_allclose(scaled, raw, rtol=1e-10, atol=1e-12)
-    mode = vae._ops.to_numpy(vae.decode_latents(vae.encode_latents(x)))
-    np.testing.assert_allclose(mode, vae._ops.to_numpy(vae(x).sample), rtol=1e-10, atol=1e-12)
+    mode = vae.to_numpy(vae.decode_latents(vae.encode_latents(x)))
+    np.testing.assert_allclose(mode, vae.to_numpy(vae(x).sample), rtol=1e-10, atol=1e-12)
 
 
 def test_latents_that_no_patch_fits_are_refused_in_words():

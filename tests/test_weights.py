@@ -1,9 +1,8 @@
-"""Weights keep every bit and every name through every dialect; a file that does not fit says all that is wrong."""
+"""Weights keep every bit and every name through every dialect, and files of others are read."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 
 import diffusers
@@ -11,64 +10,30 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from configs import CONFIGS, drawn_weights, images, narrow, relative_l2, sizes
+from checkpoints import PLAIN, WEIGHTS_FILE, assert_same_bits, stored, tagged, written
+from configs import CONFIGS, images, narrow, relative_l2, sizes
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from oracle import decoded, diffusers_model, encoded, oracle
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.numpy import load_file as read_safetensors
-from safetensors.numpy import save_file as write_safetensors
 
 import vaespec
 from vaespec import (
-    AutoencoderConfig,
     AutoencoderKL,
     ConfigError,
     InputError,
-    NonFiniteError,
     WeightFileError,
     WeightMapError,
     families,
     parameters,
 )
-from vaespec.weights import load_file, load_folder, save_file, save_folder
+from vaespec.weights import load_file, save_file
 from vaespec.weights.dialects import DIALECTS
 from vaespec.weights.inference import infer_config, locate
 
 NAMES = ("sd", "sd3", "flux2-small-decoder", "kl-f16", "kl-f32", "cogview", "attention-in-the-decoder-only")
 NAMES += ("one-level", "quant-conv-only", "three-layers")
 EXCHANGED = ("sd", "sd3", "flux2", "flux2-small-decoder", "kl-f16", "cogview", "post-quant-conv-only")
-WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
-
-PLAIN = narrow((32, 64), norm_num_groups=32, latent_channels=4)
-"""The narrowest config that can be inferred: 32 groups, as every published one."""
-
-
-def tagged(config: AutoencoderConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Tensor k is k plus a ramp of its own, so that no two tensors, rows or axes can be taken for each other."""
-    return {
-        name: np.array(k, np.int64)
-        if parameter.shape == ()
-        else (k + np.arange(np.prod(parameter.shape)).reshape(parameter.shape) / 2.0**13).astype(dtype)
-        for k, (name, parameter) in enumerate(parameters(config).items(), start=1)
-    }
-
-
-def assert_same_bits(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert actual.keys() == expected.keys()
-    for name, a in expected.items():
-        assert (actual[name].dtype, actual[name].shape) == (a.dtype, a.shape), name
-        assert actual[name].tobytes() == a.tobytes(), name
-
-
-def stored(config: AutoencoderConfig, tmp_path: Path, dialect: str = "diffusers", prefix: str = "") -> dict:
-    """The tensors of a file in this dialect, to be changed and written again."""
-    save_file(tmp_path / "whole.safetensors", config, tagged(config), dialect=dialect, prefix=prefix)
-    return read_safetensors(tmp_path / "whole.safetensors")
-
-
-def written(tmp_path: Path, tensors: dict[str, np.ndarray], name: str = "model.safetensors") -> Path:
-    write_safetensors({key: np.ascontiguousarray(a) for key, a in tensors.items()}, tmp_path / name)
-    return tmp_path / name
 
 
 # -- there and back ----------------------------------------------------------------------------------------------
@@ -190,7 +155,7 @@ def test_our_ldm_file_is_what_the_converter_of_diffusers_reads(tmp_path, name, p
     assert converted.keys() == tagged(config).keys()
 
 
-# -- names and shapes of real files --------------------------------------------------------------------------------
+# -- names and shapes of real files ------------------------------------------------------------------------------
 
 # SHA-256 of the lines "name shape" of the file's tensors, sorted. Made from upstream's own code on the meta device:
 # diffusers 0.42.1 and 0.16.1, CompVis latent-diffusion a506df57, Stability sd3.5 fbf8f483, BFL flux 802fb471.
@@ -333,7 +298,7 @@ def test_a_file_of_unknown_scale_encodes_but_asks_before_it_scales(tmp_path):
     assert vaespec.load(tmp_path / "model.safetensors", backend="numpy").config.scaling_factor is None
 
 
-# -- where the VAE is in a file ------------------------------------------------------------------------------------
+# -- where the VAE is in a file ----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("axes", [2, 3, 4])
@@ -382,226 +347,3 @@ def test_the_count_of_batches_may_be_absent(tmp_path):
     del tensors["bn.num_batches_tracked"]
     weights = load_file(written(tmp_path, tensors), CONFIGS["flux2"])[1]
     assert_same_bits(weights, tagged(CONFIGS["flux2"]) | {"bn.num_batches_tracked": np.array(0, np.int64)})
-
-
-# -- what does not fit ---------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
-def test_every_problem_is_in_one_error_in_the_names_of_the_file(tmp_path, prefix):
-    tensors = stored(PLAIN, tmp_path, "ldm", prefix)
-    del tensors[f"{prefix}decoder.up.1.block.0.conv1.bias"], tensors[f"{prefix}quant_conv.bias"]
-    tensors[f"{prefix}encoder.mid.attn_1.q.weight"] = np.zeros((64, 32, 1, 1), np.float32)
-    tensors[f"{prefix}decoder.up.9.block.0.conv1.bias"] = np.zeros(3, np.float32)
-    with pytest.raises(WeightMapError) as caught:
-        load_file(written(tmp_path, tensors))
-    message = str(caught.value)
-    assert 'dialect "ldm", 3 tensors missing or misshapen' in message
-    for line in (
-        f"missing     {prefix}decoder.up.1.block.0.conv1.bias   (needed for decoder.up_blocks.0.resnets.0.conv1.bias)",
-        f"missing     {prefix}quant_conv.bias   (needed for quant_conv.bias)",
-        f"shape       {prefix}encoder.mid.attn_1.q.weight   file (64, 32, 1, 1), config wants (64, 64)",
-        f"unexpected  {prefix}decoder.up.9.block.0.conv1.bias",
-    ):
-        assert message.count(line) == 1, line
-
-
-def test_a_config_that_contradicts_the_file_is_hinted_at_field_by_field(tmp_path):
-    path = written(tmp_path, stored(PLAIN, tmp_path))
-    wrong = PLAIN.replace(latent_channels=16, use_quant_conv=False)
-    with pytest.raises(WeightMapError) as caught:
-        load_file(path, wrong)
-    assert "unexpected  quant_conv.bias" in str(caught.value)
-    assert "hint        latent_channels would be 16, the file has 4" in str(caught.value)
-    assert "hint        use_quant_conv would be False, the file has True" in str(caught.value)
-
-
-def test_many_problems_of_one_kind_are_counted_not_listed(tmp_path):
-    path = written(tmp_path, stored(PLAIN, tmp_path))
-    with pytest.raises(WeightMapError) as caught:
-        load_file(path, PLAIN.replace(layers_per_block=3))
-    assert str(caught.value).count("missing  ") == 10
-    assert "... and " in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("names", "words"),
-    [
-        (["a.encoder.conv_in.weight", "b.encoder.conv_in.weight"], r"2 VAEs in .*under the prefixes \['a\.', 'b\.'\]"),
-        (["model.diffusion_model.out.0.weight"], "no VAE in .*: none of its 1 names ends in encoder"),
-        (["encoder.conv_in.weight", "quantize.embedding.weight"], "is not an AutoencoderKL but a VQ model"),
-        (["vae.encoder.conv_in.weight", "vae.quantize.embedding.weight"], "but a VQ model"),
-        (["encoder.conv_in.weight", "decoder.time_conv_out.weight"], "but a temporal"),
-        (["encoder.conv_in.weight", "decoder.condition_encoder.layers.0.weight"], "but an AsymmetricAutoencoderKL"),
-        (["encoder.layers.0.weight", "decoder.layers.1.weight"], "but an AutoencoderTiny"),
-        (["encoder.conv_in.weight"], "which every AutoencoderKL has"),
-    ],
-)
-def test_what_is_no_single_autoencoder_is_refused_by_name(tmp_path, names, words):
-    path = written(tmp_path, {name: np.zeros((2, 2, 3, 3), np.float32) for name in names})
-    with pytest.raises(WeightMapError, match=words) as caught:
-        load_file(path)
-    assert str(path) in str(caught.value)
-
-
-def test_quantised_weights_are_refused_by_name(tmp_path):
-    tensors = stored(PLAIN, tmp_path)
-    tensors["decoder.conv_in.weight"] = tensors["decoder.conv_in.weight"].astype(np.int8)
-    with pytest.raises(WeightFileError, match=r"decoder\.conv_in\.weight holds integers \(int8\): quantised"):
-        load_file(written(tmp_path, tensors))
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-@pytest.mark.parametrize("bad", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_named_as_in_the_file(tmp_path, dtype, bad):
-    tensors = stored(PLAIN, tmp_path, "ldm", "vae.")
-    for name in ("vae.decoder.mid.attn_1.k.weight", "vae.quant_conv.bias"):
-        tensors[name] = tensors[name].astype(getattr(ml_dtypes, dtype, dtype))
-        tensors[name].flat[-1] = bad
-    words = r"NaN or infinity in 2 tensors: (vae\.quant_conv\.bias|vae\.decoder\.mid\.attn_1\.k\.weight), "
-    with pytest.raises(NonFiniteError, match=words):
-        load_file(written(tmp_path, tensors))
-
-
-# -- what is no file of weights ------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def whole_file(tmp_path_factory) -> bytes:
-    path = tmp_path_factory.mktemp("whole") / "model.safetensors"
-    save_file(path, PLAIN, tagged(PLAIN))
-    return path.read_bytes()
-
-
-@pytest.mark.parametrize("part", [0.0, 1e-9, 0.001, 0.01, 0.1, 0.5, 0.999999])
-def test_a_truncated_file_is_told_wherever_it_was_cut(tmp_path, whole_file, part):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(whole_file[: int(np.ceil(len(whole_file) * part))])
-    with pytest.raises(WeightFileError, match=r"damaged|incomplete|does not begin like") as caught:
-        load_file(path)
-    assert str(path) in str(caught.value)
-
-
-@pytest.mark.parametrize("cut", [1, 7, 8, 9, 100])
-def test_a_file_cut_near_either_end_is_told(tmp_path, whole_file, cut):
-    for i, content in enumerate((whole_file[:cut], whole_file[:-cut])):
-        path = tmp_path / f"{i}.safetensors"
-        path.write_bytes(content)
-        with pytest.raises(WeightFileError):
-            load_file(path)
-
-
-def test_a_file_cut_at_the_end_of_its_header_is_told(tmp_path, whole_file):
-    header = 8 + int.from_bytes(whole_file[:8], "little")
-    for cut in (header - 1, header, header + 1):
-        path = tmp_path / f"{cut}.safetensors"
-        path.write_bytes(whole_file[:cut])
-        with pytest.raises(WeightFileError, match=r"damaged|incomplete"):
-            load_file(path)
-
-
-@pytest.mark.parametrize(
-    ("content", "words"),
-    [
-        (
-            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 334\n",
-            "git-lfs pointer, .*git lfs pull",
-        ),
-        (b"<!DOCTYPE html><html><body>Sign in</body></html>", "a web page: the download probably needs a login"),
-        (b"PK\x03\x04\x00\x00\x08\x08archive/data.pkl", r"a zip archive \(a PyTorch .ckpt or .bin\)"),
-        (b"\x80\x02}q\x00(X\x0a\x00\x00\x00state_dict", "a Python pickle"),
-        (b"GGUF\x03\x00\x00\x00" + b"\x00" * 40, "a GGUF file"),
-        (b"", r"\(0 bytes\) does not begin like a safetensors file"),
-        (b"\x00" * 4096, r"\(4096 bytes\) does not begin like a safetensors file"),
-        (b"\xff" * 4096, "does not begin like a safetensors file"),
-        (b'{"error": "not found"}', "does not begin like a safetensors file"),
-        ((16).to_bytes(8, "little") + b'{"a": not json }' + b"\x00" * 64, "damaged"),
-    ],
-)
-def test_a_file_of_something_else_is_told_by_what_it_is(tmp_path, content, words):
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(content)
-    with pytest.raises(WeightFileError, match=words) as caught:
-        AutoencoderKL.from_single_file(path)
-    assert str(path) in str(caught.value)
-
-
-def test_missing_files_and_folders_are_named(tmp_path):
-    with pytest.raises(WeightFileError, match=r"no file .*none\.safetensors"):
-        AutoencoderKL.from_single_file(tmp_path / "none.safetensors")
-    with pytest.raises(WeightFileError, match=r"cannot be read \(Is a directory\)"):
-        AutoencoderKL.from_single_file(tmp_path)
-    with pytest.raises(WeightFileError, match=r"no folder .*nowhere"):
-        AutoencoderKL.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(WeightFileError, match=r"no folder .*vae"):
-        AutoencoderKL.from_pretrained(tmp_path, subfolder="vae")
-    with pytest.raises(WeightFileError, match=r"is not a diffusers VAE folder: it has no config\.json"):
-        AutoencoderKL.from_pretrained(tmp_path)
-    (tmp_path / "config.json").write_text(json.dumps(PLAIN.to_dict()), encoding="utf-8")
-    with pytest.raises(WeightFileError, match=r"no diffusion_pytorch_model.safetensors in .*: it has no \.safetensors"):
-        AutoencoderKL.from_pretrained(tmp_path)
-
-
-# -- files appear whole or not at all --------------------------------------------------------------------------------
-
-FAILURES = [OSError(28, "No space left on device"), SafetensorError("I/O error"), KeyboardInterrupt()]
-
-
-@pytest.mark.parametrize("error", FAILURES)
-def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch, error):
-    path = tmp_path / "model.safetensors"
-    save_file(path, PLAIN, tagged(PLAIN))
-    before = path.read_bytes()
-
-    def half_written(tensors, part, metadata):
-        Path(part).write_bytes(before[: len(before) // 2])
-        raise error
-
-    monkeypatch.setattr("safetensors.numpy.save_file", half_written)
-    with pytest.raises((WeightFileError, KeyboardInterrupt)) as caught:
-        save_file(path, PLAIN, drawn_weights({name: p.shape for name, p in parameters(PLAIN).items()}))
-    if not isinstance(error, KeyboardInterrupt):
-        assert f"cannot write {path} (" in str(caught.value)
-    assert path.read_bytes() == before
-    assert [p.name for p in tmp_path.iterdir()] == [path.name]
-
-
-def test_a_save_replaces_what_was_there_and_leaves_nothing_else(tmp_path):
-    for _ in range(2):
-        save_folder(tmp_path, PLAIN, tagged(PLAIN))
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", WEIGHTS_FILE]
-    assert load_folder(tmp_path)[0] == PLAIN
-
-
-def test_saved_files_may_be_read_by_others(tmp_path):
-    save_folder(tmp_path, PLAIN, tagged(PLAIN))
-    (tmp_path / "plain").write_bytes(b"")
-    modes = {p.stat().st_mode & 0o777 for p in tmp_path.iterdir()}
-    assert len(modes) == 1
-
-
-def test_a_place_that_cannot_be_written_to_is_named(tmp_path):
-    (tmp_path / "file").write_bytes(b"")
-    with pytest.raises(WeightFileError, match=r"cannot write .*file.sub \(Not a directory\)"):
-        save_folder(tmp_path / "file" / "sub", PLAIN, tagged(PLAIN))
-    with pytest.raises(WeightFileError, match="file is a file: give a folder"):
-        save_folder(tmp_path / "file", PLAIN, tagged(PLAIN))
-    with pytest.raises(WeightFileError, match=r"cannot write .*file.model\.safetensors \(.*Not a directory"):
-        save_file(tmp_path / "file" / "model.safetensors", PLAIN, tagged(PLAIN))
-    with pytest.raises(WeightFileError, match=r"cannot write .*nowhere.model\.safetensors \(.*No such file"):
-        save_file(tmp_path / "nowhere" / "model.safetensors", PLAIN, tagged(PLAIN))
-
-
-def test_a_config_that_cannot_be_written_is_named(tmp_path):
-    (tmp_path / "config.json").mkdir()
-    with pytest.raises(WeightFileError, match=r"cannot write .*config\.json"):
-        save_folder(tmp_path, PLAIN, tagged(PLAIN))
-    assert not list(tmp_path.glob(".*"))
-
-
-def test_a_weight_that_does_not_fit_the_dtype_is_named_and_nothing_written(tmp_path):
-    weights = tagged(PLAIN)
-    weights["decoder.conv_in.bias"] = np.full_like(weights["decoder.conv_in.bias"], 70_000)
-    with pytest.raises(NonFiniteError, match=r"decoder\.conv_in\.bias does not fit float16: its largest .* is 70000"):
-        save_folder(tmp_path, PLAIN, weights, dtype="float16")
-    assert list(tmp_path.iterdir()) == []

@@ -1,11 +1,9 @@
-"""The command line, as its user meets it: what is written, what is printed, and what is said when it fails."""
+"""The command line, as its user meets it: what is written, and what is printed."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -17,74 +15,13 @@ from configs import CONFIGS, narrow
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from typer.testing import CliRunner
+from workplace import COMMANDS, MODEL, NARROW, error, files, picture, pixels, run, saved, vae
 
 import vaespec
 from vaespec import autoencoder, pictures
 from vaespec.cli import console, picture_files
-from vaespec.cli.app import app
 
-NARROW = narrow((8, 8, 8), latent_channels=4)  # f = 4
-COMMANDS = ("demo", "roundtrip", "encode", "decode", "info", "backends")
-MODEL = ("--weights", "weights", "--backend", "numpy")
-
-
-@pytest.fixture(scope="session")
-def weights(tmp_path_factory) -> Path:
-    return saved(NARROW, tmp_path_factory.mktemp("narrow"))
-
-
-@pytest.fixture(autouse=True)
-def _workplace(tmp_path, monkeypatch, weights):
-    """Every test starts in an empty folder, but for a link to the narrow weights."""
-    monkeypatch.chdir(tmp_path)
-    Path("weights").symlink_to(weights)
-
-
-def saved(config: vaespec.AutoencoderConfig, folder: Path) -> Path:
-    vaespec.AutoencoderKL.from_config(config, backend="numpy").save_pretrained(folder)
-    return folder
-
-
-def vae() -> vaespec.AutoencoderKL:
-    return vaespec.load("weights", backend="numpy")
-
-
-def picture(name: str, width: int = 13, height: int = 10, seed: int = 0) -> Path:
-    """A smooth picture of random colours."""
-    coarse = np.random.default_rng(seed).integers(0, 256, (3, 3, 3), dtype=np.uint8)
-    Path(name).parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC).save(name)
-    return Path(name)
-
-
-def pixels(path: str | Path) -> np.ndarray:
-    with Image.open(path) as opened:
-        return np.asarray(opened)
-
-
-def run(*args: str | Path, code: int = 0):
-    result = CliRunner().invoke(app, [str(arg) for arg in args])
-    assert result.exit_code == code, result.output
-    return result
-
-
-def error(*args: str | Path, code: int = 1) -> str:
-    """What a failing command says: one line on stderr, nothing on stdout."""
-    result = run(*args, code=code)
-    assert result.stdout == ""
-    assert result.stderr.startswith("vaespec: error: ")
-    assert result.stderr.count("\n") == 1
-    assert "Traceback" not in result.stderr
-    return result.stderr
-
-
-def files() -> set[str]:
-    """Everything in the folder but the weights."""
-    return {str(path) for path in Path().rglob("*") if path.is_file() and "weights" not in path.parts}
-
-
-# -- help and version --------------------------------------------------------------------------------------
+# -- help and version --------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -101,7 +38,7 @@ def test_showing_help_loads_no_framework_and_no_pillow():
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
-# -- roundtrip ---------------------------------------------------------------------------------------------
+# -- roundtrip ---------------------------------------------------------------------------------------------------
 
 
 def test_roundtrip_writes_what_the_model_makes_and_prints_its_psnr():
@@ -159,7 +96,7 @@ def test_a_file_name_that_looks_like_markup_is_printed_as_it_is():
     assert "[bold]cat-vae.png" in run("roundtrip", "[bold]cat.png", *MODEL).stdout
 
 
-# -- encode and decode -------------------------------------------------------------------------------------
+# -- encode and decode -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("how", [("--pad", "floor"), ("--pad", "edge"), ("--sample", "--seed", "3")])
@@ -315,7 +252,7 @@ def test_latents_that_are_not_finite_are_reported():
     assert "NaN" in error("decode", "nan.safetensors", *MODEL)
 
 
-# -- pictures of every kind --------------------------------------------------------------------------------
+# -- pictures of every kind --------------------------------------------------------------------------------------
 
 
 def test_transparent_pixels_are_white():
@@ -347,244 +284,7 @@ def test_pictures_of_every_mode_go_through(mode):
     assert pixels("cat-vae.png").shape == (8, 12, 3)
 
 
-# -- what can be wrong with what is asked ------------------------------------------------------------------
-
-
-def test_a_missing_picture_is_told():
-    assert "no file nowhere.png" in error("roundtrip", "nowhere.png", *MODEL)
-
-
-@pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_picture_is_told(content):
-    Path("cat.png").write_bytes(content)
-    assert "cat.png is not a picture" in error("roundtrip", "cat.png", *MODEL)
-
-
-@pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-def test_a_truncated_picture_is_told_and_nothing_written(suffix):
-    whole = picture(f"cat.{suffix}", 200, 200).read_bytes()
-    Path(f"cat.{suffix}").write_bytes(whole[: len(whole) // 2])
-    assert f"cat.{suffix} is" in error("roundtrip", f"cat.{suffix}", "--output", "out", *MODEL)
-    assert files() == {f"cat.{suffix}"}
-
-
-def test_a_folder_for_a_picture_is_told():
-    assert "is a folder: name the pictures in it" in error("roundtrip", "weights", *MODEL)
-
-
-def test_a_picture_smaller_than_f_is_told_with_the_way_out():
-    picture("cat.png", 20, 3)
-    message = error("roundtrip", "cat.png", *MODEL)
-    assert "cat.png is 20 x 3 px: the weights need 4 x 4 px at least; or give --pad edge" in message
-
-
-def test_a_picture_of_floats_is_told():
-    Image.fromarray(np.zeros((8, 8), np.float32)).save("cat.tif")
-    assert "give 8 or 16 bits per channel" in error("roundtrip", "cat.tif", *MODEL)
-
-
-@pytest.mark.parametrize("command", ["roundtrip", "encode"])
-def test_no_pictures_at_all_is_a_wrong_question(command):
-    assert "Missing argument" in run(command, code=2).stderr
-
-
-def test_two_pictures_with_one_result_are_refused():
-    names = [picture("one/cat.png"), picture("two/cat.jpg")]
-    assert "one/cat.png and two/cat.jpg would both be written to out/cat-vae.png" in error(
-        "roundtrip", *names, "--output", "out", *MODEL
-    )
-    assert files() == {"one/cat.png", "two/cat.jpg"}
-
-
-def test_a_picture_given_twice_is_told():
-    picture("cat.png")
-    assert "cat.png is given twice" in error("roundtrip", "cat.png", "cat.png", *MODEL)
-
-
-def test_a_result_never_replaces_a_picture_it_is_made_from():
-    picture("cat.png"), picture("cat-vae.png")
-    assert "would replace the input" in error("roundtrip", "cat.png", "cat-vae.png", *MODEL)
-
-
-def test_a_picture_with_a_latents_name_is_not_replaced():
-    picture("cat.png").rename("cat.safetensors")
-    assert "would replace the input" in error("encode", "cat.safetensors", "--output", "./cat.safetensors", *MODEL)
-
-
-@pytest.mark.parametrize("command", ["demo", "roundtrip", "encode", "decode"])
-@pytest.mark.parametrize("place", ["occupied", "occupied/deeper"])
-def test_a_file_where_a_folder_should_be_is_told(command, place, weights, monkeypatch):
-    monkeypatch.setattr(autoencoder, "EMBEDDED", weights)
-    Path("occupied").write_text("")
-    picture("cat.png")
-    run("encode", "cat.png", *MODEL)
-    name = {"demo": "/x.png", "encode": "/x.safetensors"}.get(command, "")
-    asked = {"demo": [], "decode": ["latents.safetensors"]}.get(command, ["cat.png"])
-    assert "occupied is a file, not a folder" in error(command, *asked, "--output", place + name)
-
-
-def test_a_folder_where_a_file_should_be_is_told():
-    picture("cat.png")
-    assert "it is a folder; name a .safetensors file" in error("encode", "cat.png", "--output", ".", *MODEL)
-
-
-def test_a_folder_without_permission_is_told(monkeypatch):
-    picture("cat.png")
-    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
-    assert "no permission" in error("roundtrip", "cat.png", *MODEL)
-
-
-@pytest.mark.parametrize("place", ["demo.jpg", "demo"])
-def test_the_demo_is_a_png_and_named_so(place):
-    assert "name it demo.png" in error("demo", "--output", place)
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "words"),
-    [
-        ("--backend", "abacus", "no backend named 'abacus'"),
-        ("--device", "abacus", "no device 'abacus'"),
-        ("--dtype", "int8", "no dtype 'int8'"),
-        ("--weights", "nowhere", "no file or folder nowhere"),
-        ("--weights", "cat.png", "does not begin like a safetensors file"),
-    ],
-)
-def test_a_wrong_model_option_is_told(option, value, words):
-    picture("cat.png")
-    assert words in error("roundtrip", "cat.png", *MODEL, option, value)
-
-
-@pytest.mark.parametrize("command", ["roundtrip", "encode", "info"])
-def test_truncated_weights_are_told(command, weights):
-    picture("cat.png")
-    whole = (weights / "diffusion_pytorch_model.safetensors").read_bytes()
-    Path("cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    asked = ["cut.safetensors"] if command == "info" else ["cat.png", "--weights", "cut.safetensors"]
-    assert "cut.safetensors is damaged or not a whole safetensors file" in error(command, *asked)
-
-
-def test_weights_for_six_channels_are_refused_in_words():
-    saved(CONFIGS["six-channel-images"], Path("six"))
-    picture("cat.png")
-    assert "pictures, which have 3" in error("roundtrip", "cat.png", "--weights", "six")
-
-
-@pytest.mark.parametrize(
-    ("args", "words"),
-    [
-        (("roundtrip", "cat.png", "--seed", "3"), "goes with --sample"),
-        (("roundtrip", "cat.png", "--pad", "mirror"), "mirror"),
-        (("info", "weights", "--size", "3y4"), "HEIGHTxWIDTH"),
-        (("info", "weights", "--size", "0"), "HEIGHTxWIDTH"),
-        (("paint",), "paint"),
-        (("--loud",), "--loud"),
-    ],
-)
-def test_a_wrong_question_exits_with_2_before_any_work(args, words):
-    picture("cat.png")
-    assert words in run(*args, code=2).stderr
-    assert files() == {"cat.png"}
-
-
-# -- failing ------------------------------------------------------------------------------------------------
-
-
-def _full_disk(image, part, **_):
-    Path(part).write_bytes(b"half")
-    raise OSError(28, "No space left on device")
-
-
-def test_a_full_disk_leaves_the_old_result_and_nothing_half_written(monkeypatch):
-    picture("cat.png")
-    run("roundtrip", "cat.png", *MODEL)
-    before = Path("cat-vae.png").read_bytes()
-    monkeypatch.setattr(Image.Image, "save", _full_disk)
-    assert "cannot write cat-vae.png (No space left on device)" in error("roundtrip", "cat.png", *MODEL)
-    assert files() == {"cat.png", "cat-vae.png"}
-    assert Path("cat-vae.png").read_bytes() == before
-
-
-def test_an_interrupted_encode_leaves_no_file(monkeypatch):
-    picture("a.png"), picture("b.png")
-    real = picture_files.read
-
-    def interrupted(path):
-        if path.name == "b.png":
-            raise KeyboardInterrupt
-        return real(path)
-
-    monkeypatch.setattr(picture_files, "read", interrupted)
-    result = run("encode", "a.png", "b.png", *MODEL, code=130)
-    assert result.output == ""
-    assert files() == {"a.png", "b.png"}
-
-
-def test_a_full_disk_leaves_no_half_latents(monkeypatch):
-    picture("cat.png")
-
-    def full(tensors, part, metadata):
-        Path(part).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("safetensors.numpy.save_file", full)
-    assert "cannot write latents.safetensors" in error("encode", "cat.png", *MODEL)
-    assert files() == {"cat.png"}
-
-
-@pytest.mark.parametrize(
-    ("raised", "words"),
-    [
-        (RuntimeError("two\nlines"), "unexpected RuntimeError: two lines"),
-        (MemoryError(), "not enough memory"),
-        (PermissionError(13, "Permission denied", "cat.png"), "cat.png: permission denied"),
-        (OSError(28, "No space left on device"), "error: no space left on device.\n"),
-    ],
-)
-def test_an_unexpected_error_is_one_line_too(raised, words, monkeypatch):
-    picture("cat.png")
-
-    def broken(*args, **kwargs):
-        raise raised
-
-    monkeypatch.setattr(autoencoder, "load", broken)
-    assert words in error("roundtrip", "cat.png", *MODEL)
-
-
-def test_debug_shows_the_traceback():
-    result = run("--debug", "roundtrip", "nowhere.png", code=1)
-    assert "Traceback" in result.stderr
-    assert result.stderr.endswith("vaespec: error: no file nowhere.png.\n")
-
-
-def test_the_installed_script_fails_with_one_line_and_exit_code_1():
-    script = [sys.executable, "-c", "from vaespec.cli import main; main()"]
-    done = subprocess.run([*script, "info", "nowhere"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout, done.stderr) == (
-        1,
-        "",
-        "vaespec: error: no file or folder nowhere: download weights first, or say tiny for the embedded ones.\n",
-    )
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child on Windows")
-def test_ctrl_c_ends_quietly_with_130():
-    waiting = (
-        "import time; from vaespec import autoencoder\n"
-        "def load(*args, **kwargs): print('ready', flush=True); time.sleep(60)\n"
-        "autoencoder.load = load\n"
-        "from vaespec.cli import main; main()"
-    )
-    picture("cat.png")
-    command = [sys.executable, "-c", waiting, "roundtrip", "cat.png"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None
-        child.stdout.readline()
-        child.send_signal(signal.SIGINT)
-        assert child.communicate(timeout=30) == ("", "")
-    assert child.returncode == 130
-
-
-# -- demo, info, backends ----------------------------------------------------------------------------------
+# -- demo, info, backends ----------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -657,7 +357,7 @@ def test_a_backend_whose_framework_is_missing_is_listed_with_what_to_do(monkeypa
     assert 'no: pip install "vaespec[torch]"' in run("backends").stdout
 
 
-# -- progress ----------------------------------------------------------------------------------------------
+# -- progress ----------------------------------------------------------------------------------------------------
 
 
 class Terminal(io.StringIO):
