@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -73,10 +74,12 @@ class SafetensorsFile(Mapping[str, np.ndarray]):
 
 
 def _sniff(path: Path) -> None:
-    """Refuse, by its first bytes, what is no safetensors file."""
+    """Refuse, by its first bytes and its length, what is no whole safetensors file."""
     try:
         with path.open("rb") as file:
             start, size = file.read(32), path.stat().st_size
+            file.seek(8)
+            table = file.read(min(int.from_bytes(start[:8], "little"), HEADER_LIMIT))
     except FileNotFoundError:
         raise WeightFileError(f"no file {path}.") from None
     except OSError as error:
@@ -89,3 +92,13 @@ def _sniff(path: Path) -> None:
         raise WeightFileError(f"{path} ({size} bytes) does not begin like a safetensors file.")
     if size < 8 + header:
         raise WeightFileError(f"{path} ends inside its header, at {size} bytes: the download is incomplete.")
+    if size < (whole := 8 + header + _data_bytes(table)):
+        raise WeightFileError(f"{path} is incomplete: it has {size:,} of {whole:,} bytes; download it again.")
+
+
+def _data_bytes(table: bytes) -> int:
+    """Where the last tensor ends, by the header; 0 where the header is no table, which safetensors tells in detail."""
+    try:
+        return max(int(row["data_offsets"][1]) for name, row in json.loads(table).items() if name != "__metadata__")
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return 0
