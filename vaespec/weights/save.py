@@ -17,7 +17,7 @@ from vaespec.parameters import Parameter, storage_dtype
 from vaespec.weights.containers import write_tensors
 from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect
 
-METADATA = {"format": "pt"}  # transformers and old diffusers ask for it
+METADATA = {"format": "pt"}  # as diffusers writes it
 
 
 def save_folder(
