@@ -62,7 +62,7 @@ def test_arithmetic_shapes_and_peak_memory_are_those_of_the_run_that_was_watched
 
 
 class Watch:
-    """The specification in float64; counts what its convolutions multiply, and what its arrays weigh while they live."""
+    """The specification in float64; counts what its convolutions multiply and what its living arrays weigh."""
 
     def __init__(self):
         self.ops = ReferenceOps(np)
