@@ -9,12 +9,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
+from vaespec.attention import Attention
 from vaespec.config import AutoencoderConfig
 from vaespec.layers import (
-    Attention,
     Conv,
     GroupNorm,
-    Layer,
     NormAct,
     Resnet,
     Sequential,
@@ -22,6 +21,7 @@ from vaespec.layers import (
     downsample,
     pointwise,
 )
+from vaespec.ops import Layer
 from vaespec.parameters import Parameter
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,29 +14,33 @@ from array_api_compat import array_namespace
 from vaespec import latents, weights
 from vaespec.analysis.finite import first_nonfinite
 from vaespec.architecture import count_parameters, decoder, encoder, parameters
+from vaespec.attention import Attention, Fused, LoRA, Processor, assign, attention_layers, with_processors
 from vaespec.backend import choose_backend, make_ops
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import BackendError, InputError, NonFiniteError, WeightFileError
 from vaespec.initialize import initialize
 from vaespec.inputs import as_diffusion_latents, as_images, as_latents
-from vaespec.layers import Layer
 from vaespec.noise import Seed
-from vaespec.ops import Array
+from vaespec.ops import Array, Layer, ReferenceOps
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
-from vaespec.parameters import STORAGE_DTYPES
+from vaespec.parameters import STORAGE_DTYPES, Parameter
 from vaespec.posterior import DiagonalGaussian
-from vaespec.precision import all_finite
 from vaespec.weights import require_complete
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 
 
 class Where(TypedDict, total=False):
-    """Where a model runs: a backend's name (default: the best here), its device (its best), and the dtype (float32)."""
+    """Where a model runs: a backend's name (default: the best here), its device (its best), and the dtype (float32).
+
+    `precision`: "default" is what the framework makes of float32 (on some devices TF32 or bfloat16 products),
+    "highest" is float32 throughout.
+    """
 
     backend: str | None
     device: str | None
     dtype: Any
+    precision: str
 
 
 class Functional(NamedTuple):
@@ -62,14 +67,27 @@ class AutoencoderKL:
         backend: str | None = None,
         device: str | None = None,
         dtype: Any = "float32",
+        precision: str = "default",
     ) -> None:
         require_complete(weights, config)
         self.config = config
-        self._backend = choose_backend(backend)
-        self._ops = make_ops(self._backend, device, dtype_name(dtype))
-        self._params = self._ops.prepare(weights, parameters(config))
-        self._encoder, self._decoder = encoder(config), decoder(config)
+        self.precision = precision
         self.use_slicing = False
+        self._backend = choose_backend(backend)
+        self._ops = make_ops(self._backend, device, dtype_name(dtype), precision)
+        self._encoder, self._decoder = encoder(config), decoder(config)
+        self._params = self._ops.prepare(weights, self._table())
+        self._compile()
+
+    def _compile(self) -> None:
+        """To be called when layers or ops have changed."""
+        self._run_encoder, self._run_decoder = self._ops.compile(self._encoder), self._ops.compile(self._decoder)
+
+    def _table(self) -> dict[str, Parameter]:
+        """What is in `_params`: the processors may have added to what the config says, or fused some of it."""
+        layers = dict([*self._encoder.parameters(), *self._decoder.parameters()])
+        statistics = {name: row for name, row in parameters(self.config).items() if not row.trained}
+        return layers | statistics
 
     # -- made from -----------------------------------------------------------------------------------------
 
@@ -144,7 +162,7 @@ class AutoencoderKL:
         sample: Any,
         sample_posterior: bool = False,
         return_dict: bool = True,
-        generator: np.random.Generator | None = None,
+        generator: Any = None,
         *,
         seed: Seed | None = None,
         return_posterior: bool = False,
@@ -182,19 +200,21 @@ class AutoencoderKL:
         self.use_slicing = False
 
     def _posterior(self, images: Any) -> DiagonalGaussian:
-        return DiagonalGaussian(self._run(self._encoder, as_images(images, self.config, self._ops), "moments"))
+        x = as_images(images, self.config, self._ops)
+        return DiagonalGaussian(self._run(self._run_encoder, self._encoder, x, "moments"))
 
     def _images(self, z: Any) -> Array:
-        return self._run(self._decoder, as_latents(z, self.config, self._ops), "images")
+        return self._run(self._run_decoder, self._decoder, as_latents(z, self.config, self._ops), "images")
 
-    def _run(self, model: Layer, x: Array, what: str) -> Array:
+    def _run(self, run: Callable[[Array, Mapping[str, Array]], Array], model: Layer, x: Array, what: str) -> Array:
+        """run(x), where `run` is the model compiled."""
         with np.errstate(over="ignore", invalid="ignore"):  # told below, with the layer's name
             if self.use_slicing and x.shape[0] > 1:
-                items = [model(x[i : i + 1, ...], self._params, self._ops) for i in range(x.shape[0])]
+                items = [run(x[i : i + 1, ...], self._params) for i in range(x.shape[0])]
                 y = array_namespace(x).concat(items, axis=0)
             else:
-                y = model(x, self._params, self._ops)
-        if not all_finite(y):
+                y = run(x, self._params)
+        if not self._ops.all_finite(y):
             with np.errstate(over="ignore", invalid="ignore"):
                 culprit = first_nonfinite(model, x, self._params, self._ops) or "the conversion of the result"
             hint = "; float16 is too narrow for many models: try bfloat16 or float32" if self.dtype == "float16" else ""
@@ -225,20 +245,40 @@ class AutoencoderKL:
                 dtype = place
             else:
                 device = place
-        ops = make_ops(self._backend, str(device or self.device), dtype_name(dtype or self.dtype))
-        self._params = ops.prepare(self.weights(), parameters(self.config))
-        self._ops = ops
+        self._move(make_ops(self._backend, str(device or self.device), dtype_name(dtype or self.dtype), self.precision))
         return self
 
-    def with_backend(self, backend: str, *, device: str | None = None, dtype: Any = None) -> AutoencoderKL:
-        """The same model on another backend."""
-        moved = AutoencoderKL(self.config, self.weights(), backend=backend, device=device, dtype=dtype or self.dtype)
-        moved.use_slicing = self.use_slicing
+    def with_backend(
+        self, backend: str, *, device: str | None = None, dtype: Any = None, precision: str | None = None
+    ) -> AutoencoderKL:
+        """The same model on another backend; each weight is converted on its way, one at a time."""
+        moved = copy.copy(self)
+        moved.precision = precision or self.precision
+        moved._backend = choose_backend(backend)
+        moved._move(make_ops(moved._backend, device, dtype_name(dtype or self.dtype), moved.precision))
         return moved
 
+    def _move(self, ops: ReferenceOps) -> None:
+        table = self._table()
+        self._params = ops.prepare(self._ops.export(self._params, table), table)
+        self._ops = ops
+        self._compile()
+
     def weights(self) -> dict[str, np.ndarray]:
-        """The weights in canonical form: diffusers' names, convolutions OIHW, NumPy."""
-        return self._ops.export(self._params, parameters(self.config))
+        """The weights in canonical form: diffusers' names, convolutions OIHW, NumPy.
+
+        InputError where a LoRA has not been put into the weights: it has no place there.
+        """
+        weights = self._ops.export(self._params, self._table())
+        for layer in self._attention_layers():
+            if isinstance(layer.processor, LoRA):
+                raise InputError(
+                    f"{layer.name} has a LoRA, which is no part of the VAE's weights: fuse_lora() to add it to them, "
+                    "or set_attn_processor('sdpa') to leave it out."
+                )
+            projections = {name: weights.pop(name) for name, _ in layer.processor.parameters(layer)}
+            weights |= layer.processor.release(layer, projections)
+        return {name: np.array(weights[name], order="C") for name in parameters(self.config)}  # copies: safe to change
 
     def to_numpy(self, array: Array) -> np.ndarray:
         """A result of this model, an array of its backend, as NumPy; bfloat16 as ml_dtypes' type."""
@@ -253,24 +293,106 @@ class AutoencoderKL:
         """How many numbers are trained."""
         return count_parameters(self.config)
 
+    # -- attention -------------------------------------------------------------------------------------------
+
+    @property
+    def attn_processors(self) -> dict[str, Processor]:
+        """The processor of each attention layer, by diffusers' path: the layer's name and `.processor`."""
+        return {f"{layer.name}.processor": layer.processor for layer in self._attention_layers()}
+
+    def set_attn_processor(
+        self, processor: str | Processor | Mapping[str, str | Processor], _remove_lora: bool = False
+    ) -> None:
+        """How attention is computed: "sdpa" (the backend's own), "eager", "chunked", "fused" or "lora".
+
+        Or an object of vaespec.attention (`Chunked(size=256)`, `LoRA(rank=8)`, your own Processor), or one of
+        diffusers', or a mapping with one for each key of `attn_processors`. A LoRA that is replaced by another kind is
+        left out (see `fuse_lora`). `_remove_lora` is accepted and ignored. InputError for what is not known.
+        """
+        self._process(assign(processor, self._attention_layers()))
+
+    def set_default_attn_processor(self) -> None:
+        """Eager attention everywhere, as diffusers understands the default; vaespec's own is "sdpa"."""
+        self.set_attn_processor("eager")
+
+    def fuse_qkv_projections(self) -> None:
+        """Queries, keys and values from one linear map."""
+        self.set_attn_processor("fused")
+
+    def unfuse_qkv_projections(self) -> None:
+        """Undo `fuse_qkv_projections`; layers that are not fused stay as they are."""
+        layers = self._attention_layers()
+        self._process(
+            {layer.name: layer.processor.core if isinstance(layer.processor, Fused) else layer.processor for layer in layers}
+        )
+
+    def fuse_lora(self) -> None:
+        """Add every LoRA to the weights, and go on without it."""
+        for layer in self._attention_layers():
+            if isinstance(layer.processor, LoRA):
+                self._exchange(layer, layer.processor.core, layer.processor.merge)
+
+    def _attention_layers(self) -> list[Attention]:
+        return attention_layers(self._encoder) + attention_layers(self._decoder)
+
+    def _process(self, processors: Mapping[str, Processor]) -> None:
+        for layer in self._attention_layers():
+            self._exchange(layer, processors[layer.name], layer.processor.release)
+
+    def _exchange(self, layer: Attention, processor: Processor, release: Callable[..., dict[str, np.ndarray]]) -> None:
+        """Give a layer another processor, and its weights the form it wants; the params of others are not touched."""
+        before, after = (dict(p.parameters(layer)) for p in (layer.processor, processor))
+        if before != after:
+            held = self._ops.export({name: self._params[name] for name in before}, before)
+            adopted = self._ops.prepare(processor.adopt(layer, release(layer, held)), after)
+            kept = {name: p for name, p in self._params.items() if name not in before}
+            self._params = kept | adopted
+        chosen = {layer.name: processor}
+        self._encoder, self._decoder = with_processors(self._encoder, chosen), with_processors(self._decoder, chosen)
+        self._compile()
+
     # -- in the framework's own idiom ----------------------------------------------------------------------
 
     def functional(self) -> Functional:
-        """(params, encode, decode): the weights as a dict and two pure functions of (params, array)."""
+        """(params, encode, decode): the weights as a dict and two pure functions of (params, array).
+
+        The functions look at nothing else and check nothing, so that they may be traced; images and latents are as in
+        `encode` and `decode`. The params are what is trained: FLUX.2's statistics of the latents are not among them.
+        """
+        encoder, decoder, ops = self._encoder, self._decoder, self._ops
 
         def encode(params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
-            return AutoencoderKLOutput(DiagonalGaussian(self._encoder(x, params, self._ops)))
+            return AutoencoderKLOutput(DiagonalGaussian(encoder(x, params, ops)))
 
         def decode(params: Mapping[str, Array], z: Array) -> DecoderOutput:
-            return DecoderOutput(self._decoder(z, params, self._ops))
+            return DecoderOutput(decoder(z, params, ops))
 
-        return Functional(dict(self._params), encode, decode)
+        layers = [*self._encoder.parameters(), *self._decoder.parameters()]
+        return Functional({name: self._params[name] for name, _ in layers}, encode, decode)
+
+    def with_params(self, params: Mapping[str, Array]) -> Self:
+        """The same model with other parameters: those of `functional()`, after training.
+
+        InputError for names or shapes that are not this model's.
+        """
+        expected = {name: tuple(p.shape) for name, p in self.functional().params.items()}
+        given = {name: tuple(p.shape) for name, p in params.items()}
+        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+        if wrong:
+            name, others = wrong[0], f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
+            raise InputError(
+                f"parameter {name} of shape {given.get(name)}: this model has {expected.get(name)}{others}; give all "
+                "parameters of functional(), by name."
+            )
+        trained = copy.copy(self)
+        trained._params = self._params | dict(params)
+        return trained
 
     def module(self) -> Any:
         """The model as the framework's own module class, sharing these weights; BackendError if it has none."""
         if not hasattr(self._backend, "module"):
             raise BackendError(f"backend {self.backend!r} has no module class: use functional() instead.")
-        return self._backend.module(self.config, self._params, self._ops)
+        return self._backend.module(self.config, self._encoder, self._decoder, self._params, self._ops)
 
 
 def load(

@@ -14,9 +14,13 @@ from importlib import metadata
 from typing import Any, Protocol, runtime_checkable
 
 from vaespec.errors import BackendError
-from vaespec.ops import ReferenceOps
+from vaespec.ops import KERNELS, ReferenceOps
 
 GROUP = "vaespec.backends"
+PRECISIONS = ("default", "highest")
+PREFERENCE = ("cuda", "tpu", "gpu", "mps")
+"""Kinds of accelerators, best first: CUDA is PyTorch's name, so it comes before JAX on NVIDIA's GPUs ("gpu"), and MLX's
+Metal ("gpu") before PyTorch's ("mps")."""
 
 
 @runtime_checkable
@@ -30,18 +34,36 @@ class Backend(Protocol):
     def devices(self) -> tuple[str, ...]:
         """The devices at hand, best first; imports the framework."""
 
-    def ops(self, device: str, dtype: str) -> ReferenceOps:
-        """The operations on that device, storing that dtype; imports the framework."""
+    def ops(self, device: str, dtype: str, precision: str) -> ReferenceOps:
+        """The operations on that device, storing that dtype; imports the framework.
+
+        `precision` is "default" (what the framework does with float32: on some devices, TF32 or bfloat16 products) or
+        "highest" (true float32, or BackendError).
+        """
+
+    # Optional members, which a backend may leave out:
+    #
+    # native: tuple[str, ...]                 the operations of ops.KERNELS it has kernels of its own for
+    # switches: dict[str, str]                environment variables that change its numbers, and what happens unset
+    # accelerators() -> tuple[str, ...]       devices other than the CPU, seen without importing the framework
+    # module(config, encoder, decoder, params, ops)      the model as the framework's own module class
 
 
 @dataclass(frozen=True)
 class BackendInfo:
-    """A row of `vaespec.backends()`. `version` is the framework's, None where it is not installed."""
+    """A row of `vaespec.backends()`.
+
+    `version` is the framework's, None where it is not installed; `devices` those that seem to be there; `ops` tells
+    "native" from "fallback"; `switches` are environment variables that change numbers, with their values here.
+    """
 
     name: str
     framework: str
     version: str | None
+    devices: tuple[str, ...]
     dtypes: tuple[str, ...]
+    ops: dict[str, str]
+    switches: dict[str, str]
     distribution: str
     problem: str | None = None
 
@@ -92,7 +114,7 @@ def get_backend(name: str) -> Backend:
 
 
 def choose_backend(name: str | None = None) -> Backend:
-    """`name`, else the environment's VAESPEC_BACKEND, else the first with an accelerator, else numpy."""
+    """`name`, else the environment's VAESPEC_BACKEND, else the one of the best accelerator here, else numpy."""
     chosen = name or os.environ.get("VAESPEC_BACKEND") or _accelerated() or "numpy"
     backend = get_backend(chosen)
     if _framework_version(backend.framework) is None:
@@ -102,14 +124,16 @@ def choose_backend(name: str | None = None) -> Backend:
     return backend
 
 
-def make_ops(backend: Backend, device: str | None, dtype: str) -> ReferenceOps:
-    """The backend's operations; BackendError names the device or dtype it does not have."""
+def make_ops(backend: Backend, device: str | None, dtype: str, precision: str) -> ReferenceOps:
+    """The backend's operations; BackendError names the device, dtype or precision it does not have."""
     if dtype not in backend.dtypes:
         raise BackendError(f"backend {backend.name!r} has no dtype {dtype!r}: choose {', '.join(backend.dtypes)}.")
+    if precision not in PRECISIONS:
+        raise BackendError(f"precision {precision!r}: choose {' or '.join(PRECISIONS)}.")
     devices = _devices(backend)
     if device is not None and device not in {*devices, *(d.split(":")[0] for d in devices)}:
         raise BackendError(f"backend {backend.name!r} has no device {device!r} here: choose {', '.join(devices)}.")
-    return backend.ops(device or devices[0], dtype)
+    return backend.ops(device or devices[0], dtype, precision)
 
 
 def _devices(backend: Backend) -> tuple[str, ...]:
@@ -122,12 +146,16 @@ def _devices(backend: Backend) -> tuple[str, ...]:
 
 
 def _accelerated() -> str | None:
-    """The first backend that works here and has more than a CPU."""
-    for info in backends():
-        if info.available:
-            with suppress(BackendError):  # a broken one is told to whoever asks for it by name
-                if _devices(get_backend(info.name))[0] != "cpu":
-                    return info.name
+    """The backend whose accelerator comes first in PREFERENCE, if it works: only those are imported."""
+
+    def rank(info: BackendInfo) -> int:
+        kind = info.devices[0].split(":")[0]
+        return PREFERENCE.index(kind) if kind in PREFERENCE else len(PREFERENCE)
+
+    for info in sorted((info for info in backends() if info.available and info.devices[0] != "cpu"), key=rank):
+        with suppress(BackendError):  # a broken one is told to whoever asks for it by name
+            if _devices(get_backend(info.name))[0] != "cpu":
+                return info.name
     return None
 
 
@@ -143,9 +171,13 @@ def _describe(name: str) -> BackendInfo:
     owner = ", ".join(_owner(point) for point in _entry_points().get(name, ())) or "this process"
     try:
         backend = get_backend(name)
-    except BackendError as error:
-        return BackendInfo(name, "", None, (), owner, problem=str(error))
-    return BackendInfo(name, backend.framework, _framework_version(backend.framework), backend.dtypes, owner)
+        version, native = _framework_version(backend.framework), getattr(backend, "native", ())
+        devices = (*getattr(backend, "accelerators", tuple)(), "cpu") if version else ()
+    except Exception as error:  # what a stranger's package raises is told, not raised: the other rows are good
+        return BackendInfo(name, "", None, (), (), {}, {}, owner, problem=str(error))
+    ops = {op: "native" if op in native else "fallback" for op in KERNELS}
+    switches = {key: os.environ.get(key, unset) for key, unset in getattr(backend, "switches", {}).items()}
+    return BackendInfo(name, backend.framework, version, devices, backend.dtypes, ops, switches, owner)
 
 
 def _framework_version(distribution: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,6 @@ from vaespec import pictures
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, NonFiniteError
 from vaespec.ops import Array, ReferenceOps
-from vaespec.precision import all_finite
 
 
 def as_images(x: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Array:
@@ -58,7 +58,7 @@ def _as_map(x: Any, what: str, channels: int, smallest: int, ops: ReferenceOps) 
 
 def require_finite(x: Array, what: str, ops: ReferenceOps) -> None:
     """NonFiniteError that counts the bad numbers and places the first one."""
-    if all_finite(x):
+    if ops.all_finite(x):
         return
     bad = np.argwhere(~np.isfinite(x if isinstance(x, np.ndarray) else ops.to_numpy(x)))
     place = ", ".join(map(str, bad[0]))
@@ -66,16 +66,21 @@ def require_finite(x: Array, what: str, ops: ReferenceOps) -> None:
 
 
 def _as_array(x: Any, what: str, ops: ReferenceOps) -> Array:
+    """x as NumPy's or the backend's own array: itself, else without a copy (DLPack), else through NumPy."""
     if isinstance(x, np.ndarray) or ops.is_array(x):
         return x
     if not hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         raise InputError(f"{what} are a {type(x).__name__}: expected an array (B, C, height, width) of floats.")
+    with suppress(Exception):  # strides, dtypes and devices that the other side does not take; each says so differently
+        return ops.from_dlpack(x)
     try:
-        if str(x.dtype).endswith("bfloat16") and hasattr(x, "float"):  # NumPy has no such type; float32 holds it all
-            x = x.float()
+        if str(x.dtype).endswith("bfloat16"):  # NumPy has no such type; float32 holds it all
+            x = array_namespace(x).astype(x, array_namespace(x).float32)
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise InputError(f"{what} cannot be read as an array ({error}).") from None
+        place = f" on {x.device}" if hasattr(x, "device") else ""
+        reason = str(error).rstrip(".")
+        raise InputError(f"{what}{place} cannot be read as an array ({reason}): move or convert them first.") from None
 
 
 def _is_floating(x: Array) -> bool:

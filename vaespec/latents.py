@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import numpy as np
 from array_api_compat import array_namespace
 
 from vaespec import families
+from vaespec.arrays import asarray_like
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import ConfigError, InputError
 from vaespec.ops import Array
@@ -50,10 +52,8 @@ def _affine(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]
             "or scaling_factor= in the config."
         )
     if config.latents_mean is not None and config.latents_std is not None:
-        mean, std = (
-            xp.asarray(values, dtype=widen(z, xp).dtype, device=z.device)
-            for values in (config.latents_mean, config.latents_std)
-        )
+        wide = np.float64 if z.dtype == xp.float64 else np.float32
+        mean, std = (asarray_like(z, np.array(values, wide)) for values in (config.latents_mean, config.latents_std))
         return _per_channel(mean), _per_channel(std) / config.scaling_factor
     return config.shift_factor or 0.0, 1.0 / config.scaling_factor
 

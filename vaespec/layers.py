@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
 
-from vaespec.ops import Array, Ops, Padding
+from vaespec.ops import Array, Layer, Ops, Padding
 from vaespec.parameters import Parameter
 
 GROUP_NORM_EPS = 1e-6  # of every norm in this VAE (diffusers, vae.py); most frameworks' default is 1e-5
@@ -20,14 +19,6 @@ BELOW_AND_RIGHT: Padding = ((0, 1), (0, 1))  # of the stride-2 convolutions; "SA
 
 Params = Mapping[str, Array]
 Table = Iterator[tuple[str, Parameter]]
-
-
-class Layer(Protocol):
-    """What the model is a sequence of."""
-
-    def __call__(self, x: Array, params: Params, ops: Ops) -> Array: ...
-
-    def parameters(self) -> Table: ...
 
 
 @dataclass(frozen=True)
@@ -94,14 +85,17 @@ class Linear:
     """An affine map of the channels of each token."""
 
     name: str
-    channels: int
+    in_channels: int
+    out_channels: int
+    bias: bool = True
 
     def __call__(self, t: Array, params: Params, ops: Ops) -> Array:
-        return ops.linear(t, params[f"{self.name}.weight"], params[f"{self.name}.bias"])
+        return ops.linear(t, params[f"{self.name}.weight"], params[f"{self.name}.bias"] if self.bias else None)
 
     def parameters(self) -> Table:
-        yield f"{self.name}.weight", Parameter((self.channels, self.channels), "linear", self.channels)
-        yield f"{self.name}.bias", Parameter((self.channels,), "bias", self.channels)
+        yield f"{self.name}.weight", Parameter((self.out_channels, self.in_channels), "linear", self.in_channels)
+        if self.bias:
+            yield f"{self.name}.bias", Parameter((self.out_channels,), "bias", self.in_channels)
 
 
 @dataclass(frozen=True)
@@ -143,34 +137,6 @@ class Resnet:
 
 
 @dataclass(frozen=True)
-class Attention:
-    """x + to_out(attention over all pixels of norm(x)): one head as wide as the map."""
-
-    name: str
-    channels: int
-    groups: int
-
-    def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
-        t = ops.tokens(self.norm()(x, params, ops))
-        q, k, v = (self.linear(part)(t, params, ops) for part in ("to_q", "to_k", "to_v"))
-        t = self.linear("to_out.0")(ops.attention(q, k, v, scale=self.channels**-0.5), params, ops)
-        return ops.add(x, ops.pixels(t, like=x))
-
-    def norm(self) -> GroupNorm:
-        """What the tokens are made from."""
-        return GroupNorm(f"{self.name}.group_norm", self.channels, self.groups)
-
-    def linear(self, part: str) -> Linear:
-        """The projection of that name: to_q, to_k, to_v or to_out.0."""
-        return Linear(f"{self.name}.{part}", self.channels)
-
-    def parameters(self) -> Table:
-        yield from self.norm().parameters()
-        for part in ("to_q", "to_k", "to_v", "to_out.0"):
-            yield from self.linear(part).parameters()
-
-
-@dataclass(frozen=True)
 class Upsample:
     """Nearest-neighbour ×2, then a 3 × 3 convolution."""
 
@@ -203,7 +169,7 @@ class Sequential:
         """An NCHW array of the backend in and out; in between, maps in whatever order the backend likes."""
         x = ops.from_nchw(x)
         for layer in self.layers:
-            x = layer(x, params, ops)
+            x = ops.run(layer, x, params)
         return ops.to_nchw(x)
 
     def parameters(self) -> Table:

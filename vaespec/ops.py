@@ -11,18 +11,33 @@ result (eps, scale, padding, stride) have no default: the layer gives them, so a
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 
 from vaespec.parameters import Parameter
-from vaespec.precision import narrow, widen
+from vaespec.precision import all_finite, narrow, widen
 
 Array = Any
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Zeros added ((above, below), (left, right))."""
+
+KERNELS = (
+    "conv2d",
+    "group_norm",
+    "silu",
+    "mish",
+    "gelu",
+    "relu",
+    "add",
+    "upsample_nearest2x",
+    "linear",
+    "attention",
+)
+"""The operations that compute: a backend has kernels of its own for them, or runs the reference's."""
 
 
 class Ops(Protocol):
@@ -56,9 +71,32 @@ class Ops(Protocol):
     def pixels(self, t: Array, like: Array) -> Array:
         """(B, H·W, C) -> map with the height and width of `like`: the inverse of `tokens`."""
 
-    def linear(self, t: Array, w: Array, b: Array) -> Array: ...
+    def linear(self, t: Array, w: Array, b: Array | None) -> Array: ...
 
-    def attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array: ...
+    def split(self, t: Array, parts: int) -> tuple[Array, ...]:
+        """Tokens (B, N, parts · C) -> as many of (B, N, C)."""
+
+    def scale(self, t: Array, factor: float) -> Array: ...
+
+    def attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
+        """softmax(scale · Q Kᵀ) V in the backend's best way."""
+
+    def eager_attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
+        """The same, with all N × N weights at one time."""
+
+    def chunked_attention(self, q: Array, k: Array, v: Array, *, scale: float, size: int) -> Array:
+        """The same, with never more than size × size weights."""
+
+    def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
+        """layer(x, params, self): the place to look at each layer, or to do something after it."""
+
+
+class Layer(Protocol):
+    """A part of the model. See `vaespec.layers`."""
+
+    def __call__(self, x: Array, params: Mapping[str, Array], ops: Ops) -> Array: ...
+
+    def parameters(self) -> Iterator[tuple[str, Parameter]]: ...
 
 
 class ReferenceOps:
@@ -75,11 +113,32 @@ class ReferenceOps:
         self.dtype = dtype
         self.device = device
 
+    # -- around the model --------------------------------------------------------------------------------
+
+    def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
+        """(x, params) -> model(x, params, self), made ready to be called often, outside the framework's transforms."""
+        return lambda x, params: model(x, params, self)
+
+    def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
+        return layer(x, params, self)
+
+    def all_finite(self, x: Array) -> bool:
+        """Whether x holds neither NaN nor infinity."""
+        return all_finite(x)
+
+    def provenance(self, op: str) -> str:
+        """ "native" if this backend has its own `op`, "fallback" if it runs the reference's."""
+        return "fallback" if getattr(type(self), op) is getattr(ReferenceOps, op) else "native"
+
     # -- in and out --------------------------------------------------------------------------------------
 
     def from_numpy(self, a: np.ndarray) -> Array:
         """A NumPy array -> the backend's own array on this device, in this dtype."""
         return self.xp.asarray(np.asarray(a, order="C"), dtype=getattr(self.xp, self.dtype), device=self.device)
+
+    def from_dlpack(self, x: Any) -> Array:
+        """Another framework's array -> the backend's own, without a copy where they share memory."""
+        return self.xp.from_dlpack(x)
 
     def to_numpy(self, x: Array) -> np.ndarray:
         """The backend's own array -> NumPy, same values."""
@@ -96,26 +155,21 @@ class ReferenceOps:
     def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Array]:
         """Canonical weights (diffusers' names, OIHW, NumPy) -> this backend's arrays in its kernel layouts."""
         return {
-            name: self.xp.asarray(int(a), dtype=self.xp.int64, device=self.device)  # not to be rounded
+            name: self.xp.asarray(int(a))  # not to be rounded
             if table[name].role == "counter"
             else self.from_numpy(table[name].to_layout(a, self))
             for name, a in params.items()
         }
 
     def export(self, params: Mapping[str, Array], table: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
-        """The inverse of `prepare`: canonical NumPy weights, in the dtype the backend stores."""
-        exported = {name: table[name].from_layout(self.to_numpy(x), self) for name, x in params.items()}
-        return {name: np.array(a, order="C") for name, a in exported.items()}  # copies: to change them is safe
+        """The inverse of `prepare`: canonical NumPy weights, in the dtype the backend stores; views where it can."""
+        return {name: table[name].from_layout(self.to_numpy(x), self) for name, x in params.items()}
 
     def from_nchw(self, x: Array) -> Array:
         return x
 
     def to_nchw(self, x: Array) -> Array:
         return x
-
-    def provenance(self, op: str) -> str:
-        """ "native" if this backend has its own `op`, "fallback" if it runs the reference's."""
-        return "fallback" if getattr(type(self), op) is getattr(ReferenceOps, op) else "native"
 
     # -- the operations ----------------------------------------------------------------------------------
 
@@ -212,14 +266,54 @@ class ReferenceOps:
     def pixels(self, t: Array, like: Array) -> Array:
         return self.xp.reshape(self.xp.permute_dims(t, (0, 2, 1)), like.shape)
 
-    def linear(self, t: Array, w: Array, b: Array) -> Array:
-        """y = t Wᵀ + b. t (B, N, I), w (O, I), b (O,) -> (B, N, O)."""
-        return self.xp.matmul(t, self.xp.permute_dims(w, (1, 0))) + b
+    def linear(self, t: Array, w: Array, b: Array | None) -> Array:
+        """y = t Wᵀ + b. t (B, N, I), w (O, I), b (O,) or none -> (B, N, O)."""
+        y = self.xp.matmul(t, self.xp.permute_dims(w, (1, 0)))
+        return y if b is None else y + b
+
+    def split(self, t: Array, parts: int) -> tuple[Array, ...]:
+        C = t.shape[-1] // parts
+        return tuple(t[:, :, i * C : (i + 1) * C] for i in range(parts))
+
+    def scale(self, t: Array, factor: float) -> Array:
+        """factor · t."""
+        return factor * t
 
     def attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
+        return self.eager_attention(q, k, v, scale=scale)
+
+    def eager_attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
         """softmax(scale · Q Kᵀ) V, one head. q, k, v (B, N, C) -> (B, N, C). Vaswani et al. 2017, arXiv:1706.03762."""
         xp = self.xp
         logits = widen(scale * xp.matmul(q, xp.permute_dims(k, (0, 2, 1))), xp)  # (B, N, N)
         weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
         weights = weights / xp.sum(weights, axis=-1, keepdims=True)
         return xp.matmul(narrow(weights, v, xp), v)
+
+    def chunked_attention(self, q: Array, k: Array, v: Array, *, scale: float, size: int) -> Array:
+        """softmax(scale · Q Kᵀ) V, a chunk of `size` queries and one of `size` keys at a time. Exact.
+
+        Rabe & Staats 2021, arXiv:2112.05682. Each chunk of keys gives its greatest logit m, l = Σ e^(logit - m) and
+        o = Σ e^(logit - m) v; two are merged by scaling both to the greater m. The result is o / l.
+        """
+        starts = range(0, q.shape[1], size)
+        rows = []
+        for i in starts:
+            chunks = (self._chunk(q[:, i : i + size, :], k[:, j : j + size, :], v[:, j : j + size, :], scale) for j in starts)
+            _, total, weighted = functools.reduce(self._merge_chunks, chunks)
+            rows.append(narrow(weighted / total, v, self.xp))
+        return self.xp.concat(rows, axis=1)
+
+    def _chunk(self, q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Array, Array]:
+        """(m, l, o) of some keys for some queries: (B, n, 1), (B, n, 1), (B, n, C), float32 or wider."""
+        xp = self.xp
+        logits = widen(scale * xp.matmul(q, xp.permute_dims(k, (0, 2, 1))), xp)
+        peak = xp.max(logits, axis=-1, keepdims=True)
+        weights = xp.exp(logits - peak)
+        return peak, xp.sum(weights, axis=-1, keepdims=True), widen(xp.matmul(narrow(weights, v, xp), v), xp)
+
+    def _merge_chunks(self, one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        (m, l, o), (m2, l2, o2) = one, other
+        peak = self.xp.maximum(m, m2)
+        a, b = self.xp.exp(m - peak), self.xp.exp(m2 - peak)
+        return peak, a * l + b * l2, a * o + b * o2

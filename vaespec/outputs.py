@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -53,3 +53,26 @@ class DecoderOutput(Output):
 
     sample: Array
     posterior: DiagonalGaussian | None = None
+
+
+ARRAY_FIELDS: dict[type, tuple[str, ...]] = {
+    DiagonalGaussian: ("parameters",),
+    AutoencoderKLOutput: ("latent_dist",),
+    DecoderOutput: ("sample", "posterior"),
+}
+"""Which fields hold arrays, or what holds arrays: what a framework's transforms look into. Adapters register these."""
+
+
+def flatten(output: Any) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
+    """(array fields, the other fields by name)."""
+    arrays = ARRAY_FIELDS[type(output)]
+    constants = tuple((name, value) for name, value in vars(output).items() if name not in arrays)
+    return tuple(getattr(output, name) for name in arrays), constants
+
+
+def unflatten(cls: type, children: Iterable[Any], constants: Iterable[tuple[str, Any]]) -> Any:
+    """The inverse of `flatten`. Unchecked, since transforms put other things than arrays into the fields."""
+    output = object.__new__(cls)
+    for name, value in (*zip(ARRAY_FIELDS[cls], children, strict=True), *constants):
+        object.__setattr__(output, name, value)
+    return output

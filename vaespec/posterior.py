@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from vaespec import noise
+from vaespec.arrays import asarray_like, normal_like
 from vaespec.errors import InputError
 from vaespec.ops import Array
 from vaespec.precision import narrow, widen
 
+ITEM = (-3, -2, -1)  # channels, height, width; a transform such as vmap may put more axes before the batch
 LOGVAR_RANGE = (-30.0, 20.0)  # diffusers' clamp (vae.py): keeps std between 3e-7 and 2.2e4
 
 
+@dataclass(frozen=True, eq=False, repr=False)
 class DiagonalGaussian:
     """q(z | x) = N(mean, diag(var)). Kingma & Welling 2014, arXiv:1312.6114.
 
@@ -25,11 +30,16 @@ class DiagonalGaussian:
     With `deterministic`, std and var are zero: `sample` is the mean, and `kl` and `nll` are zero.
     """
 
-    def __init__(self, parameters: Array, deterministic: bool = False) -> None:
-        if parameters.ndim != 4 or parameters.shape[1] % 2:
-            raise InputError(f"parameters of shape {tuple(parameters.shape)}: expected (B, 2C, h, w).")
-        self.parameters = parameters
-        self.deterministic = deterministic
+    parameters: Array
+    deterministic: bool = False
+
+    def __post_init__(self) -> None:
+        if self.parameters.ndim < 4 or self.parameters.shape[-3] % 2:
+            raise InputError(f"parameters of shape {tuple(self.parameters.shape)}: expected (B, 2C, h, w).")
+
+    def replace(self, **changes: Any) -> DiagonalGaussian:
+        """A copy with other parameters, or deterministic or not."""
+        return dataclasses.replace(self, **changes)
 
     # Derived when asked for, so that nothing can go out of step with `parameters`.
 
@@ -40,12 +50,12 @@ class DiagonalGaussian:
     @property
     def mean(self) -> Array:
         """(B, C, h, w), the mode as well."""
-        return self.parameters[:, : self.parameters.shape[1] // 2, ...]
+        return self.parameters[..., : self.parameters.shape[-3] // 2, :, :]
 
     @property
     def logvar(self) -> Array:
         """(B, C, h, w), natural logarithm of the variance, clamped."""
-        logvar = widen(self.parameters[:, self.parameters.shape[1] // 2 :, ...], self._xp)
+        logvar = widen(self.parameters[..., self.parameters.shape[-3] // 2 :, :, :], self._xp)
         low, high = (self._xp.full_like(logvar, bound) for bound in LOGVAR_RANGE)
         return self._xp.minimum(self._xp.maximum(logvar, low), high)
 
@@ -69,7 +79,7 @@ class DiagonalGaussian:
 
     def sample(
         self,
-        generator: np.random.Generator | None = None,
+        generator: Any = None,
         *,
         seed: noise.Seed | None = None,
         noise: Array | None = None,
@@ -78,7 +88,8 @@ class DiagonalGaussian:
         """mean + std · ε, (B, C, h, w) in the dtype of `parameters`.
 
         ε is `noise` (an array of that shape), or drawn from `seed` (the same on every backend: see vaespec.noise), or
-        from a NumPy `generator`, or, with none of them, from the operating system's entropy.
+        from a `generator`: NumPy's, a torch.Generator, a key of jax.random or mlx.core.random, or a list with one for
+        each item. With none of them it is the framework's own state, where it has one, or fresh entropy.
         """
         if sum(source is not None for source in (generator, seed, noise)) > 1:
             raise InputError("give one of generator, seed and noise, not several.")
@@ -97,9 +108,9 @@ class DiagonalGaussian:
         if other is not None:
             distance, d, spread = distance - widen(other.mean, xp), d - other.logvar, other.var
         terms = xp.zeros_like(d) if self.deterministic else distance * distance / spread + (xp.expm1(d) - d)
-        return 0.5 * xp.sum(terms, axis=(1, 2, 3))
+        return 0.5 * xp.sum(terms, axis=ITEM)
 
-    def nll(self, sample: Array, dims: Sequence[int] = (1, 2, 3)) -> Array:
+    def nll(self, sample: Array, dims: Sequence[int] = ITEM) -> Array:
         """-log q(sample) in nats, summed over `dims`: (B,) by default. ½ Σ log 2π + log σ² + (x - μ)² / σ²."""
         distance = widen(self._alike(sample, "the sample"), self._xp) - widen(self.mean, self._xp)
         if self.deterministic:
@@ -111,17 +122,18 @@ class DiagonalGaussian:
     def _alike(self, x: Any, what: str) -> Array:
         """x as an array like the latents, from NumPy or their own framework; InputError for another shape."""
         if isinstance(x, np.ndarray | list | tuple | float | int):
-            x = self._xp.asarray(x, device=self.parameters.device)
+            x = asarray_like(self.parameters, x)
         if tuple(x.shape) != tuple(self.mean.shape):
             raise InputError(f"{what} of shape {tuple(x.shape)}: the latents are of shape {tuple(self.mean.shape)}.")
         return x
 
-    def _noise(self, generator: np.random.Generator | None, seed: noise.Seed | None, first_item: int) -> Array:
-        shape = tuple(self.mean.shape)
+    def _noise(self, generator: Any, seed: noise.Seed | None, first_item: int) -> Array:
         if seed is not None:
-            drawn = noise.standard_normal(shape, seed, first_item=first_item)
-        elif generator is None or isinstance(generator, np.random.Generator):
-            drawn = (generator or np.random.default_rng()).standard_normal(shape, dtype=np.float32)
-        else:
-            raise InputError(f"generator is a {type(generator).__name__}: give a numpy.random.Generator, or seed=.")
-        return self._xp.asarray(drawn, device=self.parameters.device)
+            drawn = noise.standard_normal(tuple(self.mean.shape), seed, first_item=first_item)
+            return asarray_like(self.parameters, drawn)
+        if not isinstance(generator, list | tuple):
+            return normal_like(self.mean, generator)
+        if len(generator) != self.mean.shape[0]:
+            raise InputError(f"{len(generator)} generators for a batch of {self.mean.shape[0]}: give one, or one per item.")
+        items = [normal_like(self.mean[i : i + 1, ...], item) for i, item in enumerate(generator)]
+        return self._xp.concat(items, axis=0)

@@ -11,12 +11,13 @@ class NumpyBackend:
     name = "numpy"
     framework = "numpy"
     dtypes = ("float32", "float64", "float16", "bfloat16")
+    native = ("conv2d", "group_norm", "silu", "relu", "upsample_nearest2x", "linear", "attention")
 
     def devices(self) -> tuple[str, ...]:
         return ("cpu",)
 
-    def ops(self, device: str, dtype: str) -> NumpyOps:
-        return NumpyOps(dtype)
+    def ops(self, device: str, dtype: str, precision: str) -> NumpyOps:
+        return NumpyOps(dtype)  # always of the highest precision
 
 
 backend = NumpyBackend()

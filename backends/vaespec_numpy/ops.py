@@ -113,13 +113,14 @@ class NumpyOps(ReferenceOps):
     def pixels(self, t: np.ndarray, like: np.ndarray) -> np.ndarray:
         return t.reshape(like.shape)
 
-    def linear(self, t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-        w, b, y = self._wide(w), self._wide(b), np.empty((*t.shape[:2], w.shape[1]), self.arithmetic)
-        source, out = t.reshape(-1, t.shape[2]), y.reshape(-1, w.shape[1])
+    def linear(self, t: np.ndarray, w: np.ndarray, b: np.ndarray | None) -> np.ndarray:
+        w, y = self._wide(w), np.empty((*t.shape[:2], w.shape[1]), self.arithmetic)
+        source, out, bias = t.reshape(-1, t.shape[2]), y.reshape(-1, w.shape[1]), None if b is None else self._wide(b)
 
         def strip(rows: slice) -> None:
             np.matmul(source[rows], w, out=out[rows])
-            out[rows] += b
+            if bias is not None:
+                out[rows] += bias
 
         side_by_side(strip, *source.shape)
         return y

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from importlib import metadata
 from typing import TYPE_CHECKING, Any
+
+from vaespec import hardware
 
 if TYPE_CHECKING:
     from vaespec.config import AutoencoderConfig
+    from vaespec.layers import Sequential
     from vaespec_torch.module import AutoencoderKLModule
     from vaespec_torch.ops import TorchOps
 
@@ -16,6 +20,14 @@ class TorchBackend:
     name = "torch"
     framework = "torch"
     dtypes = ("float32", "float64", "bfloat16", "float16")
+    native = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "upsample_nearest2x", "linear", "attention")
+    switches = {"NVIDIA_TF32_OVERRIDE": "not set: PyTorch decides, with TF32 convolutions on CUDA"}
+
+    def accelerators(self) -> tuple[str, ...]:
+        if hardware.apple_gpu():
+            return ("mps",)
+        built_for_cpu = "+cpu" in metadata.version("torch")
+        return () if built_for_cpu else tuple(f"cuda:{i}" for i in range(hardware.nvidia_gpus()))
 
     def devices(self) -> tuple[str, ...]:
         import torch
@@ -23,16 +35,18 @@ class TorchBackend:
         cuda = tuple(f"cuda:{i}" for i in range(torch.cuda.device_count()))
         return (*cuda, *(("mps",) if torch.backends.mps.is_available() else ()), "cpu")
 
-    def ops(self, device: str, dtype: str) -> TorchOps:
+    def ops(self, device: str, dtype: str, precision: str) -> TorchOps:
         from vaespec_torch.ops import TorchOps
 
-        return TorchOps(device, dtype)
+        return TorchOps(device, dtype, precision)
 
-    def module(self, config: AutoencoderConfig, params: dict[str, Any], ops: TorchOps) -> AutoencoderKLModule:
+    def module(
+        self, config: AutoencoderConfig, encoder: Sequential, decoder: Sequential, params: dict[str, Any], ops: TorchOps
+    ) -> AutoencoderKLModule:
         """The model as an `nn.Module` that trains; it takes the tensors of `params` as its own."""
         from vaespec_torch.module import AutoencoderKLModule
 
-        return AutoencoderKLModule(config, params, ops)
+        return AutoencoderKLModule(config, encoder, decoder, params, ops)
 
 
 backend = TorchBackend()

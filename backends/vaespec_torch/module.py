@@ -6,11 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vaespec.architecture import decoder, encoder, parameters
 from vaespec.config import AutoencoderConfig
+from vaespec.layers import Sequential
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.posterior import DiagonalGaussian
-from vaespec_torch.ops import TorchOps
+from vaespec_torch.ops import CheckpointingOps, TorchOps
 
 
 class AutoencoderKLModule(nn.Module):
@@ -19,13 +19,17 @@ class AutoencoderKLModule(nn.Module):
     `encode(x)` (B, C, H, W) in [-1, 1] -> AutoencoderKLOutput; `decode(z)` -> DecoderOutput; calling it does both.
     """
 
-    def __init__(self, config: AutoencoderConfig, params: dict[str, Any], ops: TorchOps) -> None:
+    def __init__(
+        self, config: AutoencoderConfig, encoder: Sequential, decoder: Sequential, params: dict[str, Tensor], ops: TorchOps
+    ) -> None:
         super().__init__()
         self.config = config
         self._ops = ops
-        self._encoder_layers, self._decoder_layers = encoder(config), decoder(config)
-        for name, row in parameters(config).items():
-            _register(self, name, params[name], trains=row.trained)
+        self._encoder_layers, self._decoder_layers = encoder, decoder
+        trained = {name for name, row in (*encoder.parameters(), *decoder.parameters())}
+        for name, tensor in params.items():
+            _register(self, name, tensor, trains=name in trained)
+        self._places = [(name, *name.rpartition(".")[::2]) for name in sorted(trained)]
 
     def encode(self, x: Tensor) -> AutoencoderKLOutput:
         """Images -> posterior."""
@@ -41,8 +45,22 @@ class AutoencoderKLModule(nn.Module):
         z = posterior.sample(**how) if sample_posterior else posterior.mode()
         return self.decode(z).replace(posterior=posterior)
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Keep only what is between the layers for the gradient, and compute the rest again."""
+        self._ops = CheckpointingOps(str(self._ops.device), self._ops.dtype, self._ops.precision)
+
+    def disable_gradient_checkpointing(self) -> None:
+        """Keep everything for the gradient."""
+        self._ops = TorchOps(str(self._ops.device), self._ops.dtype, self._ops.precision)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether it is enabled."""
+        return isinstance(self._ops, CheckpointingOps)
+
     def _tensors(self) -> dict[str, Tensor]:
-        return dict(self.named_parameters())
+        """Looked up by attribute each time: a parametrization puts a property where the parameter was."""
+        return {name: getattr(self.get_submodule(path), leaf) for name, path, leaf in self._places}
 
 
 def _register(root: nn.Module, name: str, tensor: Tensor, *, trains: bool) -> None:

@@ -1,28 +1,40 @@
-"""The operations on PyTorch: maps are NCHW tensors, one native call each."""
+"""The operations on PyTorch: maps are (B, C, H, W) tensors in channels-last memory, one native call each."""
 
 from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import array_api_compat.torch as array_namespace
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
-from vaespec.ops import Padding, ReferenceOps
+import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and pytrees)
+from vaespec.ops import Layer, Padding, ReferenceOps
 
 
 class TorchOps(ReferenceOps):
-    """On one device, in one dtype. Nothing here breaks autograd."""
+    """On one device, in one dtype. Nothing here breaks autograd or `torch.compile(fullgraph=True)`."""
 
-    def __init__(self, device: str, dtype: str) -> None:
+    def __init__(self, device: str, dtype: str, precision: str = "default") -> None:
         super().__init__(array_namespace, dtype, torch.device(device))
         self.storage = getattr(torch, dtype)
+        self.precision = precision
+
+    def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        with true_float32() if self.precision == "highest" else nullcontext():
+            result: Tensor = layer(x, params, self)
+            return result
 
     def from_numpy(self, a: np.ndarray) -> Tensor:
         if a.dtype.name == "bfloat16":  # torch.from_numpy does not know ml_dtypes' type, but the bits are the same
-            tensor = torch.from_numpy(np.array(a.view(np.int16))).view(torch.bfloat16)
+            tensor = torch.from_numpy(np.array(a.view(np.int16), order="C")).view(torch.bfloat16)
         else:
-            tensor = torch.from_numpy(np.array(a))  # a copy: the array may be read-only or mapped to a file
+            tensor = torch.from_numpy(np.array(a, order="C"))  # a copy: it may be read-only, or mapped to a file
         return tensor.to(device=self.device, dtype=self.storage)
 
     def to_numpy(self, x: Tensor) -> np.ndarray:
@@ -38,6 +50,12 @@ class TorchOps(ReferenceOps):
 
     def is_array(self, x: object) -> bool:
         return isinstance(x, Tensor)
+
+    def from_nchw(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def to_nchw(self, x: Tensor) -> Tensor:
+        return x.contiguous()
 
     def conv2d(self, x: Tensor, w: Tensor, b: Tensor, *, stride: int, padding: Padding) -> Tensor:
         (top, bottom), (left, right) = padding
@@ -64,9 +82,40 @@ class TorchOps(ReferenceOps):
     def upsample_nearest2x(self, x: Tensor) -> Tensor:
         return F.interpolate(x, scale_factor=2.0, mode="nearest")
 
-    def linear(self, t: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    def linear(self, t: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return F.linear(t, w, b)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
         q, k, v = (t.unsqueeze(1) for t in (q, k, v))  # without an axis of heads, the fused kernels are not taken
         return F.scaled_dot_product_attention(q, k, v, scale=scale).squeeze(1)
+
+
+class CheckpointingOps(TorchOps):
+    """Forgets what is inside each layer, and computes it again for the gradient: less memory for a third more time."""
+
+    def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+        recomputed: Tensor = checkpoint(super().run, layer, x, params, use_reentrant=False)
+        return recomputed
+
+
+@contextmanager
+def true_float32() -> Iterator[None]:
+    """Inside, no product of float32 numbers is made from TF32 or bfloat16, in cuDNN, cuBLAS or oneDNN.
+
+    The settings belong to the process: another thread's products are slower meanwhile. Gradients are taken later, and
+    are as precise as the process says then.
+    """
+    switches: tuple[Any, ...] = (
+        torch.backends.cudnn.conv,
+        torch.backends.cuda.matmul,
+        torch.backends.mkldnn.conv,
+        torch.backends.mkldnn.matmul,
+    )
+    before = [switch.fp32_precision for switch in switches]
+    try:
+        for switch in switches:
+            switch.fp32_precision = "ieee"
+        yield
+    finally:
+        for switch, setting in zip(switches, before, strict=True):
+            switch.fp32_precision = setting

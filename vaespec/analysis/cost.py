@@ -10,7 +10,8 @@ from typing import Literal
 from vaespec.architecture import decoder, encoder, parameters
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
-from vaespec.ops import Padding
+from vaespec.layers import Params
+from vaespec.ops import Layer, Padding
 from vaespec.parameters import Parameter
 
 Direction = Literal["encode", "decode"]
@@ -110,6 +111,10 @@ class CostOps:
         self.moved_bytes += numbers * self.bytes_per_number
         return result
 
+    def run(self, layer: Layer, x: Shape, params: Params) -> Shape:
+        result: Shape = layer(x, params, self)
+        return result
+
     def from_nchw(self, x: Shape) -> Shape:
         return x
 
@@ -147,12 +152,25 @@ class CostOps:
     def pixels(self, t: Shape, like: Shape) -> Shape:
         return self.array(*like.shape)
 
-    def linear(self, t: Shape, w: Parameter, b: Parameter) -> Shape:
+    def linear(self, t: Shape, w: Parameter, b: Parameter | None) -> Shape:
         B, N, _ = t.shape
         self.attention_flops += 2 * B * N * math.prod(w.shape)
-        return self._result(B, N, w.shape[0], read=(t, w, b))
+        return self._result(B, N, w.shape[0], read=(t, w) if b is None else (t, w, b))
+
+    def split(self, t: Shape, parts: int) -> tuple[Shape, ...]:
+        B, N, C = t.shape
+        return tuple(self.array(B, N, C // parts) for _ in range(parts))
+
+    def scale(self, t: Shape, factor: float) -> Shape:
+        self.other_flops += t.size
+        return self._result(*t.shape, read=(t,))
 
     def attention(self, q: Shape, k: Shape, v: Shape, *, scale: float) -> Shape:
         B, N, C = q.shape
         self.attention_flops += 4 * B * N * N * C
         return self._result(B, N, C, read=(q, k, v))
+
+    eager_attention = attention
+
+    def chunked_attention(self, q: Shape, k: Shape, v: Shape, *, scale: float, size: int) -> Shape:
+        return self.attention(q, k, v, scale=scale)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from vaespec.layers import Layer, Params
-from vaespec.ops import Array, ReferenceOps
+from vaespec.layers import Params
+from vaespec.ops import Array, Layer, ReferenceOps
 from vaespec.precision import all_finite
 
 
@@ -52,12 +52,15 @@ class _FiniteOps:
     def __init__(self, ops: ReferenceOps) -> None:
         self.ops = ops
 
+    def run(self, layer: Layer, x: Array, params: Params) -> Array:
+        return layer(x, params, self)
+
     def __getattr__(self, name: str) -> Callable[..., Array]:
         op = getattr(self.ops, name)
 
         def checked(*args: Any, **kwargs: Any) -> Array:
             y = op(*args, **kwargs)
-            if not all_finite(y):
+            if not all(map(all_finite, y if isinstance(y, tuple) else (y,))):
                 raise _FoundError(name)
             return y
 

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 
 from vaespec.architecture import decoder, encoder
 from vaespec.config import AutoencoderConfig
-from vaespec.layers import Layer
-from vaespec.ops import Padding
+from vaespec.layers import Params
+from vaespec.ops import Layer, Padding
 
 
 class Interval(NamedTuple):
@@ -72,11 +72,26 @@ class ReachOps:
 
     mish = gelu = relu = tokens = silu
 
+    def run(self, layer: Layer, x: Interval, params: Params) -> Interval:
+        reached: Interval = layer(x, params, self)
+        return reached
+
     def pixels(self, t: Interval, like: Interval) -> Interval:
         return t
 
     def linear(self, t: Interval, w: Any, b: Any) -> Interval:
         return t
 
+    def split(self, t: Interval, parts: int) -> tuple[Interval, ...]:
+        return (t,) * parts
+
+    def scale(self, t: Interval, factor: float) -> Interval:
+        return t
+
     def attention(self, q: Interval, k: Interval, v: Interval, *, scale: float) -> Interval:
+        return q
+
+    eager_attention = attention
+
+    def chunked_attention(self, q: Interval, k: Interval, v: Interval, *, scale: float, size: int) -> Interval:
         return q

@@ -1,0 +1,42 @@
+"""What the core asks of PyTorch's tensors outside the model: placing, noise, and outputs as pytrees."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from vaespec.arrays import asarray_like, normal_like
+from vaespec.errors import InputError
+from vaespec.outputs import ARRAY_FIELDS, flatten, unflatten
+
+
+@asarray_like.register
+def _(like: Tensor, values: Any) -> Tensor:
+    return torch.as_tensor(values, device=like.device)
+
+
+@normal_like.register
+def _(like: Tensor, generator: Any) -> Tensor:
+    """As diffusers: in the dtype of `like`, on the generator's device, then moved; None is torch's own generator."""
+    if isinstance(generator, np.random.Generator):
+        drawn: Tensor = normal_like.dispatch(object)(like, generator)
+        return drawn
+    if generator is not None and not isinstance(generator, torch.Generator):
+        raise InputError(
+            f"generator is a {type(generator).__name__}: give a torch.Generator, a numpy.random.Generator, or seed=."
+        )
+    device = like.device if generator is None else generator.device
+    if device.type not in (like.device.type, "cpu"):
+        raise InputError(f"a generator on {device} for latents on {like.device}: give one on {like.device} or the CPU.")
+    return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+for output in ARRAY_FIELDS:
+    pytree.register_pytree_node(
+        output, flatten, partial(unflatten, output), serialized_type_name=f"vaespec.{output.__name__}"
+    )
