@@ -1,7 +1,8 @@
-"""What every test runs under: one torch thread per worker, reproducible hypothesis, a clean environment."""
+"""What every test runs under: one torch thread per worker, four devices of JAX, reproducible hypothesis, a clean environment."""
 
 from __future__ import annotations
 
+import jax
 import pytest
 import torch
 from hypothesis import settings
@@ -11,6 +12,7 @@ from vaespec import backend
 settings.register_profile("vaespec", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("vaespec")
 torch.set_num_threads(1)
+jax.config.update("jax_num_cpu_devices", 4)  # to shard over
 
 
 @pytest.fixture(autouse=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mlx.core as mx
 import numpy as np
 import pytest
 import torch
@@ -10,7 +11,7 @@ from oracle import oracle
 
 from vaespec import AutoencoderConfig, AutoencoderKL
 
-BACKENDS = ("numpy", "torch")
+BACKENDS = ("numpy", "torch", "jax", "mlx")
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
@@ -25,4 +26,6 @@ def tiny(backend: str = "numpy", dtype: str = "float32", config: AutoencoderConf
 
 def array(x) -> np.ndarray:
     """Any backend's array as NumPy."""
-    return x.detach().double().numpy() if isinstance(x, torch.Tensor) else np.asarray(x, np.float64)
+    if isinstance(x, torch.Tensor):
+        return x.detach().double().numpy()
+    return np.array(x.astype(mx.float32) if isinstance(x, mx.array) else x, np.float64)

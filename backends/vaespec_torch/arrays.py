@@ -17,7 +17,7 @@ from vaespec.outputs import ARRAY_FIELDS, flatten, unflatten
 
 @asarray_like.register
 def _(like: Tensor, values: Any) -> Tensor:
-    return torch.as_tensor(values, device=like.device)
+    return torch.tensor(values, device=like.device)
 
 
 @normal_like.register

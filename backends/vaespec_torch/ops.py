@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and pytrees)
 from vaespec.ops import Layer, Padding, ReferenceOps
+from vaespec.parameters import Parameter
 
 
 class TorchOps(ReferenceOps):
@@ -44,6 +45,11 @@ class TorchOps(ReferenceOps):
 
             return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
         return x.numpy()
+
+    def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Tensor]:
+        """Kernels in the memory order of the maps, so that no convolution reorders them."""
+        prepared = super().prepare(params, table).items()
+        return {name: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t for name, t in prepared}
 
     def cast(self, x: Tensor) -> Tensor:
         return x.to(device=self.device, dtype=self.storage)

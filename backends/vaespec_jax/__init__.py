@@ -1,0 +1,53 @@
+"""vaespec on JAX: CPU, GPU and TPU; pure functions for jit, grad, vmap and sharding. JAX is imported when first used."""
+
+from __future__ import annotations
+
+from importlib import metadata
+from typing import TYPE_CHECKING
+
+from vaespec import hardware
+
+if TYPE_CHECKING:
+    from vaespec_jax.ops import JaxOps
+
+GPU_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
+
+
+class JaxBackend:
+    """What `backend="jax"` stands for."""
+
+    name = "jax"
+    framework = "jax"
+    dtypes = ("float32", "float64", "bfloat16", "float16")
+    native = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "upsample_nearest2x", "linear", "attention")
+    switches = {
+        "JAX_ENABLE_X64": "not set: no float64",
+        "JAX_DEFAULT_MATMUL_PRECISION": "not set: TF32 products on GPUs, bfloat16 on TPUs, unless precision='highest'",
+    }
+
+    def accelerators(self) -> tuple[str, ...]:
+        gpus = hardware.nvidia_gpus() if any(map(_installed, GPU_PLUGINS)) else 0
+        tpus = hardware.tpus() if _installed("libtpu") else 0
+        return (*(f"gpu:{i}" for i in range(gpus)), *(f"tpu:{i}" for i in range(tpus)))
+
+    def devices(self) -> tuple[str, ...]:
+        import jax
+
+        found = {f"{device.platform}:{device.id}" for device in jax.devices() if device.platform != "cpu"}
+        return (*sorted(found), "cpu", *(f"cpu:{device.id}" for device in jax.devices("cpu")[1:]))
+
+    def ops(self, device: str, dtype: str, precision: str) -> JaxOps:
+        from vaespec_jax.ops import JaxOps
+
+        return JaxOps(device, dtype, precision)
+
+
+def _installed(distribution: str) -> bool:
+    try:
+        metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return False
+    return True
+
+
+backend = JaxBackend()

@@ -1,0 +1,123 @@
+"""The operations on JAX: maps are (B, H, W, C). Nothing depends on values, so everything may be traced."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+
+import vaespec_jax.arrays  # noqa: F401  (registers arrays, keys and pytrees)
+from vaespec.errors import BackendError
+from vaespec.ops import Layer, Padding, ReferenceOps
+from vaespec.parameters import storage_dtype
+from vaespec.precision import narrow, widen
+
+MAPS = ("NHWC", "HWIO", "NHWC")
+
+
+@partial(jax.jit, static_argnames=("model", "ops"))
+def _jitted(model: Layer, ops: JaxOps, x: Array, params: Mapping[str, Array]) -> Array:
+    """Compiled once for each architecture, ops and shape, however many models share them."""
+    return model(x, params, ops)
+
+
+class JaxOps(ReferenceOps):
+    """On one device. Products follow the dtype of the weights, so that params may be cast after `functional()`."""
+
+    conv_layout = "HWIO"
+    linear_layout = "IO"
+
+    def __init__(self, device: str, dtype: str, precision: str = "default") -> None:
+        if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            raise BackendError("JAX makes float64 float32: jax.config.update('jax_enable_x64', True) comes first.")
+        platform, _, index = device.partition(":")
+        super().__init__(jnp, dtype, jax.devices(platform)[int(index or 0)])
+        self.storage = storage_dtype(dtype)
+        self.precision = lax.Precision.HIGHEST if precision == "highest" else None
+
+    def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
+        return partial(_jitted, model, self)
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is type(self) and vars(other) == vars(self)
+
+    def __hash__(self) -> int:
+        return hash((self.dtype, self.device, self.precision))
+
+    def all_finite(self, x: Array) -> bool:
+        return isinstance(x, jax.core.Tracer) or super().all_finite(x)  # what is traced has no values to look at
+
+    def from_numpy(self, a: np.ndarray) -> Array:
+        with np.errstate(over="ignore"):  # beyond float16 is infinity, which the caller reports
+            return self._place(jnp.array(a.astype(self.storage), copy=True))
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        return np.asarray(x)
+
+    def cast(self, x: Array) -> Array:
+        x = x.astype(self.storage)
+        return x if isinstance(x, jax.core.Tracer) else self._place(x)
+
+    def _place(self, x: Array) -> Array:
+        """On the device, where that is not the default: what is there may still be sharded over others."""
+        return x if self.device == jax.devices()[0] else jax.device_put(x, self.device)
+
+    def is_array(self, x: object) -> bool:
+        return isinstance(x, Array)
+
+    def from_nchw(self, x: Array) -> Array:
+        return x.transpose(0, 2, 3, 1)
+
+    def to_nchw(self, x: Array) -> Array:
+        return x.transpose(0, 3, 1, 2)
+
+    def conv2d(self, x: Array, w: Array, b: Array, *, stride: int, padding: Padding) -> Array:
+        strides = (stride, stride)
+        y = lax.conv_general_dilated(
+            x.astype(w.dtype), w, strides, padding, dimension_numbers=MAPS, precision=self.precision
+        )
+        return y + b
+
+    def group_norm(self, x: Array, scale: Array, shift: Array, *, groups: int, eps: float) -> Array:
+        B, H, W, C = x.shape
+        x_g = widen(x, jnp).reshape(B, H, W, groups, C // groups)
+        centred = x_g - x_g.mean((1, 2, 4), keepdims=True)
+        variance = jnp.square(centred).mean((1, 2, 4), keepdims=True)
+        x_hat = (centred * lax.rsqrt(variance + eps)).reshape(B, H, W, C)
+        return narrow(x_hat * scale + shift, x, jnp)
+
+    def silu(self, x: Array) -> Array:
+        return narrow(jax.nn.silu(widen(x, jnp)), x, jnp)
+
+    def mish(self, x: Array) -> Array:
+        return narrow(jax.nn.mish(widen(x, jnp)), x, jnp)
+
+    def gelu(self, x: Array) -> Array:
+        return narrow(jax.nn.gelu(widen(x, jnp), approximate=False), x, jnp)
+
+    def relu(self, x: Array) -> Array:
+        return jnp.maximum(x, 0)  # its gradient at 0 is 1/2: see vaespec.ops
+
+    def upsample_nearest2x(self, x: Array) -> Array:
+        B, H, W, C = x.shape
+        return jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
+
+    def tokens(self, x: Array) -> Array:
+        B, H, W, C = x.shape
+        return x.reshape(B, H * W, C)
+
+    def pixels(self, t: Array, like: Array) -> Array:
+        return t.reshape(like.shape)
+
+    def linear(self, t: Array, w: Array, b: Array | None) -> Array:
+        y = jnp.matmul(t.astype(w.dtype), w, precision=self.precision)
+        return y if b is None else y + b
+
+    def attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
+        logits = jnp.einsum("bnc,bmc->bnm", q, k, precision=self.precision, preferred_element_type=widen(q, jnp).dtype)
+        weights = jax.nn.softmax(scale * logits, axis=-1)
+        return jnp.einsum("bnm,bmc->bnc", weights.astype(v.dtype), v, precision=self.precision)

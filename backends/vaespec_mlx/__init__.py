@@ -1,0 +1,50 @@
+"""vaespec on MLX: Metal on Apple's chips, the CPU elsewhere, and an `mlx.nn.Module` view. MLX is imported when first used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from vaespec import hardware
+
+if TYPE_CHECKING:
+    from vaespec.config import AutoencoderConfig
+    from vaespec.layers import Sequential
+    from vaespec_mlx.module import AutoencoderKLModule
+    from vaespec_mlx.ops import MlxOps
+
+
+class MlxBackend:
+    """What `backend="mlx"` stands for."""
+
+    name = "mlx"
+    framework = "mlx"
+    dtypes = ("float32", "bfloat16", "float16")
+    native = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "upsample_nearest2x", "linear", "attention")
+    switches = {
+        "MLX_ENABLE_TF32": "not set: float32 products may be TF32 on GPUs that have it; 0 makes them float32",
+        "MLX_CONV_WINOGRAD_WORKING_SET": "not set: large convolutions on Metal by Winograd's method; 1 turns it off",
+    }
+
+    def accelerators(self) -> tuple[str, ...]:
+        return ("gpu",) if hardware.apple_gpu() else ()
+
+    def devices(self) -> tuple[str, ...]:
+        import mlx.core as mx
+
+        return ("gpu", "cpu") if mx.is_available(mx.gpu) else ("cpu",)
+
+    def ops(self, device: str, dtype: str, precision: str) -> MlxOps:
+        from vaespec_mlx.ops import MlxOps
+
+        return MlxOps(device, dtype, precision)
+
+    def module(
+        self, config: AutoencoderConfig, encoder: Sequential, decoder: Sequential, params: dict[str, Any], ops: MlxOps
+    ) -> AutoencoderKLModule:
+        """The model as an `mlx.nn.Module` that trains, with the arrays of `params`."""
+        from vaespec_mlx.module import AutoencoderKLModule
+
+        return AutoencoderKLModule(config, encoder, decoder, params, ops)
+
+
+backend = MlxBackend()

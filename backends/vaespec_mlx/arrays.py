@@ -1,0 +1,29 @@
+"""What the core asks of MLX's arrays outside the model: placing and noise."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from vaespec.arrays import asarray_like, normal_like
+from vaespec.errors import InputError
+
+
+@asarray_like.register
+def _(like: mx.array, values: Any) -> mx.array:
+    return mx.array(values)
+
+
+@normal_like.register
+def _(like: mx.array, generator: Any) -> mx.array:
+    """From a key of mlx.core.random, or its own state where None, in the dtype of `like`."""
+    if isinstance(generator, np.random.Generator):
+        drawn: mx.array = normal_like.dispatch(object)(like, generator)
+        return drawn
+    if generator is not None and not isinstance(generator, mx.array):
+        raise InputError(
+            f"generator is a {type(generator).__name__}: give a key of mlx.core.random, a numpy.random.Generator, or seed=."
+        )
+    return mx.random.normal(like.shape, dtype=like.dtype, key=generator)

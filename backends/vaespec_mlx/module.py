@@ -1,0 +1,73 @@
+"""AutoencoderKLModule: the model as MLX users expect it, with diffusers' names and MLX's kernel layout (OHWI)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_unflatten
+
+from vaespec.config import AutoencoderConfig
+from vaespec.layers import Sequential
+from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
+from vaespec.posterior import DiagonalGaussian
+from vaespec_mlx.ops import MlxOps
+from vaespec_mlx.quantized import QuantizedWeight
+
+
+class AutoencoderKLModule(nn.Module):
+    """An `mlx.nn.Module` around the specification: its parameters train, its linear maps quantise (`nn.quantize`).
+
+    `encode(x)` (B, C, H, W) in [-1, 1] -> AutoencoderKLOutput; `decode(z)` -> DecoderOutput; calling it does both.
+    """
+
+    def __init__(
+        self, config: AutoencoderConfig, encoder: Sequential, decoder: Sequential, params: dict[str, mx.array], ops: MlxOps
+    ) -> None:
+        super().__init__()
+        self._config, self._ops = config, ops
+        self._encoder_layers, self._decoder_layers = encoder, decoder
+        rows = dict([*encoder.parameters(), *decoder.parameters()])
+        linear = {name.removesuffix(".weight") for name, row in rows.items() if row.role == "linear"}
+        for name, part in tree_unflatten([(name, params[name]) for name in rows]).items():
+            self[name] = _as_modules(part, name, linear)
+
+    def encode(self, x: mx.array) -> AutoencoderKLOutput:
+        """Images -> posterior."""
+        return AutoencoderKLOutput(DiagonalGaussian(self._encoder_layers(x, self._arrays(), self._ops)))
+
+    def decode(self, z: mx.array) -> DecoderOutput:
+        """Latents -> images."""
+        return DecoderOutput(self._decoder_layers(z, self._arrays(), self._ops))
+
+    def __call__(self, x: mx.array, sample_posterior: bool = False, **how: Any) -> DecoderOutput:
+        """Images -> images, through the posterior's mode, or a sample of it (`how`: see DiagonalGaussian.sample)."""
+        posterior = self.encode(x).latent_dist
+        z = posterior.sample(**how) if sample_posterior else posterior.mode()
+        return self.decode(z).replace(posterior=posterior)
+
+    def _arrays(self) -> dict[str, Any]:
+        """The parameters by name, looked up anew each time: training and `nn.quantize` put others in their place."""
+        names = (name for name, _ in (*self._encoder_layers.parameters(), *self._decoder_layers.parameters()))
+        return {name: self._array(name) for name in names}
+
+    def _array(self, name: str) -> mx.array | QuantizedWeight:
+        *path, leaf = name.split(".")
+        part: Any = self
+        for step in path:
+            part = part[int(step) if isinstance(part, list) else step]
+        return QuantizedWeight(part) if leaf == "weight" and isinstance(part, nn.QuantizedLinear) else part[leaf]
+
+
+def _as_modules(tree: Any, name: str, linear: set[str]) -> Any:
+    """A nested dict of arrays as modules; those in `linear` as nn.Linear, which is what `nn.quantize` looks for."""
+    if isinstance(tree, mx.array):
+        return tree
+    if isinstance(tree, list):
+        return [_as_modules(part, f"{name}.{i}", linear) for i, part in enumerate(tree)]
+    kind = nn.Linear if name in linear else nn.Module
+    module = kind.__new__(kind)
+    nn.Module.__init__(module)  # not nn.Linear's, which draws random weights
+    dict.update(module, {key: _as_modules(part, f"{name}.{key}", linear) for key, part in tree.items()})
+    return module

@@ -1,0 +1,21 @@
+"""A weight that `mlx.nn.quantize` has made 4 or 8 bits wide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import mlx.core as mx
+import mlx.nn as nn
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """Stands where a linear map's weight (O, I) stood."""
+
+    layer: nn.QuantizedLinear
+
+    def product(self, t: mx.array) -> mx.array:
+        """t Wᵀ. t (..., I) -> (..., O)."""
+        q = self.layer
+        sizes = {"group_size": q.group_size, "bits": q.bits, "mode": q.mode}
+        return mx.quantized_matmul(t, q.weight, scales=q.scales, biases=q.get("biases"), transpose=True, **sizes)
