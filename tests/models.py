@@ -12,12 +12,17 @@ from oracle import oracle
 from vaespec import AutoencoderConfig, AutoencoderKL
 
 BACKENDS = ("numpy", "torch", "jax", "mlx")
+FINEST = {"numpy": "float64", "torch": "float64", "jax": "float32", "mlx": "float32"}
+"""The dtype to compare in. JAX has float64 only where a process asks for it, MLX has none."""
+EXACT = {"float64": 1e-13, "float32": 2e-6}
+"""How far, in relative L2, a model may be from the specification in its float64."""
+
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def model(name: str = "sd", backend: str = "numpy", dtype: str = "float64") -> AutoencoderKL:
-    """A named config with the oracle's weights."""
-    return AutoencoderKL(CONFIGS[name], oracle(name)[1], backend=backend, device="cpu", dtype=dtype)
+def model(name: str = "sd", backend: str = "numpy", dtype: str | None = None) -> AutoencoderKL:
+    """A named config with the oracle's weights, in the finest dtype of the backend."""
+    return AutoencoderKL(CONFIGS[name], oracle(name)[1], backend=backend, device="cpu", dtype=dtype or FINEST[backend])
 
 
 def tiny(backend: str = "numpy", dtype: str = "float32", config: AutoencoderConfig = TINY, **fields) -> AutoencoderKL:

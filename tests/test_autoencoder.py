@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 
+import jax
 import ml_dtypes
+import mlx.core as mx
 import numpy as np
 import pytest
 import torch
 from configs import CONFIGS, TINY, images, narrow, relative_l2, sizes, uniform
-from models import array, each_backend, model, tiny
+from models import EXACT, FINEST, array, each_backend, model, tiny
 from oracle import decoded, diffusers_model, encoded, oracle
 
 from vaespec import (
@@ -20,6 +22,8 @@ from vaespec import (
     parameters,
 )
 from vaespec.architecture import count_parameters
+
+ARRAYS = {"numpy": np.ndarray, "torch": torch.Tensor, "jax": jax.Array, "mlx": mx.array}
 
 # -- new models --------------------------------------------------------------------------------------------------
 
@@ -120,7 +124,7 @@ def test_outputs_are_the_arrays_of_the_backend_in_its_dtype(backend):
     vae = tiny(backend)
     outputs = vae.encode(images(TINY, 8, 8)).latent_dist.mean, vae.decode(uniform("z", (1, 4, 2, 2))).sample
     for output in (*outputs, vae.encode_latents(images(TINY, 8, 8))):
-        assert isinstance(output, {"numpy": np.ndarray, "torch": torch.Tensor}[backend])
+        assert isinstance(output, ARRAYS[backend])
         assert str(output.dtype).endswith("float32")
 
 
@@ -132,8 +136,8 @@ def test_slicing_gives_the_results_of_the_whole_batch(backend, name):
     vae.enable_slicing()
     assert vae.use_slicing
     sliced = vae(x, sample_posterior=True, seed=2, return_posterior=True)
-    assert relative_l2(array(sliced.sample), array(whole.sample)) <= 1e-14
-    assert relative_l2(array(sliced.posterior.parameters), array(whole.posterior.parameters)) <= 1e-14
+    assert relative_l2(array(sliced.sample), array(whole.sample)) <= EXACT[vae.dtype]
+    assert relative_l2(array(sliced.posterior.parameters), array(whole.posterior.parameters)) <= EXACT[vae.dtype]
     vae.disable_slicing()
     np.testing.assert_array_equal(array(vae(x).sample), array(model(name, backend)(x).sample))
 
@@ -142,9 +146,9 @@ def test_slicing_gives_the_results_of_the_whole_batch(backend, name):
 
 
 @each_backend
-@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16"])
+@pytest.mark.parametrize("dtype", ["finest", "float16", "bfloat16"])
 def test_a_model_moves_to_a_dtype_in_place(backend, dtype):
-    vae = tiny(backend)
+    vae, dtype = tiny(backend), FINEST[backend] if dtype == "finest" else dtype
     weights = vae.weights()
     assert vae.to(dtype=dtype) is vae
     assert vae.dtype == dtype
@@ -213,10 +217,9 @@ def test_functional_is_the_model_as_a_value(backend):
     vae = model(backend=backend)
     params, encode, decode = vae.functional()
     x, z = vae._ops.from_numpy(images(CONFIGS["sd"], 16, 8)), vae._ops.from_numpy(uniform("z", (1, 4, 2, 1)))
-    np.testing.assert_array_equal(
-        array(encode(params, x).latent_dist.parameters), array(vae.encode(x).latent_dist.parameters)
-    )
-    np.testing.assert_array_equal(array(decode(params, z).sample), array(vae.decode(z).sample))
+    moments, pictures = array(encode(params, x).latent_dist.parameters), array(decode(params, z).sample)
+    assert relative_l2(moments, array(vae.encode(x).latent_dist.parameters)) <= EXACT[vae.dtype]
+    assert relative_l2(pictures, array(vae.decode(z).sample)) <= EXACT[vae.dtype]
 
 
 @each_backend

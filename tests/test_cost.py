@@ -79,6 +79,9 @@ class Watch:
         self.bytes += change
         self.peak_bytes = max(self.peak_bytes, self.bytes)
 
+    def run(self, layer, x, params):
+        return layer(x, params, self)
+
     def __getattr__(self, name):
         op = getattr(self.ops, name)
         if name in ("from_nchw", "to_nchw"):  # the array itself, in this layout

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from configs import CONFIGS, TINY, images, relative_l2, uniform
-from models import array, each_backend, model, tiny
+from models import EXACT, array, each_backend, model, tiny
 from oracle import decoded, encoded, oracle
 from PIL import Image
 
@@ -84,7 +84,7 @@ def test_arrays_of_either_framework_may_enter_either_backend(backend, dtype):
 
 
 def test_a_tensor_with_a_gradient_is_not_cut_off_silently():
-    with pytest.raises(InputError, match=r"images cannot be read as an array .*requires grad"):
+    with pytest.raises(InputError, match=r"images on cpu cannot be read as an array .*requires grad"):
         tiny("numpy").encode(torch.zeros((1, 3, 8, 8), requires_grad=True))
 
 
@@ -103,10 +103,10 @@ def test_strides_do_not_matter(backend):
     for x in (nhwc, flipped, big[::2, :, 3:19, 1::2], np.asfortranarray(big), np.broadcast_to(big[:1], big.shape)):
         assert not x.flags.c_contiguous
         expected = array(vae.encode(x.copy(order="C")).latent_dist.parameters)
-        assert relative_l2(array(vae.encode(x).latent_dist.parameters), expected) <= 1e-14
+        assert relative_l2(array(vae.encode(x).latent_dist.parameters), expected) <= EXACT[vae.dtype]
     tensor = torch.tensor(big).permute(0, 1, 3, 2)[:, :, 2:34:2]
     expected = array(vae.encode(tensor.contiguous()).latent_dist.parameters)
-    assert relative_l2(array(vae.encode(tensor).latent_dist.parameters), expected) <= 1e-14
+    assert relative_l2(array(vae.encode(tensor).latent_dist.parameters), expected) <= EXACT[vae.dtype]
 
 
 @each_backend
@@ -141,8 +141,8 @@ def test_images_in_images_out(backend, height, width):
     pictures = vae.decode(posterior.mode()).sample
     assert tuple(pictures.shape) == (1, 3, height // 8 * 8, width // 8 * 8)
     mean, _ = encoded(oracle("sd")[0], x)
-    assert relative_l2(array(posterior.mean), mean) <= 5e-6
-    assert relative_l2(array(pictures), decoded(oracle("sd")[0], array(posterior.mean))) <= 5e-6
+    assert relative_l2(array(posterior.mean), mean) <= EXACT["float32"]
+    assert relative_l2(array(pictures), decoded(oracle("sd")[0], array(posterior.mean))) <= EXACT["float32"]
 
 
 @each_backend
@@ -150,7 +150,8 @@ def test_images_in_images_out(backend, height, width):
 def test_one_latent_makes_an_image(backend, name):
     config = CONFIGS[name]
     z, f = uniform("z", (1, config.latent_channels, 1, 1)), config.downsampling_factor
-    pictures = array(model(name, backend).decode(z).sample)
+    vae = model(name, backend)
+    pictures = array(vae.decode(z).sample)
     assert pictures.shape == (1, config.out_channels, f, f)
     expected = array(model(name, "numpy").decode(z).sample)
-    assert relative_l2(pictures, expected) <= 1e-13
+    assert relative_l2(pictures, expected) <= EXACT[vae.dtype]

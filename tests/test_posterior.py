@@ -218,7 +218,10 @@ def test_samples_have_the_mean_and_variance_of_the_posterior():
         ({"generator": np.random.default_rng(0), "seed": 0}, "give one of generator, seed and noise"),
         ({"noise": np.zeros((2, 2, 3, 4))}, r"noise of shape \(2, 2, 3, 4\): the latents are of shape \(2, 2, 3, 3\)"),
         ({"seed": [1]}, "1 seeds for a batch of 2"),
-        ({"generator": torch.Generator()}, "generator is a Generator: give a numpy.random.Generator, or seed="),
+        (
+            {"generator": torch.Generator()},
+            "generator is a Generator: give one of numpy.random, of the framework, or seed=",
+        ),
     ],
 )
 def test_a_source_of_noise_that_does_not_fit_is_refused(how, words):

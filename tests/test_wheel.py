@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOP_LEVEL = {"vaespec", "vaespec_numpy", "vaespec_torch"}
+TOP_LEVEL = {"vaespec", "vaespec_numpy", "vaespec_torch", "vaespec_jax", "vaespec_mlx"}
 MIB = 1 << 20
 
 

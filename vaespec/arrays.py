@@ -25,7 +25,7 @@ def normal_like(like: Any, generator: Any) -> Any:
     """N(0, 1) noise of `like`'s shape from a generator: NumPy's, or its framework's own; fresh noise where None."""
     if generator is not None and not isinstance(generator, np.random.Generator):
         raise InputError(
-            f"generator is a {type(generator).__name__}: give a numpy.random.Generator, that of the framework, or seed=."
+            f"generator is a {type(generator).__name__}: give one of numpy.random, of the framework, or seed=."
         )
     drawn = (generator or np.random.default_rng()).standard_normal(tuple(like.shape), dtype=np.float32)
     return asarray_like(like, drawn)

@@ -260,7 +260,9 @@ def as_processor(given: Any) -> Processor:
             f"attention processor {name!r}: choose {', '.join(NAMES)}, or an object of vaespec.attention.Processor."
         )
     if getattr(given, "state_dict", dict)():
-        raise InputError(f"a {name} with weights of its own: give vaespec.attention.LoRA and load them as its parameters.")
+        raise InputError(
+            f"a {name} with weights of its own: give vaespec.attention.LoRA and load them as its parameters."
+        )
     return NAMES[name]
 
 
@@ -291,7 +293,8 @@ def with_processors(model: Sequential, processors: Mapping[str, Processor]) -> S
     """The same model with these processors, by the names of attention layers; others keep theirs."""
 
     def changed(layer: Layer) -> Layer:
-        known = isinstance(layer, Attention) and layer.name in processors
-        return replace(layer, processor=processors[layer.name]) if known else layer
+        if isinstance(layer, Attention) and layer.name in processors:
+            return replace(layer, processor=processors[layer.name])
+        return layer
 
     return Sequential(tuple(map(changed, model.layers)))

@@ -73,7 +73,7 @@ class AutoencoderKL:
         self.config = config
         self.precision = precision
         self.use_slicing = False
-        self._backend = choose_backend(backend)
+        self._backend, self._device = choose_backend(backend), device
         self._ops = make_ops(self._backend, device, dtype_name(dtype), precision)
         self._encoder, self._decoder = encoder(config), decoder(config)
         self._params = self._ops.prepare(weights, self._table())
@@ -245,7 +245,8 @@ class AutoencoderKL:
                 dtype = place
             else:
                 device = place
-        self._move(make_ops(self._backend, str(device or self.device), dtype_name(dtype or self.dtype), self.precision))
+        self._device = self._device if device is None else str(device)
+        self._move(make_ops(self._backend, self._device, dtype_name(dtype or self.dtype), self.precision))
         return self
 
     def with_backend(
@@ -254,7 +255,7 @@ class AutoencoderKL:
         """The same model on another backend; each weight is converted on its way, one at a time."""
         moved = copy.copy(self)
         moved.precision = precision or self.precision
-        moved._backend = choose_backend(backend)
+        moved._backend, moved._device = choose_backend(backend), device
         moved._move(make_ops(moved._backend, device, dtype_name(dtype or self.dtype), moved.precision))
         return moved
 
@@ -323,7 +324,10 @@ class AutoencoderKL:
         """Undo `fuse_qkv_projections`; layers that are not fused stay as they are."""
         layers = self._attention_layers()
         self._process(
-            {layer.name: layer.processor.core if isinstance(layer.processor, Fused) else layer.processor for layer in layers}
+            {
+                layer.name: layer.processor.core if isinstance(layer.processor, Fused) else layer.processor
+                for layer in layers
+            }
         )
 
     def fuse_lora(self) -> None:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol
 
 from vaespec.errors import BackendError
 from vaespec.ops import KERNELS, ReferenceOps
@@ -23,7 +23,6 @@ PREFERENCE = ("cuda", "tpu", "gpu", "mps")
 Metal ("gpu") before PyTorch's ("mps")."""
 
 
-@runtime_checkable
 class Backend(Protocol):
     """What an entry point of `vaespec.backends` names. Importing it must not import the framework."""
 
@@ -49,12 +48,23 @@ class Backend(Protocol):
     # module(config, encoder, decoder, params, ops)      the model as the framework's own module class
 
 
+MEMBERS = ("name", "framework", "dtypes", "devices", "ops")
+
+
+@dataclass(frozen=True)
+class Switch:
+    """An environment variable that changes numbers: its value, None where it is not set, and what holds then."""
+
+    value: str | None
+    default: str
+
+
 @dataclass(frozen=True)
 class BackendInfo:
     """A row of `vaespec.backends()`.
 
     `version` is the framework's, None where it is not installed; `devices` those that seem to be there; `ops` tells
-    "native" from "fallback"; `switches` are environment variables that change numbers, with their values here.
+    "native" from "fallback"; `problem` says why it cannot be used and what to do, None where it can.
     """
 
     name: str
@@ -63,21 +73,14 @@ class BackendInfo:
     devices: tuple[str, ...]
     dtypes: tuple[str, ...]
     ops: dict[str, str]
-    switches: dict[str, str]
+    switches: dict[str, Switch]
     distribution: str
     problem: str | None = None
 
     @property
     def available(self) -> bool:
         """Whether it can be asked for."""
-        return self.version is not None and self.problem is None
-
-    @property
-    def remedy(self) -> str:
-        """What installs its framework: an extra of ours, or the framework itself."""
-        return (
-            f'pip install "vaespec[{self.name}]"' if self.distribution == "vaespec" else f"pip install {self.framework}"
-        )
+        return self.problem is None
 
 
 _registered: dict[str, Backend] = {}
@@ -85,6 +88,8 @@ _registered: dict[str, Backend] = {}
 
 def register_backend(backend: Backend) -> None:
     """Make a backend known to this process, for tests and notebooks; an installed one of that name is hidden."""
+    if lacking := _lacking(backend):
+        raise BackendError(f"a backend to register lacks {lacking}: see vaespec.backend.Backend.")
     _registered[backend.name] = backend
 
 
@@ -95,32 +100,49 @@ def backends() -> list[BackendInfo]:
 
 
 def get_backend(name: str) -> Backend:
-    """The backend of that name. BackendError for an unknown name, a missing framework or a broken plugin."""
+    """The backend of that name, its framework there or not. BackendError for an unknown name or a broken plugin."""
     if name in _registered:
         return _registered[name]
     points = _entry_points().get(name, ())
     if not points:
-        raise BackendError(f"no backend named {name!r}: known are {', '.join(info.name for info in backends())}.")
+        raise BackendError(f"no backend named {name!r}: choose {', '.join(info.name for info in backends())}.")
     if len(points) > 1:
-        owners = " and ".join(sorted(_owner(point) for point in points))
-        raise BackendError(f"backend {name!r} is provided by {owners}: uninstall one of them.")
+        raise BackendError(f"backend {name!r} is provided by {_owners(name)}: uninstall one of them.")
+    owner = _owner(points[0])
     try:
-        backend = points[0].load()
-    except Exception as error:
-        raise BackendError(f"backend {name!r} of {_owner(points[0])} cannot be loaded ({error!r}).") from error
-    if not isinstance(backend, Backend):
-        raise BackendError(f"backend {name!r} of {_owner(points[0])} has not the members of vaespec.backend.Backend.")
+        backend: Backend = points[0].load()
+        lacking = _lacking(backend)
+    except Exception as error:  # a stranger's package raises anything
+        raise BackendError(
+            f"backend {name!r} of {owner} cannot be loaded ({error!r}): repair or uninstall {owner}."
+        ) from error
+    if lacking:
+        raise BackendError(f"backend {name!r} of {owner} lacks {lacking}: see vaespec.backend.Backend.")
     return backend
+
+
+def _lacking(backend: Backend) -> str:
+    return ", ".join(member for member in MEMBERS if not hasattr(backend, member))
 
 
 def choose_backend(name: str | None = None) -> Backend:
     """`name`, else the environment's VAESPEC_BACKEND, else the one of the best accelerator here, else numpy."""
-    chosen = name or os.environ.get("VAESPEC_BACKEND") or _accelerated() or "numpy"
-    backend = get_backend(chosen)
+    if name:
+        return _installed(name)
+    named = os.environ.get("VAESPEC_BACKEND")
+    if not named:
+        return _installed(_accelerated() or "numpy")
+    try:
+        return _installed(named)
+    except BackendError as error:
+        raise BackendError(f"VAESPEC_BACKEND: {error}") from error
+
+
+def _installed(name: str) -> Backend:
+    """The backend of that name, BackendError if its framework is missing."""
+    backend = get_backend(name)
     if _framework_version(backend.framework) is None:
-        raise BackendError(
-            f"backend {chosen!r} needs {backend.framework}, which is not installed: {_describe(chosen).remedy}."
-        )
+        raise BackendError(_missing(name, backend.framework))
     return backend
 
 
@@ -132,7 +154,10 @@ def make_ops(backend: Backend, device: str | None, dtype: str, precision: str) -
         raise BackendError(f"precision {precision!r}: choose {' or '.join(PRECISIONS)}.")
     devices = _devices(backend)
     if device is not None and device not in {*devices, *(d.split(":")[0] for d in devices)}:
-        raise BackendError(f"backend {backend.name!r} has no device {device!r} here: choose {', '.join(devices)}.")
+        at_hand = ", ".join(devices)
+        raise BackendError(
+            f"backend {backend.name!r} has no device {device!r} here: choose {at_hand}, or another backend."
+        )
     return backend.ops(device or devices[0], dtype, precision)
 
 
@@ -141,7 +166,8 @@ def _devices(backend: Backend) -> tuple[str, ...]:
         return backend.devices()
     except Exception as error:  # a framework that is installed but broken raises anything
         raise BackendError(
-            f"backend {backend.name!r} cannot start ({error!r}): repair {backend.framework}, or choose another backend."
+            f"backend {backend.name!r} cannot start ({error!r}): repair {backend.framework} "
+            f"({_remedy(backend.name, backend.framework)}), or choose another backend."
         ) from error
 
 
@@ -168,16 +194,28 @@ def _entry_points() -> dict[str, list[metadata.EntryPoint]]:
 
 
 def _describe(name: str) -> BackendInfo:
-    owner = ", ".join(_owner(point) for point in _entry_points().get(name, ())) or "this process"
+    owner = _owners(name)
     try:
-        backend = get_backend(name)
-        version, native = _framework_version(backend.framework), getattr(backend, "native", ())
-        devices = (*getattr(backend, "accelerators", tuple)(), "cpu") if version else ()
+        return _described(name, get_backend(name), owner)
     except Exception as error:  # what a stranger's package raises is told, not raised: the other rows are good
-        return BackendInfo(name, "", None, (), (), {}, {}, owner, problem=str(error))
-    ops = {op: "native" if op in native else "fallback" for op in KERNELS}
-    switches = {key: os.environ.get(key, unset) for key, unset in getattr(backend, "switches", {}).items()}
-    return BackendInfo(name, backend.framework, version, devices, backend.dtypes, ops, switches, owner)
+        told = str(error) if isinstance(error, BackendError) else f"backend {name!r} of {owner} is broken ({error!r})."
+        return BackendInfo(name, "", None, (), (), {}, {}, owner, told)
+
+
+def _described(name: str, backend: Backend, owner: str) -> BackendInfo:
+    version, native = _framework_version(backend.framework), getattr(backend, "native", ())
+    declared: dict[str, str] = getattr(backend, "switches", {})
+    return BackendInfo(
+        name,
+        backend.framework,
+        version,
+        devices=(*getattr(backend, "accelerators", tuple)(), "cpu") if version else (),
+        dtypes=tuple(backend.dtypes),
+        ops={op: "native" if op in native else "fallback" for op in KERNELS},
+        switches={key: Switch(os.environ.get(key), default) for key, default in declared.items()},
+        distribution=owner,
+        problem=None if version else _missing(name, backend.framework),
+    )
 
 
 def _framework_version(distribution: str) -> str | None:
@@ -187,5 +225,19 @@ def _framework_version(distribution: str) -> str | None:
         return None
 
 
-def _owner(point: metadata.EntryPoint) -> Any:
+def _missing(name: str, framework: str) -> str:
+    return f"backend {name!r} needs {framework}, which is not installed: {_remedy(name, framework)}."
+
+
+def _remedy(name: str, framework: str) -> str:
+    """What installs the framework: an extra of ours, or the framework itself."""
+    return f'pip install "vaespec[{name}]"' if _owners(name) == "vaespec" else f"pip install {framework}"
+
+
+def _owners(name: str) -> str:
+    """The distributions that a backend comes from: one, but where two have taken the same name."""
+    return "this process" if name in _registered else " and ".join(sorted(map(_owner, _entry_points().get(name, ()))))
+
+
+def _owner(point: metadata.EntryPoint) -> str:
     return point.dist.name if point.dist else point.value

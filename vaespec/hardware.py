@@ -1,24 +1,45 @@
-"""Accelerators that are there, as far as can be seen without importing a framework: from the system's own files."""
+"""Accelerators that are there, as far as can be seen without importing a framework: from the system's own files.
+
+A file may promise what a framework then cannot use, as in a container that was given no GPU; never the reverse.
+"""
 
 from __future__ import annotations
 
+import math
 import os
 import platform
+from collections.abc import Iterable
+from itertools import takewhile
 from pathlib import Path
 
-NVIDIA = Path("/proc/driver/nvidia/gpus")  # Linux: one entry for each
-NVIDIA_ELSEWHERE = (Path("/usr/lib/wsl/lib/libcuda.so.1"), Path(r"C:\Windows\System32\nvcuda.dll"))  # at least one
-TPU = (Path("/dev"), "accel*"), (Path("/dev/vfio"), "[0-9]*")
+# On Linux one entry for each: the driver's, which is always there, and the device's, all that some sandboxes show.
+NVIDIA = (Path("/proc/driver/nvidia/gpus"), "*"), (Path("/dev"), "nvidia[0-9]*")
+# In Windows' subsystem for Linux, and on Windows: the driver, so at least one.
+NVIDIA_ELSEWHERE = (Path("/usr/lib/wsl/lib/libcuda.so.1"), Path(r"C:\Windows\System32\nvcuda.dll"))
+# Up to v4, and since v5; /dev/accel/ is Linux's folder for chips of other makers, /dev/vfio/vfio is no device.
+TPU = (Path("/dev"), "accel[0-9]*"), (Path("/dev/vfio"), "[0-9]*")
 
 
 def nvidia_gpus() -> int:
     """How many GPUs of NVIDIA this process may use; CUDA_VISIBLE_DEVICES hides some."""
-    present = len(list(NVIDIA.iterdir())) if NVIDIA.is_dir() else int(any(path.exists() for path in NVIDIA_ELSEWHERE))
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return present
-    named = visible.split(",") if visible else []
-    return min(present, len(named[: named.index("-1")] if "-1" in named else named))
+    counted = _most(NVIDIA)
+    present = counted or int(any(path.exists() for path in NVIDIA_ELSEWHERE))
+    listed = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return present if listed is None else min(present, _visible(listed, counted or math.inf))
+
+
+def _visible(listed: str, count: float) -> int:
+    """How many of a list of indices and UUIDs, or beginnings of UUIDs, CUDA shows where there are `count` GPUs.
+
+    Those before the first that is not there, and none if one is given twice: CUDA Programming Guide, "Environment
+    Variables", and torch.cuda._parse_visible_devices. Whether there is a GPU of that UUID is not looked at.
+    """
+
+    def there(name: str) -> bool:
+        return name.startswith(("GPU-", "MIG-")) or (name.isdecimal() and int(name) < count)
+
+    shown = list(takewhile(there, (name.strip() for name in listed.split(","))))
+    return len(shown) if len(set(shown)) == len(shown) else 0
 
 
 def apple_gpu() -> bool:
@@ -28,4 +49,9 @@ def apple_gpu() -> bool:
 
 def tpus() -> int:
     """How many chips of a TPU this machine holds."""
-    return max(len(list(folder.glob(pattern))) for folder, pattern in TPU)
+    return _most(TPU)
+
+
+def _most(places: Iterable[tuple[Path, str]]) -> int:
+    """The entries that match, where most do."""
+    return max(len(list(folder.glob(pattern))) for folder, pattern in places)

@@ -36,13 +36,14 @@ def as_diffusion_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -
 
 
 def _as_map(x: Any, what: str, channels: int, smallest: int, ops: ReferenceOps) -> Array:
+    dtype = getattr(x, "dtype", None)
     x = _as_array(x, what, ops)
     shape = tuple(x.shape)
     if len(shape) != 4:
         raise InputError(f"{what} of shape {shape}: expected (B, {channels}, height, width).")
     if not _is_floating(x):
         hint = " in [-1, 1]; for 0..255 use x / 127.5 - 1" if what == "images" else ""
-        raise InputError(f"{what} of dtype {x.dtype}: expected floats{hint}.")
+        raise InputError(f"{what} of dtype {dtype or x.dtype}: expected floats{hint}.")
     if shape[0] == 0:
         raise InputError(f"{what} of shape {shape}: the batch is empty.")
     if shape[1] != channels:

@@ -299,7 +299,9 @@ class ReferenceOps:
         starts = range(0, q.shape[1], size)
         rows = []
         for i in starts:
-            chunks = (self._chunk(q[:, i : i + size, :], k[:, j : j + size, :], v[:, j : j + size, :], scale) for j in starts)
+            chunks = (
+                self._chunk(q[:, i : i + size, :], k[:, j : j + size, :], v[:, j : j + size, :], scale) for j in starts
+            )
             _, total, weighted = functools.reduce(self._merge_chunks, chunks)
             rows.append(narrow(weighted / total, v, self.xp))
         return self.xp.concat(rows, axis=1)
@@ -312,7 +314,9 @@ class ReferenceOps:
         weights = xp.exp(logits - peak)
         return peak, xp.sum(weights, axis=-1, keepdims=True), widen(xp.matmul(narrow(weights, v, xp), v), xp)
 
-    def _merge_chunks(self, one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def _merge_chunks(
+        self, one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]
+    ) -> tuple[Array, Array, Array]:
         (m, l, o), (m2, l2, o2) = one, other
         peak = self.xp.maximum(m, m2)
         a, b = self.xp.exp(m - peak), self.xp.exp(m2 - peak)

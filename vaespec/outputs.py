@@ -72,7 +72,7 @@ def flatten(output: Any) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
 
 def unflatten(cls: type, children: Iterable[Any], constants: Iterable[tuple[str, Any]]) -> Any:
     """The inverse of `flatten`. Unchecked, since transforms put other things than arrays into the fields."""
-    output = object.__new__(cls)
+    output: Any = object.__new__(cls)
     for name, value in (*zip(ARRAY_FIELDS[cls], children, strict=True), *constants):
         object.__setattr__(output, name, value)
     return output

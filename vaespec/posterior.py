@@ -134,6 +134,8 @@ class DiagonalGaussian:
         if not isinstance(generator, list | tuple):
             return normal_like(self.mean, generator)
         if len(generator) != self.mean.shape[0]:
-            raise InputError(f"{len(generator)} generators for a batch of {self.mean.shape[0]}: give one, or one per item.")
+            raise InputError(
+                f"{len(generator)} generators for a batch of {self.mean.shape[0]}: give one, or one per item."
+            )
         items = [normal_like(self.mean[i : i + 1, ...], item) for i, item in enumerate(generator)]
         return self._xp.concat(items, axis=0)

@@ -1,4 +1,4 @@
-"""vaespec on JAX: CPU, GPU and TPU; pure functions for jit, grad, vmap and sharding. JAX is imported when first used."""
+"""vaespec on JAX: CPU, GPU, TPU; pure functions for jit, grad, vmap and sharding. JAX is imported when first used."""
 
 from __future__ import annotations
 
@@ -33,8 +33,12 @@ class JaxBackend:
     def devices(self) -> tuple[str, ...]:
         import jax
 
-        found = {f"{device.platform}:{device.id}" for device in jax.devices() if device.platform != "cpu"}
-        return (*sorted(found), "cpu", *(f"cpu:{device.id}" for device in jax.devices("cpu")[1:]))
+        accelerators = [f"{device.platform}:{device.id}" for device in jax.local_devices() if device.platform != "cpu"]
+        try:
+            cpus = [f"cpu:{device.id}" for device in jax.local_devices(backend="cpu")]
+        except RuntimeError:  # JAX_PLATFORMS leaves it out
+            return tuple(accelerators)
+        return (*accelerators, "cpu", *cpus[1:])
 
     def ops(self, device: str, dtype: str, precision: str) -> JaxOps:
         from vaespec_jax.ops import JaxOps

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import Any
 
 import jax
@@ -15,17 +14,37 @@ from vaespec.outputs import ARRAY_FIELDS, flatten, unflatten
 
 
 def _asarray_like(like: jax.Array, values: Any) -> jax.Array:
-    return jnp.asarray(values)  # not committed to a device: it follows what it is combined with
+    return jnp.array(values)  # a copy, not committed to a device: it follows what it is combined with
 
 
 def _normal_like(like: jax.Array, generator: Any) -> jax.Array:
     """From a key of jax.random, in the dtype of `like`; NumPy's generators, and None, only where nothing is traced."""
     if isinstance(generator, jax.Array):
-        return jax.random.normal(generator, like.shape, like.dtype)
+        try:
+            return jax.random.normal(generator, like.shape, like.dtype)
+        except (TypeError, ValueError):  # whether raw numbers are a key, only jax.random knows
+            given = f"{generator.dtype} of shape {generator.shape}"
+            raise InputError(
+                f"generator is {given}: give a key of jax.random, or a list with one for each item."
+            ) from None
     if isinstance(like, jax.core.Tracer) and (generator is None or isinstance(generator, np.random.Generator)):
-        raise InputError("noise inside jit, grad or vmap would be drawn once and kept: give a key of jax.random, or noise=.")
+        raise InputError(
+            "noise of NumPy inside jit, grad or vmap is drawn once for all: give a key of jax.random, or noise=."
+        )
     drawn: jax.Array = normal_like.dispatch(object)(like, generator)
     return drawn
+
+
+def _register_pytree(output: type, fields: tuple[str, ...]) -> None:
+    def with_keys(node: Any) -> Any:
+        arrays, constants = flatten(node)
+        keys = map(jax.tree_util.GetAttrKey, fields)
+        return tuple(zip(keys, arrays, strict=True)), constants
+
+    def restored(constants: Any, arrays: Any) -> Any:
+        return unflatten(output, arrays, constants)
+
+    jax.tree_util.register_pytree_with_keys(output, with_keys, restored, flatten)
 
 
 for kind in (jax.Array, jax.core.Tracer):  # tracers stand for arrays, but do not say so to functools
@@ -33,12 +52,4 @@ for kind in (jax.Array, jax.core.Tracer):  # tracers stand for arrays, but do no
     normal_like.register(kind, _normal_like)
 
 for output, fields in ARRAY_FIELDS.items():
-
-    def _with_keys(node: Any, fields: tuple[str, ...] = fields) -> Any:
-        children, constants = flatten(node)
-        return tuple((jax.tree_util.GetAttrKey(name), child) for name, child in zip(fields, children, strict=True)), constants
-
-    def _unflatten(constants: Any, children: Any, output: type = output) -> Any:
-        return unflatten(output, children, constants)
-
-    jax.tree_util.register_pytree_with_keys(output, _with_keys, _unflatten, flatten)
+    _register_pytree(output, fields)

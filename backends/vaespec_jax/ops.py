@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from functools import partial
 
 import jax
@@ -32,15 +33,26 @@ class JaxOps(ReferenceOps):
     linear_layout = "IO"
 
     def __init__(self, device: str, dtype: str, precision: str = "default") -> None:
-        if dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-            raise BackendError("JAX makes float64 float32: jax.config.update('jax_enable_x64', True) comes first.")
         platform, _, index = device.partition(":")
-        super().__init__(jnp, dtype, jax.devices(platform)[int(index or 0)])
-        self.storage = storage_dtype(dtype)
-        self.precision = lax.Precision.HIGHEST if precision == "highest" else None
+        of_platform = jax.local_devices(backend=platform)
+        super().__init__(jnp, dtype, next(d for d in of_platform if not index or d.id == int(index)))
+        self.precision = precision
+        self.storage()
+
+    def storage(self) -> np.dtype:
+        """The dtype as NumPy's; BackendError where JAX would make it a narrower one: x64 may be of one context only."""
+        if self.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+            raise BackendError("JAX makes float64 float32: jax.config.update('jax_enable_x64', True) comes first.")
+        return storage_dtype(self.dtype)
 
     def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
         return partial(_jitted, model, self)
+
+    def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
+        """Under "highest", so is every product inside, whoever wrote it, and every product of its gradients."""
+        with jax.default_matmul_precision("highest") if self.precision == "highest" else nullcontext():
+            result: Array = layer(x, params, self)
+            return result
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)
@@ -53,18 +65,16 @@ class JaxOps(ReferenceOps):
 
     def from_numpy(self, a: np.ndarray) -> Array:
         with np.errstate(over="ignore"):  # beyond float16 is infinity, which the caller reports
-            return self._place(jnp.array(a.astype(self.storage), copy=True))
-
-    def to_numpy(self, x: Array) -> np.ndarray:
-        return np.asarray(x)
+            copied = a.astype(self.storage())  # JAX may keep NumPy's memory for its own
+        return jnp.asarray(copied, device=self._commitment())
 
     def cast(self, x: Array) -> Array:
-        x = x.astype(self.storage)
-        return x if isinstance(x, jax.core.Tracer) else self._place(x)
+        x = x.astype(self.storage())
+        return x if isinstance(x, jax.core.Tracer) else jax.device_put(x, self._commitment())
 
-    def _place(self, x: Array) -> Array:
-        """On the device, where that is not the default: what is there may still be sharded over others."""
-        return x if self.device == jax.devices()[0] else jax.device_put(x, self.device)
+    def _commitment(self) -> jax.Device | None:
+        """Where arrays are held fast. On JAX's default device they are not: they may follow others, or be sharded."""
+        return None if self.device == jax.local_devices()[0] else self.device
 
     def is_array(self, x: object) -> bool:
         return isinstance(x, Array)
@@ -76,11 +86,7 @@ class JaxOps(ReferenceOps):
         return x.transpose(0, 3, 1, 2)
 
     def conv2d(self, x: Array, w: Array, b: Array, *, stride: int, padding: Padding) -> Array:
-        strides = (stride, stride)
-        y = lax.conv_general_dilated(
-            x.astype(w.dtype), w, strides, padding, dimension_numbers=MAPS, precision=self.precision
-        )
-        return y + b
+        return lax.conv_general_dilated(x.astype(w.dtype), w, (stride, stride), padding, dimension_numbers=MAPS) + b
 
     def group_norm(self, x: Array, scale: Array, shift: Array, *, groups: int, eps: float) -> Array:
         B, H, W, C = x.shape
@@ -100,7 +106,7 @@ class JaxOps(ReferenceOps):
         return narrow(jax.nn.gelu(widen(x, jnp), approximate=False), x, jnp)
 
     def relu(self, x: Array) -> Array:
-        return jnp.maximum(x, 0)  # its gradient at 0 is 1/2: see vaespec.ops
+        return jax.nn.relu(x)  # its gradient at 0 is 0, as PyTorch's; that of jnp.maximum is 1/2
 
     def upsample_nearest2x(self, x: Array) -> Array:
         B, H, W, C = x.shape
@@ -114,10 +120,10 @@ class JaxOps(ReferenceOps):
         return t.reshape(like.shape)
 
     def linear(self, t: Array, w: Array, b: Array | None) -> Array:
-        y = jnp.matmul(t.astype(w.dtype), w, precision=self.precision)
+        y = t.astype(w.dtype) @ w
         return y if b is None else y + b
 
     def attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
-        logits = jnp.einsum("bnc,bmc->bnm", q, k, precision=self.precision, preferred_element_type=widen(q, jnp).dtype)
+        logits = jnp.einsum("bnc,bmc->bnm", q, k, preferred_element_type=widen(q, jnp).dtype)
         weights = jax.nn.softmax(scale * logits, axis=-1)
-        return jnp.einsum("bnm,bmc->bnc", weights.astype(v.dtype), v, precision=self.precision)
+        return jnp.einsum("bnm,bmc->bnc", weights.astype(v.dtype), v)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
+from vaespec.analysis.watched import WatchedOps
 from vaespec.layers import Params
 from vaespec.ops import Array, Layer, ReferenceOps
 from vaespec.precision import all_finite
@@ -17,10 +17,16 @@ def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -
             return f"the weight {name}"
     watched = _WatchedParams(params)
     try:
-        model(x, watched, _FiniteOps(ops))
+        model(x, watched, WatchedOps(ops, _require_finite))
     except _FoundError as found:
         return f"the {found.op} after reading {watched.last}"
     return None
+
+
+def _require_finite(op: str, y: Array) -> Array:
+    if not all_finite(y):
+        raise _FoundError(op)
+    return y
 
 
 class _FoundError(Exception):
@@ -44,24 +50,3 @@ class _WatchedParams(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self.params)
-
-
-class _FiniteOps:
-    """The ops of a backend, each result checked."""
-
-    def __init__(self, ops: ReferenceOps) -> None:
-        self.ops = ops
-
-    def run(self, layer: Layer, x: Array, params: Params) -> Array:
-        return layer(x, params, self)
-
-    def __getattr__(self, name: str) -> Callable[..., Array]:
-        op = getattr(self.ops, name)
-
-        def checked(*args: Any, **kwargs: Any) -> Array:
-            y = op(*args, **kwargs)
-            if not all(map(all_finite, y if isinstance(y, tuple) else (y,))):
-                raise _FoundError(name)
-            return y
-
-        return checked

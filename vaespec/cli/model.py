@@ -9,10 +9,14 @@ from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 
 
-def open_model(weights: str, family: str | None, backend: str | None, device: str | None, dtype: str) -> AutoencoderKL:
+def open_model(
+    weights: str, family: str | None, backend: str | None, device: str | None, dtype: str, precision: str = "default"
+) -> AutoencoderKL:
     """Weights on a backend, as `vaespec.load`."""
     with progress(f"loading {weights}"):
-        return autoencoder.load(weights, family=family, backend=backend, device=device, dtype=dtype)
+        return autoencoder.load(
+            weights, family=family, backend=backend, device=device, dtype=dtype, precision=precision
+        )
 
 
 def require_scale(config: AutoencoderConfig, weights: str, instead: str = "") -> None:

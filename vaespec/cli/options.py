@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from vaespec.backend import PRECISIONS
 from vaespec.cli.framing import Pad
 
 _MODEL, _POSTERIOR = "Model", "Posterior"
@@ -54,6 +55,16 @@ Device = Annotated[
 ]
 Dtype = Annotated[
     str, typer.Option("--dtype", metavar="NAME", help="Dtype of the weights and results.", rich_help_panel=_MODEL)
+]
+Precision = Annotated[
+    str,
+    typer.Option(
+        "--precision",
+        metavar="|".join(PRECISIONS),
+        help="default: products of float32 as the backend makes them, on some devices from TF32 or bfloat16. "
+        "highest: from float32.",
+        rich_help_panel=_MODEL,
+    ),
 ]
 
 Padding = Annotated[
