@@ -70,6 +70,7 @@ def differences(config: AutoencoderConfig) -> dict[str, np.ndarray]:
     PyTorch evaluates it for all numbers of a tensor side by side (vmap); no gradient of anybody's is in it.
     """
     vae = AutoencoderKL(config, weighted(config)[1], backend="torch", device="cpu", dtype="float64")
+    vae.set_attn_processor("eager")  # vmap takes PyTorch's own one item at a time
     functional, h, found = vae.functional(), 1e-5, {}
     loss = loss_of(functional, *map(torch.tensor, drawn(config)))
     for name, p in functional.params.items():

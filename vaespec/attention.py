@@ -259,7 +259,7 @@ def as_processor(given: Any) -> Processor:
         raise InputError(
             f"attention processor {name!r}: choose {', '.join(NAMES)}, or an object of vaespec.attention.Processor."
         )
-    if getattr(given, "state_dict", dict)():
+    if not isinstance(given, type) and getattr(given, "state_dict", dict)():
         raise InputError(
             f"a {name} with weights of its own: give vaespec.attention.LoRA and load them as its parameters."
         )

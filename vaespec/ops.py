@@ -163,7 +163,8 @@ class ReferenceOps:
 
     def export(self, params: Mapping[str, Array], table: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
         """The inverse of `prepare`: canonical NumPy weights, in the dtype the backend stores; views where it can."""
-        return {name: table[name].from_layout(self.to_numpy(x), self) for name, x in params.items()}
+        exported = {name: table[name].from_layout(self.to_numpy(x), self) for name, x in params.items()}
+        return {name: a.astype(np.int64) if table[name].role == "counter" else a for name, a in exported.items()}
 
     def from_nchw(self, x: Array) -> Array:
         return x
@@ -285,7 +286,7 @@ class ReferenceOps:
     def eager_attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
         """softmax(scale · Q Kᵀ) V, one head. q, k, v (B, N, C) -> (B, N, C). Vaswani et al. 2017, arXiv:1706.03762."""
         xp = self.xp
-        logits = widen(scale * xp.matmul(q, xp.permute_dims(k, (0, 2, 1))), xp)  # (B, N, N)
+        logits = scale * xp.matmul(widen(q, xp), xp.permute_dims(widen(k, xp), (0, 2, 1)))  # (B, N, N)
         weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
         weights = weights / xp.sum(weights, axis=-1, keepdims=True)
         return xp.matmul(narrow(weights, v, xp), v)
@@ -309,7 +310,7 @@ class ReferenceOps:
     def _chunk(self, q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Array, Array]:
         """(m, l, o) of some keys for some queries: (B, n, 1), (B, n, 1), (B, n, C), float32 or wider."""
         xp = self.xp
-        logits = widen(scale * xp.matmul(q, xp.permute_dims(k, (0, 2, 1))), xp)
+        logits = scale * xp.matmul(widen(q, xp), xp.permute_dims(widen(k, xp), (0, 2, 1)))
         peak = xp.max(logits, axis=-1, keepdims=True)
         weights = xp.exp(logits - peak)
         return peak, xp.sum(weights, axis=-1, keepdims=True), widen(xp.matmul(narrow(weights, v, xp), v), xp)

@@ -108,7 +108,7 @@ class DiagonalGaussian:
         if other is not None:
             distance, d, spread = distance - widen(other.mean, xp), d - other.logvar, other.var
         terms = xp.zeros_like(d) if self.deterministic else distance * distance / spread + (xp.expm1(d) - d)
-        return 0.5 * xp.sum(terms, axis=ITEM)
+        return 0.5 * self._sum(terms, ITEM)
 
     def nll(self, sample: Array, dims: Sequence[int] = ITEM) -> Array:
         """-log q(sample) in nats, summed over `dims`: (B,) by default. ½ Σ log 2π + log σ² + (x - μ)² / σ²."""
@@ -117,7 +117,13 @@ class DiagonalGaussian:
             terms = self._xp.zeros_like(distance)
         else:
             terms = math.log(2.0 * math.pi) + self.logvar + distance * distance / self.var
-        return 0.5 * self._xp.sum(terms, axis=tuple(dims))
+        return 0.5 * self._sum(terms, dims)
+
+    def _sum(self, terms: Array, dims: Sequence[int]) -> Array:
+        """Over one axis at a time: where numbers are added one by one, as on MLX's CPU, short sums keep more."""
+        for axis in sorted((dim % terms.ndim for dim in dims), reverse=True):
+            terms = self._xp.sum(terms, axis=axis)
+        return terms
 
     def _alike(self, x: Any, what: str) -> Array:
         """x as an array like the latents, from NumPy or their own framework; InputError for another shape."""
@@ -131,6 +137,8 @@ class DiagonalGaussian:
         if seed is not None:
             drawn = noise.standard_normal(tuple(self.mean.shape), seed, first_item=first_item)
             return asarray_like(self.parameters, drawn)
+        if isinstance(generator, list | tuple) and len(generator) == 1:  # for the whole batch, as in diffusers
+            (generator,) = generator
         if not isinstance(generator, list | tuple):
             return normal_like(self.mean, generator)
         if len(generator) != self.mean.shape[0]:

@@ -37,7 +37,6 @@ class JaxOps(ReferenceOps):
         of_platform = jax.local_devices(backend=platform)
         super().__init__(jnp, dtype, next(d for d in of_platform if not index or d.id == int(index)))
         self.precision = precision
-        self.storage()
 
     def storage(self) -> np.dtype:
         """The dtype as NumPy's; BackendError where JAX would make it a narrower one: x64 may be of one context only."""

@@ -1,4 +1,4 @@
-"""vaespec on MLX: Metal on Apple's chips, the CPU elsewhere, and an `mlx.nn.Module` view. MLX is imported when first used."""
+"""vaespec on MLX: Metal on Apple's chips, CPUs elsewhere, and an `mlx.nn.Module`. MLX is imported when first used."""
 
 from __future__ import annotations
 

@@ -24,6 +24,7 @@ def _(like: mx.array, generator: Any) -> mx.array:
         return drawn
     if generator is not None and not isinstance(generator, mx.array):
         raise InputError(
-            f"generator is a {type(generator).__name__}: give a key of mlx.core.random, a numpy.random.Generator, or seed=."
+            f"generator is a {type(generator).__name__}: give a key of mlx.core.random, a numpy.random.Generator, or "
+            "seed=."
         )
     return mx.random.normal(like.shape, dtype=like.dtype, key=generator)

@@ -23,15 +23,22 @@ class AutoencoderKLModule(nn.Module):
     """
 
     def __init__(
-        self, config: AutoencoderConfig, encoder: Sequential, decoder: Sequential, params: dict[str, mx.array], ops: MlxOps
+        self,
+        config: AutoencoderConfig,
+        encoder: Sequential,
+        decoder: Sequential,
+        params: dict[str, mx.array],
+        ops: MlxOps,
     ) -> None:
-        super().__init__()
-        self._config, self._ops = config, ops
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.config = config
+        self._ops = ops
         self._encoder_layers, self._decoder_layers = encoder, decoder
         rows = dict([*encoder.parameters(), *decoder.parameters()])
         linear = {name.removesuffix(".weight") for name, row in rows.items() if row.role == "linear"}
+        quantised = {name for name in linear if "_lora." not in name}  # what trains upon them keeps its precision
         for name, part in tree_unflatten([(name, params[name]) for name in rows]).items():
-            self[name] = _as_modules(part, name, linear)
+            self[name] = _as_modules(part, name, quantised)
 
     def encode(self, x: mx.array) -> AutoencoderKLOutput:
         """Images -> posterior."""
@@ -60,14 +67,14 @@ class AutoencoderKLModule(nn.Module):
         return QuantizedWeight(part) if leaf == "weight" and isinstance(part, nn.QuantizedLinear) else part[leaf]
 
 
-def _as_modules(tree: Any, name: str, linear: set[str]) -> Any:
-    """A nested dict of arrays as modules; those in `linear` as nn.Linear, which is what `nn.quantize` looks for."""
+def _as_modules(tree: Any, name: str, quantised: set[str]) -> Any:
+    """A nested dict of arrays as modules; those in `quantised` as nn.Linear, which is what `nn.quantize` looks for."""
     if isinstance(tree, mx.array):
         return tree
     if isinstance(tree, list):
-        return [_as_modules(part, f"{name}.{i}", linear) for i, part in enumerate(tree)]
-    kind = nn.Linear if name in linear else nn.Module
+        return [_as_modules(part, f"{name}.{i}", quantised) for i, part in enumerate(tree)]
+    kind = nn.Linear if name in quantised else nn.Module
     module = kind.__new__(kind)
-    nn.Module.__init__(module)  # not nn.Linear's, which draws random weights
-    dict.update(module, {key: _as_modules(part, f"{name}.{key}", linear) for key, part in tree.items()})
+    nn.Module.__init__(module)  # type: ignore[no-untyped-call]  # not nn.Linear's, which draws random weights
+    dict.update(module, {key: _as_modules(part, f"{name}.{key}", quantised) for key, part in tree.items()})
     return module

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import mlx.core as mx
@@ -19,37 +21,48 @@ from vaespec_mlx.quantized import QuantizedWeight
 
 
 class MlxOps(ReferenceOps):
-    """On one device. Products follow the dtype of the weights, so that params may be cast after `functional()`."""
+    """On one device, as MLX's operations are and its arrays are not.
+
+    Products follow the dtype of the weights, so that params may be cast after `functional()`.
+    """
 
     conv_layout = "OHWI"
     linear_layout = "OI"
 
     def __init__(self, device: str, dtype: str, precision: str = "default") -> None:
         if precision == "highest" and device != "cpu" and os.environ.get("MLX_ENABLE_TF32") != "0":
-            raise BackendError("MLX reads its precision once, when it starts: set MLX_ENABLE_TF32=0 before, for 'highest'.")
+            raise BackendError(
+                f"precision 'highest' on {device}: MLX decides about TF32 once, when it first computes; set "
+                "MLX_ENABLE_TF32=0 before."
+            )
         super().__init__(mx, dtype, mx.Device(getattr(mx, device)))
         self.storage = getattr(mx, dtype)
+        self.precision = precision
+
+    def __reduce__(self) -> tuple[type[MlxOps], tuple[str, str, str]]:
+        """To copy and pickle, with a module that holds it: the namespace, a Python module, cannot be."""
+        return type(self), (self.device.type.name, self.dtype, self.precision)
 
     def compile(self, model: Layer) -> Callable[[mx.array, Mapping[str, mx.array]], mx.array]:
         """Evaluated layer by layer, so that the graph, and the memory it holds, is that of one layer."""
-        evaluating = _EvaluatingOps(self)
+        return lambda x, params: model(x, params, _EvaluatingOps(self))
 
-        def evaluated(x: mx.array, params: Mapping[str, mx.array]) -> mx.array:
-            with mx.stream(self.device):
-                return model(x, params, evaluating)
-
-        return evaluated
+    def run(self, layer: Layer, x: mx.array, params: Mapping[str, mx.array]) -> mx.array:
+        with mx.stream(self.device):
+            return layer(x, params, self)
 
     def from_numpy(self, a: np.ndarray) -> mx.array:
         with np.errstate(over="ignore"):  # beyond float16 is infinity, which the caller reports
             return mx.array(np.asarray(a, storage_dtype(self.dtype), order="C"))
 
     def to_numpy(self, x: mx.array) -> np.ndarray:
+        shared = np.asarray(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x)  # NumPy does not know MLX's bfloat16
+        shared.flags.writeable = False
         if x.dtype != mx.bfloat16:
-            return np.array(x)
+            return shared
         import ml_dtypes
 
-        return np.array(x.view(mx.uint16)).view(ml_dtypes.bfloat16)  # NumPy does not know MLX's type; the bits are the same
+        return shared.view(ml_dtypes.bfloat16)
 
     def cast(self, x: mx.array) -> mx.array:
         return x.astype(self.storage)
@@ -68,27 +81,26 @@ class MlxOps(ReferenceOps):
         x = x.astype(w.dtype)
         if top == bottom and left == right:
             return mx.conv2d(x, w, stride, (top, left)) + b
-        return mx.conv2d(mx.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0))), w, stride) + b
+        return mx.conv2d(mx.pad(x, [(0, 0), (top, bottom), (left, right), (0, 0)]), w, stride) + b
 
     def group_norm(self, x: mx.array, scale: mx.array, shift: mx.array, *, groups: int, eps: float) -> mx.array:
         B, H, W, C = x.shape
-        x_g = widen(x, mx).reshape(B, H * W, groups, C // groups)
-        centred = x_g - x_g.mean((1, 3), keepdims=True)
-        variance = mx.square(centred).mean((1, 3), keepdims=True)
-        x_hat = (centred * mx.rsqrt(variance + eps)).reshape(B, H, W, C)
+        x_g = widen(x, mx).reshape(B, H, W, groups, C // groups)
+        centred = x_g - _mean(x_g)
+        x_hat = (centred * mx.rsqrt(_mean(mx.square(centred)) + eps)).reshape(B, H, W, C)
         return narrow(x_hat * scale + shift, x, mx)
 
     def silu(self, x: mx.array) -> mx.array:
-        return narrow(nn.silu(widen(x, mx)), x, mx)
+        return narrow(_silu(widen(x, mx)), x, mx)
 
     def mish(self, x: mx.array) -> mx.array:
-        return narrow(nn.mish(widen(x, mx)), x, mx)
+        return narrow(_mish(widen(x, mx)), x, mx)
 
     def gelu(self, x: mx.array) -> mx.array:
         return narrow(nn.gelu(widen(x, mx)), x, mx)
 
     def relu(self, x: mx.array) -> mx.array:
-        return mx.maximum(x, 0)
+        return mx.maximum(x, 0)  # in this order: where they are equal, the gradient is the second's
 
     def upsample_nearest2x(self, x: mx.array) -> mx.array:
         B, H, W, C = x.shape
@@ -106,8 +118,31 @@ class MlxOps(ReferenceOps):
         return y if b is None else y + b
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        q, k, v = (t[:, None] for t in (q, k, v))  # an axis of heads
-        return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale).squeeze(1)
+        q_w, k_w, v_w = (widen(t, mx)[:, None] for t in (q, k, v))  # an axis of heads; of 16 bits, logits are rounded
+        return narrow(mx.fast.scaled_dot_product_attention(q_w, k_w, v_w, scale=scale).squeeze(1), v, mx)
+
+
+def _mean(x_g: mx.array) -> mx.array:
+    """Of each sample and group: (B, H, W, G, C / G) -> (B, 1, 1, G, 1)."""
+    for axis in (2, 1, 4):  # MLX's CPU adds number by number: one long sum loses what three short ones keep
+        x_g = x_g.mean(axis, keepdims=True)
+    return x_g
+
+
+@partial(mx.compile, shapeless=True)
+def _silu(x: mx.array) -> mx.array:
+    decay = _decay(x)
+    return x * mx.where(x < 0, decay, 1) / (1 + decay)
+
+
+@partial(mx.compile, shapeless=True)
+def _mish(x: mx.array) -> mx.array:
+    return x * mx.tanh(mx.maximum(x, 0) + mx.log1p(_decay(x)))
+
+
+def _decay(x: mx.array) -> mx.array:
+    """e^-|x|, from an exponent that is exact: mx.exp rounds |x| · log₂ e on the CPU, and is off by |x| roundings."""
+    return mx.power(math.exp(64), -mx.abs(x) / 64)
 
 
 class _EvaluatingOps:
@@ -120,6 +155,6 @@ class _EvaluatingOps:
         return getattr(self.ops, name)
 
     def run(self, layer: Layer, x: mx.array, params: Mapping[str, mx.array]) -> mx.array:
-        y = layer(x, params, self.ops)
+        y = self.ops.run(layer, x, params)
         mx.eval(y)
         return y

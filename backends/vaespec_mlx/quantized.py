@@ -1,4 +1,4 @@
-"""A weight that `mlx.nn.quantize` has made 4 or 8 bits wide."""
+"""A weight that `mlx.nn.quantize` has made a few bits wide."""
 
 from __future__ import annotations
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from vaespec import hardware
 
@@ -21,7 +21,7 @@ class TorchBackend:
     framework = "torch"
     dtypes = ("float32", "float64", "bfloat16", "float16")
     native = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "upsample_nearest2x", "linear", "attention")
-    switches = {"NVIDIA_TF32_OVERRIDE": "not set: PyTorch decides, with TF32 convolutions on CUDA"}
+    switches: ClassVar = {"NVIDIA_TF32_OVERRIDE": "not set: PyTorch decides, with TF32 convolutions on CUDA"}
 
     def accelerators(self) -> tuple[str, ...]:
         if hardware.apple_gpu():

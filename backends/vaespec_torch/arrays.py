@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -32,11 +33,23 @@ def _(like: Tensor, generator: Any) -> Tensor:
         )
     device = like.device if generator is None else generator.device
     if device.type not in (like.device.type, "cpu"):
-        raise InputError(f"a generator on {device} for latents on {like.device}: give one on {like.device} or the CPU.")
+        places = "the CPU" if like.device.type == "cpu" else f"{like.device} or the CPU"
+        raise InputError(f"a generator on {device} for latents on {like.device}: give one on {places}.")
     return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
+
+
+def _flatten(output: Any) -> tuple[list[Any], Any]:
+    """As everywhere, but for PyTorch None would be a leaf: an absent posterior goes with the constants."""
+    fields, constants = flatten(output)
+    return [field for field in fields if field is not None], ([field is not None for field in fields], constants)
+
+
+def _unflatten(cls: type, children: Iterable[Any], context: Any) -> Any:
+    (there, constants), children = context, iter(children)
+    return unflatten(cls, [next(children) if is_there else None for is_there in there], constants)
 
 
 for output in ARRAY_FIELDS:
     pytree.register_pytree_node(
-        output, flatten, partial(unflatten, output), serialized_type_name=f"vaespec.{output.__name__}"
+        output, _flatten, partial(_unflatten, output), serialized_type_name=f"vaespec.{output.__name__}"
     )

@@ -20,7 +20,12 @@ class AutoencoderKLModule(nn.Module):
     """
 
     def __init__(
-        self, config: AutoencoderConfig, encoder: Sequential, decoder: Sequential, params: dict[str, Tensor], ops: TorchOps
+        self,
+        config: AutoencoderConfig,
+        encoder: Sequential,
+        decoder: Sequential,
+        params: dict[str, Tensor],
+        ops: TorchOps,
     ) -> None:
         super().__init__()
         self.config = config

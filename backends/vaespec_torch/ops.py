@@ -1,4 +1,4 @@
-"""The operations on PyTorch: maps are (B, C, H, W) tensors in the memory order their device likes, one native call each."""
+"""The operations on PyTorch, one native call each: maps are (B, C, H, W), in the memory order of their device."""
 
 from __future__ import annotations
 
@@ -33,8 +33,13 @@ class TorchOps(ReferenceOps):
         self.storage = getattr(torch, dtype)
         self.precision = precision
 
+    def __reduce__(self) -> tuple[type[TorchOps], tuple[str, str, str]]:
+        """To copy and pickle, with a module that holds it: the namespace, a Python module, cannot be."""
+        return type(self), (str(self.device), self.dtype, self.precision)
+
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        with true_float32() if self.precision == "highest" else nullcontext():
+        switched = self.precision == "highest" and not torch.compiler.is_compiling()
+        with true_float32() if switched else nullcontext():
             result: Tensor = layer(x, params, self)
             return result
 
@@ -124,20 +129,19 @@ def in_device_order(x: Tensor) -> Tensor:
 def true_float32() -> Iterator[None]:
     """Inside, no product of float32 numbers is made from TF32 or bfloat16, in cuDNN, cuBLAS or oneDNN.
 
-    The settings belong to the process: another thread's products are slower meanwhile. Gradients are taken later, and
-    are as precise as the process says then.
+    The settings belong to the process: another thread's products are slower meanwhile. What runs later, gradients and
+    whatever torch.compile or torch.export has traced, is as precise as the process says then: set
+    torch.backends.fp32_precision = "ieee" for it.
     """
-    switches: tuple[Any, ...] = (
-        torch.backends.cudnn.conv,
-        torch.backends.cuda.matmul,
-        torch.backends.mkldnn.conv,
-        torch.backends.mkldnn.matmul,
-    )
-    before = [switch.fp32_precision for switch in switches]
+    of: Any = torch.backends
+    switches = of, of.cudnn, of.cudnn.conv, of.cuda.matmul, of.mkldnn.conv, of.mkldnn.matmul
+    changed = []
     try:
-        for switch in switches:
-            switch.fp32_precision = "ieee"
+        for switch in switches:  # the general before the special: one that is not set follows, and is left unset
+            if switch.fp32_precision != "ieee":
+                changed.append((switch, switch.fp32_precision))
+                switch.fp32_precision = "ieee"
         yield
     finally:
-        for switch, setting in zip(switches, before, strict=True):
-            switch.fp32_precision = setting
+        for switch, before in changed:
+            switch.fp32_precision = before

@@ -20,6 +20,7 @@ from workplace import COMMANDS, MODEL, NARROW, error, files, picture, pixels, ru
 import vaespec
 from vaespec import autoencoder, pictures
 from vaespec.cli import console, picture_files
+from vaespec.ops import KERNELS
 
 # -- help and version --------------------------------------------------------------------------------------------
 
@@ -34,7 +35,8 @@ def test_the_version_is_printed():
 
 
 def test_showing_help_loads_no_framework_and_no_pillow():
-    code = "import sys, vaespec.cli.app; print(*{'torch', 'PIL', 'rich.table', 'rich.progress'} & set(sys.modules))"
+    heavy = {"torch", "jax", "mlx", "PIL", "rich.table", "rich.progress"}
+    code = f"import sys, vaespec.cli.app; print(*{heavy!r} & set(sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
 
 
@@ -284,7 +286,7 @@ def test_pictures_of_every_mode_go_through(mode):
     assert pixels("cat-vae.png").shape == (8, 12, 3)
 
 
-# -- demo, info, backends ----------------------------------------------------------------------------------------
+# -- demo and info -----------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -343,18 +345,137 @@ def test_info_refuses_a_size_smaller_than_f():
     assert "needs 4 x 4 px at least" in error("info", "weights", "--size", "3")
 
 
-def test_backends_are_listed_with_their_versions():
-    document = {row["name"]: row for row in json.loads(run("backends", "--json").stdout)}
-    assert document["numpy"]["version"] == np.__version__
-    assert document["numpy"]["available"]
-    assert "float32" in document["numpy"]["dtypes"]
+# -- backends and where a model runs -----------------------------------------------------------------------------
+
+
+NUMPY_DTYPES = ("float32", "float64", "float16", "bfloat16")
+
+
+def listed() -> dict[str, dict]:
+    return {row["name"]: row for row in json.loads(run("backends", "--json").stdout)}
+
+
+def rows() -> dict[str, str]:
+    """The lines of the table, by the backend's name."""
+    return {line.split()[0]: line for line in run("backends").stdout.partition("\n\n")[0].splitlines()}
+
+
+@pytest.fixture
+def _fewer_frameworks(monkeypatch):
+    monkeypatch.setattr("vaespec.backend._framework_version", lambda name: "2.4" if name == "numpy" else None)
+
+
+def test_the_json_of_backends_tells_all_of_each():
+    row = listed()["numpy"]
+    assert row.pop("ops") == {op: "fallback" if op in ("mish", "gelu", "add") else "native" for op in KERNELS}
+    assert row == {
+        "name": "numpy",
+        "available": True,
+        "problem": None,
+        "framework": "numpy",
+        "version": np.__version__,
+        "devices": ["cpu"],
+        "dtypes": list(NUMPY_DTYPES),
+        "switches": {},
+        "distribution": "vaespec",
+    }
+
+
+def test_the_table_of_backends_has_a_row_for_each_and_names_what_falls_back():
+    table = rows()
+    assert table.keys() == {"backend", *listed()}
+    assert table["numpy"].split() == [
+        "numpy",
+        "yes",
+        "numpy",
+        np.__version__,
+        "cpu",
+        *NUMPY_DTYPES,
+        "mish",
+        "gelu",
+        "add",
+    ]
+    assert run("backends").stdout.endswith("\n\nfrom vaespec: numpy, jax, mlx, torch\n")
+
+
+def test_devices_of_a_kind_are_counted_in_the_table_and_listed_in_the_json(monkeypatch):
+    gpus = tuple(f"cuda:{i}" for i in range(8))
+    monkeypatch.setattr("vaespec_torch.TorchBackend.accelerators", lambda self: gpus)
+    assert "  8 x cuda, cpu  " in rows()["torch"]
+    assert listed()["torch"]["devices"] == [*gpus, "cpu"]
+
+
+@pytest.mark.usefixtures("_fewer_frameworks")
+def test_a_backend_whose_framework_is_missing_is_listed_with_what_to_do():
+    sentence = "backend 'torch' needs torch, which is not installed: pip install \"vaespec[torch]\"."
+    assert rows()["torch"].split()[:3] == ["torch", "no", "torch"]
+    assert f"\n{sentence}\n" in run("backends").stdout
+    assert not listed()["torch"]["available"]
+    assert listed()["torch"]["problem"] == sentence
+
+
+def test_environment_variables_that_change_numbers_are_told_where_they_are_set(monkeypatch):
+    monkeypatch.setenv("MLX_ENABLE_TF32", "0")
+    monkeypatch.delenv("JAX_ENABLE_X64", raising=False)
     text = run("backends").stdout
-    assert all(name in text for name in document)
+    assert "\nmlx: MLX_ENABLE_TF32=0 (not set: " in text
+    assert "JAX_ENABLE_X64" not in text
+    assert listed()["mlx"]["switches"]["MLX_ENABLE_TF32"]["value"] == "0"
+    assert listed()["jax"]["switches"]["JAX_ENABLE_X64"] == {"value": None, "default": "not set: no float64"}
 
 
-def test_a_backend_whose_framework_is_missing_is_listed_with_what_to_do(monkeypatch):
-    monkeypatch.setattr("vaespec.backend._framework_version", lambda name: None)
-    assert 'no: pip install "vaespec[torch]"' in run("backends").stdout
+@pytest.mark.parametrize(
+    ("chosen", "words"), [("torch", "used where no backend is named"), ("abacus", "no backend of that name")]
+)
+def test_the_backend_that_the_environment_chooses_is_told_and_its_absence_stops_nothing(monkeypatch, chosen, words):
+    monkeypatch.setenv("VAESPEC_BACKEND", chosen)
+    assert f"\nVAESPEC_BACKEND={chosen}: {words}.\n" in run("backends").stdout
+
+
+def test_the_list_of_backends_is_readable_in_a_hundred_columns(monkeypatch):
+    monkeypatch.setattr("vaespec_torch.TorchBackend.accelerators", lambda self: ("cuda:0", "cuda:1"))
+    for info in vaespec.backends():
+        for name in info.switches:
+            monkeypatch.setenv(name, "1")
+    assert max(map(len, run("backends").stdout.splitlines())) <= 100
+
+
+RUNNING = {
+    "demo": ["demo"],
+    "roundtrip": ["roundtrip", "cat.png"],
+    "encode": ["encode", "cat.png", "--output", "again.safetensors"],
+    "decode": ["decode", "latents.safetensors"],
+}
+
+
+@pytest.fixture
+def loads(monkeypatch, weights) -> list[dict]:
+    """What `vaespec.load` is called with; a picture and its latents are there."""
+    monkeypatch.setattr(autoencoder, "EMBEDDED", weights)
+    picture("cat.png")
+    run("encode", "cat.png")
+    calls, load = [], autoencoder.load
+    monkeypatch.setattr(autoencoder, "load", lambda source, **how: calls.append(how) or load(source, **how))
+    return calls
+
+
+@pytest.mark.parametrize("command", RUNNING.values(), ids=RUNNING)
+def test_where_a_model_runs_is_what_the_options_say(command, loads):
+    how = {"backend": "torch", "device": "cpu", "dtype": "float64", "precision": "highest"}
+    run(*command, *(word for name, value in how.items() for word in (f"--{name}", value)))
+    run(*command)
+    assert loads == [
+        {"family": None, **how},
+        {"family": None, "backend": None, "device": None, "dtype": "float32", "precision": "default"},
+    ]
+
+
+@pytest.mark.parametrize("command", RUNNING)
+def test_the_help_tells_what_precision_means(command):
+    help_text = run(command, "--help").stdout
+    assert "--precision" in help_text
+    assert "default|highest" in help_text
+    assert "TF32" in help_text
 
 
 # -- progress ----------------------------------------------------------------------------------------------------

@@ -112,9 +112,10 @@ def test_the_demo_is_a_png_and_named_so(place):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--backend", "abacus", "no backend named 'abacus'"),
-        ("--device", "abacus", "no device 'abacus'"),
-        ("--dtype", "int8", "no dtype 'int8'"),
+        ("--backend", "abacus", "no backend named 'abacus': choose numpy, jax, mlx, torch.\n"),
+        ("--device", "cuda", "no device 'cuda' here: choose cpu, or another backend.\n"),
+        ("--dtype", "int4", "no dtype 'int4': choose float32, float64, float16, bfloat16.\n"),
+        ("--precision", "high", "precision 'high': choose default or highest.\n"),
         ("--weights", "nowhere", "no file or folder nowhere"),
         ("--weights", "cat.png", "does not begin like a safetensors file"),
     ],
@@ -122,6 +123,13 @@ def test_the_demo_is_a_png_and_named_so(place):
 def test_a_wrong_model_option_is_told(option, value, words):
     picture("cat.png")
     assert words in error("roundtrip", "cat.png", *MODEL, option, value)
+
+
+def test_a_wrong_backend_in_the_environment_is_told_as_such(monkeypatch):
+    monkeypatch.setenv("VAESPEC_BACKEND", "abacus")
+    picture("cat.png")
+    assert "error: VAESPEC_BACKEND: no backend named 'abacus': choose" in error("roundtrip", "cat.png")
+    run("roundtrip", "cat.png", *MODEL)
 
 
 @pytest.mark.parametrize("command", ["roundtrip", "encode", "info"])
