@@ -1,4 +1,4 @@
-"""What every test runs under: one torch thread per worker, four devices of JAX, reproducible hypothesis, a clean environment."""
+"""What every test runs under: one torch thread, four JAX devices, reproducible hypothesis, a clean environment."""
 
 from __future__ import annotations
 

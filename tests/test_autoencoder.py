@@ -17,6 +17,7 @@ from oracle import diffusers_model, oracle
 from vaespec import (
     AutoencoderKL,
     BackendError,
+    ConfigError,
     InputError,
     WeightMapError,
     parameters,
@@ -216,7 +217,10 @@ def test_training_a_module_does_not_change_a_copy_on_another_backend():
 def test_functional_is_the_model_as_a_value(backend):
     vae = model(backend=backend)
     params, encode, decode = vae.functional()
-    x, z = vae._ops.from_numpy(images(CONFIGS["sd"], 16, 8)), vae._ops.from_numpy(uniform("z", (1, 4, 2, 1)))
+    x, z = (
+        vae._model.ops.from_numpy(images(CONFIGS["sd"], 16, 8)),
+        vae._model.ops.from_numpy(uniform("z", (1, 4, 2, 1))),
+    )
     moments, pictures = array(encode(params, x).latent_dist.parameters), array(decode(params, z).sample)
     assert relative_l2(moments, array(vae.encode(x).latent_dist.parameters)) <= EXACT[vae.dtype]
     assert relative_l2(pictures, array(vae.decode(z).sample)) <= EXACT[vae.dtype]
@@ -226,7 +230,7 @@ def test_functional_is_the_model_as_a_value(backend):
 def test_functional_uses_the_params_it_is_given_and_no_others(backend):
     vae = model(backend=backend)
     params, _, decode = vae.functional()
-    z = vae._ops.from_numpy(uniform("z", (1, 4, 2, 1)))
+    z = vae._model.ops.from_numpy(uniform("z", (1, 4, 2, 1)))
     before = array(vae.decode(z).sample)
     silent = {name: 0 * value for name, value in params.items()}
     assert not array(decode(silent, z).sample).any()
@@ -302,3 +306,16 @@ def test_a_dtype_that_destroys_weights_is_refused(tmp_path, dtype):
 def test_an_unknown_dialect_is_refused(tmp_path):
     with pytest.raises(InputError, match="unknown dialect 'klingon': choose one of diffusers"):
         tiny().save_single_file(tmp_path / "vae.safetensors", dialect="klingon")
+
+
+def test_the_scale_may_be_told_later_and_the_structure_may_not():
+    vae = tiny("numpy")
+    images, factor = uniform("images", (1, 3, 16, 16)), vae.config.scaling_factor
+    before = vae.encode_latents(images)
+    vae.register_to_config(scaling_factor=2 * factor)
+    np.testing.assert_array_equal(vae.encode_latents(images), 2 * before)
+    with pytest.raises(InputError, match="^latent_channels, layers_per_block: only scaling_factor, shift_factor, "):
+        vae.register_to_config(layers_per_block=3, latent_channels=8)
+    with pytest.raises(ConfigError, match="^scaling_factor=0"):
+        vae.register_to_config(scaling_factor=0)
+    assert vae.config.scaling_factor == 2 * factor

@@ -413,7 +413,7 @@ def test_an_array_api_namespace_alone_is_a_backend(name):
     assert relative_l2(latents, numpy_vae.encode_latents(x, seed=1)) <= 1e-13
     assert vae.to_numpy(vae(x).sample).shape == x.shape
     vae.enable_slicing()
-    assert relative_l2(vae.to_numpy(vae.decode(vae._ops.from_numpy(z)).sample), pictures) <= 1e-13
+    assert relative_l2(vae.to_numpy(vae.decode(vae._model.ops.from_numpy(z)).sample), pictures) <= 1e-13
 
 
 def test_models_in_several_threads_leave_blas_as_it_was():

@@ -57,10 +57,10 @@ def gradients(config: AutoencoderConfig, backend: str) -> dict[str, np.ndarray]:
     """By canonical name, in canonical axes."""
     vae = AutoencoderKL(config, weighted(config)[1], backend=backend, device="cpu")
     functional = vae.functional()
-    x, noise = (vae._ops.from_numpy(a) for a in drawn(config))
+    x, noise = (vae._model.ops.from_numpy(a) for a in drawn(config))
     found = GRAD[backend](loss_of(functional, x, noise))(functional.params)
-    table = {name: row for name, row in vae._table().items() if row.trained}
-    return {name: row.from_layout(array(found[name]), vae._ops) for name, row in table.items()}
+    table = {name: row for name, row in vae._model.table().items() if row.trained}
+    return {name: row.from_layout(array(found[name]), vae._model.ops) for name, row in table.items()}
 
 
 @cache

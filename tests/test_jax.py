@@ -152,7 +152,7 @@ def test_gradients_are_finite_where_nothing_varies():
     assert np.isfinite(jax.grad(lambda x: (encode(params, x).latent_dist.parameters ** 2).sum())(flat)).all()
 
     def normalised(x):
-        return (vae()._ops.group_norm(x, jnp.ones(8), jnp.ones(8), groups=4, eps=1e-6) ** 3).sum()
+        return (vae()._model.ops.group_norm(x, jnp.ones(8), jnp.ones(8), groups=4, eps=1e-6) ** 3).sum()
 
     for shape in ((1, 4, 4, 8), (1, 1, 1, 8)):
         assert np.isfinite(jax.grad(normalised)(jnp.full(shape, 3.0))).all()
@@ -163,7 +163,7 @@ def test_activations_have_the_slopes_of_torch_at_zero_and_far_out(op):
     x = np.array([-1e4, -50, -1, -0.0, 0.0, 1e-30, 1, 50, 1e4], np.float32)
     tensor = torch.tensor(x, requires_grad=True)
     getattr(torch.nn.functional, op)(tensor).sum().backward()
-    slopes = jax.grad(lambda x: getattr(vae()._ops, op)(x).sum())(x)
+    slopes = jax.grad(lambda x: getattr(vae()._model.ops, op)(x).sum())(x)
     np.testing.assert_allclose(slopes, tensor.grad.numpy(), rtol=1e-5, atol=1e-6)
 
 

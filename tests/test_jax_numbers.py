@@ -60,7 +60,7 @@ def test_the_norm_of_a_bfloat16_map_far_from_zero_is_exact_to_its_last_rounding(
     """Mean 100, deviation 1: statistics in bfloat16 would be off by 0.4."""
     x = jnp.asarray(100 + uniform("x", (1, 8, 8, 8), -2, 2), jnp.bfloat16)
     one, zero = jnp.ones(8, jnp.bfloat16), jnp.zeros(8, jnp.bfloat16)
-    normalised = tiny("jax")._ops.group_norm(x, one, zero, groups=1, eps=1e-6)
+    normalised = tiny("jax")._model.ops.group_norm(x, one, zero, groups=1, eps=1e-6)
     exact = np.asarray(x, np.float64)
     exact = (exact - exact.mean()) / exact.std()
     assert normalised.dtype == jnp.bfloat16
@@ -147,7 +147,7 @@ def test_changing_numpy_arrays_after_a_call_changes_nothing():
     vae = AutoencoderKL(CONFIGS["attention-everywhere"], weights, backend="jax", device="cpu")
     before = np.array(vae.encode(X).latent_dist.parameters)
     given = aligned(X)
-    entered, placed = vae._ops.from_numpy(given), asarray_like(MOMENTS, given)  # images, and noise
+    entered, placed = vae._model.ops.from_numpy(given), asarray_like(MOMENTS, given)  # images, and noise
     for a in (*weights.values(), given):
         a[:] = 0
     np.testing.assert_array_equal(vae.encode(X).latent_dist.parameters, before)

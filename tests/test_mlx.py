@@ -221,7 +221,7 @@ def test_every_view_runs_on_the_device_of_the_model(monkeypatch, view):
     stream = mx.stream
     monkeypatch.setattr(mx, "stream", lambda device: entered.append(device) or stream(device))
     run(noise())
-    assert entered == [vae.device] * len(vae._decoder.layers)
+    assert entered == [vae.device] * len(vae._model.decoder.layers)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------
@@ -232,13 +232,13 @@ def test_the_model_evaluates_after_each_layer_and_functions_are_lazy(monkeypatch
     evaluate = mx.eval
     monkeypatch.setattr(mx, "eval", lambda *arrays: evaluated.append(arrays) or evaluate(*arrays))
     vae.decode(noise())
-    assert len(evaluated) == len(vae._decoder.layers)
+    assert len(evaluated) == len(vae._model.decoder.layers)
     vae.encode(pictures())
-    assert len(evaluated) == len(vae._decoder.layers) + len(vae._encoder.layers)
+    assert len(evaluated) == len(vae._model.decoder.layers) + len(vae._model.encoder.layers)
     params, _, decode = vae.functional()
     decode(params, noise())
     vae.module().decode(noise())
-    assert len(evaluated) == len(vae._decoder.layers) + len(vae._encoder.layers)
+    assert len(evaluated) == len(vae._model.decoder.layers) + len(vae._model.encoder.layers)
 
 
 def test_memory_is_that_of_one_layer():
@@ -270,9 +270,9 @@ def test_gradients_are_those_of_torch_in_float64(name):
     for backend, grad in (("mlx", mx.grad), ("torch", torch.func.grad)):
         vae = model(name, backend)
         params, encode, decode = vae.functional()
-        grads = grad(functional_loss)(params, encode, decode, vae._ops.from_numpy(images(CONFIGS[name], 16, 24)))
+        grads = grad(functional_loss)(params, encode, decode, vae._model.ops.from_numpy(images(CONFIGS[name], 16, 24)))
         assert grads.keys() == params.keys()
-        found[backend] = vae._ops.export(grads, vae._table())
+        found[backend] = vae._model.ops.export(grads, vae._model.table())
     mine, theirs = (np.concatenate([found[backend][key].ravel() for key in found["torch"]]) for backend in found)
     assert relative_l2(mine, theirs) <= 4 * EXACT["float32"]
 
@@ -351,7 +351,7 @@ def test_vmap_adds_an_axis():
 def test_the_module_has_the_names_of_diffusers_and_the_kernels_of_mlx(name):
     vae = model(name, "mlx")
     found = named(vae.module().parameters())
-    trained = {key: row for key, row in vae._table().items() if row.trained}
+    trained = {key: row for key, row in vae._model.table().items() if row.trained}
     assert found.keys() == trained.keys()
     for key, row in trained.items():
         shape = (row.shape[0], *row.shape[2:], row.shape[1]) if row.role == "conv" else row.shape

@@ -151,7 +151,7 @@ def test_no_argument_is_ever_written_to(name, backend):
     given = {key: a.copy() for key, a in weights.items()}
     vae = AutoencoderKL(config, given, backend=backend, dtype="float64")
     x, z = images(config, f, 2 * f), uniform("z", (1, config.latent_channels, 1, 1))
-    x_native, z_native = vae._ops.from_numpy(x.copy()), vae._ops.from_numpy(z.copy())
+    x_native, z_native = vae._model.ops.from_numpy(x.copy()), vae._model.ops.from_numpy(z.copy())
     vae.encode(x_native).latent_dist.sample(seed=0)
     vae.decode(z_native)
     np.testing.assert_array_equal(vae.to_numpy(x_native), x)

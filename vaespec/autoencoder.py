@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
 from array_api_compat import array_namespace
 
-from vaespec import latents, weights
+from vaespec import families, latents, weights
 from vaespec.analysis.finite import first_nonfinite
-from vaespec.architecture import count_parameters, decoder, encoder, parameters
-from vaespec.attention import Attention, Fused, LoRA, Processor, assign, attention_layers, with_processors
+from vaespec.architecture import count_parameters
+from vaespec.attention import Fused, LoRA, Processor, assign
 from vaespec.backend import choose_backend, make_ops
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import BackendError, InputError, NonFiniteError, WeightFileError
 from vaespec.initialize import initialize
 from vaespec.inputs import as_diffusion_latents, as_images, as_latents
+from vaespec.model import Functional, Model, Run
 from vaespec.noise import Seed
-from vaespec.ops import Array, Layer, ReferenceOps
+from vaespec.ops import Array, Layer
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
-from vaespec.parameters import STORAGE_DTYPES, Parameter
+from vaespec.parameters import STORAGE_DTYPES
 from vaespec.posterior import DiagonalGaussian
 from vaespec.weights import require_complete
 
@@ -41,14 +42,6 @@ class Where(TypedDict, total=False):
     device: str | None
     dtype: Any
     precision: str
-
-
-class Functional(NamedTuple):
-    """A model as a value and two pure functions, for jit, grad, vmap and sharding."""
-
-    params: dict[str, Array]
-    encode: Callable[[Mapping[str, Array], Array], AutoencoderKLOutput]
-    decode: Callable[[Mapping[str, Array], Array], DecoderOutput]
 
 
 class AutoencoderKL:
@@ -70,24 +63,11 @@ class AutoencoderKL:
         precision: str = "default",
     ) -> None:
         require_complete(weights, config)
-        self.config = config
         self.precision = precision
         self.use_slicing = False
         self._backend, self._device = choose_backend(backend), device
-        self._ops = make_ops(self._backend, device, dtype_name(dtype), precision)
-        self._encoder, self._decoder = encoder(config), decoder(config)
-        self._params = self._ops.prepare(weights, self._table())
-        self._compile()
-
-    def _compile(self) -> None:
-        """To be called when layers or ops have changed."""
-        self._run_encoder, self._run_decoder = self._ops.compile(self._encoder), self._ops.compile(self._decoder)
-
-    def _table(self) -> dict[str, Parameter]:
-        """What is in `_params`: the processors may have added to what the config says, or fused some of it."""
-        layers = dict([*self._encoder.parameters(), *self._decoder.parameters()])
-        statistics = {name: row for name, row in parameters(self.config).items() if not row.trained}
-        return layers | statistics
+        ops = make_ops(self._backend, device, dtype_name(dtype), precision)
+        self._model = Model.place(config, weights, ops)
 
     # -- made from -----------------------------------------------------------------------------------------
 
@@ -184,12 +164,12 @@ class AutoencoderKL:
         """Images -> latents as the diffusion model wants them: the mode, or with `seed` a sample, normalised."""
         posterior = self._posterior(images)
         z = posterior.mode() if seed is None else posterior.sample(seed=seed)
-        return latents.normalize(z, self.config, self._params)
+        return latents.normalize(z, self.config, self._model.params)
 
     def decode_latents(self, z: Any) -> Array:
         """The inverse of `encode_latents`: latents as the diffusion model makes them -> images."""
-        z = as_diffusion_latents(z, self.config, self._ops)
-        return self._images(latents.denormalize(z, self.config, self._params))
+        z = as_diffusion_latents(z, self.config, self._model.ops)
+        return self._images(latents.denormalize(z, self.config, self._model.params))
 
     def enable_slicing(self) -> None:
         """Work on one item of the batch at a time: the memory of one, the results of all."""
@@ -200,28 +180,41 @@ class AutoencoderKL:
         self.use_slicing = False
 
     def _posterior(self, images: Any) -> DiagonalGaussian:
-        x = as_images(images, self.config, self._ops)
-        return DiagonalGaussian(self._run(self._run_encoder, self._encoder, x, "moments"))
+        x = as_images(images, self.config, self._model.ops)
+        return DiagonalGaussian(self._run(self._model.run_encoder, self._model.encoder, x, "moments"))
 
     def _images(self, z: Any) -> Array:
-        return self._run(self._run_decoder, self._decoder, as_latents(z, self.config, self._ops), "images")
+        x = as_latents(z, self.config, self._model.ops)
+        return self._run(self._model.run_decoder, self._model.decoder, x, "images")
 
-    def _run(self, run: Callable[[Array, Mapping[str, Array]], Array], model: Layer, x: Array, what: str) -> Array:
-        """run(x), where `run` is the model compiled."""
+    def _run(self, run: Run, layers: Layer, x: Array, what: str) -> Array:
+        """run(x), where `run` is `layers` compiled."""
+        params, ops = self._model.params, self._model.ops
         with np.errstate(over="ignore", invalid="ignore"):  # told below, with the layer's name
             if self.use_slicing and x.shape[0] > 1:
-                items = [run(x[i : i + 1, ...], self._params) for i in range(x.shape[0])]
+                items = [run(x[i : i + 1, ...], params) for i in range(x.shape[0])]
                 y = array_namespace(x).concat(items, axis=0)
             else:
-                y = run(x, self._params)
-        if not self._ops.all_finite(y):
+                y = run(x, params)
+        if not ops.all_finite(y):
             with np.errstate(over="ignore", invalid="ignore"):
-                culprit = first_nonfinite(model, x, self._params, self._ops) or "the conversion of the result"
+                culprit = first_nonfinite(layers, x, params, ops) or "the conversion of the result"
             hint = "; float16 is too narrow for many models: try bfloat16 or float32" if self.dtype == "float16" else ""
             raise NonFiniteError(f"the {what} are not finite: NaN or infinity first appears in {culprit}{hint}.")
         return y
 
     # -- where it runs -------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> AutoencoderConfig:
+        """The architecture, and how latents are scaled."""
+        return self._model.config
+
+    def register_to_config(self, **fields: Any) -> None:
+        """Set fields of the config that weights do not show, such as scaling_factor. InputError for any other."""
+        if unknown := sorted(fields.keys() - families.CONVENTION):
+            raise InputError(f"{', '.join(unknown)}: only {', '.join(families.CONVENTION)} can be set for a model.")
+        self._model = self._model.with_config(self.config.replace(**fields))
 
     @property
     def backend(self) -> str:
@@ -231,12 +224,12 @@ class AutoencoderKL:
     @property
     def device(self) -> Any:
         """The device, as the backend calls it."""
-        return self._ops.device
+        return self._model.ops.device
 
     @property
     def dtype(self) -> str:
         """The dtype of weights and results."""
-        return self._ops.dtype
+        return self._model.ops.dtype
 
     def to(self, *where: Any, device: Any = None, dtype: Any = None) -> Self:
         """Move this model to another device or dtype, as in `to("cuda", "float16")`; returns itself."""
@@ -246,7 +239,8 @@ class AutoencoderKL:
             else:
                 device = place
         self._device = self._device if device is None else str(device)
-        self._move(make_ops(self._backend, self._device, dtype_name(dtype or self.dtype), self.precision))
+        ops = make_ops(self._backend, self._device, dtype_name(dtype or self.dtype), self.precision)
+        self._model = self._model.move(ops)
         return self
 
     def with_backend(
@@ -256,34 +250,20 @@ class AutoencoderKL:
         moved = copy.copy(self)
         moved.precision = precision or self.precision
         moved._backend, moved._device = choose_backend(backend), device
-        moved._move(make_ops(moved._backend, device, dtype_name(dtype or self.dtype), moved.precision))
+        ops = make_ops(moved._backend, device, dtype_name(dtype or self.dtype), moved.precision)
+        moved._model = self._model.move(ops)
         return moved
 
-    def _move(self, ops: ReferenceOps) -> None:
-        table = self._table()
-        self._params = ops.prepare(self._ops.export(self._params, table), table)
-        self._ops = ops
-        self._compile()
-
     def weights(self) -> dict[str, np.ndarray]:
-        """The weights in canonical form: diffusers' names, convolutions OIHW, NumPy.
+        """The weights in canonical form: diffusers' names, convolutions OIHW, NumPy; copies.
 
         InputError where a LoRA has not been put into the weights: it has no place there.
         """
-        weights = self._ops.export(self._params, self._table())
-        for layer in self._attention_layers():
-            if isinstance(layer.processor, LoRA):
-                raise InputError(
-                    f"{layer.name} has a LoRA, which is no part of the VAE's weights: fuse_lora() to add it to them, "
-                    "or set_attn_processor('sdpa') to leave it out."
-                )
-            projections = {name: weights.pop(name) for name, _ in layer.processor.parameters(layer)}
-            weights |= layer.processor.release(layer, projections)
-        return {name: np.array(weights[name], order="C") for name in parameters(self.config)}  # copies: safe to change
+        return self._model.weights()
 
     def to_numpy(self, array: Array) -> np.ndarray:
         """A result of this model, an array of its backend, as NumPy; bfloat16 as ml_dtypes' type."""
-        return self._ops.to_numpy(array)
+        return self._model.ops.to_numpy(array)
 
     def __repr__(self) -> str:
         f, channels = self.config.downsampling_factor, self.config.latent_channels
@@ -299,7 +279,7 @@ class AutoencoderKL:
     @property
     def attn_processors(self) -> dict[str, Processor]:
         """The processor of each attention layer, by diffusers' path: the layer's name and `.processor`."""
-        return {f"{layer.name}.processor": layer.processor for layer in self._attention_layers()}
+        return {f"{layer.name}.processor": layer.processor for layer in self._model.attention_layers()}
 
     def set_attn_processor(
         self, processor: str | Processor | Mapping[str, str | Processor], _remove_lora: bool = False
@@ -310,50 +290,28 @@ class AutoencoderKL:
         diffusers', or a mapping with one for each key of `attn_processors`. A LoRA that is replaced by another kind is
         left out (see `fuse_lora`). `_remove_lora` is accepted and ignored. InputError for what is not known.
         """
-        self._process(assign(processor, self._attention_layers()))
+        self._model = self._model.with_processors(assign(processor, self._model.attention_layers()))
 
     def set_default_attn_processor(self) -> None:
         """Eager attention everywhere, as diffusers understands the default; vaespec's own is "sdpa"."""
         self.set_attn_processor("eager")
 
     def fuse_qkv_projections(self) -> None:
-        """Queries, keys and values from one linear map."""
-        self.set_attn_processor("fused")
+        """Queries, keys and values from one linear map, attended to as before. InputError for a LoRA."""
+        for key, processor in self.attn_processors.items():
+            if isinstance(processor, LoRA):
+                raise InputError(f"{key} is a LoRA, which updates each projection: fuse_lora() first.")
+        given = self.attn_processors.items()
+        self.set_attn_processor({key: p if isinstance(p, Fused) else Fused(core=p) for key, p in given})
 
     def unfuse_qkv_projections(self) -> None:
         """Undo `fuse_qkv_projections`; layers that are not fused stay as they are."""
-        layers = self._attention_layers()
-        self._process(
-            {
-                layer.name: layer.processor.core if isinstance(layer.processor, Fused) else layer.processor
-                for layer in layers
-            }
-        )
+        given = self.attn_processors.items()
+        self.set_attn_processor({key: p.core if isinstance(p, Fused) else p for key, p in given})
 
     def fuse_lora(self) -> None:
         """Add every LoRA to the weights, and go on without it."""
-        for layer in self._attention_layers():
-            if isinstance(layer.processor, LoRA):
-                self._exchange(layer, layer.processor.core, layer.processor.merge)
-
-    def _attention_layers(self) -> list[Attention]:
-        return attention_layers(self._encoder) + attention_layers(self._decoder)
-
-    def _process(self, processors: Mapping[str, Processor]) -> None:
-        for layer in self._attention_layers():
-            self._exchange(layer, processors[layer.name], layer.processor.release)
-
-    def _exchange(self, layer: Attention, processor: Processor, release: Callable[..., dict[str, np.ndarray]]) -> None:
-        """Give a layer another processor, and its weights the form it wants; the params of others are not touched."""
-        before, after = (dict(p.parameters(layer)) for p in (layer.processor, processor))
-        if before != after:
-            held = self._ops.export({name: self._params[name] for name in before}, before)
-            adopted = self._ops.prepare(processor.adopt(layer, release(layer, held)), after)
-            kept = {name: p for name, p in self._params.items() if name not in before}
-            self._params = kept | adopted
-        chosen = {layer.name: processor}
-        self._encoder, self._decoder = with_processors(self._encoder, chosen), with_processors(self._decoder, chosen)
-        self._compile()
+        self._model = self._model.with_fused_lora()
 
     # -- in the framework's own idiom ----------------------------------------------------------------------
 
@@ -363,40 +321,22 @@ class AutoencoderKL:
         The functions look at nothing else and check nothing, so that they may be traced; images and latents are as in
         `encode` and `decode`. The params are what is trained: FLUX.2's statistics of the latents are not among them.
         """
-        encoder, decoder, ops = self._encoder, self._decoder, self._ops
-
-        def encode(params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
-            return AutoencoderKLOutput(DiagonalGaussian(encoder(x, params, ops)))
-
-        def decode(params: Mapping[str, Array], z: Array) -> DecoderOutput:
-            return DecoderOutput(decoder(z, params, ops))
-
-        layers = [*self._encoder.parameters(), *self._decoder.parameters()]
-        return Functional({name: self._params[name] for name, _ in layers}, encode, decode)
+        return self._model.functional()
 
     def with_params(self, params: Mapping[str, Array]) -> Self:
         """The same model with other parameters: those of `functional()`, after training.
 
         InputError for names or shapes that are not this model's.
         """
-        expected = {name: tuple(p.shape) for name, p in self.functional().params.items()}
-        given = {name: tuple(p.shape) for name, p in params.items()}
-        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-        if wrong:
-            name, others = wrong[0], f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
-            raise InputError(
-                f"parameter {name} of shape {given.get(name)}: this model has {expected.get(name)}{others}; give all "
-                "parameters of functional(), by name."
-            )
         trained = copy.copy(self)
-        trained._params = self._params | dict(params)
+        trained._model = self._model.with_params(params)
         return trained
 
     def module(self) -> Any:
         """The model as the framework's own module class, sharing these weights; BackendError if it has none."""
         if not hasattr(self._backend, "module"):
             raise BackendError(f"backend {self.backend!r} has no module class: use functional() instead.")
-        return self._backend.module(self.config, self._encoder, self._decoder, self._params, self._ops)
+        return self._backend.module(self._model)
 
 
 def load(

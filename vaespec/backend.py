@@ -45,7 +45,7 @@ class Backend(Protocol):
     # native: tuple[str, ...]                 the operations of ops.KERNELS it has kernels of its own for
     # switches: dict[str, str]                environment variables that change its numbers, and what happens unset
     # accelerators() -> tuple[str, ...]       devices other than the CPU, seen without importing the framework
-    # module(config, encoder, decoder, params, ops)      the model as the framework's own module class
+    # module(model) -> Any                    the Model as the framework's own module class
 
 
 MEMBERS = ("name", "framework", "dtypes", "devices", "ops")

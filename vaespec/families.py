@@ -27,6 +27,7 @@ STRUCTURE = (
     "patch_size",
 )
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+CONVENTION = (*SCALING, "sample_size", "force_upcast")
 
 
 @cache

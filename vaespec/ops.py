@@ -297,12 +297,11 @@ class ReferenceOps:
         Rabe & Staats 2021, arXiv:2112.05682. Each chunk of keys gives its greatest logit m, l = Σ e^(logit - m) and
         o = Σ e^(logit - m) v; two are merged by scaling both to the greater m. The result is o / l.
         """
-        starts = range(0, q.shape[1], size)
+        n = q.shape[1]
+        spans = [slice(i, min(i + size, n)) for i in range(0, n, size)]
         rows = []
-        for i in starts:
-            chunks = (
-                self._chunk(q[:, i : i + size, :], k[:, j : j + size, :], v[:, j : j + size, :], scale) for j in starts
-            )
+        for queries in spans:
+            chunks = (self._chunk(q[:, queries, :], k[:, keys, :], v[:, keys, :], scale) for keys in spans)
             _, total, weighted = functools.reduce(self._merge_chunks, chunks)
             rows.append(narrow(weighted / total, v, self.xp))
         return self.xp.concat(rows, axis=1)

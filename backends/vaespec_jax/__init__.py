@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from vaespec import hardware
 
@@ -20,7 +20,7 @@ class JaxBackend:
     framework = "jax"
     dtypes = ("float32", "float64", "bfloat16", "float16")
     native = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "upsample_nearest2x", "linear", "attention")
-    switches = {
+    switches: ClassVar = {
         "JAX_ENABLE_X64": "not set: no float64",
         "JAX_DEFAULT_MATMUL_PRECISION": "not set: TF32 products on GPUs, bfloat16 on TPUs, unless precision='highest'",
     }

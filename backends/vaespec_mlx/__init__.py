@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, ClassVar
 
 from vaespec import hardware
 
 if TYPE_CHECKING:
-    from vaespec.config import AutoencoderConfig
-    from vaespec.layers import Sequential
+    from vaespec.model import Model
     from vaespec_mlx.module import AutoencoderKLModule
     from vaespec_mlx.ops import MlxOps
 
@@ -20,7 +19,7 @@ class MlxBackend:
     framework = "mlx"
     dtypes = ("float32", "bfloat16", "float16")
     native = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "upsample_nearest2x", "linear", "attention")
-    switches = {
+    switches: ClassVar = {
         "MLX_ENABLE_TF32": "not set: float32 products may be TF32 on GPUs that have it; 0 makes them float32",
         "MLX_CONV_WINOGRAD_WORKING_SET": "not set: large convolutions on Metal by Winograd's method; 1 turns it off",
     }
@@ -38,13 +37,11 @@ class MlxBackend:
 
         return MlxOps(device, dtype, precision)
 
-    def module(
-        self, config: AutoencoderConfig, encoder: Sequential, decoder: Sequential, params: dict[str, Any], ops: MlxOps
-    ) -> AutoencoderKLModule:
-        """The model as an `mlx.nn.Module` that trains, with the arrays of `params`."""
+    def module(self, model: Model) -> AutoencoderKLModule:
+        """The model as an `mlx.nn.Module` that trains, with the arrays of `model`."""
         from vaespec_mlx.module import AutoencoderKLModule
 
-        return AutoencoderKLModule(config, encoder, decoder, params, ops)
+        return AutoencoderKLModule(model)
 
 
 backend = MlxBackend()

@@ -8,11 +8,8 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
-from vaespec.config import AutoencoderConfig
-from vaespec.layers import Sequential
+from vaespec.model import Model
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
-from vaespec.posterior import DiagonalGaussian
-from vaespec_mlx.ops import MlxOps
 from vaespec_mlx.quantized import QuantizedWeight
 
 
@@ -22,31 +19,23 @@ class AutoencoderKLModule(nn.Module):
     `encode(x)` (B, C, H, W) in [-1, 1] -> AutoencoderKLOutput; `decode(z)` -> DecoderOutput; calling it does both.
     """
 
-    def __init__(
-        self,
-        config: AutoencoderConfig,
-        encoder: Sequential,
-        decoder: Sequential,
-        params: dict[str, mx.array],
-        ops: MlxOps,
-    ) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.config = config
-        self._ops = ops
-        self._encoder_layers, self._decoder_layers = encoder, decoder
-        rows = dict([*encoder.parameters(), *decoder.parameters()])
+        self.config = model.config
+        self._model = model.bare(model.ops)
+        rows = {name: row for name, row in model.table().items() if row.trained}
         linear = {name.removesuffix(".weight") for name, row in rows.items() if row.role == "linear"}
         quantised = {name for name in linear if "_lora." not in name}  # what trains upon them keeps its precision
-        for name, part in tree_unflatten([(name, params[name]) for name in rows]).items():
+        for name, part in tree_unflatten([(name, model.params[name]) for name in rows]).items():
             self[name] = _as_modules(part, name, quantised)
 
     def encode(self, x: mx.array) -> AutoencoderKLOutput:
         """Images -> posterior."""
-        return AutoencoderKLOutput(DiagonalGaussian(self._encoder_layers(x, self._arrays(), self._ops)))
+        return self._model.encode(self._arrays(), x)
 
     def decode(self, z: mx.array) -> DecoderOutput:
         """Latents -> images."""
-        return DecoderOutput(self._decoder_layers(z, self._arrays(), self._ops))
+        return self._model.decode(self._arrays(), z)
 
     def __call__(self, x: mx.array, sample_posterior: bool = False, **how: Any) -> DecoderOutput:
         """Images -> images, through the posterior's mode, or a sample of it (`how`: see DiagonalGaussian.sample)."""
@@ -56,8 +45,7 @@ class AutoencoderKLModule(nn.Module):
 
     def _arrays(self) -> dict[str, Any]:
         """The parameters by name, looked up anew each time: training and `nn.quantize` put others in their place."""
-        names = (name for name, _ in (*self._encoder_layers.parameters(), *self._decoder_layers.parameters()))
-        return {name: self._array(name) for name in names}
+        return {name: self._array(name) for name, row in self._model.table().items() if row.trained}
 
     def _array(self, name: str) -> mx.array | QuantizedWeight:
         *path, leaf = name.split(".")

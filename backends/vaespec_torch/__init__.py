@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from importlib import metadata
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from vaespec import hardware
 
 if TYPE_CHECKING:
-    from vaespec.config import AutoencoderConfig
-    from vaespec.layers import Sequential
+    from vaespec.model import Model
     from vaespec_torch.module import AutoencoderKLModule
     from vaespec_torch.ops import TorchOps
 
@@ -40,13 +39,11 @@ class TorchBackend:
 
         return TorchOps(device, dtype, precision)
 
-    def module(
-        self, config: AutoencoderConfig, encoder: Sequential, decoder: Sequential, params: dict[str, Any], ops: TorchOps
-    ) -> AutoencoderKLModule:
-        """The model as an `nn.Module` that trains; it takes the tensors of `params` as its own."""
+    def module(self, model: Model) -> AutoencoderKLModule:
+        """The model as an `nn.Module` that trains; it takes the tensors of `model` as its own."""
         from vaespec_torch.module import AutoencoderKLModule
 
-        return AutoencoderKLModule(config, encoder, decoder, params, ops)
+        return AutoencoderKLModule(model)
 
 
 backend = TorchBackend()

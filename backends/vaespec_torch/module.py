@@ -6,10 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from vaespec.config import AutoencoderConfig
-from vaespec.layers import Sequential
+from vaespec.model import Model
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
-from vaespec.posterior import DiagonalGaussian
 from vaespec_torch.ops import CheckpointingOps, TorchOps
 
 
@@ -19,30 +17,22 @@ class AutoencoderKLModule(nn.Module):
     `encode(x)` (B, C, H, W) in [-1, 1] -> AutoencoderKLOutput; `decode(z)` -> DecoderOutput; calling it does both.
     """
 
-    def __init__(
-        self,
-        config: AutoencoderConfig,
-        encoder: Sequential,
-        decoder: Sequential,
-        params: dict[str, Tensor],
-        ops: TorchOps,
-    ) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
-        self.config = config
-        self._ops = ops
-        self._encoder_layers, self._decoder_layers = encoder, decoder
-        trained = {name for name, row in (*encoder.parameters(), *decoder.parameters())}
-        for name, tensor in params.items():
-            _register(self, name, tensor, trains=name in trained)
-        self._places = [(name, *name.rpartition(".")[::2]) for name in sorted(trained)]
+        self.config = model.config
+        self._model = model.bare(model.ops)
+        table = model.table()
+        for name, tensor in model.params.items():
+            _register(self, name, tensor, trains=table[name].trained)
+        self._places = [(name, *name.rpartition(".")[::2]) for name, row in table.items() if row.trained]
 
     def encode(self, x: Tensor) -> AutoencoderKLOutput:
         """Images -> posterior."""
-        return AutoencoderKLOutput(DiagonalGaussian(self._encoder_layers(x, self._tensors(), self._ops)))
+        return self._model.encode(self._tensors(), x)
 
     def decode(self, z: Tensor) -> DecoderOutput:
         """Latents -> images."""
-        return DecoderOutput(self._decoder_layers(z, self._tensors(), self._ops))
+        return self._model.decode(self._tensors(), z)
 
     def forward(self, x: Tensor, sample_posterior: bool = False, **how: Any) -> DecoderOutput:
         """Images -> images, through the posterior's mode, or a sample of it (`how`: see DiagonalGaussian.sample)."""
@@ -52,16 +42,16 @@ class AutoencoderKLModule(nn.Module):
 
     def enable_gradient_checkpointing(self) -> None:
         """Keep only what is between the layers for the gradient, and compute the rest again."""
-        self._ops = CheckpointingOps(str(self._ops.device), self._ops.dtype, self._ops.precision)
+        self._model = self._model.bare(CheckpointingOps.like(self._model.ops))
 
     def disable_gradient_checkpointing(self) -> None:
         """Keep everything for the gradient."""
-        self._ops = TorchOps(str(self._ops.device), self._ops.dtype, self._ops.precision)
+        self._model = self._model.bare(TorchOps.like(self._model.ops))
 
     @property
     def is_gradient_checkpointing(self) -> bool:
         """Whether it is enabled."""
-        return isinstance(self._ops, CheckpointingOps)
+        return isinstance(self._model.ops, CheckpointingOps)
 
     def _tensors(self) -> dict[str, Tensor]:
         """Looked up by attribute each time: a parametrization puts a property where the parameter was."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, Self
 
 import array_api_compat.torch as array_namespace
 import numpy as np
@@ -33,7 +33,12 @@ class TorchOps(ReferenceOps):
         self.storage = getattr(torch, dtype)
         self.precision = precision
 
-    def __reduce__(self) -> tuple[type[TorchOps], tuple[str, str, str]]:
+    @classmethod
+    def like(cls, ops: Any) -> Self:
+        """This kind of ops, where and as exact as others."""
+        return cls(str(ops.device), ops.dtype, ops.precision)
+
+    def __reduce__(self) -> tuple[Any, ...]:
         """To copy and pickle, with a module that holds it: the namespace, a Python module, cannot be."""
         return type(self), (str(self.device), self.dtype, self.precision)
 

@@ -47,4 +47,4 @@ def start(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:
-    """The image VAE of Stable Diffusion, SDXL, SD3 and FLUX, on NumPy or PyTorch."""
+    """The image VAE of Stable Diffusion, SDXL, SD3 and FLUX, on NumPy, PyTorch, JAX or MLX."""

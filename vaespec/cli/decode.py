@@ -27,14 +27,15 @@ def decode(
     backend: options.BackendName = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
+    precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:
     """Decode latents: writes NAME-vae.png for each picture, in its original size if it was padded with edge."""
     content = latents_file.load(latents)
     targets = _targets(output, content)
-    vae = open_model(weights, family, backend, device, dtype)
+    vae = open_model(weights, family, backend, device, dtype, precision)
     if vae.config.scaling_factor is None and vae.config.patch_size is None:  # the file says what the weights do not
-        vae.config = vae.config.replace(**{field: getattr(content.config, field) for field in SCALING})
+        vae.register_to_config(**{field: getattr(content.config, field) for field in SCALING})
     if problems := latents_file.misfits(content, vae.config):
         raise InputError(f"{latents} was not made by a VAE like {weights}: {'; '.join(problems)}.")
     if vae.config.out_channels != 3:

@@ -31,11 +31,12 @@ def demo(
     backend: options.BackendName = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
+    precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:
     """Encode and decode the embedded photograph with the embedded VAE: writes original, result and difference."""
     places.require_file(output, ".png")
-    vae = open_model("tiny", None, backend, device, dtype)
+    vae = open_model("tiny", None, backend, device, dtype, precision)
     with progress("encode and decode"):
         original = picture_files.read(PICTURE)
         result, document = _measure(vae, original)

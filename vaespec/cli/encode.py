@@ -34,6 +34,7 @@ def encode(
     backend: options.BackendName = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
+    precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:
     """Encode pictures of any sizes into one .safetensors: a tensor for each, and all that `vaespec decode` needs."""
@@ -41,7 +42,7 @@ def encode(
     found = picture_files.look_at(pictures)
     places.require_file(output, ".safetensors")
     places.require_apart(pictures, [output])
-    vae = open_model(weights, family, backend, device, dtype)
+    vae = open_model(weights, family, backend, device, dtype, precision)
     picture_files.require_fit(found, vae.config, pad)
     if not raw:
         require_scale(vae.config, weights, ", or --raw for latents that are not scaled")

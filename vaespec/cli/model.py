@@ -10,7 +10,7 @@ from vaespec.errors import InputError
 
 
 def open_model(
-    weights: str, family: str | None, backend: str | None, device: str | None, dtype: str, precision: str = "default"
+    weights: str, family: str | None, backend: str | None, device: str | None, dtype: str, precision: str
 ) -> AutoencoderKL:
     """Weights on a backend, as `vaespec.load`."""
     with progress(f"loading {weights}"):

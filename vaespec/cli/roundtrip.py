@@ -26,13 +26,14 @@ def roundtrip(
     backend: options.BackendName = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
+    precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:
     """Encode and decode pictures: writes NAME-vae.png for each and prints its PSNR."""
     seeds = options.seeds(len(pictures), sample, seed)
     found = picture_files.look_at(pictures)
     targets = places.targets(output, pictures)
-    vae = open_model(weights, family, backend, device, dtype)
+    vae = open_model(weights, family, backend, device, dtype, precision)
     picture_files.require_fit(found, vae.config, pad)
     rows = []
     with progress("roundtrip", len(pictures)) as advance:

@@ -1,0 +1,155 @@
+"""Model: the layers of an AutoencoderKL and their parameters, on some ops. A value: what changes it makes another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from vaespec.architecture import decoder, encoder, parameters
+from vaespec.attention import Attention, LoRA, Processor, attention_layers, with_processors
+from vaespec.config import AutoencoderConfig
+from vaespec.errors import InputError
+from vaespec.layers import Sequential
+from vaespec.ops import Array, ReferenceOps
+from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
+from vaespec.parameters import Parameter
+from vaespec.posterior import DiagonalGaussian
+
+Run = Callable[[Array, Mapping[str, Array]], Array]
+
+
+class Functional(NamedTuple):
+    """A model as a value and two pure functions, for jit, grad, vmap and sharding."""
+
+    params: dict[str, Array]
+    encode: Callable[[Mapping[str, Array], Array], AutoencoderKLOutput]
+    decode: Callable[[Mapping[str, Array], Array], DecoderOutput]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """`params` are arrays of `ops`, in its layouts, by the names that `table` lists."""
+
+    config: AutoencoderConfig
+    encoder: Sequential
+    decoder: Sequential
+    params: Mapping[str, Array]
+    ops: ReferenceOps
+
+    @classmethod
+    def place(cls, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], ops: ReferenceOps) -> Self:
+        """A model with canonical weights."""
+        return cls(config, encoder(config), decoder(config), ops.prepare(weights, parameters(config)), ops)
+
+    def move(self, ops: ReferenceOps) -> Self:
+        """The same on other ops; each weight is converted on its way, one at a time."""
+        table = self.table()
+        return self._replace(params=ops.prepare(self.ops.export(self.params, table), table), ops=ops)
+
+    def with_config(self, config: AutoencoderConfig) -> Self:
+        """The same layers under another config, which differs in nothing that weights show."""
+        return self._replace(config=config)
+
+    def _replace(self, **changes: Any) -> Self:
+        return dataclasses.replace(self, **changes)
+
+    # -- running -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def run_encoder(self) -> Run:
+        """(images, params) -> moments, compiled."""
+        return self.ops.compile(self.encoder)
+
+    @cached_property
+    def run_decoder(self) -> Run:
+        """(latents, params) -> images, compiled."""
+        return self.ops.compile(self.decoder)
+
+    def encode(self, params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
+        """Images -> posterior, with these params: a pure function, which a framework may trace."""
+        return AutoencoderKLOutput(DiagonalGaussian(self.encoder(x, params, self.ops)))
+
+    def decode(self, params: Mapping[str, Array], z: Array) -> DecoderOutput:
+        """Latents -> images, likewise."""
+        return DecoderOutput(self.decoder(z, params, self.ops))
+
+    def functional(self) -> Functional:
+        """See AutoencoderKL.functional."""
+        return Functional(
+            {name: self.params[name] for name, row in self.table().items() if row.trained}, self.encode, self.decode
+        )
+
+    def bare(self, ops: ReferenceOps) -> Self:
+        """Without params, and on these ops: for a module that has parameters of its own."""
+        return self._replace(params={}, ops=ops)
+
+    # -- parameters --------------------------------------------------------------------------------------------
+
+    def table(self) -> dict[str, Parameter]:
+        """What is in `params`: processors may have added to what the config says, or fused some of it."""
+        statistics = {name: row for name, row in parameters(self.config).items() if not row.trained}
+        return dict([*self.encoder.parameters(), *self.decoder.parameters()]) | statistics
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """See AutoencoderKL.weights."""
+        weights = self.ops.export(self.params, self.table())
+        for layer in self.attention_layers():
+            if isinstance(layer.processor, LoRA):
+                raise InputError(
+                    f"{layer.name} has a LoRA, which is no part of the VAE's weights: fuse_lora() to add it to them, "
+                    "or set_attn_processor('sdpa') to leave it out."
+                )
+            projections = {name: weights.pop(name) for name, _ in layer.processor.parameters(layer)}
+            weights |= layer.processor.release(layer, projections)
+        return {name: np.array(weights[name], order="C") for name in parameters(self.config)}  # copies: safe to change
+
+    def with_params(self, params: Mapping[str, Array]) -> Self:
+        """See AutoencoderKL.with_params."""
+        expected = {name: tuple(self.params[name].shape) for name, row in self.table().items() if row.trained}
+        given = {name: tuple(p.shape) for name, p in params.items()}
+        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+        if wrong:
+            name, others = wrong[0], f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
+            raise InputError(
+                f"parameter {name} of shape {given.get(name)}: this model has {expected.get(name)}{others}; give all "
+                "parameters of functional(), by name."
+            )
+        return self._replace(params={**self.params, **params})
+
+    # -- attention ---------------------------------------------------------------------------------------------
+
+    def attention_layers(self) -> list[Attention]:
+        """Of the encoder, then of the decoder."""
+        return attention_layers(self.encoder) + attention_layers(self.decoder)
+
+    def with_processors(self, processors: Mapping[str, Processor]) -> Self:
+        """With other processors, by the names of the layers; a LoRA that goes is left out."""
+        changed = self
+        for layer in self.attention_layers():
+            changed = changed._exchange(layer, processors[layer.name], layer.processor.release)
+        return changed
+
+    def with_fused_lora(self) -> Self:
+        """With every LoRA added to the weights."""
+        changed = self
+        for layer in self.attention_layers():
+            if isinstance(layer.processor, LoRA):
+                changed = changed._exchange(layer, layer.processor.core, layer.processor.merge)
+        return changed
+
+    def _exchange(self, layer: Attention, processor: Processor, release: Callable[..., dict[str, np.ndarray]]) -> Self:
+        """Another processor for one layer, and its projections in the form that wants; other params stay."""
+        params, chosen = self.params, {layer.name: processor}
+        before, after = (dict(p.parameters(layer)) for p in (layer.processor, processor))
+        if before != after:
+            canonical = release(layer, self.ops.export({name: params[name] for name in before}, before))
+            kept = {name: p for name, p in params.items() if name not in before}
+            params = kept | self.ops.prepare(processor.adopt(layer, canonical), after)
+        return self._replace(
+            encoder=with_processors(self.encoder, chosen), decoder=with_processors(self.decoder, chosen), params=params
+        )
