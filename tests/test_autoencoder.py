@@ -314,8 +314,8 @@ def test_the_scale_may_be_told_later_and_the_structure_may_not():
     before = vae.encode_latents(images)
     vae.register_to_config(scaling_factor=2 * factor)
     np.testing.assert_array_equal(vae.encode_latents(images), 2 * before)
-    with pytest.raises(InputError, match="^latent_channels, layers_per_block: only scaling_factor, shift_factor, "):
+    with pytest.raises(InputError, match=r"^latent_channels, layers_per_block: only scaling_factor, shift_factor, "):
         vae.register_to_config(layers_per_block=3, latent_channels=8)
-    with pytest.raises(ConfigError, match="^scaling_factor=0"):
+    with pytest.raises(ConfigError, match=r"^scaling_factor=0"):
         vae.register_to_config(scaling_factor=0)
     assert vae.config.scaling_factor == 2 * factor
