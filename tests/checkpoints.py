@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 from configs import narrow
-from safetensors.numpy import load_file as read_safetensors
 from safetensors.numpy import save_file as write_safetensors
 
 from vaespec import (
@@ -14,6 +14,8 @@ from vaespec import (
     parameters,
 )
 from vaespec.weights import save_file
+from vaespec.weights.containers import open_tensors
+from vaespec.weights.dialects import DIALECTS
 
 WEIGHTS_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -31,17 +33,19 @@ def tagged(config: AutoencoderConfig, dtype: str = "float32") -> dict[str, np.nd
     }
 
 
-def assert_same_bits(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+def assert_same_bits(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
     assert actual.keys() == expected.keys()
     for name, a in expected.items():
-        assert (actual[name].dtype, actual[name].shape) == (a.dtype, a.shape), name
-        assert actual[name].tobytes() == a.tobytes(), name
+        found = actual[name]
+        assert (found.dtype, found.shape) == (a.dtype, a.shape), name
+        assert found.tobytes() == a.tobytes(), name
 
 
 def stored(config: AutoencoderConfig, tmp_path: Path, dialect: str = "diffusers", prefix: str = "") -> dict:
     """The tensors of a file in this dialect, to be changed and written again."""
-    save_file(tmp_path / "whole.safetensors", config, tagged(config), dialect=dialect, prefix=prefix)
-    return read_safetensors(tmp_path / "whole.safetensors")
+    path = tmp_path / f"whole.{DIALECTS[dialect].container}"
+    save_file(path, config, tagged(config), dialect=dialect, prefix=prefix)
+    return dict(open_tensors(path))
 
 
 def written(tmp_path: Path, tensors: dict[str, np.ndarray], name: str = "model.safetensors") -> Path:

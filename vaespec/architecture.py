@@ -7,7 +7,7 @@ arXiv:2112.10752, appendix G; widths, block types and options as AutoencoderKL o
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 
 from vaespec.attention import Attention
 from vaespec.config import AutoencoderConfig
@@ -60,9 +60,22 @@ def decoder(config: AutoencoderConfig) -> Sequential:
     return Sequential(tuple(layers))
 
 
-def parameters(config: AutoencoderConfig) -> dict[str, Parameter]:
-    """Every tensor of the model: name -> shape, role. Equal to diffusers' state_dict, name by name."""
-    return dict([*encoder(config).parameters(), *decoder(config).parameters(), *_latent_statistics(config)])
+HALVES = {"encoder": encoder, "decoder": decoder}
+
+
+def parameters(config: AutoencoderConfig, halves: Iterable[str] = tuple(HALVES)) -> dict[str, Parameter]:
+    """Every tensor of the model, or of half of it: name -> shape, role. Equal to diffusers' state_dict, name by name.
+
+    FLUX.2's statistics belong to either half.
+    """
+    layers = [row for half in halves for row in HALVES[half](config).parameters()]
+    return dict([*layers, *_latent_statistics(config)])
+
+
+def halves_among(names: Container[str], config: AutoencoderConfig) -> tuple[str, ...]:
+    """The halves that have any parameter of theirs in `names`; both if none has."""
+    found = (half for half, build in HALVES.items() if any(name in names for name, _ in build(config).parameters()))
+    return tuple(found) or tuple(HALVES)
 
 
 def count_parameters(config: AutoencoderConfig) -> int:

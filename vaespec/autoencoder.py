@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,7 +14,6 @@ from array_api_compat import array_namespace
 
 from vaespec import families, latents, weights
 from vaespec.analysis.finite import first_nonfinite
-from vaespec.architecture import count_parameters
 from vaespec.attention import Fused, LoRA, Processor, assign
 from vaespec.backend import choose_backend, make_ops
 from vaespec.config import AutoencoderConfig
@@ -82,13 +82,36 @@ class AutoencoderKL:
 
     @classmethod
     def from_pretrained(
-        cls, path: str | os.PathLike[str], *, subfolder: str = "", variant: str | None = None, **where: Unpack[Where]
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        subfolder: str = "",
+        variant: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        **where: Unpack[Where],
     ) -> Self:
-        """From a diffusers folder: config.json and diffusion_pytorch_model[.variant].safetensors.
+        """From a diffusers folder (config.json and weights, whole or in shards), or from the hub where there is none.
 
-        Raises WeightFileError for a missing or damaged file, WeightMapError for tensors that do not fit the config.
+        `path` is then "organisation/name"; `revision`, `token`, `cache_dir` and `local_files_only` are those of
+        huggingface_hub. A variant that is the only one is taken, and named in a warning. Raises WeightFileError for a
+        missing or damaged file, WeightMapError for tensors that do not fit the config.
         """
-        return cls(*weights.load_folder(Path(path) / subfolder, variant), **where)
+        folder = Path(path)
+        if folder.is_dir():
+            return cls(*weights.load_folder(folder / subfolder, variant), **where)
+        folder = weights.fetch(
+            str(path),
+            subfolder=subfolder,
+            variant=variant,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+        return cls(*weights.load_folder(folder, variant), **where)
 
     @classmethod
     def from_single_file(
@@ -97,16 +120,31 @@ class AutoencoderKL:
         *,
         config: AutoencoderConfig | Mapping[str, Any] | None = None,
         family: str | None = None,
+        prefix: str | None = None,
+        dialect: str | None = None,
+        use_ema: bool = False,
+        strict: bool = True,
+        allow_nonfinite: bool = False,
         **where: Unpack[Where],
     ) -> Self:
-        """From one .safetensors file in diffusers' or LDM's names, the VAE alone or inside a full checkpoint.
+        """From one file: any container and dialect (see `vaespec.weights`), the VAE alone or in a full checkpoint.
 
         The config is read from names and shapes. What they do not tell (the scaling factor) comes from `family`
         (see vaespec.families), from `config`, or from the rest of a full checkpoint, and is otherwise left unknown.
+        `prefix` chooses among several VAEs, `dialect` where names do not tell, `use_ema` takes the moving average;
+        `strict=False` leaves out what is not the model's, `allow_nonfinite` takes NaN and infinity. A file with an
+        encoder or a decoder alone makes half a model.
         """
         if config is not None and not isinstance(config, AutoencoderConfig):
             config = AutoencoderConfig.from_dict(config)
-        return cls(*weights.load_file(Path(path), config, family), **where)
+        how: weights.Reading = {
+            "prefix": prefix,
+            "dialect": dialect,
+            "use_ema": use_ema,
+            "strict": strict,
+            "allow_nonfinite": allow_nonfinite,
+        }
+        return cls(*weights.load_file(Path(path), config, family, **how), **where)
 
     def save_pretrained(self, path: str | os.PathLike[str], *, dtype: Any = None) -> None:
         """Write a folder that diffusers' from_pretrained loads, in `dtype` (default: the model's).
@@ -118,7 +156,7 @@ class AutoencoderKL:
     def save_single_file(
         self, path: str | os.PathLike[str], *, dialect: str = "diffusers", prefix: str = "", dtype: Any = None
     ) -> None:
-        """Write one .safetensors file in a dialect's names: "diffusers", "diffusers-deprecated" or "ldm"."""
+        """Write one file in a dialect's names, layout and container: see `vaespec.weights.dialects.DIALECTS`."""
         stored = None if dtype is None else dtype_name(dtype)
         weights.save_file(Path(path), self.config, self.weights(), dialect=dialect, prefix=prefix, dtype=stored)
 
@@ -180,12 +218,18 @@ class AutoencoderKL:
         self.use_slicing = False
 
     def _posterior(self, images: Any) -> DiagonalGaussian:
+        self._require("encoder")
         x = as_images(images, self.config, self._model.ops)
         return DiagonalGaussian(self._run(self._model.run_encoder, self._model.encoder, x, "moments"))
 
     def _images(self, z: Any) -> Array:
+        self._require("decoder")
         x = as_latents(z, self.config, self._model.ops)
         return self._run(self._model.run_decoder, self._model.decoder, x, "images")
+
+    def _require(self, half: str) -> None:
+        if half not in self._model.halves:
+            raise InputError(f"these weights have no {half}: load them from a file that has, to use it.")
 
     def _run(self, run: Run, layers: Layer, x: Array, what: str) -> Array:
         """run(x), where `run` is `layers` compiled."""
@@ -272,7 +316,7 @@ class AutoencoderKL:
 
     def num_parameters(self) -> int:
         """How many numbers are trained."""
-        return count_parameters(self.config)
+        return sum(math.prod(row.shape) for row in self._model.table().values() if row.trained)
 
     # -- attention -------------------------------------------------------------------------------------------
 

@@ -46,6 +46,8 @@ class Backend(Protocol):
     # switches: dict[str, str]                environment variables that change its numbers, and what happens unset
     # accelerators() -> tuple[str, ...]       devices other than the CPU, seen without importing the framework
     # module(model) -> Any                    the Model as the framework's own module class
+    # containers: dict[bytes, str]            how files begin that only the framework can read, and what they are
+    # open_tensors(path) -> TensorFile        opens such a file (see vaespec.weights.containers)
 
 
 MEMBERS = ("name", "framework", "dtypes", "devices", "ops")

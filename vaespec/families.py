@@ -54,12 +54,24 @@ def config(name: str) -> AutoencoderConfig:
     return AutoencoderConfig.from_dict(fields)
 
 
-def matching(structure: AutoencoderConfig, checkpoint_keys: Iterable[str] = ()) -> tuple[str, ...]:
-    """The families whose weights have this structure, narrowed by the other names of a full checkpoint if they tell."""
-    fit = [name for name in names() if all(getattr(config(name), f) == getattr(structure, f) for f in STRUCTURE)]
+def matching(
+    structure: AutoencoderConfig, checkpoint_keys: Iterable[str] = (), shown: tuple[str, ...] = STRUCTURE
+) -> tuple[str, ...]:
+    """The families whose weights have this structure, narrowed by the other names of a full checkpoint if they tell.
+
+    `shown` are the fields to compare: half of a VAE shows fewer.
+    """
+    fit = [name for name in names() if all(getattr(config(name), f) == getattr(structure, f) for f in shown)]
     keys = tuple(checkpoint_keys)
-    told = {name: sum(any(key.startswith(marker) for key in keys) for marker in _markers(name)) for name in fit}
+    told = {name: len(evidence(name, keys)) for name in fit}
     return tuple(name for name in fit if told[name] == max(told.values()))
+
+
+def evidence(name: str, checkpoint_keys: Iterable[str]) -> tuple[str, ...]:
+    """The beginnings of names by which a full checkpoint is known to be of this family, of those that are there."""
+    keys = tuple(checkpoint_keys)
+    markers = _document()["family"][name].get("checkpoint_keys", ())
+    return tuple(marker for marker in markers if any(key.startswith(marker) for key in keys))
 
 
 def scaling(candidates: Iterable[str]) -> dict[str, Any] | None:
@@ -73,7 +85,3 @@ def scaling_candidates(structure: AutoencoderConfig) -> str:
     """The families with this structure and their scaling factors, in words."""
     known = [f"{n} ({config(n).scaling_factor})" for n in matching(structure) if config(n).scaling_factor is not None]
     return f"their shapes fit {', '.join(known)}" if known else "no published family with a scale has these shapes"
-
-
-def _markers(name: str) -> tuple[str, ...]:
-    return tuple(_document()["family"][name].get("checkpoint_keys", ()))

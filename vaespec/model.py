@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from vaespec.architecture import decoder, encoder, parameters
+from vaespec.architecture import HALVES, halves_among, parameters
 from vaespec.attention import Attention, LoRA, Processor, attention_layers, with_processors
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
@@ -43,8 +43,10 @@ class Model:
 
     @classmethod
     def place(cls, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], ops: ReferenceOps) -> Self:
-        """A model with canonical weights."""
-        return cls(config, encoder(config), decoder(config), ops.prepare(weights, parameters(config)), ops)
+        """A model with canonical weights: of both halves, or of one, the other then being empty."""
+        halves = halves_among(weights, config)
+        layers = {half: build(config) if half in halves else Sequential(()) for half, build in HALVES.items()}
+        return cls(config, **layers, params=ops.prepare(weights, parameters(config, halves)), ops=ops)
 
     def move(self, ops: ReferenceOps) -> Self:
         """The same on other ops; each weight is converted on its way, one at a time."""
@@ -88,11 +90,16 @@ class Model:
         """Without params, and on these ops: for a module that has parameters of its own."""
         return self._replace(params={}, ops=ops)
 
+    @property
+    def halves(self) -> tuple[str, ...]:
+        """ "encoder" and "decoder", or the one that there are weights for."""
+        return tuple(half for half in HALVES if getattr(self, half).layers)
+
     # -- parameters --------------------------------------------------------------------------------------------
 
     def table(self) -> dict[str, Parameter]:
         """What is in `params`: processors may have added to what the config says, or fused some of it."""
-        statistics = {name: row for name, row in parameters(self.config).items() if not row.trained}
+        statistics = parameters(self.config, halves=())
         return dict([*self.encoder.parameters(), *self.decoder.parameters()]) | statistics
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -106,7 +113,8 @@ class Model:
                 )
             projections = {name: weights.pop(name) for name, _ in layer.processor.parameters(layer)}
             weights |= layer.processor.release(layer, projections)
-        return {name: np.array(weights[name], order="C") for name in parameters(self.config)}  # copies: safe to change
+        canonical = parameters(self.config, halves_among(weights, self.config))
+        return {name: np.array(weights[name], order="C") for name in canonical}  # copies: safe to change
 
     def with_params(self, params: Mapping[str, Array]) -> Self:
         """See AutoencoderKL.with_params."""

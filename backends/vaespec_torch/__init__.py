@@ -8,7 +8,10 @@ from typing import TYPE_CHECKING, ClassVar
 from vaespec import hardware
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from vaespec.model import Model
+    from vaespec_torch.checkpoint import Checkpoint
     from vaespec_torch.module import AutoencoderKLModule
     from vaespec_torch.ops import TorchOps
 
@@ -21,6 +24,10 @@ class TorchBackend:
     dtypes = ("float32", "float64", "bfloat16", "float16")
     native = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "upsample_nearest2x", "linear", "attention")
     switches: ClassVar = {"NVIDIA_TF32_OVERRIDE": "not set: PyTorch decides, with TF32 convolutions on CUDA"}
+    containers: ClassVar = {
+        b"PK\x03\x04": "zip archive, as PyTorch writes",
+        b"\x80\x02": "pickle, as PyTorch wrote before 1.6",
+    }
 
     def accelerators(self) -> tuple[str, ...]:
         if hardware.apple_gpu():
@@ -38,6 +45,11 @@ class TorchBackend:
         from vaespec_torch.ops import TorchOps
 
         return TorchOps(device, dtype, precision)
+
+    def open_tensors(self, path: Path) -> Checkpoint:
+        from vaespec_torch.checkpoint import open_checkpoint
+
+        return open_checkpoint(path)
 
     def module(self, model: Model) -> AutoencoderKLModule:
         """The model as an `nn.Module` that trains; it takes the tensors of `model` as its own."""

@@ -52,7 +52,7 @@ def _parse(size: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def _read(source: str, family: str | None) -> tuple[AutoencoderConfig, dict[str, np.ndarray]]:
+def _read(source: str, family: str | None) -> tuple[AutoencoderConfig, Mapping[str, np.ndarray]]:
     """Config and weights, as `vaespec.load` would read them, in the dtypes of the file."""
     return weights.load(autoencoder.locate(source), family)
 
@@ -60,7 +60,7 @@ def _read(source: str, family: str | None) -> tuple[AutoencoderConfig, dict[str,
 def _document(
     source: str,
     config: AutoencoderConfig,
-    arrays: dict[str, np.ndarray],
+    arrays: Mapping[str, np.ndarray],
     size: tuple[int, int],
     costs: dict[str, Cost],
 ) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _document(
     }
 
 
-def _facts(source: str, config: AutoencoderConfig, arrays: dict[str, np.ndarray]) -> dict[str, str]:
+def _facts(source: str, config: AutoencoderConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
     decoder_widths = f", decoder {words.shape(config.decoder_widths)}" if config.decoder_block_out_channels else ""
     return {
         "source": source,
@@ -130,7 +130,7 @@ def _cost_rows(costs: dict[str, Cost]) -> list[tuple[str, ...]]:
     ]
 
 
-def _dtypes(arrays: dict[str, np.ndarray]) -> dict[str, int]:
+def _dtypes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
     """How many numbers there are of each dtype, most frequent first."""
     counts: Counter[str] = Counter()
     for a in arrays.values():

@@ -35,7 +35,7 @@ from vaespec.cli.places import written
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, VaespecError
 from vaespec.families import SCALING
-from vaespec.weights.containers import SafetensorsFile, write_tensors
+from vaespec.weights.containers import open_tensors, require_plain, write_safetensors
 
 FORMAT, VERSION = "vaespec-latents", "1"
 
@@ -84,12 +84,12 @@ def save(path: Path, latents: Latents) -> None:
         "pictures": json.dumps([dataclasses.asdict(entry) for entry in latents.entries]),
     }
     with written(path) as part:
-        write_tensors(part, latents.tensors, metadata)
+        write_safetensors(part, latents.tensors, metadata)
 
 
 def load(path: Path) -> Latents:
     """Read the file. WeightFileError if it is damaged, InputError if it holds no latents of this format."""
-    tensors = SafetensorsFile(path)
+    tensors = open_tensors(path)
     metadata = tensors.metadata
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} holds no latents of `vaespec encode` (its metadata say no format {FORMAT!r}).")
@@ -105,6 +105,7 @@ def load(path: Path) -> Latents:
         raise InputError(f"{path} has damaged metadata ({type(error).__name__}: {error}).") from None
     if not entries:
         raise InputError(f"{path} holds no pictures.")
+    require_plain(tensors, tensors)
     latents = Latents(config, normalized, entries, {name: tensors[name] for name in tensors})
     for entry in entries:
         _require_shape(path, entry, latents)

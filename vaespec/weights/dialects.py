@@ -1,40 +1,76 @@
 """What each world calls the tensors of this VAE, as tables.
 
-A dialect renames the canonical (diffusers) names: `modules` rewrites the beginning of a name, `leaves` the part before
-its last one; what no row matches keeps its name. {i} and {j} are indices, {side} is encoder or decoder, and {flip_i}
-is the index counted from the other end.
+A dialect renames the canonical (diffusers) names: `modules` rewrites the beginning of a name, `leaves` its last module,
+and the rest of a row says how the world writes its files. What no row matches keeps its name. {i} and {j} are indices,
+{side} is encoder or decoder, and {flip_i} is the index counted from the other end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+
+from vaespec.errors import InputError
+from vaespec.parameters import Parameter
+from vaespec.weights.layouts import HWIO, OHWI, OIHW, Layout
+
+NORMS = ("norm1", "norm2", "group_norm", "conv_norm_out")
+
+
+def _table(**rows: str) -> Mapping[str, str]:
+    return MappingProxyType(rows)
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """`attention_kernel`: how the attention's linear maps are stored, as "linear" (O, I) or "conv" (O, I, 1, 1)."""
+    """Names, and how files in them are written: files are read in whatever layout their shapes show.
+
+    `weight` and `norm_weight` are what "weight" is called; `attention_kernel` and `pointwise` how linear maps and 1 × 1
+    convolutions are stored, as "linear" (O, I) or "conv" (O, I, 1, 1); `container` which kind of file.
+    """
 
     name: str
     modules: tuple[tuple[str, str], ...] = ()
-    leaves: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    leaves: Mapping[str, str] = field(default_factory=_table)
+    weight: str = "weight"
+    norm_weight: str = "weight"
+    layout: Layout = OIHW
     attention_kernel: str = "linear"
+    pointwise: str = "conv"
+    container: str = "safetensors"
 
     def stored(self, name: str, levels: int) -> str:
         """The name in a file of this dialect; `levels` is the model's number of resolutions."""
+        return self._with_kind(self._with_leaf(self._with_module(name, levels)), name)
+
+    def axes(self, row: Parameter) -> int:
+        """How many axes a kernel has in a file."""
+        if row.role == "linear":
+            return 4 if self.attention_kernel == "conv" else 2
+        return 2 if self.pointwise == "linear" and row.shape[2:] == (1, 1) else 4
+
+    def _with_module(self, name: str, levels: int) -> str:
         for canonical, stored in self.modules:
             if (fields := _match(canonical, name)) is not None:
                 rest = name.split(".")[canonical.count(".") + 1 :]
                 if "i" in fields:
                     fields["flip_i"] = str(levels - 1 - int(fields["i"]))
-                name = ".".join([stored.format(**fields), *rest])
-                break
+                return ".".join([stored.format(**fields), *rest])
+        return name
+
+    def _with_leaf(self, name: str) -> str:
+        module, kind = name.rsplit(".", 1)
         for canonical, stored in self.leaves.items():
-            module, kind = name.rsplit(".", 1)
             if module.endswith(f".{canonical}"):
                 return f"{module.removesuffix(canonical)}{stored}.{kind}"
         return name
+
+    def _with_kind(self, stored: str, canonical: str) -> str:
+        if not canonical.endswith(".weight"):
+            return stored
+        norm = canonical.split(".")[-2] in NORMS
+        return stored.removesuffix("weight") + (self.norm_weight if norm else self.weight)
 
 
 def _match(template: str, name: str) -> dict[str, str] | None:
@@ -87,15 +123,115 @@ LDM = Dialect(
     attention_kernel="conv",
 )
 
-DIALECTS = {dialect.name: dialect for dialect in (DIFFUSERS, DIFFUSERS_DEPRECATED, LDM)}
+# Black Forest Labs: LDM's names, and FLUX.2's quant convolutions inside the halves they belong to.
+BFL = replace(
+    LDM,
+    name="bfl",
+    modules=(
+        *LDM.modules,
+        ("quant_conv", "encoder.quant_conv"),
+        ("post_quant_conv", "decoder.post_quant_conv"),
+    ),
+)
+
+# FlaxAutoencoderKL (diffusers < 0.40): a path in a tree, whose indices are joined to what they count.
+FLAX = Dialect(
+    "flax",
+    modules=(
+        ("encoder.down_blocks.{i}.resnets.{j}", "encoder.down_blocks_{i}.resnets_{j}"),
+        ("encoder.down_blocks.{i}.attentions.{j}", "encoder.down_blocks_{i}.attentions_{j}"),
+        ("encoder.down_blocks.{i}.downsamplers.0", "encoder.down_blocks_{i}.downsamplers_0"),
+        ("decoder.up_blocks.{i}.resnets.{j}", "decoder.up_blocks_{i}.resnets_{j}"),
+        ("decoder.up_blocks.{i}.attentions.{j}", "decoder.up_blocks_{i}.attentions_{j}"),
+        ("decoder.up_blocks.{i}.upsamplers.0", "decoder.up_blocks_{i}.upsamplers_0"),
+        ("{side}.mid_block.resnets.{j}", "{side}.mid_block.resnets_{j}"),
+        ("{side}.mid_block.attentions.0", "{side}.mid_block.attentions_0"),
+    ),
+    leaves=DIFFUSERS_DEPRECATED.leaves,
+    weight="kernel",
+    norm_weight="scale",
+    layout=HWIO,
+    container="msgpack",
+)
+
+# The Stable Diffusion of mlx-examples.
+MLX = Dialect(
+    "mlx",
+    modules=(
+        ("encoder.down_blocks.{i}.downsamplers.0.conv", "encoder.down_blocks.{i}.downsample"),
+        ("decoder.up_blocks.{i}.upsamplers.0.conv", "decoder.up_blocks.{i}.upsample"),
+        ("{side}.mid_block.resnets.0", "{side}.mid_blocks.0"),
+        ("{side}.mid_block.attentions.0", "{side}.mid_blocks.1"),
+        ("{side}.mid_block.resnets.1", "{side}.mid_blocks.2"),
+        ("quant_conv", "quant_proj"),
+        ("post_quant_conv", "post_quant_proj"),
+    ),
+    leaves=MappingProxyType(
+        {"to_q": "query_proj", "to_k": "key_proj", "to_v": "value_proj", "to_out.0": "out_proj"},
+    ),
+    layout=OHWI,
+    pointwise="linear",
+)
+
+# DiffusionKit's SD3: those names, but the decoder's levels in LDM's order.
+DIFFUSIONKIT = replace(
+    MLX,
+    name="diffusionkit",
+    modules=(
+        ("decoder.up_blocks.{i}.upsamplers.0.conv", "decoder.up_blocks.{flip_i}.upsample"),
+        ("decoder.up_blocks.{i}", "decoder.up_blocks.{flip_i}"),
+        *MLX.modules,
+    ),
+)
+
+# The FLUX.1 of mlx-examples: LDM's names around MLX's kernels.
+MLX_FLUX = replace(LDM, name="mlx-flux", layout=OHWI, attention_kernel="linear", pointwise="linear")
+
+MFLUX = Dialect(
+    "mflux",
+    leaves=MappingProxyType(
+        {"conv_in": "conv_in.conv2d", "conv_out": "conv_out.conv2d", "conv_norm_out": "conv_norm_out.norm"}
+    ),
+    layout=OHWI,
+)
+
+MFLUX_FLUX2 = Dialect("mflux-flux2", leaves=_table(**{"to_out.0": "to_out"}), layout=OHWI)
+
+DIALECTS = {
+    dialect.name: dialect
+    for dialect in (
+        DIFFUSERS,
+        DIFFUSERS_DEPRECATED,
+        LDM,
+        BFL,
+        FLAX,
+        MLX,
+        MLX_FLUX,
+        DIFFUSIONKIT,
+        MFLUX,
+        MFLUX_FLUX2,
+    )
+}
+
+
+def known_dialect(name: str) -> Dialect:
+    """The dialect of that name; InputError lists them."""
+    if name not in DIALECTS:
+        raise InputError(f"unknown dialect {name!r}: choose one of {', '.join(DIALECTS)}.")
+    return DIALECTS[name]
+
 
 # Names beside the model's own that training code leaves in a file; they say nothing about the model.
-IGNORED = ("loss.", "model_ema.decay", "model_ema.num_updates", "colorize")
+IGNORED = ("loss.", "model_ema.", "colorize", "scale_factor")
 
-# Names that only other autoencoders have, and which ones.
+# Parts of names that only other autoencoders have, and which ones.
 OTHER_MODELS = {
     "quantize.embedding.": "a VQ model (it has a codebook)",
     "decoder.condition_encoder.": "an AsymmetricAutoencoderKL",
     "decoder.time_conv_out.": "a temporal (video) decoder",
+    ".time_stack.": "a temporal (video) decoder",
+    ".time_mix_conv.": "a temporal (video) decoder",
+    ".temporal_res_block.": "a temporal (video) decoder",
     "encoder.layers.": "an AutoencoderTiny (TAESD)",
+    ".to_qkv.": "an autoencoder with linear attention",
 }

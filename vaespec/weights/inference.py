@@ -1,118 +1,115 @@
-"""What a file says about itself: where the VAE is in it, in which dialect, and of which structure."""
+"""The config that a file shows by its names and shapes, and what the rest of a full checkpoint adds to it."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from itertools import count
 
 from vaespec import families
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import ConfigError, WeightMapError
-from vaespec.weights.containers import SafetensorsFile
-from vaespec.weights.dialects import DIALECTS, OTHER_MODELS, Dialect
+from vaespec.weights.located import Located
 
-
-@dataclass(frozen=True)
-class Located:
-    """The VAE in a file: canonical names in, shapes out. `levels` is its number of resolutions."""
-
-    file: SafetensorsFile
-    prefix: str
-    dialect: Dialect
-    levels: int
-
-    def stored(self, name: str) -> str:
-        """The name in the file."""
-        return self.prefix + self.dialect.stored(name, self.levels)
-
-    def has(self, name: str) -> bool:
-        """Whether the file has the tensor of this canonical name."""
-        return self.stored(name) in self.file
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape in the file."""
-        if not self.has(name):
-            raise WeightMapError(f"{self.file.path} has no {self.stored(name)}, which every AutoencoderKL has.")
-        return self.file.shape(self.stored(name))
-
-    def others(self) -> list[str]:
-        """The names in the file that are not below the prefix: the rest of a full checkpoint."""
-        return [key for key in self.file if not key.startswith(self.prefix)]
-
-
-def locate(file: SafetensorsFile) -> Located:
-    """Find prefix, dialect and levels by names alone. WeightMapError where there is no VAE, or more than one."""
-    prefixes = {key.removesuffix("encoder.conv_in.weight") for key in file if key.endswith("encoder.conv_in.weight")}
-    for marker, model in OTHER_MODELS.items():
-        if any(key.startswith(prefix + marker) for key in file for prefix in prefixes or {""}):
-            raise WeightMapError(f"{file.path} is not an AutoencoderKL but {model}.")
-    if not prefixes:
-        raise WeightMapError(f"no VAE in {file.path}: none of its {len(file)} names ends in encoder.conv_in.weight.")
-    if len(prefixes) > 1:
-        raise WeightMapError(f"{len(prefixes)} VAEs in {file.path}, under the prefixes {sorted(prefixes)}: split them.")
-    (prefix,) = prefixes
-    dialect = max(DIALECTS.values(), key=lambda dialect: _recognised(file, prefix, dialect))
-    here = Located(file, prefix, dialect, levels=0)
-    return Located(file, prefix, dialect, _counted(here, "encoder.down_blocks.{}.resnets.0.norm1.weight"))
-
-
-def _recognised(file: SafetensorsFile, prefix: str, dialect: Dialect) -> int:
-    """How many of the names that tell dialects apart are in the file; the first dialect wins a tie."""
-    probes = ("encoder.mid_block.resnets.0.norm1.weight", "encoder.mid_block.attentions.0.to_q.weight")
-    return sum(prefix + dialect.stored(probe, levels=1) in file for probe in probes)
-
-
-def _counted(here: Located, template: str) -> int:
-    """How many consecutive indices, from 0, the file has in this name."""
-    return next(i for i in count() if not here.has(template.format(i)))
+# The fields of the structure that each half shows.
+SHOWN = {
+    "encoder": ("in_channels", "down_block_types", "block_out_channels", "use_quant_conv"),
+    "decoder": ("out_channels", "up_block_types", "decoder_widths", "use_post_quant_conv"),
+}
+SHOWN_BY_BOTH = ("layers_per_block", "latent_channels", "mid_block_add_attention", "patch_size")
 
 
 def infer_config(here: Located, family: str | None = None) -> AutoencoderConfig:
     """The config that the names and shapes show; scaling from `family`, else from the rest of a full checkpoint.
 
     Where neither tells, scaling_factor is None. Group count and activation are those of every published family (32,
-    SiLU). Raises WeightMapError if the file cannot be an AutoencoderKL, or is not of the family it is said to be.
+    SiLU); the half that is not there is taken to mirror the other. Raises WeightMapError if the file cannot be an
+    AutoencoderKL, or is not of the family it is said to be.
     """
-    asked = None if family is None else families.config(family)
-    structure = _infer_structure(here)
-    if asked is not None:
-        if family not in families.matching(structure):
-            wrong = ", ".join(_differences(asked, structure))
-            raise WeightMapError(f"{here.file.path} is not of the family {family!r}: {wrong}.")
-        return asked
-    told = families.matching(structure, here.others())
-    if len(told) == 1:
-        return families.config(told[0])
-    return structure.replace(**(families.scaling(told) or {}))
-
-
-def _infer_structure(here: Located) -> AutoencoderConfig:
-    levels = range(here.levels)
-    attends = ["Attn" if here.has(f"encoder.down_blocks.{i}.attentions.0.to_q.weight") else "" for i in levels]
-    ups = ["Attn" if here.has(f"decoder.up_blocks.{i}.attentions.0.to_q.weight") else "" for i in levels]
-    widths = [here.shape(f"encoder.down_blocks.{i}.resnets.0.conv1.weight")[0] for i in levels]
-    decoder_widths = [here.shape(f"decoder.up_blocks.{i}.resnets.0.conv1.weight")[0] for i in levels][::-1]
-    latent_channels = here.shape("decoder.conv_in.weight")[1]
-    patchified = here.has("bn.running_mean")
-    side = round((here.shape("bn.running_mean")[0] / latent_channels) ** 0.5) if patchified else 0
-    try:
-        return AutoencoderConfig.from_dict(
-            {
-                "in_channels": here.shape("encoder.conv_in.weight")[1],
-                "out_channels": here.shape("decoder.conv_out.weight")[0],
-                "down_block_types": [f"{attn}DownEncoderBlock2D" for attn in attends],
-                "up_block_types": [f"{attn}UpDecoderBlock2D" for attn in ups],
-                "block_out_channels": widths,
-                "decoder_block_out_channels": None if decoder_widths == widths else decoder_widths,
-                "layers_per_block": _counted(here, "encoder.down_blocks.0.resnets.{}.norm1.weight"),
-                "latent_channels": latent_channels,
-                "use_quant_conv": here.has("quant_conv.weight"),
-                "use_post_quant_conv": here.has("post_quant_conv.weight"),
-                "mid_block_add_attention": here.has("encoder.mid_block.attentions.0.to_q.weight"),
-                "scaling_factor": None,
-                "patch_size": (side, side) if patchified else None,
-            }
+    structure = infer_structure(here)
+    told = families.matching(structure, here.file, shown(here))
+    scale = stored_scale(here)
+    if family is None:
+        config = families.config(told[0]) if len(told) == 1 else structure.replace(**(families.scaling(told) or {}))
+        return config if scale is None else config.replace(**dict.fromkeys(families.SCALING), scaling_factor=scale)
+    config = families.config(family)
+    if wrong := [*differences(config, structure, here), *_scale_difference(config, here)]:
+        raise WeightMapError(f"{here.file.path} is not of the family {family!r}: {', '.join(wrong)}.")
+    if told and family not in told:
+        others = ", ".join(sorted({marker for name in told for marker in families.evidence(name, here.file)}))
+        raise WeightMapError(
+            f"{here.file.path} is not of the family {family!r} but of {' or '.join(told)}: it has {others}."
         )
+    return config
+
+
+def shown(here: Located) -> tuple[str, ...]:
+    """The fields that the halves of the file show."""
+    return sum((SHOWN[half] for half in here.halves), SHOWN_BY_BOTH)
+
+
+def stored_scale(here: Located) -> float | None:
+    """The scaling factor that latent diffusion's training (`scale_by_std`) leaves as a tensor of its own."""
+    if "scale_factor" not in here.file or here.file.shape("scale_factor") not in ((), (1,)):
+        return None
+    return float(here.file["scale_factor"].item())
+
+
+def contradictions(config: AutoencoderConfig, here: Located) -> list[str]:
+    """Where the config and the file's names and shapes disagree, field by field, in words."""
+    try:
+        return [*differences(config, infer_structure(here), here), *_scale_difference(config, here)]
+    except WeightMapError:
+        return []
+
+
+def differences(asked: AutoencoderConfig, found: AutoencoderConfig, here: Located) -> list[str]:
+    """The same for two configs."""
+    fields = (field for field in families.STRUCTURE if field in shown(here))
+    pairs = ((field, getattr(asked, field), getattr(found, field)) for field in fields)
+    return [f"{field} would be {wanted!r}, the file has {there!r}" for field, wanted, there in pairs if wanted != there]
+
+
+def _scale_difference(config: AutoencoderConfig, here: Located) -> list[str]:
+    scale, wanted = stored_scale(here), config.scaling_factor
+    if scale is None or wanted is None or abs(scale - wanted) <= 1e-4 * abs(scale):
+        return []
+    return [f"scaling_factor would be {wanted!r}, the file has {scale!r}"]
+
+
+@dataclass(frozen=True)
+class Half:
+    """What an encoder or a decoder shows; levels from the full resolution down."""
+
+    channels: int
+    widths: tuple[int, ...]
+    attends: tuple[str, ...]
+    layers_per_block: int
+    latent_channels: int
+    quant: bool
+    middle: bool
+
+
+def infer_structure(here: Located) -> AutoencoderConfig:
+    """What names and shapes show; WeightMapError for what no config can say."""
+    found = {half: READ[half](here) for half in here.halves}
+    encoder, decoder = found.get("encoder") or found["decoder"], found.get("decoder") or found["encoder"]
+    fields = {
+        "in_channels": encoder.channels,
+        "out_channels": decoder.channels,
+        "down_block_types": [f"{attn}DownEncoderBlock2D" for attn in encoder.attends],
+        "up_block_types": [f"{attn}UpDecoderBlock2D" for attn in decoder.attends[::-1]],
+        "block_out_channels": encoder.widths,
+        "decoder_block_out_channels": None if decoder.widths == encoder.widths else decoder.widths,
+        "layers_per_block": encoder.layers_per_block,
+        "latent_channels": decoder.latent_channels,
+        "use_quant_conv": encoder.quant,
+        "use_post_quant_conv": decoder.quant,
+        "mid_block_add_attention": encoder.middle,
+        "scaling_factor": None,
+        "patch_size": _patch_size(here, decoder.latent_channels),
+    }
+    try:
+        return AutoencoderConfig.from_dict(fields)
     except ConfigError as error:
         told = str(error).rstrip(".")
         raise WeightMapError(
@@ -120,14 +117,56 @@ def _infer_structure(here: Located) -> AutoencoderConfig:
         ) from None
 
 
-def contradictions(config: AutoencoderConfig, here: Located) -> list[str]:
-    """Where the config and the file's names and shapes disagree, field by field, in words."""
-    try:
-        return _differences(config, _infer_structure(here))
-    except WeightMapError:
-        return []
+def _encoder(here: Located) -> Half:
+    moments = here.kernel("encoder.conv_out.weight")[0]
+    if moments % 2:
+        raise WeightMapError(
+            f"{here.file.path} is not an AutoencoderKL: its encoder makes {moments} channels, which are not a mean and "
+            "a log-variance for each latent one."
+        )
+    return Half(
+        channels=here.kernel("encoder.conv_in.weight")[1],
+        widths=_widths(here, "encoder.down_blocks"),
+        attends=_attends(here, "encoder.down_blocks"),
+        layers_per_block=here.count("encoder.down_blocks.0.resnets.{}.norm1.weight"),
+        latent_channels=moments // 2,
+        quant=here.has("quant_conv.weight"),
+        middle=here.has("encoder.mid_block.attentions.0.to_q.weight"),
+    )
 
 
-def _differences(asked: AutoencoderConfig, found: AutoencoderConfig) -> list[str]:
-    pairs = ((field, getattr(asked, field), getattr(found, field)) for field in families.STRUCTURE)
-    return [f"{field} would be {wanted!r}, the file has {shown!r}" for field, wanted, shown in pairs if wanted != shown]
+def _decoder(here: Located) -> Half:
+    latent_channels, quant = here.kernel("decoder.conv_in.weight")[1], here.has("post_quant_conv.weight")
+    if quant and (embedded := here.kernel("post_quant_conv.weight")[1]) != latent_channels:
+        raise WeightMapError(
+            f"{here.file.path} has embed_dim {embedded} and z_channels {latent_channels}: those of an AutoencoderKL "
+            "are equal."
+        )
+    return Half(
+        channels=here.kernel("decoder.conv_out.weight")[0],
+        widths=_widths(here, "decoder.up_blocks")[::-1],
+        attends=_attends(here, "decoder.up_blocks")[::-1],
+        layers_per_block=here.count("decoder.up_blocks.0.resnets.{}.norm1.weight") - 1,
+        latent_channels=latent_channels,
+        quant=quant,
+        middle=here.has("decoder.mid_block.attentions.0.to_q.weight"),
+    )
+
+
+READ = {"encoder": _encoder, "decoder": _decoder}
+
+
+def _widths(here: Located, blocks: str) -> tuple[int, ...]:
+    return tuple(here.kernel(f"{blocks}.{i}.resnets.0.conv1.weight")[0] for i in range(here.levels))
+
+
+def _attends(here: Located, blocks: str) -> tuple[str, ...]:
+    return tuple("Attn" if here.has(f"{blocks}.{i}.attentions.0.to_q.weight") else "" for i in range(here.levels))
+
+
+def _patch_size(here: Located, latent_channels: int) -> tuple[int, int] | None:
+    """Of FLUX.2, whose batch-norm has a mean for each number of a square patch."""
+    if not here.has("bn.running_mean"):
+        return None
+    side = round((math.prod(here.kernel("bn.running_mean")) / latent_channels) ** 0.5)
+    return side, side

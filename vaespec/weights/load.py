@@ -2,90 +2,133 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
+from typing import TypedDict, Unpack
 
 import numpy as np
 
-from vaespec.architecture import parameters
+from vaespec.architecture import halves_among, parameters
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import InputError, NonFiniteError, WeightFileError, WeightMapError
-from vaespec.parameters import Parameter
-from vaespec.weights.containers import SafetensorsFile
-from vaespec.weights.dialects import IGNORED
-from vaespec.weights.inference import Located, contradictions, infer_config, locate
+from vaespec.errors import InputError, NonFiniteError, WeightMapError
+from vaespec.parameters import STORAGE_DTYPES
+from vaespec.weights.containers import open_tensors, require_plain
+from vaespec.weights.folders import choose
+from vaespec.weights.inference import contradictions, infer_config
+from vaespec.weights.layouts import canonical_shape, to_canonical
+from vaespec.weights.located import Located, locate
 
+LOG = logging.getLogger("vaespec")
+VARIANCE = "bn.running_var"
 SHOWN = 10  # problems of one kind that an error lists
 
-Weights = dict[str, np.ndarray]
+Weights = Mapping[str, np.ndarray]
 
 
-def load(path: Path, family: str | None = None) -> tuple[AutoencoderConfig, Weights]:
-    """A diffusers folder, whose config.json says everything, or a single file, to which `family` may add."""
-    if not path.is_dir():
-        return load_file(path, family=family)
-    if family is not None:
-        raise InputError(f"family={family!r} is for single files: {path} is a folder with its own config.json.")
-    return load_folder(path)
+class Reading(TypedDict, total=False):
+    """How to read a file, where it leaves that open.
+
+    `prefix` of the VAE to take, where there are several; `dialect`, where names do not tell; `use_ema`: the moving
+    average instead of the weights; `strict=False`: tensors that are not the model's are left out with a warning,
+    instead of refused; `allow_nonfinite`: NaN and infinity are taken.
+    """
+
+    prefix: str | None
+    dialect: str | None
+    use_ema: bool
+    strict: bool
+    allow_nonfinite: bool
 
 
-def load_folder(folder: Path, variant: str | None = None) -> tuple[AutoencoderConfig, Weights]:
-    """A diffusers folder: config.json and diffusion_pytorch_model[.variant].safetensors."""
-    if not folder.is_dir():
-        raise WeightFileError(f"no folder {folder}.")
-    if not (folder / "config.json").exists():
-        inside = f": its VAE is in {folder / 'vae'}, name that" if (folder / "vae" / "config.json").exists() else ""
-        raise WeightFileError(f"{folder} is not a diffusers VAE folder: it has no config.json{inside}.")
-    config = AutoencoderConfig.from_json(folder / "config.json")
-    infix = f".{variant}" if variant else ""
-    path = folder / f"diffusion_pytorch_model{infix}.safetensors"
-    if not path.exists():
-        there = ", ".join(sorted(p.name for p in folder.glob("*.safetensors"))) or "no .safetensors at all"
-        raise WeightFileError(f"no {path.name} in {folder}: it has {there}.")
-    return config, read(locate(SafetensorsFile(path)), config)
+def load(path: Path, family: str | None = None, **how: Unpack[Reading]) -> tuple[AutoencoderConfig, Weights]:
+    """A folder or a single file; `family` adds what a config.json would say."""
+    return load_folder(path, family=family, **how) if path.is_dir() else load_file(path, family=family, **how)
+
+
+def load_folder(
+    folder: Path, variant: str | None = None, family: str | None = None, **how: Unpack[Reading]
+) -> tuple[AutoencoderConfig, CanonicalWeights]:
+    """A folder with weights in one file or in shards, plain or of a variant; its config.json says the config."""
+    files = choose(folder, variant)
+    if files.config is not None and family is not None:
+        raise InputError(f"family={family!r} is for weights alone: {folder} has its own config.json.")
+    config = None if files.config is None else AutoencoderConfig.from_json(files.config)
+    return load_file(files.weights, config, family, **how)
 
 
 def load_file(
-    path: Path, config: AutoencoderConfig | None = None, family: str | None = None
-) -> tuple[AutoencoderConfig, Weights]:
-    """One .safetensors file; the config is inferred unless given (see `infer_config`)."""
+    path: Path, config: AutoencoderConfig | None = None, family: str | None = None, **how: Unpack[Reading]
+) -> tuple[AutoencoderConfig, CanonicalWeights]:
+    """One file of any kind; the config is inferred unless given (see `infer_config`)."""
     if config is not None and family is not None:
         raise InputError(f"give config= or family={family!r}, not both: either says everything.")
-    here = locate(SafetensorsFile(path))
-    if config is None:
-        config = infer_config(here, family)
-    return config, read(here, config)
+    here = open_vae(path, **how)
+    config = config or infer_config(here, family)
+    numbers = [here.stored(name) for name, row in parameters(config, here.halves).items() if row.role != "counter"]
+    require_plain(here.file, filter(here.file.__contains__, numbers))
+    left = unexpected(here, config)
+    never_spare = [key for key in left if "attn" in key or "attention" in key]
+    refused = [f"unexpected  {key}" for key in (left if how.get("strict", True) else never_spare)]
+    if problems := [*misfits(here, config), *_shortened(refused)]:
+        head = f'{path} does not fit the config (dialect "{here.dialect.name}")'
+        raise WeightMapError("\n  ".join([f"{head}:", *problems]))
+    if left:
+        LOG.warning("%s: left out %d tensors that are not the model's: %s", path, len(left), ", ".join(left[:SHOWN]))
+    return config, CanonicalWeights(here, config, how.get("allow_nonfinite", False))
 
 
-def read(here: Located, config: AutoencoderConfig) -> Weights:
-    """The canonical weights. WeightMapError lists everything missing, misshapen or unexpected, in the file's names."""
-    table = parameters(config)
-    names = {name: here.prefix + here.dialect.stored(name, config.levels) for name in table}
-    missing = [
-        f"missing     {stored}   (needed for {name})"
-        for name, stored in names.items()
-        if stored not in here.file and table[name].role != "counter"  # nothing reads it, and some writers drop it
-    ]
-    misshapen = [
-        f"shape       {stored}   file {here.file.shape(stored)}, config wants {table[name].shape}"
-        for name, stored in names.items()
-        if stored in here.file and not _fits(here.file.shape(stored), table[name])
-    ]
-    problems = [*_shortened(missing), *_shortened(misshapen), *_shortened(_unexpected(here, set(names.values())))]
-    if problems:
-        hints = [f"hint        {words}" for words in contradictions(config, here)]
-        count = f"{len(missing) + len(misshapen)} tensors missing or misshapen"
-        head = f'{here.file.path} does not fit the config (dialect "{here.dialect.name}", {count})'
-        raise WeightMapError("\n  ".join([f"{head}:", *problems, *hints]))
-    zero = np.zeros((), np.int64)  # of a counter that is not there
-    weights = {name: here.file.get(stored, zero) for name, stored in names.items()}
-    _require_finite(weights, names)
-    return {name: weights[name].reshape(parameter.shape) for name, parameter in table.items()}
+def open_vae(path: Path, **how: Unpack[Reading]) -> Located:
+    """The VAE in a file, found and not yet read."""
+    return locate(
+        open_tensors(path),
+        prefix=how.get("prefix"),
+        dialect=how.get("dialect"),
+        use_ema=how.get("use_ema", False),
+    )
+
+
+class CanonicalWeights(Mapping[str, np.ndarray]):
+    """The weights in a file by their canonical names, each read and checked when asked for; its shapes are known."""
+
+    def __init__(self, here: Located, config: AutoencoderConfig, allow_nonfinite: bool) -> None:
+        self.here, self.table, self.allow_nonfinite = here, parameters(config, here.halves), allow_nonfinite
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """In the file's dtype; what no backend stores (float8) as float32."""
+        row, stored = self.table[name], self.here.stored(name)
+        if row.role == "counter" and stored not in self.here.file:
+            return np.zeros((), np.int64)  # nothing reads it, and some writers drop it
+        array = to_canonical(self.here.file[stored], row, self.here.layout)
+        if row.role != "counter" and array.dtype.name not in STORAGE_DTYPES:
+            array = array.astype(np.float32)
+        if not self.allow_nonfinite and not np.isfinite(array).all():
+            self._refuse_nonfinite()
+        if name == VARIANCE and not (array > 0).all():
+            raise WeightMapError(f"{stored} of {self.here.file.path} has {array.min()} in it: a variance is positive.")
+        return array
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.table)
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def _refuse_nonfinite(self) -> None:
+        file = self.here.file
+        bad = [name for name in map(self.here.stored, self.table) if name in file and not np.isfinite(file[name]).all()]
+        raise NonFiniteError(
+            f"NaN or infinity in {len(bad)} tensors of {file.path}: {', '.join(_shortened(bad))}; "
+            "allow_nonfinite=True takes them."
+        )
 
 
 def require_complete(weights: Mapping[str, np.ndarray], config: AutoencoderConfig) -> None:
-    """WeightMapError unless these canonical weights are all that the config's model has, in its shapes, and no more."""
-    table = parameters(config)
+    """WeightMapError unless these canonical weights are all that the model has, or a half of it, and no more."""
+    if isinstance(weights, CanonicalWeights):
+        return  # found so when the file was opened
+    table = parameters(config, halves_among(weights, config))
     problems = [
         *_shortened([f"missing     {name}" for name in table if name not in weights]),
         *_shortened(
@@ -101,25 +144,29 @@ def require_complete(weights: Mapping[str, np.ndarray], config: AutoencoderConfi
         raise WeightMapError("\n  ".join(["the weights do not fit the config:", *problems]))
 
 
-def _fits(shape: tuple[int, ...], parameter: Parameter) -> bool:
-    """Whether a stored shape is the parameter's; linear maps may be stored as 1 × 1 convolutions."""
-    if parameter.role == "linear" and set(shape[2:]) <= {1}:
-        shape = shape[:2]
-    return shape == parameter.shape
+def misfits(here: Located, config: AutoencoderConfig) -> list[str]:
+    """What the file lacks or has otherwise than the config wants, a line for each, in the file's own names."""
+    rows = [(name, here.stored(name), row) for name, row in parameters(config, here.halves).items()]
+    missing = [
+        f"missing     {stored}   (needed for {name})"
+        for name, stored, row in rows
+        if stored not in here.file and row.role != "counter"
+    ]
+    shapes = [
+        f"shape       {stored}   file {shape}, config wants {row.shape}"
+        for _, stored, row in rows
+        if stored in here.file and canonical_shape(shape := here.file.shape(stored), row, here.layout) != row.shape
+    ]
+    told = [f"config      {words}" for words in contradictions(config, here)]
+    return [line for lines in (missing, shapes, told) for line in _shortened(lines)]
 
 
-def _unexpected(here: Located, used: set[str]) -> list[str]:
-    """What lies under the VAE's prefix and is neither used nor known to be harmless."""
-    harmless = tuple(here.prefix + name for name in IGNORED)
-    left = [key for key in here.file if key.startswith(here.prefix) and key not in used]
-    return [f"unexpected  {key}" for key in left if not key.startswith(harmless)]
+def unexpected(here: Located, config: AutoencoderConfig) -> list[str]:
+    """The names under the VAE's prefix that are neither the model's nor known to be harmless."""
+    plain = replace(here, ema=False)
+    known = {plain.stored(name) for name in parameters(config)} | set(here.ignored())
+    return [key for key in here.file if key.startswith(here.prefix) and key not in known]
 
 
 def _shortened(lines: list[str]) -> list[str]:
     return lines if len(lines) <= SHOWN else [*lines[:SHOWN], f"... and {len(lines) - SHOWN} more"]
-
-
-def _require_finite(weights: Weights, names: dict[str, str]) -> None:
-    bad = [names[name] for name, array in weights.items() if not np.isfinite(array).all()]
-    if bad:
-        raise NonFiniteError(f"NaN or infinity in {len(bad)} tensors: {', '.join(_shortened(bad))}.")

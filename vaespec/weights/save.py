@@ -9,15 +9,18 @@ from pathlib import Path
 
 import numpy as np
 
-from vaespec.architecture import parameters
+from vaespec.architecture import halves_among, parameters
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, NonFiniteError, WeightFileError
 from vaespec.files import written_whole
 from vaespec.parameters import Parameter, storage_dtype
-from vaespec.weights.containers import write_tensors
-from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect
+from vaespec.weights.containers import write_msgpack, write_safetensors
+from vaespec.weights.dialects import DIFFUSERS, Dialect, known_dialect
+from vaespec.weights.layouts import to_stored
 
 METADATA = {"format": "pt"}  # as diffusers writes it
+SUFFIX = {"safetensors": ".safetensors", "msgpack": ".msgpack"}
+"""What a file of each container is called."""
 
 
 def save_folder(
@@ -36,7 +39,7 @@ def save_folder(
             written_whole(folder / "diffusion_pytorch_model.safetensors") as weights_part,
             written_whole(folder / "config.json") as config_part,
         ):
-            write_tensors(weights_part, tensors, METADATA)
+            write_safetensors(weights_part, tensors, METADATA)
             config_part.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 
 
@@ -49,12 +52,19 @@ def save_file(
     prefix: str = "",
     dtype: str | None = None,
 ) -> None:
-    """One .safetensors file in a dialect's names. NonFiniteError names a tensor that does not fit the dtype."""
-    if dialect not in DIALECTS:
-        raise InputError(f"unknown dialect {dialect!r}: choose one of {', '.join(DIALECTS)}.")
-    tensors = _stored(config, weights, DIALECTS[dialect], prefix, dtype)
+    """One file in a dialect's names, layout and container: Flax's is a .msgpack, the others' a .safetensors.
+
+    InputError for an unknown dialect or another suffix, NonFiniteError for a tensor that does not fit the dtype.
+    """
+    written = known_dialect(dialect)
+    if path.suffix != (suffix := SUFFIX[written.container]):
+        raise InputError(f"{path}: a file in the names of {dialect} is a {suffix}; name it so.")
+    tensors = _stored(config, weights, written, prefix, dtype)
     with _told(path), written_whole(path) as part:
-        write_tensors(part, tensors, METADATA)
+        if written.container == "msgpack":
+            write_msgpack(part, tensors)
+        else:
+            write_safetensors(part, tensors, METADATA)
 
 
 @contextmanager
@@ -69,16 +79,17 @@ def _told(path: Path) -> Iterator[None]:
 def _stored(
     config: AutoencoderConfig, weights: Mapping[str, np.ndarray], dialect: Dialect, prefix: str, dtype: str | None
 ) -> dict[str, np.ndarray]:
-    """The tensors of a file: the dialect's names and shapes."""
+    """The tensors of a file: the dialect's names, shapes and layout."""
+    table = parameters(config, halves_among(weights, config))
     return {
-        prefix + dialect.stored(name, config.levels): _as_stored(weights[name], name, parameter, dialect, dtype)
-        for name, parameter in parameters(config).items()
+        prefix + dialect.stored(name, config.levels): _as_stored(weights[name], name, row, dialect, dtype)
+        for name, row in table.items()
     }
 
 
-def _as_stored(a: np.ndarray, name: str, parameter: Parameter, dialect: Dialect, dtype: str | None) -> np.ndarray:
+def _as_stored(a: np.ndarray, name: str, row: Parameter, dialect: Dialect, dtype: str | None) -> np.ndarray:
     """Contiguous, in the dtype asked for, in the dialect's shape."""
-    if parameter.role == "counter":
+    if row.role == "counter":
         return a.astype(np.int64)
     if dtype is not None:
         with np.errstate(over="ignore"):
@@ -86,6 +97,4 @@ def _as_stored(a: np.ndarray, name: str, parameter: Parameter, dialect: Dialect,
         if not np.isfinite(cast).all() and np.isfinite(a).all():
             raise NonFiniteError(f"{name} does not fit {dtype}: its largest magnitude is {np.abs(a).max():g}.")
         a = cast
-    if parameter.role == "linear" and dialect.attention_kernel == "conv":
-        a = a[:, :, None, None]
-    return np.ascontiguousarray(a)
+    return np.ascontiguousarray(to_stored(a, row, dialect.layout, dialect.axes(row)))

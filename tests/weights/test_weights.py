@@ -14,7 +14,6 @@ from checkpoints import PLAIN, WEIGHTS_FILE, assert_same_bits, stored, tagged, w
 from configs import CONFIGS, images, narrow, relative_l2, sizes
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from oracle import decoded, diffusers_model, encoded, oracle
-from safetensors import safe_open
 from safetensors.numpy import load_file as read_safetensors
 
 import vaespec
@@ -28,8 +27,11 @@ from vaespec import (
     parameters,
 )
 from vaespec.weights import load_file, save_file
+from vaespec.weights.containers import open_tensors
 from vaespec.weights.dialects import DIALECTS
-from vaespec.weights.inference import infer_config, locate
+from vaespec.weights.inference import infer_config
+from vaespec.weights.layouts import to_stored
+from vaespec.weights.located import locate
 
 NAMES = ("sd", "sd3", "flux2-small-decoder", "kl-f16", "kl-f32", "cogview", "attention-in-the-decoder-only")
 NAMES += ("one-level", "quant-conv-only", "three-layers")
@@ -43,11 +45,10 @@ EXCHANGED = ("sd", "sd3", "flux2", "flux2-small-decoder", "kl-f16", "cogview", "
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_dialect_keeps_every_bit(tmp_path, name, dialect, prefix):
-    config, path = CONFIGS[name], tmp_path / "model.safetensors"
+    config, path = CONFIGS[name], tmp_path / f"model.{DIALECTS[dialect].container}"
     save_file(path, config, tagged(config), dialect=dialect, prefix=prefix)
-    with safe_open(path, "numpy") as file:
-        assert all(key.startswith(prefix) for key in file.keys())  # noqa: SIM118
-    found, weights = load_file(path, config)
+    assert all(key.startswith(prefix) for key in open_tensors(path))
+    found, weights = load_file(path, config, dialect=dialect)
     assert found == config
     assert_same_bits(weights, tagged(config))
 
@@ -57,8 +58,9 @@ def test_every_dialect_keeps_every_bit(tmp_path, name, dialect, prefix):
 def test_every_dtype_keeps_every_bit(tmp_path, dialect, dtype):
     config = CONFIGS["kl-f16"]
     weights = tagged(config, getattr(ml_dtypes, dtype, dtype))
-    save_file(tmp_path / "model.safetensors", config, weights, dialect=dialect)
-    assert_same_bits(load_file(tmp_path / "model.safetensors", config)[1], weights)
+    path = tmp_path / f"model.{DIALECTS[dialect].container}"
+    save_file(path, config, weights, dialect=dialect)
+    assert_same_bits(load_file(path, config)[1], weights)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
@@ -87,9 +89,9 @@ def test_a_saved_model_is_the_model(tmp_path, backend, dtype):
     assert_same_bits(vaespec.load(tmp_path / "new" / "folder", backend="numpy", dtype=dtype).weights(), vae.weights())
 
 
-def test_a_family_is_not_for_folders(tmp_path):
+def test_a_family_is_not_for_folders_with_a_config(tmp_path):
     AutoencoderKL.from_config(PLAIN, backend="numpy").save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="family='sd1' is for single files"):
+    with pytest.raises(InputError, match="family='sd1' is for weights alone"):
         vaespec.load(tmp_path, family="sd1", backend="numpy")
 
 
@@ -134,12 +136,14 @@ def test_we_load_what_diffusers_saves(tmp_path, name):
     assert relative_l2(vae.encode(x).latent_dist.mean, encoded(theirs, x)[0]) <= 1e-13
 
 
-def test_a_variant_of_diffusers_is_found_by_its_name(tmp_path):
+def test_a_variant_of_diffusers_is_found_by_its_name_or_as_the_only_one(tmp_path, caplog):
     oracle("sd")[0].save_pretrained(tmp_path / "vae", variant="fp16")
     vae = AutoencoderKL.from_pretrained(tmp_path, subfolder="vae", variant="fp16", backend="numpy", dtype="float64")
     np.testing.assert_array_equal(vae.weights()["encoder.conv_in.bias"], oracle("sd")[1]["encoder.conv_in.bias"])
-    with pytest.raises(WeightFileError, match=r"no diffusion_pytorch_model\.safetensors in .*: it has .*\.fp16\.safe"):
-        AutoencoderKL.from_pretrained(tmp_path / "vae", backend="numpy")
+    AutoencoderKL.from_pretrained(tmp_path / "vae", backend="numpy")
+    assert "only as variant 'fp16', which is taken" in caplog.text
+    with pytest.raises(WeightFileError, match=r"no variant 'ema' in .*: choose variant='fp16'"):
+        AutoencoderKL.from_pretrained(tmp_path / "vae", variant="ema", backend="numpy")
 
 
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
@@ -186,14 +190,17 @@ class Listing(dict):
     def shape(self, name: str) -> tuple[int, ...]:
         return self[name]
 
+    def dtype(self, name: str) -> str:
+        return "float32"
+
 
 def listing(family: str, dialect: str = "diffusers", prefix: str = "", others: tuple[str, ...] = ()) -> Listing:
     """What a full-width file of this family would hold, by our own tables."""
     config, words = families.config(family), DIALECTS[dialect]
     shapes = Listing({name: (1,) for name in others})
-    for name, parameter in parameters(config).items():
-        kernel = (1, 1) if parameter.role == "linear" and words.attention_kernel == "conv" else ()
-        shapes[prefix + words.stored(name, config.levels)] = (*parameter.shape, *kernel)
+    for name, row in parameters(config).items():
+        a = np.broadcast_to(np.float32(0), row.shape)
+        shapes[prefix + words.stored(name, config.levels)] = to_stored(a, row, words.layout, words.axes(row)).shape
     return shapes
 
 
@@ -227,7 +234,8 @@ def test_ldm_names_by_hand():
 def test_the_structure_of_every_family_is_inferred_from_every_dialect(family, dialect, prefix):
     here = locate(listing(family, dialect, prefix))
     if families.config(family).mid_block_add_attention:  # else modern and deprecated names are the same
-        assert here.dialect.name == dialect
+        same = dialect == "bfl" and not families.config(family).use_quant_conv
+        assert here.dialect.name == ("ldm" if same else dialect)
     assert here.prefix == prefix
     inferred = infer_config(here)
     for field in families.STRUCTURE:
@@ -302,7 +310,7 @@ def test_a_file_of_unknown_scale_encodes_but_asks_before_it_scales(tmp_path):
 
 
 @pytest.mark.parametrize("axes", [2, 3, 4])
-@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("dialect", ["diffusers", "diffusers-deprecated", "ldm", "bfl"])
 def test_attention_may_be_stored_as_a_convolution_of_any_rank(tmp_path, dialect, axes):
     tensors = stored(PLAIN, tmp_path, dialect)
     attention = [key for key, a in tensors.items() if ".attn" in key or ".attentions" in key if a.ndim > 1]
@@ -347,3 +355,24 @@ def test_the_count_of_batches_may_be_absent(tmp_path):
     del tensors["bn.num_batches_tracked"]
     weights = load_file(written(tmp_path, tensors), CONFIGS["flux2"])[1]
     assert_same_bits(weights, tagged(CONFIGS["flux2"]) | {"bn.num_batches_tracked": np.array(0, np.int64)})
+
+
+# -- half a model ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", ["diffusers", "bfl", "flax", "diffusionkit"])
+@pytest.mark.parametrize(("half", "other"), [("encoder", "decoder"), ("decoder", "encoder")])
+def test_half_a_file_is_half_a_model(tmp_path, dialect, half, other):
+    weights = {name: a for name, a in tagged(PLAIN).items() if name in parameters(PLAIN, [half])}
+    path = tmp_path / f"half.{DIALECTS[dialect].container}"
+    save_file(path, PLAIN, weights, dialect=dialect)
+    vae = AutoencoderKL.from_single_file(path, backend="numpy")
+    assert vae.config == PLAIN.replace(scaling_factor=None)
+    assert_same_bits(vae.weights(), weights)
+    run = {"encoder": lambda: vae.encode(images(PLAIN, 8, 8)), "decoder": lambda: vae.decode(np.zeros((1, 4, 2, 2)))}
+    assert np.isfinite(vae.to_numpy(run[half]()[0].mean if half == "encoder" else run[half]()[0])).all()
+    with pytest.raises(InputError, match=f"these weights have no {other}: load them from a file that has"):
+        run[other]()
+    moved = vae.with_backend("torch")
+    assert set(moved.functional().params) == weights.keys() == set(moved.module().state_dict())
+    assert vae.num_parameters() == sum(a.size for a in weights.values())

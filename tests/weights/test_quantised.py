@@ -1,0 +1,112 @@
+"""MLX's few bits are undone and made as MLX does; what cannot be undone is refused with the reason."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import mlx.core as mx
+import numpy as np
+import pytest
+import safetensors.numpy
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaespec import WeightFileError
+from vaespec.weights.containers import open_tensors, quantise, require_plain
+from vaespec.weights.containers.quantised import GROUP, dequantise
+
+DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
+BITS = [2, 4, 8]
+
+
+def numpy_of(a: mx.array) -> np.ndarray:
+    return np.array(mx.view(a, mx.uint16)).view(ml_dtypes.bfloat16) if a.dtype == mx.bfloat16 else np.array(a)
+
+
+def weights(seed: int, rows: int = 8, groups: int = 2) -> np.ndarray:
+    """With what is special in some rows: zeros, one sign only, a constant, a single large value, tiny ones."""
+    w = np.random.default_rng(seed).normal(0, 0.05, (rows, groups * GROUP)).astype(np.float32)
+    w[0], w[1], w[2], w[3] = 0, abs(w[1]), -abs(w[2]), 3
+    w[4, 7] = 100
+    w[5] *= 1e-6
+    return w
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", DTYPES)
+@given(seed=st.integers(0, 2**32))
+def test_quantised_weights_are_mlxs_to_the_bit_both_ways(dtype, bits, seed):
+    w = mx.array(weights(seed)).astype(DTYPES[dtype])
+    theirs = mx.quantize(w, group_size=GROUP, bits=bits)
+    for ours, a in zip(quantise(numpy_of(w), bits), theirs, strict=True):
+        assert (ours.dtype, ours.tobytes()) == (numpy_of(a).dtype, numpy_of(a).tobytes())
+    back = numpy_of(mx.dequantize(*theirs, group_size=GROUP, bits=bits))
+    ours = dequantise(*map(numpy_of, theirs), bits)
+    assert (ours.dtype, ours.shape, ours.tobytes()) == (back.dtype, back.shape, back.tobytes())
+
+
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_file_with_quantised_layers_reads_as_floats(tmp_path, dtype, bits):
+    w, b = mx.array(weights(1)).astype(DTYPES[dtype]), mx.arange(8.0)
+    words, scales, biases = mx.quantize(w, group_size=GROUP, bits=bits)
+    tensors = {"to_q.weight": words, "to_q.scales": scales, "to_q.biases": biases, "to_q.bias": b, "norm.weight": b}
+    mx.save_safetensors(str(tmp_path / "m.safetensors"), tensors, {"quantization_level": str(bits)})
+    file = open_tensors(tmp_path / "m.safetensors")
+    assert list(file) == sorted(["norm.weight", "to_q.bias", "to_q.weight"])
+    assert (file.kind, file.metadata) == ("safetensors", {"quantization_level": str(bits)})
+    assert (file.shape("to_q.weight"), file.dtype("to_q.weight")) == ((8, 2 * GROUP), dtype)
+    expected = numpy_of(mx.dequantize(words, scales, biases, group_size=GROUP, bits=bits))
+    assert file["to_q.weight"].tobytes() == expected.tobytes()
+    assert file["to_q.bias"].tolist() == list(range(8))
+    require_plain(file, file)
+    for hidden in ("to_q.scales", "to_q.biases", "none"):
+        assert hidden not in file
+        for ask in (file.__getitem__, file.shape, file.dtype):
+            with pytest.raises(KeyError):
+                ask(hidden)
+
+
+F32, U32 = np.float32, np.uint32
+
+
+@pytest.mark.parametrize(
+    ("weight", "scales", "biases"),
+    [
+        (np.zeros((8, 16), U32), np.zeros((8, 3), F32), np.zeros((8, 3), F32)),
+        (np.zeros((8, 12), U32), np.zeros((8, 2), F32), np.zeros((8, 2), F32)),  # 3 bits
+        (np.zeros((8, 16), U32), np.zeros((8, 2), F32), np.zeros((8, 1), F32)),
+        (np.zeros((8, 16), U32), np.zeros((4, 2), F32), np.zeros((4, 2), F32)),
+        (np.zeros((8, 16), U32), np.zeros((8, 2), F32), np.zeros((8, 2), np.float16)),
+        (np.zeros((8, 16), U32), np.zeros((8, 2), np.int32), np.zeros((8, 2), np.int32)),
+        (np.zeros((1, 8, 16), U32), np.zeros((1, 8, 2), F32), np.zeros((1, 8, 2), F32)),
+        (np.zeros(16, U32), np.zeros(2, F32), np.zeros(2, F32)),
+    ],
+)
+def test_layers_quantised_in_another_way_are_refused_with_their_shapes(tmp_path, weight, scales, biases):
+    path = tmp_path / "m"
+    safetensors.numpy.save_file({"q.weight": weight, "q.scales": scales, "q.biases": biases}, path)
+    with pytest.raises(WeightFileError, match=r"m: q is not quantised as MLX does, .* weight \(.*take the file"):
+        open_tensors(path)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int32, np.uint32, np.bool_])
+def test_integers_are_refused_by_name_and_counters_are_not(tmp_path, dtype):
+    path = tmp_path / "m"
+    safetensors.numpy.save_file({"q.weight": np.zeros(3, dtype), "bn.count": np.zeros((), np.int64)}, path)
+    file = open_tensors(path)
+    require_plain(file, ["bn.count"])
+    with pytest.raises(WeightFileError, match=rf"tensor q\.weight holds integers \({np.dtype(dtype)}\): quantised"):
+        require_plain(file, file)
+
+
+@pytest.mark.parametrize("scale", ["scale_weight", "weight_scale", "input_scale"])
+def test_scaled_float8_is_refused_and_plain_float8_is_not(tmp_path, scale):
+    path, f8 = tmp_path / "m", np.zeros((2, 2), ml_dtypes.float8_e4m3fn)
+    tensors = {"scaled_fp8": np.zeros(2, ml_dtypes.float8_e4m3fn), "unet.q.weight": f8, "vae.q.weight": f8}
+    safetensors.numpy.save_file(tensors | {f"unet.q.{scale}": np.ones(1, F32)}, path)
+    file = open_tensors(path)
+    require_plain(file, ["vae.q.weight"])
+    assert file["vae.q.weight"].dtype == ml_dtypes.float8_e4m3fn
+    words = rf"tensor unet\.q\.weight is scaled float8_e4m3fn \(it has unet\.q\.{scale}\), which is not read"
+    with pytest.raises(WeightFileError, match=words):
+        require_plain(file, ["unet.q.weight"])

@@ -1,0 +1,394 @@
+"""Damaged and hostile files: each is refused in a sentence, in bounded time and memory, whatever is in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import struct
+import subprocess
+import sys
+import warnings
+import zipfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import msgpack
+import numpy as np
+import pytest
+import torch
+from files import WRITERS, safetensors_file, tensors
+
+from vaespec import WeightFileError
+from vaespec.weights.containers import open_tensors
+
+
+def table(*rows: tuple, metadata: object = None) -> str:
+    """A safetensors header of (name, dtype, shape, offsets)."""
+    parts = [
+        f"{json.dumps(name)}: {json.dumps({'dtype': dtype, 'shape': shape, 'data_offsets': offsets})}"
+        for name, dtype, shape, offsets in rows
+    ]
+    if metadata is not None:
+        parts.insert(0, f'"__metadata__": {json.dumps(metadata)}')
+    return "{" + ", ".join(parts) + "}"
+
+
+def safetensors_bytes(header: str | bytes, data: int = 8) -> bytes:
+    content = header.encode() if isinstance(header, str) else header
+    return len(content).to_bytes(8, "little") + content + bytes(data)
+
+
+A = ("a", "F32", [1], [0, 4])
+
+SAFETENSORS = {
+    "a hole": (table(A, ("b", "F16", [1], [6, 8])), "tensor b begins at byte .*, the one before ends"),
+    "a hole at the start": (table(("a", "F32", [1], [4, 8])), "tensor a begins at byte"),
+    "an overlap": (table(A, ("b", "F32", [1], [2, 6])), "tensor b begins at byte"),
+    "two in one place": (table(A, ("b", "F32", [1], [0, 4])), "tensor b begins at byte"),
+    "trailing bytes": (table(A), "4 bytes follow its last tensor"),
+    "no tensors but data": ("{}", "8 bytes follow"),
+    "data missing": (table(("a", "F32", [400], [0, 1600])), r"is incomplete: it has \d+ of 1,\d+ bytes; download"),
+    "one key twice": ("{" + table(A)[1:-1] + ", " + table(A)[1:], "it has the key 'a' twice"),
+    "one field twice": (
+        '{"a": {"dtype": "F32", "dtype": "I32", "shape": [2], "data_offsets": [0, 8]}}',
+        "the key 'dtype' twice",
+    ),
+    "a wrong size": (table(("a", "F32", [3], [0, 8])), r"tensor a has 8 bytes, but float32 \(3,\) takes 12"),
+    "an unknown dtype": (table(("a", "F4", [16], [0, 8])), "tensor a has the unknown dtype 'F4'"),
+    "a dtype of no text": (table(("a", ["F32"], [2], [0, 8])), "tensor a has the unknown dtype"),
+    "a negative size": (table(("a", "F32", [-2], [0, 8])), "tensor a has a shape that is none"),
+    "two negative sizes": (table(("a", "F32", [-2, -1], [0, 8])), "tensor a has a shape that is none"),
+    "a size of no integer": (table(("a", "F32", [2.0], [0, 8])), "tensor a has a shape that is none"),
+    "a size of true": (table(("a", "F64", [True], [0, 8])), "tensor a has a shape that is none"),
+    "an overflowing shape": (table(("a", "F32", [2**32, 2**32], [0, 8])), "tensor a has 8 bytes, but"),
+    "too many dimensions": (table(("a", "F64", [1] * 65, [0, 8])), "tensor a has a shape that is none"),
+    "endless dimensions": (table(("a", "F64", [10**4000] * 3000, [0, 8])), "tensor a has a shape that is none"),
+    "negative offsets": (table(("a", "F32", [2], [-8, 0])), "tensor a lies at no place"),
+    "offsets in the wrong order": (table(("a", "F32", [0], [8, 0])), "tensor a lies at no place"),
+    "three offsets": (table(("a", "F32", [2], [0, 8, 8])), "tensor a has no list of sizes or no two offsets"),
+    "a shape of text": (table(("a", "F32", "2", [0, 8])), "tensor a has no list of sizes"),
+    "a missing field": ('{"a": {"dtype": "F32", "shape": [2]}}', "tensor a has other fields"),
+    "an entry of no fields": ('{"a": 3}', "tensor a has other fields"),
+    "metadata of numbers": (table(A, metadata={"format": 3}), "its metadata are not strings"),
+    "metadata of no table": (table(A, metadata=["pt"]), "its metadata are not strings"),
+    "no JSON": ('{"a": not json}', "Expecting value"),
+    "a list in the header": ('{"a": [', "Expecting value"),
+    "deep JSON": ('{"a":' + "[" * 200_000, "recursion"),
+    "an endless number": ('{"a": ' + "9" * 10_000 + "}", "4300|digits"),
+    "no UTF-8": (b'{"\xff": 1}', "utf-8"),
+    "UTF-16": (b"{\0" + '"a": 1}'.encode("utf-16-le"), "damaged"),
+}
+
+
+def refused(path: Path, words: str) -> None:
+    with pytest.raises(WeightFileError, match=words) as caught:
+        open_tensors(path)
+    assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("what", SAFETENSORS)
+def test_a_safetensors_header_must_account_for_every_byte(tmp_path, what):
+    header, words = SAFETENSORS[what]
+    (tmp_path / "m").write_bytes(safetensors_bytes(header))
+    refused(tmp_path / "m", words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", r"\(0 bytes\) does not begin like a file of weights: \.safetensors"),
+        (b"{", "index of shards"),
+        (bytes(4096), r"\(4096 bytes\) does not begin like"),
+        (b"\xff" * 4096, "does not begin like"),
+        (b"\x89PNG\r\n\x1a\n", "does not begin like"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"a git-lfs pointer.*run `git lfs pull`"),
+        (b"<!DOCTYPE html><html>", "a web page: the download probably needs a login"),
+        (b"\n\n <html>", "a web page"),
+        (b'{"error": "not found"}', "is JSON, but no index of shards"),
+        ((2**25).to_bytes(8, "little") + b"{}", r"its header would have 33,554,440 bytes, at most 16,777,216 may be"),
+        ((2**40).to_bytes(8, "little") + b"{}", "does not begin like"),
+        ((99).to_bytes(8, "little") + b"{}", "ends inside its header, at 10 bytes: the download is incomplete"),
+    ],
+)
+def test_what_holds_no_weights_is_told_by_what_it_is(tmp_path, content, words):
+    (tmp_path / "m.safetensors").write_bytes(content)
+    refused(tmp_path / "m.safetensors", words)
+
+
+def test_what_is_no_file_is_told(tmp_path):
+    refused(tmp_path / "none", "no file .*none")
+    refused(tmp_path, "is a folder or device: give a file of weights")
+    os.mkfifo(tmp_path / "pipe")
+    refused(tmp_path / "pipe", "is a folder or device")
+    (tmp_path / "file").touch()
+    refused(tmp_path / "file" / "m", r"cannot be read \(Not a directory\)")
+
+
+def test_a_file_without_permission_is_told(tmp_path, monkeypatch):
+    path = safetensors_file(tmp_path, tensors())
+
+    def denied(*args: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "open", denied)  # root may read anything
+    refused(path, r"cannot be read \(Permission denied\)")
+
+
+# -- shards ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["../a", "/etc/passwd", "..", ".", "", "sub/a", "sub\\a", "C:a", "a\0b"])
+def test_shards_lie_beside_their_index(tmp_path, name):
+    (tmp_path / "i.json").write_text(json.dumps({"weight_map": {"a": name}}))
+    refused(tmp_path / "i.json", "is not a plain file name")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda names: names.update(more="1.st"), r"tensor more is not in 1\.st, where it says"),
+        (lambda names: names.pop("b"), r"tensor b is in 1\.st, it says nowhere"),
+        (lambda names: names.update(b="2.st"), r"tensor b is not in 2\.st"),
+        (lambda names: names.update(c="3.st"), r"names the shard 3\.st, which is not beside it"),
+        (lambda names: names.update(c="i.json"), r"i\.json"),
+        (
+            lambda names: names.update(c="twice.st"),
+            r"tensor a is in 1\.st, it says in twice\.st|tensor a is in twice\.st",
+        ),
+        (lambda names: names.clear(), "is JSON, but no index of shards"),
+        (lambda names: names.update(c=3), "is JSON, but no index of shards"),
+    ],
+)
+def test_an_index_and_its_shards_must_agree(tmp_path, change, words):
+    f32 = ("F32", [1])
+    (tmp_path / "1.st").write_bytes(safetensors_bytes(table(("a", *f32, [0, 4]), ("b", *f32, [4, 8]))))
+    (tmp_path / "2.st").write_bytes(safetensors_bytes(table(("c", *f32, [0, 4])), 4))
+    (tmp_path / "twice.st").write_bytes(safetensors_bytes(table(("a", *f32, [0, 4]), ("c", *f32, [4, 8]))))
+    names = {"a": "1.st", "b": "1.st", "c": "2.st"}
+    (tmp_path / "i.json").write_text(json.dumps({"weight_map": names}))
+    assert set(open_tensors(tmp_path / "i.json")) == set(names)
+    change(names)
+    (tmp_path / "i.json").write_text(json.dumps({"weight_map": names}))
+    with pytest.raises(WeightFileError, match=words):
+        open_tensors(tmp_path / "i.json")
+
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # torch would have it no more, but files have it
+    QUANTISED = torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.quint8)
+
+# -- PyTorch -----------------------------------------------------------------------------------------------------
+
+
+def zipped(path: Path, files: Iterable[tuple[str, bytes]], compression: int = zipfile.ZIP_STORED) -> Path:
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, content in files:
+            archive.writestr(name, content)
+    return path
+
+
+def test_zips_that_are_not_pytorchs_are_told(tmp_path):
+    refused(zipped(tmp_path / "a.ckpt", [("readme.txt", b"hello")]), "is a zip archive, but none of PyTorch's")
+    refused(zipped(tmp_path / "b.ckpt", [("a/data.pkl", b"\x80\x02}.")]), "is a damaged PyTorch zip|without tensors")
+
+
+def test_a_zip_that_unfolds_to_more_than_itself_is_refused(tmp_path):
+    bomb = [("a/data.pkl", b"\x80\x02" + b"N0" * 5_000_000 + b"}."), ("a/version", b"3\n")]
+    refused(
+        zipped(tmp_path / "m.ckpt", bomb, zipfile.ZIP_DEFLATED), "it is compressed, which PyTorch's files never are"
+    )
+
+
+@pytest.mark.parametrize("new", [True, False])
+@pytest.mark.parametrize(
+    ("tensor", "words"),
+    [
+        (torch.ones(1).expand(2**40), r"tensor t claims 1,099,511,627,776 values, but stores fewer"),
+        (torch.eye(3).to_sparse(), "tensor t is sparse or of a class of its own"),
+        (QUANTISED, "tensor t is of quint8, which NumPy cannot have"),
+        (torch.ones(3, device="meta"), "tensor t is on the device meta, without its values"),
+    ],
+)
+def test_tensors_that_are_not_there_in_full_are_refused(tmp_path, tensor, words, new):
+    torch.save({"t": tensor}, tmp_path / "m.ckpt", _use_new_zipfile_serialization=new)
+    refused(tmp_path / "m.ckpt", words)
+
+
+@pytest.mark.parametrize("container", ["torch-zip", "torch-legacy"])
+def test_a_tensor_larger_than_its_storage_is_refused(tmp_path, container):
+    """60 values become 200 in the pickle, and the storage would grow to hold what is not in the file."""
+    one = {"t": np.arange(60, dtype=np.float32)}
+    path = WRITERS[container](tmp_path, one)
+    content = path.read_bytes()
+    shape = b"K\x3c\x85"  # the pickled (60,)
+    assert content.count(shape) == 1
+    path.write_bytes(content.replace(shape, b"K\xc8\x85"))
+    refused(path, "is a damaged PyTorch")
+
+
+def test_many_names_for_one_storage_are_refused(tmp_path):
+    big = torch.zeros(10_000)
+    torch.save({f"t{i}": big[i:] for i in range(100)}, tmp_path / "m.ckpt")
+    refused(tmp_path / "m.ckpt", r"its tensors take [\d,]+ bytes, the file [\d,]+;")
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_mappings_within_themselves_end(tmp_path, new):
+    loop: dict = {"w": torch.ones(1)}
+    loop["again"] = loop
+    for _ in range(64):
+        loop = {"a": loop, "b": loop, "c": loop}  # 3^64 ways to one tensor
+    torch.save(loop, tmp_path / "m.ckpt", _use_new_zipfile_serialization=new)
+    assert len(open_tensors(tmp_path / "m.ckpt")) == 1
+
+
+def test_pickles_of_others_are_refused(tmp_path):
+    for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
+        (tmp_path / "m.pkl").write_bytes(pickle.dumps({"a": np.ones(3)}, protocol))
+        refused(tmp_path / "m.pkl", "damaged PyTorch|asks for numpy|does not begin like")
+
+
+# -- msgpack -----------------------------------------------------------------------------------------------------
+
+
+def array(shape: object, dtype: object, content: bytes, code: int = 1) -> msgpack.ExtType:
+    return msgpack.ExtType(code, msgpack.packb((shape, dtype, content)))
+
+
+def pieces(shape: object, chunks: object) -> dict:
+    return {"__msgpack_chunked_array__": True, "shape": shape, "chunks": chunks}
+
+
+GOOD = array((1,), "float32", bytes(4))
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ({"a": array((2,), "float32", bytes(4))}, r"has 4 bytes, but float32 \(2,\) takes 8"),
+        ({"a": array((-1,), "float32", bytes(4))}, "a shape that is none"),
+        ({"a": array(("1",), "float32", bytes(4))}, "a shape that is none"),
+        ({"a": array((2**62, 2**62), "int8", bytes(4))}, "has 4 bytes"),
+        ({"a": array((1,), "object", bytes(8))}, "the unknown dtype 'object'"),
+        ({"a": array((1,), "S4", bytes(4))}, "the unknown dtype"),
+        ({"a": array(1, "float32", bytes(4))}, "is not a whole one"),
+        ({"a": msgpack.ExtType(1, GOOD.data + b"more")}, "is not a whole one"),
+        ({"a": msgpack.ExtType(1, GOOD.data[:-1]), "b": 1}, "is not a whole one"),
+        ({"a": msgpack.ExtType(1, b"")}, "damaged Flax msgpack"),
+        ({"a": msgpack.ExtType(1, msgpack.packb([1, 2]))}, "damaged Flax msgpack"),
+        ({"a": pieces({"0": 2}, {"0": GOOD})}, "has 4 bytes, but"),
+        ({"a": pieces({"0": 2}, {"0": GOOD, "2": GOOD})}, "tensor a lacks a piece"),
+        ({"a": pieces({"0": 2}, {"0": GOOD, "1": array((2,), "float16", bytes(4))})}, "differ in dtype"),
+        ({"a": pieces({"0": 2}, 3)}, "has no shape or no pieces"),
+        ({"a": pieces({"x": 1}, {"0": GOOD})}, "a shape that is none"),
+        ({"a": {3: GOOD}}, "the key 3 is not text"),
+    ],
+)
+def test_arrays_of_flax_must_be_whole(tmp_path, content, words):
+    (tmp_path / "m").write_bytes(msgpack.packb(content))
+    refused(tmp_path / "m", words)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"\x81\xa1a", "it ends"),
+        (b"\x82\xa1a\x01\xa1a\x01", "there twice"),
+        (b"\xdf\xff\xff\xff\xff\xa1a\x01", "more than 1,048,576 entries"),
+        (b"\x81\xa1a" * 100, "more than 64 maps deep"),
+        (b"\x81\xa1a\xdb\xff\xff\xff\xffabc", "damaged Flax msgpack"),
+        (b"\x81\xa1a\xdd\xff\xff\xff\xffabc", "damaged Flax msgpack"),
+        (b"\x81\xa1a\xc9\xff\xff\xff\xff\x01", "damaged Flax msgpack"),
+        (b"\x81\xa1a" + b"\x91" * 2000, "damaged Flax msgpack"),
+        (b"\x81\xa1a\x01rest", "4 bytes follow its map"),
+        (b"\x81\xa1a\xc1", "damaged Flax msgpack"),
+        (b"\x81\xa2\xff\xfe\x01", "utf-8"),
+    ],
+)
+def test_msgpack_of_any_bytes_ends(tmp_path, content, words):
+    (tmp_path / "m").write_bytes(content)
+    refused(tmp_path / "m", words)
+
+
+# -- GGUF --------------------------------------------------------------------------------------------------------
+
+
+def gguf_bytes(
+    *, pairs: bytes = b"", pair_count: int = 0, entries: bytes = b"", count: int = 0, version: int = 3
+) -> bytes:
+    return b"GGUF" + struct.pack("<IQQ", version, count, pair_count) + pairs + entries
+
+
+def text(content: bytes) -> bytes:
+    return struct.pack("<Q", len(content)) + content
+
+
+def entry(name: bytes, sizes: list[int], kind: int, offset: int) -> bytes:
+    return text(name) + struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, kind, offset)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (gguf_bytes(version=1), "it is of version 1"),
+        (gguf_bytes(version=3 << 24), "in little-endian order"),
+        (gguf_bytes(count=2**60), "1,152,921,504,606,846,976 tensors, at most"),
+        (gguf_bytes(pair_count=2**60), "key-value pairs, at most"),
+        (gguf_bytes(pair_count=1, pairs=struct.pack("<Q", 2**60)), "bytes in a text, at most"),
+        (gguf_bytes(pair_count=1, pairs=text(b"a") + struct.pack("<I", 99)), "ends|unknown type"),
+        (gguf_bytes(pair_count=1, pairs=text(b"a") + struct.pack("<IIQ", 9, 9, 1)), "the unknown type 9"),
+        (gguf_bytes(pair_count=1, pairs=text(b"a") + struct.pack("<IIQ", 9, 0, 2**60)), "items in an array, at most"),
+        (gguf_bytes(pair_count=1, pairs=text(b"a") + struct.pack("<IIQ", 9, 0, 1000)), "inside its header"),
+        (
+            gguf_bytes(pair_count=1, pairs=text(b"general.alignment") + struct.pack("<II", 4, 0)),
+            "general.alignment is 0",
+        ),
+        (gguf_bytes(count=1, entries=text(b"a") + struct.pack("<I", 2**30)), "of 1,073,741,824 dimensions"),
+        (gguf_bytes(count=1, entries=entry(b"a", [2**62, 2**62], 0, 0)), "but tensor a ends at|shape that is none"),
+        (gguf_bytes(count=1, entries=entry(b"a", [4], 0, 0)), "but tensor a ends at"),
+        (gguf_bytes(count=1, entries=entry(b"a", [4], 77, 0)), "of the unknown type 77"),
+        (gguf_bytes(count=1, entries=entry(b"a", [5], 8, 0)), r"of shape \(5,\) in blocks of 32 values"),
+        (gguf_bytes(count=1, entries=entry(b"a", [], 8, 0)), r"of shape \(\) in blocks of 32 values"),
+        (gguf_bytes(count=2, entries=entry(b"a", [4], 0, 0) * 2) + bytes(99), "it has a tensor twice"),
+        (
+            gguf_bytes(count=2, entries=entry(b"a", [4], 0, 0) + entry(b"b", [4], 0, 8)) + bytes(99),
+            "tensor b begins at byte .*, what comes before it ends",
+        ),
+        (gguf_bytes(count=1, entries=text(b"\xff") + struct.pack("<I", 0)), "utf-8"),
+        (b"GGUF", "inside its header"),
+    ],
+)
+def test_counts_of_gguf_are_bounded_by_the_file(tmp_path, content, words):
+    (tmp_path / "m").write_bytes(content)
+    refused(tmp_path / "m", words)
+
+
+# -- at random ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("container", WRITERS)
+def test_random_damage_is_refused_or_harmless(container):
+    """See mutations.py: every file is read in full or refused, in 5 s and twice its size."""
+    script = Path(__file__).with_name("mutations.py")
+    run = subprocess.run([sys.executable, str(script), container, "2000"], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    tally = json.loads(run.stdout)
+    assert tally["loaded"] + tally["refused"] == 2000
+    assert tally["refused"] > 500
+    assert tally["grown_mb"] < 64
+
+
+@pytest.mark.parametrize("container", WRITERS)
+def test_a_file_cut_anywhere_is_refused_or_has_lost_nothing(tmp_path, container):
+    path = WRITERS[container](tmp_path, tensors())
+    whole = path.read_bytes()
+    for cut in sorted({1, 2, 7, 8, 9, 30, *range(0, len(whole), 97), len(whole) - 1}):
+        path.write_bytes(whole[:cut])
+        try:
+            file = open_tensors(path)
+        except WeightFileError:
+            continue
+        assert container == "gguf"  # which pads its end
+        assert all(file[name].tobytes() == a.tobytes() for name, a in tensors().items())

@@ -1,0 +1,169 @@
+"""Flax's msgpack: a nested map whose leaves are arrays, each in an extension type of its own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import msgpack
+import numpy as np
+
+from vaespec.weights.containers.tensor_file import Stored, StoredTensors, damaged, opened
+
+KIND = "Flax msgpack"
+ARRAY, SCALAR = 1, 3  # the extension codes of flax.serialization; 2 is a complex number
+CHUNKED = "__msgpack_chunked_array__"
+CHUNK = 2**30  # bytes; flax writes larger arrays in pieces of this
+MAX_DEPTH, MAX_NAME, MAX_ITEMS = 64, 1 << 12, 1 << 20
+
+# First byte of an object -> bytes of its length that follow; fixed lengths are in EXT_OF.
+EXT, BIN = {0xC7: 1, 0xC8: 2, 0xC9: 4}, {0xC4: 1, 0xC5: 2, 0xC6: 4}
+EXT_OF = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
+
+
+def begins_msgpack(start: bytes) -> bool:
+    """Whether a file's first bytes are those of a map and of a key of text."""
+    if not (0x81 <= (first := start[0] if start else 0) <= 0x8F or first in (0xDE, 0xDF)):
+        return False
+    key = start[{0xDE: 3, 0xDF: 5}.get(first, 1) :][:1]
+    return b"\xa0" <= key <= b"\xbf" or b"\xd9" <= key <= b"\xdb"
+
+
+def open_msgpack(path: Path) -> StoredTensors:
+    """Walk the maps, stepping over the arrays. Names are joined by dots; what is no array is left out."""
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        try:
+            tree, end = _Walk(file, size).value(0)
+            if end != size:
+                raise ValueError(f"{size - end:,} bytes follow its map")
+            rows = dict(_leaves(tree, ""))
+        except (ValueError, msgpack.UnpackException, TypeError) as error:
+            raise damaged(path, KIND, str(error) or type(error).__name__) from None
+    return StoredTensors(path, KIND, rows)
+
+
+def write_msgpack(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write names with dots as nested maps, as flax.serialization does. OSError where the system does not let it."""
+    tree: dict[str, Any] = {}
+    for name, array in tensors.items():
+        *parents, leaf = name.split(".")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = array
+    packer = msgpack.Packer()
+    with path.open("wb") as file:
+        _write(file, packer, tree)
+
+
+def _write(file: BinaryIO, packer: msgpack.Packer, value: Any) -> None:
+    """One map or array after the other, so that no more than one array is copied at a time."""
+    if isinstance(value, dict):
+        file.write(packer.pack_map_header(len(value)))
+        for key, inner in value.items():
+            file.write(packer.pack(key))
+            _write(file, packer, inner)
+    elif value.nbytes > CHUNK:
+        flat, step = value.reshape(-1), CHUNK // value.itemsize
+        pieces = [flat[i : i + step] for i in range(0, flat.size, step)]
+        chunks, shape = dict(_numbered(pieces)), dict(_numbered(value.shape))
+        file.write(packer.pack_map_header(3) + packer.pack(CHUNKED) + packer.pack(True))
+        file.write(packer.pack("shape") + packer.pack(shape) + packer.pack("chunks"))
+        _write(file, packer, chunks)
+    else:
+        payload = packer.pack((value.shape, value.dtype.name, value.tobytes()))
+        file.write(packer.pack_ext_type(ARRAY, payload))
+
+
+def _numbered(items: Any) -> Iterator[tuple[str, Any]]:
+    return ((str(i), item) for i, item in enumerate(items))
+
+
+class _Walk:
+    """Reads the objects of an open file; every method takes where to begin, and tells where it ended as well."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self._file, self._size, self._items = file, size, 0
+
+    def value(self, at: int, depth: int = 0) -> tuple[Any, int]:
+        """A map as a dict, an array as Stored, anything else as it is."""
+        first = self._bytes(at, 1)[0]
+        if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
+            return self._map(at, depth)
+        if first in EXT or first in EXT_OF:
+            return self._extension(at, first)
+        return self._small(at, "unpack")
+
+    def _map(self, at: int, depth: int) -> tuple[dict[str, Any], int]:
+        count, at = self._small(at, "read_map_header")
+        self._items += count
+        if depth > MAX_DEPTH or self._items > MAX_ITEMS:
+            raise ValueError(f"it is more than {MAX_DEPTH} maps deep or has more than {MAX_ITEMS:,} entries")
+        table: dict[str, Any] = {}
+        for _ in range(count):
+            key, at = self._small(at, "unpack")
+            if not isinstance(key, str) or key in table:
+                raise ValueError(f"the key {key!r} is not text, or there twice")
+            table[key], at = self.value(at, depth + 1)
+        return table, at
+
+    def _extension(self, at: int, first: int) -> tuple[Stored | None, int]:
+        """shape, dtype and bytes, in an object of a length told before them."""
+        width = EXT.get(first, 0)
+        length = int.from_bytes(self._bytes(at + 1, width), "big") if width else EXT_OF[first]
+        code, at = self._bytes(at + 1 + width, 1)[0], at + 2 + width
+        end = at + length
+        if code not in (ARRAY, SCALAR):
+            return None, end
+        fields, at = self._small(at, "read_array_header")
+        shape, at = self._small(at, "unpack")
+        dtype, at = self._small(at, "unpack")
+        width = BIN.get(self._bytes(at, 1)[0], 0)
+        count, at = int.from_bytes(self._bytes(at + 1, width), "big"), at + 1 + width
+        if fields != 3 or not width or at + count != end or end > self._size or not isinstance(shape, list):
+            raise ValueError(f"the array at byte {at:,} of {self._size:,} is not a whole one")
+        return Stored(str(dtype), tuple(shape), ((at, count),)), end
+
+    def _small(self, at: int, what: str) -> tuple[Any, int]:
+        """What msgpack's own reader makes of a few bytes; ValueError if more than MAX_NAME would be needed."""
+        unpacker = msgpack.Unpacker(max_buffer_size=MAX_NAME, strict_map_key=True)
+        unpacker.feed(self._bytes(at, min(MAX_NAME, self._size - at)))
+        try:
+            value = getattr(unpacker, what)()
+        except msgpack.OutOfData:
+            raise ValueError(f"it ends, or holds what is no array, at byte {at:,} of {self._size:,}") from None
+        return value, at + unpacker.tell()
+
+    def _bytes(self, at: int, count: int) -> bytes:
+        self._file.seek(at)
+        content = self._file.read(count)
+        if len(content) != count or not count:
+            raise ValueError(f"it ends at byte {self._size:,}, inside an object")
+        return content
+
+
+def _leaves(node: Any, name: str) -> Iterator[tuple[str, Stored]]:
+    """The arrays under a node, with their names; pieces are put together."""
+    if isinstance(node, Stored):
+        yield name, node
+    elif isinstance(node, dict) and CHUNKED in node:
+        yield name, _whole(node, name)
+    elif isinstance(node, dict):
+        for key, inner in node.items():
+            yield from _leaves(inner, f"{name}.{key}" if name else key)
+
+
+def _whole(node: Mapping[str, Any], name: str) -> Stored:
+    """The array of which this is the shape and the pieces."""
+    shape, chunks = node.get("shape"), node.get("chunks")
+    if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
+        raise ValueError(f"tensor {name} is in pieces, but has no shape or no pieces")
+    numbered = [chunks.get(str(i)) for i in range(len(chunks))]
+    pieces = [piece for piece in numbered if isinstance(piece, Stored)]
+    if len(pieces) < len(numbered) or len({piece.dtype for piece in pieces}) > 1:
+        raise ValueError(f"tensor {name} lacks a piece, or its pieces differ in dtype")
+    sizes: Any = tuple(shape.get(str(i)) for i in range(len(shape)))
+    return Stored(pieces[0].dtype, sizes, tuple(run for piece in pieces for run in piece.runs))

@@ -1,0 +1,123 @@
+"""safetensors: eight bytes of length, a JSON table, and the tensors, which must tile the rest of the file."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from vaespec.errors import WeightFileError
+from vaespec.weights.containers.tensor_file import Stored, StoredTensors, damaged, opened
+
+KIND = "safetensors"
+HEADER_LIMIT = 16 << 20  # bytes; a full checkpoint's header has under 1 MB
+DTYPES = {
+    "BOOL": "bool",
+    "U8": "uint8",
+    "I8": "int8",
+    "U16": "uint16",
+    "I16": "int16",
+    "U32": "uint32",
+    "I32": "int32",
+    "U64": "uint64",
+    "I64": "int64",
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "C64": "complex64",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E4M3FNUZ": "float8_e4m3fnuz",
+    "F8_E5M2": "float8_e5m2",
+    "F8_E5M2FNUZ": "float8_e5m2fnuz",
+    "F8_E8M0": "float8_e8m0fnu",
+}
+
+
+def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file. OSError where the system does not let it."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import save_file
+
+    try:
+        save_file(dict(tensors), path, metadata=dict(metadata))
+    except SafetensorError as error:  # a full disk, for one
+        raise OSError(str(error)) from None
+
+
+def begins_safetensors(start: bytes) -> bool:
+    """Whether a file's first bytes are a length below 4 GiB and a JSON table."""
+    return start[4:9] == b"\0\0\0\0{"
+
+
+def open_safetensors(path: Path) -> StoredTensors:
+    """Read the header, which must account for every byte of the file. WeightFileError says what is wrong with it."""
+    with opened(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = 8 + int.from_bytes(file.read(8), "little")
+        if data > HEADER_LIMIT:
+            raise damaged(path, KIND, f"its header would have {data:,} bytes, at most {HEADER_LIMIT:,} may be")
+        if size < data:
+            raise WeightFileError(f"{path} ends inside its header, at {size} bytes: the download is incomplete.")
+        header = file.read(data - 8)
+    try:
+        table = json.loads(header.decode(), object_pairs_hook=unique)
+        metadata = _strings(table.pop("__metadata__", {}))
+        rows = {name: _row(name, fields, data) for name, fields in table.items()}
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, KIND, error) from None
+    _require_tiling(path, rows, data, size)
+    return StoredTensors(path, KIND, rows, metadata)
+
+
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict; ValueError if a key is there twice, since readers differ in which one they take."""
+    table = dict(pairs)
+    if len(table) != len(pairs):
+        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
+        raise ValueError(f"it has the key {twice!r} twice")
+    return table
+
+
+def _strings(metadata: Any) -> dict[str, str]:
+    """The metadata; null, which MLX writes where it has none, is empty."""
+    if metadata is None:
+        return {}
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its metadata are not strings")
+    return metadata
+
+
+def _row(name: str, fields: Any, data: int) -> Stored:
+    """One entry of the table. `data` is where offsets are counted from."""
+    if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"tensor {name} has other fields than dtype, shape and data_offsets")
+    dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
+    if not (isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2):
+        raise ValueError(f"tensor {name} has no list of sizes or no two offsets")
+    if not all(type(n) is int and 0 <= n < 2**63 for n in offsets) or offsets[0] > offsets[1]:
+        raise ValueError(f"tensor {name} lies at no place, {offsets}")
+    if not isinstance(dtype, str) or dtype not in DTYPES:
+        raise ValueError(f"tensor {name} has the unknown dtype {dtype!r}")
+    try:
+        return Stored(DTYPES[dtype], tuple(shape), ((data + offsets[0], offsets[1] - offsets[0]),))
+    except ValueError as error:
+        raise ValueError(f"tensor {name} {error}") from None
+
+
+def _require_tiling(path: Path, rows: Mapping[str, Stored], data: int, size: int) -> None:
+    """WeightFileError unless tensor follows on tensor from the header to the end: no hole, overlap or rest."""
+    end = data
+    for (first, count), name in sorted((row.runs[0], name) for name, row in rows.items()):
+        if first != end:
+            raise damaged(path, KIND, f"tensor {name} begins at byte {first:,}, the one before ends at {end:,}")
+        end = first + count
+    if size < end:
+        raise WeightFileError(f"{path} is incomplete: it has {size:,} of {end:,} bytes; download it again.")
+    if size > end:
+        raise damaged(path, KIND, f"{size - end:,} bytes follow its last tensor")

@@ -1,0 +1,81 @@
+"""A model in several files, and the JSON index that tells which tensor is in which."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any
+
+import numpy as np
+
+from vaespec.errors import WeightFileError
+from vaespec.weights.containers.safetensors import HEADER_LIMIT, unique
+from vaespec.weights.containers.tensor_file import TensorFile, damaged, opened
+
+KIND = "index of shards"
+
+
+class Shards(TensorFile):
+    """The tensors of all `shards` (file name -> file) under one roof.
+
+    WeightFileError unless each is exactly where the `index` (tensor -> file name) says.
+    """
+
+    def __init__(self, path: Path, index: Mapping[str, str], shards: Mapping[str, TensorFile]) -> None:
+        kinds = " and ".join(sorted({shard.kind for shard in shards.values()}))
+        self.path, self.kind = path, f"{kinds} in {len(shards)} shards"
+        self.metadata = {key: value for shard in shards.values() for key, value in shard.metadata.items()}
+        self._home = {name: shards[file] for name, file in index.items()}
+        for name, file in index.items():
+            if name not in shards[file]:
+                raise damaged(path, KIND, f"tensor {name} is not in {file}, where it says")
+        for file, shard in shards.items():
+            if stray := next((name for name in shard if index.get(name) != file), None):
+                told = f"in {index[stray]}" if stray in index else "nowhere"
+                raise damaged(path, KIND, f"tensor {stray} is in {file}, it says {told}")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """From the shard's header."""
+        return self._home[name].shape(name)
+
+    def dtype(self, name: str) -> str:
+        """From the shard's header."""
+        return self._home[name].dtype(name)
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        return self._home[name][name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._home)
+
+    def __len__(self) -> int:
+        return len(self._home)
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """tensor -> file name, of files beside the index only. WeightFileError for any other JSON."""
+    with opened(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > HEADER_LIMIT:
+            raise damaged(path, KIND, f"it has {size:,} bytes, at most {HEADER_LIMIT:,} may be")
+        content = file.read()
+    try:
+        index = json.loads(content.decode(), object_pairs_hook=unique)
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, KIND, error) from None
+    names: Any = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
+        raise WeightFileError(f"{path} is JSON, but no index of shards: it has no weight_map of tensors and files.")
+    for file in sorted(set(names.values())):
+        if not _is_beside(file):
+            raise damaged(path, KIND, f"the shard {file!r} is not a plain file name")
+        if not (path.parent / file).exists():
+            raise WeightFileError(f"{path} names the shard {file}, which is not beside it: download it too.")
+    return names
+
+
+def _is_beside(file: str) -> bool:
+    """Whether this is a mere file name on every system."""
+    plain = PurePosixPath(file).name == PureWindowsPath(file).name == file
+    return plain and file not in ("", "..") and "\0" not in file
