@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
@@ -74,6 +74,11 @@ def strips(rows: int, elements_per_row: int) -> Iterator[slice]:
     height = max(1, min(STRIP_ELEMENTS // max(1, elements_per_row), -(-rows // cores())))
     for start in range(0, rows, height):
         yield slice(start, min(start + height, rows))
+
+
+def on_every_core(work: Callable[[str], T], names: Iterable[str]) -> list[T]:
+    """work(name) for every name, in order."""
+    return list(_pool().map(work, names))
 
 
 def side_by_side(work: Callable[[slice], T], rows: int, elements_per_row: int) -> list[T]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from threading import Thread
 from urllib.parse import unquote, urlsplit
 
-API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/revision/(?P<revision>[^/]+))?")
+API = re.compile(r"/api/models/(?P<repo>[^/]+/[^/]+)(?:/(?P<view>revision|tree)/(?P<revision>[^/]+))?")
 RESOLVE = re.compile(r"/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
@@ -36,7 +36,7 @@ class Repository:
 
 @dataclass
 class Hub:
-    """`cuts` are how often, and `failures` with which status, the GETs of a file of this name go wrong."""
+    """`cuts`: file -> how often its download breaks off; `failures`: "HEAD file", "GET file", "GET" -> status."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
@@ -100,11 +100,13 @@ class Handler(BaseHTTPRequestHandler):
             return self._refuse(403, "GatedRepo", "Access to this model is restricted")
         if name is None:
             listing = {"id": asked["repo"], "sha": commit, "siblings": [{"rfilename": file} for file in files]}
-            return self._send(self.hub.failures.get("api", 200), json.dumps(listing).encode(), {})
+            tree = [{"type": "file", "path": file, "size": len(text), "oid": "0"} for file, text in files.items()]
+            content = json.dumps(tree if asked.get("view") == "tree" else listing).encode()
+            return self._send(self.hub.failures.get("GET", 200), content, {})
         if name not in files:
             return self._refuse(404, "EntryNotFound", "Entry not found")
-        if name in self.hub.failures and self.command == "GET":
-            return self._refuse(self.hub.failures[name], "", "Server Error")
+        if status := self.hub.failures.get(f"{self.command} {name}"):
+            return self._refuse(status, "", "")
         return self._file(name, files[name], commit)
 
     def _file(self, name: str, content: bytes, commit: str) -> None:

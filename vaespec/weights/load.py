@@ -109,6 +109,9 @@ class CanonicalWeights(Mapping[str, np.ndarray]):
             raise WeightMapError(f"{stored} of {self.here.file.path} has {array.min()} in it: a variance is positive.")
         return array
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.table  # Mapping's own would read the tensor
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.table)
 

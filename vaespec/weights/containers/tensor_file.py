@@ -43,6 +43,14 @@ class TensorFile(Mapping[str, np.ndarray]):
     def dtype(self, name: str) -> str:
         """The tensor's dtype, by the name NumPy or ml_dtypes has for it; nothing is read."""
 
+    def __contains__(self, name: object) -> bool:
+        """Nothing is read, as Mapping's own would."""
+        try:
+            self.shape(str(name))
+        except KeyError:
+            return False
+        return True
+
 
 @dataclass(frozen=True)
 class Stored:

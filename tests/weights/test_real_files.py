@@ -1,0 +1,212 @@
+"""Every kind of file there is in the wild is read as what it is: each tensor, each axis, each field of the config."""
+
+from __future__ import annotations
+
+import re
+
+import mlx.core as mx
+import numpy as np
+import pytest
+from real_files import EXACT, FILES, RealFile, check, filled, half_of, with_prefix
+from wild import FORMATS, Wild, assert_same, in_the_file, listing, read, tagged
+
+from vaespec import WeightMapError, families
+from vaespec.weights.located import locate
+
+# -- whole files -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_tensor_and_every_field_of_a_real_file_is_read_right(name):
+    check(FILES[name])
+
+
+def test_every_listing_that_is_packed_is_read_by_some_test():
+    known = {*FILES, "flux1-mflux-q4", "ldm-loss-keys"}
+    configs = {f"{file.family}.config" for file in FILES.values()}
+    assert set(listing_names()) == known | configs
+
+
+def listing_names() -> list[str]:
+    from wild import listings
+
+    return list(listings())
+
+
+def test_four_bits_of_mflux_are_what_mlx_makes_of_them():
+    shapes, canonical = listing("flux1-mflux-q4"), tagged(listing("flux1-diffusers"))
+    layers = [name.removesuffix(".scales") for name in shapes if name.endswith(".scales")]
+    arrays = in_the_file(listing("flux1-mflux"), FORMATS["mflux"], canonical)
+    for k, layer in enumerate(layers):
+        w = mx.array(np.random.default_rng(k).standard_normal((512, 512), np.float32))
+        packed = dict(zip(("weight", "scales", "biases"), mx.quantize(w, group_size=64, bits=4), strict=True))
+        arrays |= {f"{layer}.{part}": np.array(a) for part, a in packed.items()}
+        canonical[f"{layer}.weight"] = np.array(mx.dequantize(*packed.values(), group_size=64, bits=4))
+    assert {name: list(a.shape) for name, a in arrays.items()} == shapes
+    assert len(layers) == 8
+    assert_same(read(arrays)[1], canonical)
+
+
+# -- what is beside the VAE --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_the_loss_of_training_is_left_alone_and_counted(prefix):
+    file = FILES["sd1-ldm-standalone"]
+    loss = {prefix + name: a for name, a in tagged(listing("ldm-loss-keys")).items()}
+    resnet = {f"{prefix}loss.perceptual_loss.net.layer1.0.conv1.weight": np.ones((64, 64, 1, 1), np.float32)}
+    scalars = {f"{prefix}model_ema.decay": np.float32([1])[0], f"{prefix}model_ema.num_updates": np.array(3, np.int32)}
+    arrays = with_prefix(filled(file), prefix)
+    config, weights = read(arrays | loss | resnet | scalars)
+    assert_same(weights, file.weights)
+    assert config == read(arrays)[0]
+    assert len(locate(Wild(arrays | loss)).ignored()) == len(loss) == 56
+
+
+@pytest.mark.parametrize("name", ["sd1-ldm-standalone", "ldm-kl-f32-ldm", "flux1-bfl", "ldm-kl-f4-ldm"])
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_the_moving_average_is_read_when_asked_for(name, prefix):
+    file = FILES[name]
+    raw = filled(file)
+    average = {f"model_ema.{key.replace('.', '')}": a + np.float32(0.5) for key, a in raw.items()}
+    assert len(average) == len(raw)  # no two names are one without dots
+    arrays = with_prefix(raw | average | {"model_ema.decay": np.float32([1])[0]}, prefix)
+    assert_same(read(arrays)[1], file.weights)
+    assert_same(read(arrays, use_ema=True)[1], {key: a + np.float32(0.5) for key, a in file.weights.items()})
+
+
+def test_a_moving_average_that_is_not_there_or_not_whole_is_missed():
+    raw = filled(FILES["sd1-ldm-standalone"])
+    with pytest.raises(WeightMapError, match=r"no EMA copy of the VAE: no model_ema\.encoderconv_inweight"):
+        read(raw, use_ema=True)
+    average = {f"model_ema.{key.replace('.', '')}": a for key, a in raw.items()}
+    del average["model_ema.decodermidattn_1kbias"]
+    with pytest.raises(WeightMapError, match=r"missing     model_ema\.decodermidattn_1kbias"):
+        read(raw | average, use_ema=True)
+
+
+@pytest.mark.parametrize("prefix", ["", "vae.", "module.", "model.first_stage_model.", "_orig_mod."])
+@pytest.mark.parametrize("name", EXACT)
+def test_a_prefix_is_whatever_is_before_the_first_layers(name, prefix):
+    file = FILES[name]
+    own = file.prefix
+    arrays = with_prefix({key.removeprefix(own): a for key, a in filled(file).items()}, prefix)
+    here = locate(Wild(arrays))
+    assert (here.prefix, here.dialect.name) == (prefix, file.dialect)
+    assert_same(read(arrays)[1], file.weights)
+
+
+def test_one_of_two_vaes_is_read_when_told_which():
+    first, second = FILES["sd1-ldm-vae-prefix"], FILES["sd3-ldm-full-prefix"]
+    arrays = filled(first) | filled(second)
+    with pytest.raises(WeightMapError, match=r"2 VAEs in .*under the prefixes \['first_stage_model\.', 'vae\.'\]"):
+        read(arrays)
+    assert_same(read(arrays, prefix="vae.")[1], first.weights)
+    assert_same(read(arrays, prefix="first_stage_model.")[1], second.weights)
+    with pytest.raises(WeightMapError, match="no VAE under the prefix 'model'"):
+        read(arrays, prefix="model")
+
+
+def test_two_vaes_of_two_worlds_do_not_mix():
+    one, other = FILES["flux2-mflux"], FILES["sd1-ldm-standalone"]
+    arrays = with_prefix(filled(one), "a.") | with_prefix(filled(other), "b.")
+    assert_same(read(arrays, prefix="a.")[1], one.weights)
+    assert_same(read(arrays, prefix="b.")[1], other.weights)
+
+
+# -- half a file -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", FILES)
+def test_half_of_a_real_file_is_half_of_its_model(name, half):
+    file = FILES[name]
+    wanted = half_of(file.weights, half)
+    config, weights = read(half_of(filled(file), half, file))
+    assert_same(weights, wanted)
+    theirs = listing(f"{file.family}.config")
+    shown = {"encoder": ("in_channels", "down_block_types"), "decoder": ("out_channels", "up_block_types")}[half]
+    for field in (*shown, "block_out_channels", "layers_per_block", "latent_channels", "mid_block_add_attention"):
+        found = getattr(config, field)
+        assert (list(found) if isinstance(found, tuple) else found) == theirs[field], field
+
+
+# -- layouts -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("axes", [2, 3, 4])
+@pytest.mark.parametrize("name", ["sd1-diffusers-deprecated", "sd1-diffusers", "ldm-kl-f4-ldm"])
+def test_attention_is_read_whatever_its_rank(name, axes):
+    file, arrays = FILES[name], filled(FILES[name])
+    linear = [key for key, a in arrays.items() if re.search(r"\.(attn|attentions)[._]", key) and a.ndim > 1]
+    assert len(linear) == 8
+    for key in linear:
+        arrays[key] = arrays[key].reshape(*arrays[key].shape[:2], *[1] * (axes - 2))
+    assert_same(read(arrays)[1], file.weights)
+
+
+@pytest.mark.parametrize("shape", [(512, 512, 3, 3), (512, 512, 1, 2), (512, 256), (512, 512, 2)])
+def test_attention_of_other_shapes_is_refused(shape):
+    arrays = filled(FILES["sd1-ldm-standalone"])
+    arrays["encoder.mid.attn_1.q.weight"] = np.zeros(shape, np.float32)
+    with pytest.raises(WeightMapError, match=r"shape       encoder\.mid\.attn_1\.q\.weight .*wants \(512, 512\)"):
+        read(arrays)
+
+
+@pytest.mark.parametrize("order", ["OHWI", "HWIO"])
+@pytest.mark.parametrize("name", ["sd1-diffusers", "ldm-kl-f4-ldm"])
+def test_a_file_of_several_layouts_is_refused(name, order):
+    arrays = filled(FILES[name])
+    key = next(key for key in arrays if key.endswith("conv2.weight"))
+    arrays[key] = np.einsum(f"OIHW->{order}", arrays[key])
+    with pytest.raises(WeightMapError, match=rf"in no one layout \(.*{re.escape(key)}"):
+        read(arrays)
+
+
+@pytest.mark.parametrize("form", [form for form in FORMATS if FORMATS[form].conv != "OIHW"])
+@pytest.mark.parametrize("family", ["ldm-kl-f4", "sd1", "ldm-kl-f32", "flux2"])
+def test_kernels_whose_shape_fits_several_layouts_follow_the_others(form, family):
+    """kl-f4: conv_in (128, 3, 3, 3), decoder.conv_in (512, 3, 3, 3) and quant convolutions of (3, 3, 1, 1)."""
+    file = RealFile(family, form)
+    config, weights = read(filled(file))
+    assert_same(weights, file.weights)
+    assert config.latent_channels == listing(f"{family}.config")["latent_channels"]
+
+
+def test_levels_in_the_order_of_diffusionkit_are_told_by_their_widths():
+    for form in ("mlx", "diffusionkit"):
+        file = RealFile("sd3", form, "first_stage_model.")
+        assert locate(Wild(filled(file))).dialect.name == form
+        check(file)
+
+
+# -- the config --------------------------------------------------------------------------------------------------
+
+MARKERS = {
+    "sd1": "cond_stage_model.transformer.text_model.embeddings.position_ids",
+    "sdxl": "conditioner.embedders.0.transformer.text_model.final_layer_norm.bias",
+    "sd3": "model.diffusion_model.joint_blocks.0.context_block.attn.qkv.bias",
+}
+
+
+@pytest.mark.parametrize("family", MARKERS)
+def test_a_full_checkpoint_says_every_field_of_its_familys_config(family):
+    file = FILES[f"{family}-ldm-full-prefix"]
+    config = read(filled(file) | {MARKERS[family]: np.zeros(4, np.float32)})[0]
+    for field, wanted in listing(f"{family}.config").items():
+        found = getattr(config, field)
+        assert (list(found) if isinstance(found, tuple) else found) == wanted, field
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_family_that_is_said_is_taken_only_if_the_file_is_of_it(name):
+    here = locate(Wild(filled(FILES[name])))
+    own = FILES[name].family.removeprefix("ldm-")
+    for family in families.names():
+        config = families.config(family)
+        same = all(getattr(config, f) == getattr(families.config(own), f) for f in families.STRUCTURE)
+        if same:
+            assert read(here.file.arrays, family=family)[0] == config
+        else:
+            with pytest.raises(WeightMapError, match=f"is not of the family '{family}'"):
+                read(here.file.arrays, family=family)
