@@ -99,7 +99,7 @@ def test_a_safetensors_header_must_account_for_every_byte(tmp_path, what):
     ("content", "words"),
     [
         (b"", r"\(0 bytes\) does not begin like a file of weights: \.safetensors"),
-        (b"{", "index of shards"),
+        (b"{", "damaged shard index"),
         (bytes(4096), r"\(4096 bytes\) does not begin like"),
         (b"\xff" * 4096, "does not begin like"),
         (b"\x89PNG\r\n\x1a\n", "does not begin like"),

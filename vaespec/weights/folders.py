@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import re
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from pathlib import Path, PureWindowsPath
-from typing import Any
+from pathlib import Path
 
 from vaespec.errors import WeightFileError
+from vaespec.weights.containers import read_index
 
 CONFIG = "config.json"
 PIPELINE_VAE = "vae"  # where a diffusers pipeline keeps its VAE
-INDEX_LIMIT = 16 * 2**20  # bytes; a VAE of 436 tensors has an index of 40 kB
 SHOWN = 10  # names that an error lists
 
 VARIANT = r"(?:\.(?P<variant>[^.]+))?"  # "", ".fp16", ".non_ema", ...
@@ -54,7 +52,8 @@ class FolderFiles:
 
     def shards(self) -> tuple[Path, ...]:
         """What else is needed. Reads the index, if there is one; WeightFileError if it cannot be trusted."""
-        return tuple(self.weights.with_name(shard) for shard in shard_names(self.weights)) if self.sharded else ()
+        names = dict.fromkeys(read_index(self.weights).values()) if self.sharded else ()
+        return tuple(self.weights.with_name(name) for name in names)
 
     def under(self, folder: Path) -> FolderFiles:
         """The same files, where this folder is theirs."""
@@ -101,24 +100,6 @@ def choose_among(names: Collection[str], where: str, variant: str | None = None)
     return FolderFiles(Path(found[taken]), Path(CONFIG) if CONFIG in names else None, taken or None)
 
 
-def shard_names(index: Path) -> tuple[str, ...]:
-    """The shards that an index lists, in its order. WeightFileError unless each is the plain name of a file."""
-    try:
-        with index.open("rb") as file:
-            text = file.read(INDEX_LIMIT + 1)
-        document: Any = json.loads(text) if len(text) <= INDEX_LIMIT else None
-        shards = dict.fromkeys(document["weight_map"].values())
-    except OSError as error:
-        raise WeightFileError(f"cannot read {index}: {error.strerror}.") from error
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        raise WeightFileError(f"{index} is no index of shards (weight_map: name -> file); get it again.") from None
-    strange = [shard for shard in shards if not _is_plain(shard)]
-    if strange or not shards:
-        problem = f"names {strange[0]!r}, which is not the plain name of a file" if strange else "names no shard"
-        raise WeightFileError(f"{index} {problem}: do not trust it, get the weights elsewhere.")
-    return tuple(shards)
-
-
 def _known(names: Collection[str]) -> dict[str, str]:
     """Variant -> its preferred file, among names that are known; the variant of plain weights is ""."""
     found: dict[str, str] = {}
@@ -153,8 +134,3 @@ def _offered(found: Collection[str]) -> str:
 def _listed(names: Collection[str]) -> str:
     first = sorted(names)[:SHOWN]
     return ", ".join(first) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _is_plain(name: object) -> bool:
-    """Whether an untrusted name stays in its folder, on every system."""
-    return isinstance(name, str) and name.isprintable() and name != ".." and PureWindowsPath(name).name == name != ""

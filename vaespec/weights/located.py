@@ -77,8 +77,9 @@ def locate(
     """
     prefix = _prefix(file, prefix)
     _refuse_other_models(file, prefix)
-    halves = tuple(half for half in BLOCKS if any(key.startswith(f"{prefix}{half}.conv_in.") for key in file))
-    kernels = [(key, file.shape(key)) for key in file if key.startswith(prefix) and RESNET_KERNEL.search(key)]
+    halves = tuple(half for half in BLOCKS if any(key.startswith(f"{prefix}{half}.") for key in file))
+    own = tuple(f"{prefix}{half}." for half in halves)
+    kernels = [(key, file.shape(key)) for key in file if key.startswith(own) and RESNET_KERNEL.search(key)]
     spoken = _dialect(file, prefix, halves, kernels) if dialect is None else known_dialect(dialect)
     here = Located(file, prefix, spoken, detect(kernels, spoken.layout), halves)
     here = replace(here, levels=_levels(here))

@@ -32,8 +32,10 @@ def open_tensors(path: Path) -> TensorFile:
     start = _start(path)
     if not begins_safetensors(start) and start.lstrip().startswith(b"{"):
         index = read_index(path)
-        shards = {file: _open(path.parent / file) for file in sorted(set(index.values()))}
-        return dequantised(Shards(path, index, shards))
+        files = sorted(set(index.values()))
+        if lacking := [file for file in files if not (path.parent / file).exists()]:
+            raise WeightFileError(f"{path} names the shard {lacking[0]}, which is not beside it: download it too.")
+        return dequantised(Shards(path, index, {file: _open(path.parent / file) for file in files}))
     return dequantised(_open(path))
 
 
