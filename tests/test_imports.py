@@ -6,7 +6,7 @@ import sys
 import pytest
 
 FRAMEWORKS = {"torch", "jax", "jaxlib", "mlx"}
-HEAVY = FRAMEWORKS | {"PIL", "huggingface_hub", "gguf", "msgpack", "typer", "rich", "safetensors", "ml_dtypes", "diffusers"}
+HEAVY = FRAMEWORKS | {"PIL", "huggingface_hub", "gguf", "typer", "rich", "safetensors", "ml_dtypes", "diffusers"}
 
 
 def loaded_by(code: str) -> set[str]:
