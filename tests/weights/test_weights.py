@@ -27,7 +27,7 @@ from vaespec import (
     parameters,
 )
 from vaespec.weights import load_file, save_file
-from vaespec.weights.containers import open_tensors
+from vaespec.weights.containers import open_tensors, write_safetensors
 from vaespec.weights.dialects import DIALECTS
 from vaespec.weights.inference import infer_config
 from vaespec.weights.layouts import to_stored
@@ -294,7 +294,7 @@ def test_a_family_that_contradicts_the_file_is_refused_field_by_field():
 
 
 def test_a_file_of_unknown_scale_encodes_but_asks_before_it_scales(tmp_path):
-    save_file(tmp_path / "model.safetensors", PLAIN, AutoencoderKL.from_config(PLAIN, backend="numpy").weights())
+    written(tmp_path, AutoencoderKL.from_config(PLAIN, backend="numpy").weights())
     vae = AutoencoderKL.from_single_file(tmp_path / "model.safetensors", backend="numpy")
     assert vae.config == PLAIN.replace(scaling_factor=None)
     x = images(PLAIN, 8, 8)
@@ -367,12 +367,35 @@ def test_half_a_file_is_half_a_model(tmp_path, dialect, half, other):
     path = tmp_path / f"half.{DIALECTS[dialect].container}"
     save_file(path, PLAIN, weights, dialect=dialect)
     vae = AutoencoderKL.from_single_file(path, backend="numpy")
-    assert vae.config == PLAIN.replace(scaling_factor=None)
-    assert_same_bits(vae.weights(), weights)
+    assert vae.config == (PLAIN.replace(scaling_factor=None) if dialect == "flax" else PLAIN)
+    if dialect != "flax":
+        weights = dict(open_tensors(path))
+        assert infer_config(locate(open_tensors(written(tmp_path, weights)))) == PLAIN.replace(scaling_factor=None)
+    assert_same_bits(vae.weights(), {name: tagged(PLAIN)[name] for name in parameters(PLAIN, [half])})
     run = {"encoder": lambda: vae.encode(images(PLAIN, 8, 8)), "decoder": lambda: vae.decode(np.zeros((1, 4, 2, 2)))}
     assert np.isfinite(vae.to_numpy(run[half]()[0].mean if half == "encoder" else run[half]()[0])).all()
     with pytest.raises(InputError, match=f"these weights have no {other}: load them from a file that has"):
         run[other]()
     moved = vae.with_backend("torch")
-    assert set(moved.functional().params) == weights.keys() == set(moved.module().state_dict())
-    assert vae.num_parameters() == sum(a.size for a in weights.values())
+    assert set(moved.functional().params) == vae.weights().keys() == set(moved.module().state_dict())
+    assert vae.num_parameters() == sum(a.size for a in vae.weights().values())
+
+
+# -- a file's own config -----------------------------------------------------------------------------------------
+
+
+def test_a_file_of_ours_tells_what_weights_do_not_show(tmp_path):
+    config = narrow((8, 16), norm_num_groups=4, scaling_factor=0.7, shift_factor=0.1)
+    AutoencoderKL.from_config(config, backend="numpy").save_single_file(path := tmp_path / "vae.safetensors")
+    assert vaespec.load(path, backend="numpy").config == config
+    other = config.replace(scaling_factor=0.5)
+    assert AutoencoderKL.from_single_file(path, config=other, backend="numpy").config == other
+
+
+def test_a_damaged_config_in_a_file_is_told(tmp_path):
+    write_safetensors(tmp_path / "vae.safetensors", tagged(PLAIN), {"vaespec.config": "{"})
+    with pytest.raises(WeightFileError, match="has a damaged config in its metadata"):
+        vaespec.load(tmp_path / "vae.safetensors", backend="numpy")
+    write_safetensors(tmp_path / "vae.safetensors", tagged(PLAIN), {"vaespec.config": '{"latent_channels": 8}'})
+    with pytest.raises(WeightMapError, match="config      latent_channels would be 8, the file has 4"):
+        vaespec.load(tmp_path / "vae.safetensors", backend="numpy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -12,7 +13,7 @@ import numpy as np
 
 from vaespec.architecture import halves_among, parameters
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import InputError, NonFiniteError, WeightMapError
+from vaespec.errors import InputError, NonFiniteError, WeightFileError, WeightMapError
 from vaespec.parameters import STORAGE_DTYPES
 from vaespec.weights.containers import open_tensors, require_plain
 from vaespec.weights.folders import choose
@@ -21,6 +22,7 @@ from vaespec.weights.layouts import canonical_shape, to_canonical
 from vaespec.weights.located import Located, locate
 
 LOG = logging.getLogger("vaespec")
+CONFIG_KEY = "vaespec.config"  # in the metadata of a file
 VARIANCE = "bn.running_var"
 SHOWN = 10  # problems of one kind that an error lists
 
@@ -61,11 +63,11 @@ def load_folder(
 def load_file(
     path: Path, config: AutoencoderConfig | None = None, family: str | None = None, **how: Unpack[Reading]
 ) -> tuple[AutoencoderConfig, CanonicalWeights]:
-    """One file of any kind; the config is inferred unless given (see `infer_config`)."""
+    """One file of any kind; the config is that given, or the file's own, or inferred (see `infer_config`)."""
     if config is not None and family is not None:
         raise InputError(f"give config= or family={family!r}, not both: either says everything.")
     here = open_vae(path, **how)
-    config = config or infer_config(here, family)
+    config = config or (own_config(here) if family is None else None) or infer_config(here, family)
     numbers = [here.stored(name) for name, row in parameters(config, here.halves).items() if row.role != "counter"]
     require_plain(here.file, filter(here.file.__contains__, numbers))
     left = unexpected(here, config)
@@ -77,6 +79,17 @@ def load_file(
     if left:
         LOG.warning("%s: left out %d tensors that are not the model's: %s", path, len(left), ", ".join(left[:SHOWN]))
     return config, CanonicalWeights(here, config, how.get("allow_nonfinite", False))
+
+
+def own_config(here: Located) -> AutoencoderConfig | None:
+    """The config that `save_file` leaves in a file's metadata, if it does."""
+    if (text := here.file.metadata.get(CONFIG_KEY)) is None:
+        return None
+    try:
+        return AutoencoderConfig.from_dict(json.loads(text))
+    except ValueError as error:
+        told = f"{here.file.path} has a damaged config in its metadata ({error}): give config= or family=."
+        raise WeightFileError(told) from None
 
 
 def open_vae(path: Path, **how: Unpack[Reading]) -> Located:

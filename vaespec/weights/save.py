@@ -17,6 +17,7 @@ from vaespec.parameters import Parameter, storage_dtype
 from vaespec.weights.containers import write_msgpack, write_safetensors
 from vaespec.weights.dialects import DIFFUSERS, Dialect, known_dialect
 from vaespec.weights.layouts import to_stored
+from vaespec.weights.load import CONFIG_KEY
 
 METADATA = {"format": "pt"}  # as diffusers writes it
 SUFFIX = {"safetensors": ".safetensors", "msgpack": ".msgpack"}
@@ -54,6 +55,8 @@ def save_file(
 ) -> None:
     """One file in a dialect's names, layout and container: Flax's is a .msgpack, the others' a .safetensors.
 
+    A .safetensors has the config in its metadata, for what weights do not show.
+
     InputError for an unknown dialect or another suffix, NonFiniteError for a tensor that does not fit the dtype.
     """
     written = known_dialect(dialect)
@@ -64,7 +67,7 @@ def save_file(
         if written.container == "msgpack":
             write_msgpack(part, tensors)
         else:
-            write_safetensors(part, tensors, METADATA)
+            write_safetensors(part, tensors, METADATA | {CONFIG_KEY: json.dumps(config.to_dict())})
 
 
 @contextmanager
