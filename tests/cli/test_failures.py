@@ -117,7 +117,7 @@ def test_the_demo_is_a_png_and_named_so(place):
         ("--dtype", "int4", "no dtype 'int4': choose float32, float64, float16, bfloat16.\n"),
         ("--precision", "high", "precision 'high': choose default or highest.\n"),
         ("--weights", "nowhere", "no file or folder nowhere"),
-        ("--weights", "cat.png", "does not begin like a safetensors file"),
+        ("--weights", "cat.png", "does not begin like a file of weights"),
     ],
 )
 def test_a_wrong_model_option_is_told(option, value, words):

@@ -4,45 +4,59 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections import Counter
 from typing import Annotated, Any
 
-import numpy as np
 import typer
 
-from vaespec import autoencoder, families, weights
+from vaespec import autoencoder, families
 from vaespec.analysis.cost import Cost, cost
 from vaespec.architecture import count_parameters
 from vaespec.cli import options, words
-from vaespec.cli.console import print_facts, print_json, print_table, progress
+from vaespec.cli.console import print_facts, print_json, print_table
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
+from vaespec.weights.inspection import Inspection, inspect
 
 
 def info(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="tiny, a diffusers folder, or a .safetensors file.")
+        str, typer.Argument(metavar="SOURCE", help="tiny, a diffusers folder, or a weight file of any kind.")
     ] = "tiny",
     size: Annotated[str, typer.Option("--size", metavar="N|HxW", help="Image size in px for the cost.")] = "512",
     family: options.Family = None,
+    source_prefix: options.SourcePrefix = None,
+    source_dialect: options.SourceDialect = None,
+    ema: options.Ema = False,
     as_json: options.Json = False,
 ) -> None:
-    """Describe weights: config, families, parameters, bytes; and what encode and decode cost at a size."""
+    """Describe weights by their headers: where they are from, their config, what encode and decode cost at a size.
+
+    Exit code 1 if they could not be loaded; the problems are listed.
+    """
     height, width = _parse(size)
-    with progress(f"reading {source}"):
-        config, arrays = _read(source, family)
-    if min(height, width) < (f := config.downsampling_factor):
-        raise InputError(f"--size {size}: {source} needs {f} x {f} px at least.")
-    costs = {
+    found = inspect(autoencoder.locate(source), family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
+    costs = {} if found.config is None else _costs(found.config, height, width, source)
+    if as_json:
+        print_json(_document(source, found, (height, width), costs))
+    else:
+        print_facts(_file_facts(source, found) | ({} if found.config is None else _config_facts(found.config)))
+        if costs:
+            print(f"\nCost at {height} x {width} px (height x width), one image, float32:")
+            print_table(("", *costs), [list(row) for row in _cost_rows(costs)], numbers=(1, 2))
+        if found.problems:
+            print("\n".join(["\nIt cannot be loaded:", *found.problems]))
+    if found.problems:
+        raise typer.Exit(1)
+
+
+def _costs(config: AutoencoderConfig, height: int, width: int, source: str) -> dict[str, Cost]:
+    f = config.downsampling_factor
+    if min(height, width) < f:
+        raise InputError(f"--size {height}x{width}: {source} needs {f} x {f} px at least.")
+    return {
         "encode": cost(config, "encode", (height, width)),
         "decode": cost(config, "decode", (height // f, width // f)),
     }
-    if as_json:
-        print_json(_document(source, config, arrays, (height, width), costs))
-        return
-    print_facts(_facts(source, config, arrays))
-    print(f"\nCost at {height} x {width} px (height x width), one image, float32:")
-    print_table(("", *costs), [list(row) for row in _cost_rows(costs)], numbers=(1, 2))
 
 
 def _parse(size: str) -> tuple[int, int]:
@@ -52,37 +66,42 @@ def _parse(size: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def _read(source: str, family: str | None) -> tuple[AutoencoderConfig, Mapping[str, np.ndarray]]:
-    """Config and weights, as `vaespec.load` would read them, in the dtypes of the file."""
-    return weights.load(autoencoder.locate(source), family)
-
-
-def _document(
-    source: str,
-    config: AutoencoderConfig,
-    arrays: Mapping[str, np.ndarray],
-    size: tuple[int, int],
-    costs: dict[str, Cost],
-) -> dict[str, Any]:
+def _document(source: str, found: Inspection, size: tuple[int, int], costs: dict[str, Cost]) -> dict[str, Any]:
+    config = found.config
+    described = {} if config is None else {"config": config.to_dict(), "f": config.downsampling_factor}
+    fields = dataclasses.asdict(dataclasses.replace(found, config=None))
     return {
+        **fields,
+        **described,
         "source": source,
-        "config": config.to_dict(),
-        "families": list(families.matching(config)),
-        "f": config.downsampling_factor,
-        "parameters": count_parameters(config),
-        "dtypes": _dtypes(arrays),
-        "bytes": sum(a.nbytes for a in arrays.values()),
+        "path": str(found.path),
+        "parameters": None if config is None else count_parameters(config),
         "image_size": list(size),
         "cost": {side: {**dataclasses.asdict(c), "flops": c.flops} for side, c in costs.items()},
     }
 
 
-def _facts(source: str, config: AutoencoderConfig, arrays: Mapping[str, np.ndarray]) -> dict[str, str]:
-    decoder_widths = f", decoder {words.shape(config.decoder_widths)}" if config.decoder_block_out_channels else ""
+def _file_facts(source: str, found: Inspection) -> dict[str, str]:
+    beside = [f"{len(found.ignored)} left by training, ignored"] if found.ignored else []
+    beside += [f"{found.others} of a full checkpoint"] if found.others else []
+    dtypes = ", ".join(f"{count:,} x {dtype}" for dtype, count in found.dtypes.items())
     return {
         "source": source,
+        "container": found.container,
+        "dialect": f"{found.dialect}, kernels {found.layout}",
+        "prefix": found.prefix or "none",
+        "halves": " and ".join(found.halves),
+        "tensors": f"{found.tensors}, beside {' and '.join(beside)}" if beside else str(found.tensors),
+        "stored": f"{dtypes} ({words.size(found.bytes)})" if dtypes else "unknown",
+        "families": ", ".join(f"{name} ({why})" for name, why in found.families.items())
+        or "none of the published ones",
+    }
+
+
+def _config_facts(config: AutoencoderConfig) -> dict[str, str]:
+    decoder_widths = f", decoder {words.shape(config.decoder_widths)}" if config.decoder_block_out_channels else ""
+    return {
         "class": config.class_name,
-        "families": ", ".join(families.matching(config)) or "none of the published ones",
         "channels": f"{config.in_channels} -> {config.latent_channels} latent -> {config.out_channels}",
         "f": f"{config.downsampling_factor} px per latent, along each side",
         "widths": f"{words.shape(config.block_out_channels)}{decoder_widths}",
@@ -92,7 +111,6 @@ def _facts(source: str, config: AutoencoderConfig, arrays: Mapping[str, np.ndarr
         "norm, act": f"{config.norm_num_groups} groups, {config.activation}",
         "latents": _scaling(config),
         "parameters": f"{count_parameters(config):,}",
-        "stored": f"{words.size(sum(a.nbytes for a in arrays.values()))} of {', '.join(_dtypes(arrays))}",
     }
 
 
@@ -128,14 +146,6 @@ def _cost_rows(costs: dict[str, Cost]) -> list[tuple[str, ...]]:
         ("peak activations", *(words.size(c.peak_bytes) for c in both)),
         ("weights", *(words.size(c.weight_bytes) for c in both)),
     ]
-
-
-def _dtypes(arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
-    """How many numbers there are of each dtype, most frequent first."""
-    counts: Counter[str] = Counter()
-    for a in arrays.values():
-        counts[a.dtype.name] += a.size
-    return dict(counts.most_common())
 
 
 def _yes(flag: bool) -> str:

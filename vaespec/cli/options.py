@@ -25,7 +25,7 @@ Weights = Annotated[
         "--weights",
         "-w",
         metavar="SRC",
-        help="tiny (embedded), a diffusers folder, or a .safetensors file.",
+        help="tiny (embedded), a diffusers folder, or a weight file of any kind.",
         rich_help_panel=_MODEL,
     ),
 ]
@@ -33,6 +33,22 @@ Family = Annotated[
     str | None,
     typer.Option("--family", metavar="NAME", help="Family of a single weight file, e.g. sdxl.", rich_help_panel=_MODEL),
 ]
+SourcePrefix = Annotated[
+    str | None,
+    typer.Option(
+        "--source-prefix",
+        metavar="TEXT",
+        help="Prefix of the VAE to take, where a file has several.",
+        rich_help_panel=_MODEL,
+    ),
+]
+SourceDialect = Annotated[
+    str | None,
+    typer.Option(
+        "--source-dialect", metavar="NAME", help="Dialect of a file whose names do not tell.", rich_help_panel=_MODEL
+    ),
+]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights.", rich_help_panel=_MODEL)]
 BackendName = Annotated[
     str | None,
     typer.Option(
