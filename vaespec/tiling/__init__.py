@@ -1,0 +1,1 @@
+"""Images larger than memory: in tiles that are blended, as diffusers does it."""
