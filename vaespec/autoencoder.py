@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Self, TypedDict, Unpack
 
@@ -13,19 +14,20 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from vaespec import families, latents, weights
-from vaespec.analysis.finite import first_nonfinite
 from vaespec.attention import Fused, LoRA, Processor, assign
 from vaespec.backend import choose_backend, make_ops
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import BackendError, InputError, NonFiniteError, WeightFileError
+from vaespec.errors import BackendError, InputError, WeightFileError
 from vaespec.initialize import initialize
 from vaespec.inputs import as_diffusion_latents, as_images, as_latents
-from vaespec.model import Functional, Model, Run
+from vaespec.model import Functional, Model
 from vaespec.noise import Seed
-from vaespec.ops import Array, Layer
+from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.parameters import STORAGE_DTYPES
 from vaespec.posterior import DiagonalGaussian
+from vaespec.tiling.blend import blended, fits
+from vaespec.tiling.geometry import TileGeometry
 from vaespec.weights import require_complete
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
@@ -64,7 +66,10 @@ class AutoencoderKL:
     ) -> None:
         require_complete(weights, config)
         self.precision = precision
-        self.use_slicing = False
+        self.use_slicing = self.use_tiling = False
+        self.tile_sample_min_size: int | Sequence[int] | None = None
+        self.tile_latent_min_size: int | Sequence[int] | None = None
+        self.tile_overlap_factor: float | Sequence[float] = 0.25
         self._backend, self._device = choose_backend(backend), device
         ops = make_ops(self._backend, device, dtype_name(dtype), precision)
         self._model = Model.place(config, weights, ops)
@@ -217,35 +222,65 @@ class AutoencoderKL:
         """Work on the whole batch at once."""
         self.use_slicing = False
 
-    def _posterior(self, images: Any) -> DiagonalGaussian:
-        self._require("encoder")
-        x = as_images(images, self.config, self._model.ops)
-        return DiagonalGaussian(self._run(self._model.run_encoder, self._model.encoder, x, "moments"))
+    def enable_tiling(
+        self,
+        use_tiling: bool = True,
+        *,
+        tile_sample_min_size: int | Sequence[int] | None = None,
+        tile_latent_min_size: int | Sequence[int] | None = None,
+        tile_overlap_factor: float | Sequence[float] = 0.25,
+    ) -> None:
+        """Work on tiles that are faded into each other, as diffusers does: the memory of one, seams included.
 
-    def _images(self, z: Any) -> Array:
-        self._require("decoder")
-        x = as_latents(z, self.config, self._model.ops)
-        return self._run(self._model.run_decoder, self._model.decoder, x, "images")
+        Tiles are of `tile_sample_min_size` px (one number, or height and width; by default the config's sample_size)
+        and share `tile_overlap_factor` of it with the next. InputError for tiles that do not join.
+        """
+        self.tile_sample_min_size, self.tile_latent_min_size = tile_sample_min_size, tile_latent_min_size
+        self.tile_overlap_factor = tile_overlap_factor
+        if use_tiling:
+            self._tiles()  # refused here, not at the first image
+        self.use_tiling = use_tiling
 
-    def _require(self, half: str) -> None:
-        if half not in self._model.halves:
-            raise InputError(f"these weights have no {half}: load them from a file that has, to use it.")
+    def disable_tiling(self) -> None:
+        """Work on whole images."""
+        self.use_tiling = False
 
-    def _run(self, run: Run, layers: Layer, x: Array, what: str) -> Array:
-        """run(x), where `run` is `layers` compiled."""
-        params, ops = self._model.params, self._model.ops
-        with np.errstate(over="ignore", invalid="ignore"):  # told below, with the layer's name
-            if self.use_slicing and x.shape[0] > 1:
-                items = [run(x[i : i + 1, ...], params) for i in range(x.shape[0])]
-                y = array_namespace(x).concat(items, axis=0)
-            else:
-                y = run(x, params)
-        if not ops.all_finite(y):
-            with np.errstate(over="ignore", invalid="ignore"):
-                culprit = first_nonfinite(layers, x, params, ops) or "the conversion of the result"
-            hint = "; float16 is too narrow for many models: try bfloat16 or float32" if self.dtype == "float16" else ""
-            raise NonFiniteError(f"the {what} are not finite: NaN or infinity first appears in {culprit}{hint}.")
-        return y
+    def tiled_encode(self, x: Any, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
+        """`encode` in tiles, whether or not tiling is enabled."""
+        posterior = self._posterior(x, tiled=True)
+        return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
+
+    def tiled_decode(self, z: Any, return_dict: bool = True) -> DecoderOutput | tuple[Array]:
+        """`decode` in tiles, whether or not tiling is enabled."""
+        sample = self._images(z, tiled=True)
+        return DecoderOutput(sample) if return_dict else (sample,)
+
+    def _tiles(self) -> TileGeometry:
+        return TileGeometry.from_config(
+            self.config,
+            tile_sample_min_size=self.tile_sample_min_size,
+            tile_latent_min_size=self.tile_latent_min_size,
+            tile_overlap_factor=self.tile_overlap_factor,
+        )
+
+    def _posterior(self, images: Any, tiled: bool = False) -> DiagonalGaussian:
+        return DiagonalGaussian(self._run("encoder", as_images(images, self.config, self._model.ops), tiled))
+
+    def _images(self, z: Any, tiled: bool = False) -> Array:
+        return self._run("decoder", as_latents(z, self.config, self._model.ops), tiled)
+
+    def _run(self, half: str, x: Array, tiled: bool) -> Array:
+        """Slices outside, tiles inside, as diffusers 0.42; what fits a tile is cut only if that is asked for."""
+        run = partial(self._model.run, half)
+        if tiled or self.use_tiling:
+            tiles = self._tiles()
+            cuts = tiles.encoding if half == "encoder" else tiles.decoding
+            if tiled or not fits(x, cuts):
+                run = partial(blended, run, cuts=cuts)
+        if not self.use_slicing or x.shape[0] == 1:
+            return run(x)
+        items = [run(x[i : i + 1, ...]) for i in range(x.shape[0])]
+        return array_namespace(x).concat(items, axis=0)
 
     # -- where it runs -------------------------------------------------------------------------------------
 

@@ -10,10 +10,11 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from vaespec.analysis.finite import first_nonfinite
 from vaespec.architecture import HALVES, halves_among, parameters
 from vaespec.attention import Attention, LoRA, Processor, attention_layers, with_processors
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import InputError
+from vaespec.errors import InputError, NonFiniteError
 from vaespec.layers import Sequential
 from vaespec.ops import Array, ReferenceOps
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
@@ -63,14 +64,23 @@ class Model:
     # -- running -----------------------------------------------------------------------------------------------
 
     @cached_property
-    def run_encoder(self) -> Run:
-        """(images, params) -> moments, compiled."""
-        return self.ops.compile(self.encoder)
+    def compiled(self) -> dict[str, Run]:
+        """(images, params) -> moments of the encoder, (latents, params) -> images of the decoder."""
+        return {half: self.ops.compile(getattr(self, half)) for half in self.halves}
 
-    @cached_property
-    def run_decoder(self) -> Run:
-        """(latents, params) -> images, compiled."""
-        return self.ops.compile(self.decoder)
+    def run(self, half: str, x: Array) -> Array:
+        """The encoder's moments, or the decoder's images, with the params held; NonFiniteError names a layer."""
+        if half not in self.halves:
+            raise InputError(f"these weights have no {half}: load them from a file that has, to use it.")
+        with np.errstate(over="ignore", invalid="ignore"):  # told below, with the layer's name
+            y = self.compiled[half](x, self.params)
+            if self.ops.all_finite(y):
+                return y
+            culprit = first_nonfinite(getattr(self, half), x, self.params, self.ops) or "the conversion of the result"
+        what = {"encoder": "moments", "decoder": "images"}[half]
+        narrow = self.ops.dtype == "float16"
+        hint = "; float16 is too narrow for many models: try bfloat16 or float32" if narrow else ""
+        raise NonFiniteError(f"the {what} are not finite: NaN or infinity first appears in {culprit}{hint}.")
 
     def encode(self, params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
         """Images -> posterior, with these params: a pure function, which a framework may trace."""

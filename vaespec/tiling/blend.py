@@ -22,8 +22,8 @@ HEIGHT, WIDTH = 2, 3
 def blended(run: Callable[[Array], Array], x: Array, cuts: tuple[Cut, Cut]) -> Array:
     """run(x) from tiles: images -> moments with `geometry.encoding`, latents -> images with `geometry.decoding`.
 
-    x (B, C, H, W), at least one latent high and wide, goes whole where it is no larger than a tile. Else tile (i, j)
-    fades in from the one above, then from the one on its left, both as they are after fading and before cropping:
+    x (B, C, H, W) is at least one latent high and wide. Tile (i, j) fades in from the one above, then from the one on
+    its left, both as they are after fading and before cropping:
 
         t'[i, j] = fade(t'[i, j - 1], fade(t'[i - 1, j], run(x[i, j]), height), width)
 
@@ -33,8 +33,6 @@ def blended(run: Callable[[Array], Array], x: Array, cuts: tuple[Cut, Cut]) -> A
     """
     rows, columns = cuts
     H, W = x.shape[HEIGHT], x.shape[WIDTH]
-    if rows.tile >= H and columns.tile >= W:
-        return run(x)
     xp = array_namespace(x)
     bands: list[Array] = []
     above: list[Array] = []
@@ -49,6 +47,12 @@ def blended(run: Callable[[Array], Array], x: Array, cuts: tuple[Cut, Cut]) -> A
         bands.append(xp.concat(kept, axis=WIDTH))
         above = band
     return xp.concat(bands, axis=HEIGHT)
+
+
+def fits(x: Array, cuts: tuple[Cut, Cut]) -> bool:
+    """Whether x is no larger than a tile, and need not be cut."""
+    rows, columns = cuts
+    return bool(rows.tile >= x.shape[HEIGHT] and columns.tile >= x.shape[WIDTH])
 
 
 def fade(a: Array, b: Array, extent: int, axis: int) -> Array:
