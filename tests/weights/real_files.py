@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
-from wild import FORMATS, Arrays, Wild, assert_same, in_the_file, levels_in, listing, read, tagged
+from wild import FORMATS, Arrays, Format, assert_same, in_the_file, levels_in, listing, read, tagged
 
 from vaespec import AutoencoderConfig
-from vaespec.weights.located import locate
+from vaespec.weights.dialects import DIALECTS
 
 
 @dataclass(frozen=True)
@@ -69,10 +68,54 @@ ONE_OF_EACH += ("flux1-mlx-examples", "flux1-mflux", "flux2-bfl", "flux2-mflux")
 """A real file of every dialect that has one."""
 
 
-def shapes_of(file: RealFile) -> dict[str, list[int]]:
-    """The listing; by the grammar if there is none."""
+def shapes_of(file: RealFile, form: Format) -> Mapping[str, Sequence[int]]:
+    """Those of the listing; where nobody has listed one, vaespec's names with the ranks of the format."""
     if file.name is not None:
         return listing(file.name)
-    form, weights = FORMATS[file.dialect], file.weights
-    stored = file_names(file)
-    return {stored[name]: list(form.stored(a, form.rank(a)).shape) for name, a in weights.items()}
+    dialect, levels = DIALECTS[file.dialect], levels_in(file.weights)
+    return {
+        file.prefix + dialect.stored(name, levels): form.stored(a, form.rank(a)).shape
+        for name, a in file.weights.items()
+    }
+
+
+def filled(file: RealFile, order: str | None = None) -> Arrays:
+    """The tensors of the file; with `order`, around kernels of another world's axes."""
+    form = FORMATS[file.dialect]
+    if order is not None:
+        form = replace(form, conv=order, dense="IO" if order == "HWIO" else "OI")
+    return in_the_file(shapes_of(file, form), form, file.weights, file.prefix)
+
+
+def with_prefix(arrays: Arrays, prefix: str) -> Arrays:
+    return {prefix + name: a for name, a in arrays.items()}
+
+
+def half_of(weights: Arrays, half: str) -> Arrays:
+    """The canonical tensors of an encoder or a decoder; FLUX.2's statistics belong to either."""
+    parts = {"encoder": ("encoder.", "quant_conv."), "decoder": ("decoder.", "post_quant_conv.")}[half]
+    return {name: a for name, a in weights.items() if name.startswith((*parts, "bn."))}
+
+
+def half_filled(file: RealFile, half: str) -> Arrays:
+    """The tensors of a file that has only that half."""
+    form, levels, own = FORMATS[file.dialect], levels_in(file.weights), half_of(file.weights, half)
+    return {key: a for key, a in filled(file).items() if form.canonical(key.removeprefix(file.prefix), levels) in own}
+
+
+def check(file: RealFile, arrays: Arrays | None = None, **how: str) -> None:
+    """The file, with these tensors, is read as what it is: AssertionError, or vaespec's own error, if not."""
+    config, weights = read(arrays or filled(file), **how)
+    assert_same(weights, file.weights)
+    assert_no_wrong_field(config, file.family)
+
+
+UNKNOWN = {"scaling_factor": None, "shift_factor": None, "sample_size": AutoencoderConfig.sample_size}
+
+
+def assert_no_wrong_field(config: AutoencoderConfig, family: str) -> None:
+    """As in the family's config.json; what names and shapes do not show may be left open."""
+    for field, wanted in listing(f"{family}.config").items():
+        found = getattr(config, field)
+        unknown = field in UNKNOWN and found == UNKNOWN[field]
+        assert unknown or (list(found) if isinstance(found, tuple) else found) == wanted, field

@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import re
+from contextlib import suppress
 
 import mlx.core as mx
 import numpy as np
 import pytest
-from real_files import EXACT, FILES, RealFile, check, filled, half_of, with_prefix
-from wild import FORMATS, Wild, assert_same, in_the_file, listing, read, tagged
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from real_files import (
+    FILES,
+    ONE_OF_EACH,
+    RealFile,
+    assert_no_wrong_field,
+    check,
+    filled,
+    half_filled,
+    half_of,
+    with_prefix,
+)
+from wild import FORMATS, Wild, assert_same, in_the_file, listing, listings, read, tagged
 
-from vaespec import WeightMapError, families
+from vaespec import VaespecError, WeightMapError, families
+from vaespec.weights.dialects import DIALECTS
 from vaespec.weights.located import locate
+
+DIFFUSIONKIT_SD3 = RealFile("sd3", "diffusionkit", "first_stage_model.")
 
 # -- whole files -------------------------------------------------------------------------------------------------
 
@@ -24,13 +40,7 @@ def test_every_tensor_and_every_field_of_a_real_file_is_read_right(name):
 def test_every_listing_that_is_packed_is_read_by_some_test():
     known = {*FILES, "flux1-mflux-q4", "ldm-loss-keys"}
     configs = {f"{file.family}.config" for file in FILES.values()}
-    assert set(listing_names()) == known | configs
-
-
-def listing_names() -> list[str]:
-    from wild import listings
-
-    return list(listings())
+    assert set(listings()) == known | configs
 
 
 def test_four_bits_of_mflux_are_what_mlx_makes_of_them():
@@ -45,6 +55,68 @@ def test_four_bits_of_mflux_are_what_mlx_makes_of_them():
     assert {name: list(a.shape) for name, a in arrays.items()} == shapes
     assert len(layers) == 8
     assert_same(read(arrays)[1], canonical)
+
+
+@pytest.mark.parametrize("name", ONE_OF_EACH)
+def test_a_tensor_that_is_lost_renamed_or_of_another_shape_is_missed_whichever_it_is(name):
+    """Two more numbers along the last axis; of a first layer that is the number of channels in some layouts."""
+    arrays = filled(FILES[name])
+    for key in [key for key in arrays if not key.endswith("num_batches_tracked")][::7]:
+        lost = {other: a for other, a in arrays.items() if other != key}
+        with pytest.raises(WeightMapError, match=re.escape(key)):
+            read(lost)
+        with pytest.raises(WeightMapError, match=rf"{re.escape(key)}\b"):
+            read(lost | {f"{key}_": arrays[key]})
+        if "encoder.conv_in" not in key:
+            wider = np.zeros((*arrays[key].shape[:-1], arrays[key].shape[-1] + 2), np.float32)
+            with pytest.raises(WeightMapError):
+                read(lost | {key: wider})
+
+
+@pytest.mark.parametrize(
+    ("name", "lost", "told"),
+    [
+        ("sd1-diffusers", "encoder.down_blocks.2.", "encoder.down_blocks.2.resnets.0.norm1.weight"),
+        ("sd1-flax", "encoder.down_blocks_0.", "encoder.down_blocks_0.resnets_0.norm1.scale"),
+        ("flux1-bfl", "decoder.up.3.block.1.", "decoder.up.3.block.1.norm1.weight"),
+        ("ldm-kl-f32-ldm", "encoder.down.0.block.0.", "encoder.down.0.block.0.norm1.weight"),
+    ],
+)
+def test_a_gap_is_told_by_the_first_name_in_it(name, lost, told):
+    arrays = {key: a for key, a in filled(FILES[name]).items() if not key.startswith(lost)}
+    with pytest.raises(WeightMapError, match=rf"has no {re.escape(told)}, but .*: it is incomplete"):
+        read(arrays)
+
+
+def test_a_tensor_that_is_there_under_two_names_is_refused():
+    arrays = filled(FILES["sd1-diffusers-deprecated"])
+    old = "decoder.mid_block.attentions.0.key.bias"
+    with pytest.raises(WeightMapError, match=r"unexpected  decoder\.mid_block\.attentions\.0\.to_k\.bias"):
+        read(arrays | {old.replace("key", "to_k"): arrays[old]}, strict=False)
+
+
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 64, 512]), max_size=5).map(tuple)
+
+
+@settings(max_examples=200)
+@given(st.data(), st.sampled_from(ONE_OF_EACH))
+def test_whatever_the_shapes_a_file_is_read_or_refused_in_words(data, name):
+    arrays = filled(FILES[name])
+    key = data.draw(st.sampled_from([k for k in arrays if re.search("conv_in|conv_out|quant|bn|blocks?.0.*conv1", k)]))
+    arrays[key] = np.broadcast_to(np.float32(0), data.draw(SHAPES))
+    with suppress(VaespecError):
+        config, weights = read(arrays)
+        assert all(config.patch_size or (1,))
+        assert len(weights) == len(FILES[name].weights)
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+@pytest.mark.parametrize("name", ["sd1-ldm-full-prefix", "sd1-flax"])
+def test_a_half_without_its_first_layer_is_missed_not_left_out(name, half):
+    file = FILES[name]
+    arrays = {key: a for key, a in filled(file).items() if not key.startswith(f"{file.prefix}{half}.conv_in.")}
+    with pytest.raises(WeightMapError, match=rf"has no {file.prefix}{half}\.conv_in\.\w+, which every AutoencoderKL"):
+        read(arrays)
 
 
 # -- what is beside the VAE --------------------------------------------------------------------------------------
@@ -86,7 +158,7 @@ def test_a_moving_average_that_is_not_there_or_not_whole_is_missed():
 
 
 @pytest.mark.parametrize("prefix", ["", "vae.", "module.", "model.first_stage_model.", "_orig_mod."])
-@pytest.mark.parametrize("name", EXACT)
+@pytest.mark.parametrize("name", ONE_OF_EACH)
 def test_a_prefix_is_whatever_is_before_the_first_layers(name, prefix):
     file = FILES[name]
     own = file.prefix
@@ -118,12 +190,11 @@ def test_two_vaes_of_two_worlds_do_not_mix():
 
 
 @pytest.mark.parametrize("half", ["encoder", "decoder"])
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, "sd3-diffusionkit"])
 def test_half_of_a_real_file_is_half_of_its_model(name, half):
-    file = FILES[name]
-    wanted = half_of(file.weights, half)
-    config, weights = read(half_of(filled(file), half, file))
-    assert_same(weights, wanted)
+    file = FILES.get(name) or DIFFUSIONKIT_SD3
+    config, weights = read(half_filled(file, half))
+    assert_same(weights, half_of(file.weights, half))
     theirs = listing(f"{file.family}.config")
     shown = {"encoder": ("in_channels", "down_block_types"), "decoder": ("out_channels", "up_block_types")}[half]
     for field in (*shown, "block_out_channels", "layers_per_block", "latent_channels", "mid_block_add_attention"):
@@ -163,20 +234,20 @@ def test_a_file_of_several_layouts_is_refused(name, order):
         read(arrays)
 
 
-@pytest.mark.parametrize("form", [form for form in FORMATS if FORMATS[form].conv != "OIHW"])
-@pytest.mark.parametrize("family", ["ldm-kl-f4", "sd1", "ldm-kl-f32", "flux2"])
-def test_kernels_whose_shape_fits_several_layouts_follow_the_others(form, family):
+@pytest.mark.parametrize("order", ["OIHW", "OHWI", "HWIO"])
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("family", ["ldm-kl-f4", "flux2"])
+def test_names_of_one_world_may_be_around_the_kernels_of_another(family, dialect, order):
     """kl-f4: conv_in (128, 3, 3, 3), decoder.conv_in (512, 3, 3, 3) and quant convolutions of (3, 3, 1, 1)."""
-    file = RealFile(family, form)
-    config, weights = read(filled(file))
+    file = RealFile(family, dialect)
+    config, weights = read(filled(file, order))
     assert_same(weights, file.weights)
-    assert config.latent_channels == listing(f"{family}.config")["latent_channels"]
+    assert_no_wrong_field(config, family)
 
 
 def test_levels_in_the_order_of_diffusionkit_are_told_by_their_widths():
-    for form in ("mlx", "diffusionkit"):
-        file = RealFile("sd3", form, "first_stage_model.")
-        assert locate(Wild(filled(file))).dialect.name == form
+    for file in (DIFFUSIONKIT_SD3, RealFile("sd3", "mlx", "first_stage_model.")):
+        assert locate(Wild(filled(file))).dialect.name == file.dialect
         check(file)
 
 

@@ -31,9 +31,13 @@ Arrays = dict[str, np.ndarray]
 
 
 @cache
+def listings() -> dict[str, dict[str, Any]]:
+    """What tests/keys/pack.py packed: {tensor: shape} of files, and configs."""
+    return json.loads(lzma.decompress(PACKED.read_bytes()))
+
+
 def listing(name: str) -> dict[str, Any]:
-    """The file of this name in tests/keys: {tensor: shape}, or a config."""
-    return json.loads(lzma.decompress(PACKED.read_bytes()))[name]
+    return listings()[name]
 
 
 # -- numbers -----------------------------------------------------------------------------------------------------
@@ -97,7 +101,8 @@ BFL: Renames = (
 )
 FLAX: Renames = (
     (r"(down_blocks|up_blocks|resnets|attentions|downsamplers|upsamplers)_(\d+)\.", r"\1.\2."),
-    (r"\.(kernel|scale)$", ".weight"),
+    (r"\.(norm1|norm2|group_norm|conv_norm_out)\.scale$", r".\1.weight"),
+    (r"(?<!norm1)(?<!norm2)(?<!group_norm)(?<!conv_norm_out)\.kernel$", ".weight"),
     *DEPRECATED,
 )
 MLX: Renames = (
@@ -201,7 +206,7 @@ class Wild(TensorFile):
 def read(arrays: Mapping[str, np.ndarray], config: AutoencoderConfig | None = None, **how: Any) -> tuple:
     """What `load_file` makes of a file that holds these."""
     file = dequantised(Wild(arrays))
-    with mock.patch.object(LOAD, "open_tensors", lambda path: file):
+    with mock.patch.object(LOAD, "open_tensors", return_value=file):
         return load_file(file.path, config, **how)
 
 

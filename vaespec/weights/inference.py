@@ -128,16 +128,17 @@ def _encoder(here: Located) -> Half:
         channels=here.kernel("encoder.conv_in.weight")[1],
         widths=_widths(here, "encoder.down_blocks"),
         attends=_attends(here, "encoder.down_blocks"),
-        layers_per_block=here.count("encoder.down_blocks.0.resnets.{}.norm1.weight"),
+        layers_per_block=here.count("encoder.down_blocks.0.resnets.{}.norm1"),
         latent_channels=moments // 2,
-        quant=here.has("quant_conv.weight"),
-        middle=here.has("encoder.mid_block.attentions.0.to_q.weight"),
+        quant=here.has_module("quant_conv"),
+        middle=here.has_module("encoder.mid_block.attentions.0.to_q"),
     )
 
 
 def _decoder(here: Located) -> Half:
-    latent_channels, quant = here.kernel("decoder.conv_in.weight")[1], here.has("post_quant_conv.weight")
-    if quant and (embedded := here.kernel("post_quant_conv.weight")[1]) != latent_channels:
+    latent_channels = here.kernel("decoder.conv_in.weight")[1]
+    embedded = here.kernel("post_quant_conv.weight")[1] if here.has("post_quant_conv.weight") else latent_channels
+    if embedded != latent_channels:
         raise WeightMapError(
             f"{here.file.path} has embed_dim {embedded} and z_channels {latent_channels}: those of an AutoencoderKL "
             "are equal."
@@ -146,10 +147,10 @@ def _decoder(here: Located) -> Half:
         channels=here.kernel("decoder.conv_out.weight")[0],
         widths=_widths(here, "decoder.up_blocks")[::-1],
         attends=_attends(here, "decoder.up_blocks")[::-1],
-        layers_per_block=here.count("decoder.up_blocks.0.resnets.{}.norm1.weight") - 1,
+        layers_per_block=here.count("decoder.up_blocks.0.resnets.{}.norm1") - 1,
         latent_channels=latent_channels,
-        quant=quant,
-        middle=here.has("decoder.mid_block.attentions.0.to_q.weight"),
+        quant=here.has_module("post_quant_conv"),
+        middle=here.has_module("decoder.mid_block.attentions.0.to_q"),
     )
 
 
@@ -161,12 +162,12 @@ def _widths(here: Located, blocks: str) -> tuple[int, ...]:
 
 
 def _attends(here: Located, blocks: str) -> tuple[str, ...]:
-    return tuple("Attn" if here.has(f"{blocks}.{i}.attentions.0.to_q.weight") else "" for i in range(here.levels))
+    return tuple("Attn" if here.has_module(f"{blocks}.{i}.attentions.0.to_q") else "" for i in range(here.levels))
 
 
 def _patch_size(here: Located, latent_channels: int) -> tuple[int, int] | None:
     """Of FLUX.2, whose batch-norm has a mean for each number of a square patch."""
     if not here.has("bn.running_mean"):
         return None
-    side = round((math.prod(here.kernel("bn.running_mean")) / latent_channels) ** 0.5)
+    side = round((math.prod(here.file.shape(here.stored("bn.running_mean"))) / latent_channels) ** 0.5)
     return side, side

@@ -51,16 +51,22 @@ class Located:
         """Whether the file has the tensor of this canonical name."""
         return self.stored(name) in self.file
 
+    def has_module(self, name: str) -> bool:
+        """Whether the file has the weight or the bias of this module: what has lost one of them is still there."""
+        return self.has(f"{name}.weight") or self.has(f"{name}.bias")
+
     def kernel(self, name: str) -> Shape:
         """The shape of a kernel with its axes in canonical order: the outputs, then the inputs."""
         if not self.has(name):
             raise WeightMapError(f"{self.file.path} has no {self.stored(name)}, which every AutoencoderKL has.")
         shape = self.file.shape(self.stored(name))
+        if len(shape) < 2 or 0 in shape:
+            raise WeightMapError(f"{self.file.path}: {self.stored(name)} is {shape}, which is no kernel.")
         return tuple(shape[axis] for axis in self.layout.canonical_axes(len(shape)))
 
     def count(self, template: str) -> int:
-        """How many indices, from 0, the file has in this canonical name; WeightMapError if there is a gap."""
-        return _count([self.stored(template.format(i)) for i in range(MAX_INDEX)], self.file)
+        """How many indices, from 0, the file has in this canonical module name; WeightMapError if there is a gap."""
+        return _count([(self, template.format(i)) for i in range(MAX_INDEX)])
 
     def ignored(self) -> list[str]:
         """The names below the prefix that say nothing about the model: a loss, a moving average."""
@@ -125,8 +131,8 @@ def _dialect(file: TensorFile, prefix: str, halves: tuple[str, ...], kernels: li
 
 def _flipped(file: TensorFile, prefix: str) -> Dialect:
     """DiffusionKit's names are those of mlx-examples, its levels in the other order: the decoder narrows on its way."""
-    names = [f"{prefix}decoder.up_blocks.{i}.resnets.0.conv1.weight" for i in range(MAX_INDEX)]
-    widths = [file.shape(name)[0] for name in names if name in file]
+    names = [f"{prefix}decoder.up_blocks.{i}.resnets.0.conv1.bias" for i in range(MAX_INDEX)]
+    widths = [file.shape(name) for name in names if name in file]
     if len(set(widths)) == 1 < len(widths):
         raise WeightMapError(
             f"{file.path} does not show whether its decoder's levels are in the order of mlx or of diffusionkit, all "
@@ -138,17 +144,17 @@ def _flipped(file: TensorFile, prefix: str) -> Dialect:
 def _levels(here: Located) -> int:
     """Of the first half that is there. Level i of 2 i + 1 is i from either end: dialects differ in where they begin."""
     block = BLOCKS[here.halves[0]]
-    names = [replace(here, levels=2 * i + 1).stored(f"{block}.{i}.resnets.0.norm1.weight") for i in range(MAX_INDEX)]
-    return max(1, _count(names, here.file))
+    return max(1, _count([(replace(here, levels=2 * i + 1), f"{block}.{i}.resnets.0.norm1") for i in range(MAX_INDEX)]))
 
 
-def _count(names: list[str], file: TensorFile) -> int:
-    """How many of these names are there, one after the other."""
-    there = [i for i, name in enumerate(names) if name in file]
-    if there != list(range(len(there))):
-        missing = next(i for i in range(len(names)) if i not in there)
-        raise WeightMapError(f"{file.path} has no {names[missing]}, but {names[there[-1]]}: it is incomplete.")
-    return len(there)
+def _count(modules: list[tuple[Located, str]]) -> int:
+    """How many of these are there, one after the other."""
+    there = [here.has_module(name) for here, name in modules]
+    if not all(there[: sum(there)]):
+        names = [here.stored(f"{name}.weight") for here, name in modules]
+        missing, last = names[there.index(False)], names[len(there) - 1 - there[::-1].index(True)]
+        raise WeightMapError(f"{modules[0][0].file.path} has no {missing}, but {last}: it is incomplete.")
+    return sum(there)
 
 
 def _refuse_other_models(file: TensorFile, prefix: str) -> None:

@@ -1,0 +1,172 @@
+"""What is written in a dialect is what that dialect's own world writes, and comes back bit for bit."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import diffusers
+import jax
+import mlx.core as mx
+import msgpack
+import numpy as np
+import pytest
+import torch
+from checkpoints import WEIGHTS_FILE
+from configs import CONFIGS, uniform
+from oracle import diffusers_model
+from real_files import FILES
+from safetensors.numpy import load_file as read_safetensors
+from wild import FORMATS, assert_same, in_the_file, listing, tagged
+
+from vaespec import AutoencoderConfig, AutoencoderKL, WeightMapError, parameters
+from vaespec.weights import load_file, save_file
+from vaespec.weights.dialects import DIALECTS
+from vaespec.weights.layouts import to_stored
+
+SUFFIX = {name: dialect.container for name, dialect in DIALECTS.items()}
+
+
+def read_flax(path: Path) -> dict[str, np.ndarray]:
+    """By msgpack and the format's description alone: a map of maps, whose leaves are (shape, dtype, bytes)."""
+
+    def array(code: int, content: bytes) -> np.ndarray:
+        assert code == 1
+        shape, dtype, raw = msgpack.unpackb(content)
+        return np.frombuffer(raw, dtype).reshape(shape)
+
+    def leaves(node: dict, path: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+        found = {}
+        for key, value in node.items():
+            found |= leaves(value, (*path, key)) if isinstance(value, dict) else {".".join((*path, key)): value}
+        return found
+
+    return leaves(msgpack.unpackb(path.read_bytes(), ext_hook=array))
+
+
+READ = {"safetensors": read_safetensors, "msgpack": read_flax}
+
+
+def saved(folder: Path, name: str, dialect: str, weights: dict[str, np.ndarray]) -> Path:
+    path = folder / f"model.{SUFFIX[dialect]}"
+    save_file(path, CONFIGS[name], weights, dialect=dialect)
+    return path
+
+
+def weights_of(name: str) -> dict[str, np.ndarray]:
+    return tagged({key: row.shape for key, row in parameters(CONFIGS[name]).items()})
+
+
+# -- there and back ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_file_is_as_its_world_would_write_it_and_comes_back_bit_for_bit(tmp_path, name, dialect):
+    weights, form = weights_of(name), FORMATS[dialect]
+    path = saved(tmp_path, name, dialect, weights)
+    raw = READ[SUFFIX[dialect]](path)
+    canonical = {form.canonical(key, CONFIGS[name].levels): a for key, a in raw.items()}
+    assert canonical.keys() == weights.keys()
+    assert all(a.ndim == form.rank(weights[key]) for key, a in canonical.items())
+    assert_same(raw, in_the_file({key: a.shape for key, a in raw.items()}, form, weights))
+    told = dialect if dialect in ("mlx", "diffusionkit") and one_width(name) else None
+    config, found = load_file(path, CONFIGS[name], dialect=told)
+    assert config == CONFIGS[name]
+    assert_same(found, weights)
+
+
+def one_width(name: str) -> bool:
+    return len(set(CONFIGS[name].decoder_widths)) == 1
+
+
+@pytest.mark.parametrize("dialect", ["mlx", "diffusionkit"])
+@pytest.mark.parametrize("name", [name for name in CONFIGS if one_width(name) and CONFIGS[name].levels > 1])
+def test_an_order_of_levels_that_nothing_shows_is_asked_for(tmp_path, name, dialect):
+    path = saved(tmp_path, name, dialect, weights_of(name))
+    with pytest.raises(WeightMapError, match=r"of mlx or of diffusionkit, .*: give dialect="):
+        load_file(path, CONFIGS[name])
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+@pytest.mark.parametrize("name", ["sd", "flux2-small-decoder", "kl-f16", "cogview"])
+def test_a_model_is_the_same_from_every_dialect_to_the_last_bit(tmp_path, name, dialect):
+    config = CONFIGS[name]
+    vae = AutoencoderKL.from_config(config, seed=0, backend="numpy", dtype="float32")
+    path = saved(tmp_path, name, dialect, dict(vae.weights()))
+    again = AutoencoderKL.from_single_file(path, config=config, backend="numpy", dtype="float32")
+    x = uniform("images", (1, config.in_channels, 2 * config.downsampling_factor, 16)).astype(np.float32)
+    z = vae.encode(x).latent_dist.mode()
+    np.testing.assert_array_equal(again.encode(x).latent_dist.mode(), z)
+    np.testing.assert_array_equal(again.decode(z).sample, vae.decode(z).sample)
+
+
+# -- names and shapes of real files ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if not name.endswith("-conv4d")])
+def test_a_saved_file_has_the_names_and_shapes_of_the_real_one(name):
+    """At full width, and so without numbers. mflux leaves the count of batches out."""
+    file, config = FILES[name], AutoencoderConfig.from_dict(listing(f"{FILES[name].family}.config"))
+    dialect, written = DIALECTS[file.dialect], {}
+    for canonical, row in parameters(config).items():
+        a = to_stored(np.broadcast_to(np.float32(0), row.shape), row, dialect.layout, dialect.axes(row))
+        written[file.prefix + dialect.stored(canonical, config.levels)] = list(a.shape)
+    if name == "flux2-mflux":
+        del written["bn.num_batches_tracked"]
+    assert written == {key.replace("/", "."): shape for key, shape in listing(name).items()}
+
+
+# -- those whose formats they are --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd", "sdxl", "sd3", "kl-f16", "three-layers"])
+def test_diffusers_reads_our_deprecated_names(tmp_path, name):
+    """It renames the attention of old files as it loads them."""
+    config, weights = CONFIGS[name], weights_of(name)
+    saved(tmp_path, name, "diffusers-deprecated", weights).rename(tmp_path / WEIGHTS_FILE)
+    (tmp_path / "config.json").write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    model, report = diffusers.AutoencoderKL.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report.values())
+    assert_same({key: a.numpy() for key, a in model.state_dict().items()}, weights)
+    assert model.state_dict().keys() == diffusers_model(config).state_dict().keys()
+
+
+def kernels(folder: Path, dialect: str) -> tuple[np.ndarray, np.ndarray]:
+    """A convolution and a linear map as a file of this dialect has them."""
+    names = {"conv": "encoder.down_blocks.1.resnets.0.conv1.weight", "q": "encoder.mid_block.attentions.0.to_q.weight"}
+    raw = READ[SUFFIX[dialect]](saved(folder, "sd", dialect, weights_of("sd")))
+    return tuple(raw[DIALECTS[dialect].stored(name, CONFIGS["sd"].levels)] for name in names.values())
+
+
+def test_a_stored_kernel_is_in_its_frameworks_hands_the_same_map(tmp_path):
+    """torch takes OIHW, MLX OHWI, JAX what it is told, and flax's Dense x @ W: the numbers are whole, so sums exact."""
+    weights = {key: np.asarray(a % 16) for key, a in weights_of("sd").items()}
+    x, tokens = np.rint(4 * uniform("x", (1, 8, 5, 6))).astype(np.float32), np.arange(24, dtype=np.float32)[None]
+    found = {}
+    for dialect in ("diffusers", "mlx", "mflux", "flax"):
+        conv, q = (np.float32(a % 16) for a in kernels(tmp_path, dialect))
+        found[dialect] = RUN[dialect](x, conv), tokens @ (q if dialect == "flax" else q.T)
+    wanted = torch.nn.functional.conv2d(
+        torch.tensor(x), torch.tensor(weights["encoder.down_blocks.1.resnets.0.conv1.weight"]), padding=1
+    ).numpy()
+    for dialect, (y, linear) in found.items():
+        np.testing.assert_array_equal(y, wanted, dialect)
+        np.testing.assert_array_equal(linear, tokens @ weights["encoder.mid_block.attentions.0.to_q.weight"].T, dialect)
+
+
+def by_torch(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    return torch.nn.functional.conv2d(torch.tensor(x), torch.tensor(kernel), padding=1).numpy()
+
+
+def by_mlx(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    y = mx.conv2d(mx.array(x.transpose(0, 2, 3, 1)), mx.array(kernel), padding=1, stream=mx.cpu)
+    return np.array(y).transpose(0, 3, 1, 2)
+
+
+def by_jax(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    axes = ("NCHW", "HWIO", "NCHW")
+    return np.asarray(jax.lax.conv_general_dilated(x, kernel, (1, 1), "SAME", dimension_numbers=axes))
+
+
+RUN = {"diffusers": by_torch, "mlx": by_mlx, "mflux": by_mlx, "flax": by_jax}
