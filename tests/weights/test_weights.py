@@ -393,9 +393,10 @@ def test_a_file_of_ours_tells_what_weights_do_not_show(tmp_path):
 
 
 def test_a_damaged_config_in_a_file_is_told(tmp_path):
-    write_safetensors(tmp_path / "vae.safetensors", tagged(PLAIN), {"vaespec.config": "{"})
-    with pytest.raises(WeightFileError, match="has a damaged config in its metadata"):
-        vaespec.load(tmp_path / "vae.safetensors", backend="numpy")
+    for text in ("{", "[]", "3", '{"latent_channels": "four"}', "[" * 100_000):
+        write_safetensors(tmp_path / "vae.safetensors", tagged(PLAIN), {"vaespec.config": text})
+        with pytest.raises(WeightFileError, match="has a damaged config in its metadata"):
+            vaespec.load(tmp_path / "vae.safetensors", backend="numpy")
     write_safetensors(tmp_path / "vae.safetensors", tagged(PLAIN), {"vaespec.config": '{"latent_channels": 8}'})
     with pytest.raises(WeightMapError, match="config      latent_channels would be 8, the file has 4"):
         vaespec.load(tmp_path / "vae.safetensors", backend="numpy")

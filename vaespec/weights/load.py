@@ -87,7 +87,7 @@ def own_config(here: Located) -> AutoencoderConfig | None:
         return None
     try:
         return AutoencoderConfig.from_dict(json.loads(text))
-    except ValueError as error:
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # anybody may have written it
         told = f"{here.file.path} has a damaged config in its metadata ({error}): give config= or family=."
         raise WeightFileError(told) from None
 
