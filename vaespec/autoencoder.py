@@ -159,11 +159,22 @@ class AutoencoderKL:
         weights.save_folder(Path(path), self.config, self.weights(), None if dtype is None else dtype_name(dtype))
 
     def save_single_file(
-        self, path: str | os.PathLike[str], *, dialect: str = "diffusers", prefix: str = "", dtype: Any = None
+        self,
+        path: str | os.PathLike[str],
+        *,
+        dialect: str = "diffusers",
+        prefix: str = "",
+        dtype: Any = None,
+        bits: int | None = None,
     ) -> None:
-        """Write one file in a dialect's names, layout and container: see `vaespec.weights.dialects.DIALECTS`."""
+        """Write one file in a dialect's names, layout and container: see `vaespec.weights.dialects.DIALECTS`.
+
+        `bits` (4 or 8) quantises the attention's linear maps, for mflux.
+        """
         stored = None if dtype is None else dtype_name(dtype)
-        weights.save_file(Path(path), self.config, self.weights(), dialect=dialect, prefix=prefix, dtype=stored)
+        weights.save_file(
+            Path(path), self.config, self.weights(), dialect=dialect, prefix=prefix, dtype=stored, bits=bits
+        )
 
     # -- encode and decode ---------------------------------------------------------------------------------
 

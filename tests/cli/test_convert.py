@@ -99,7 +99,8 @@ def test_wrong_arguments_are_told_in_a_line(source, args, words):
 
 
 def test_a_folder_has_no_prefix_and_half_a_model_no_folder(source):
-    run("convert", source, "folder", "--to", "diffusers", "--prefix", "vae.", code=2)
+    for option in (("--prefix", "vae."), ("--bits", "4")):
+        run("convert", source, "folder", "--to", "diffusers", *option, code=2)
     half = {name: OURS.weights()[name] for name in parameters(PLAIN, ["decoder"])}
     written(Path(), half, "half.safetensors")
     told = error("convert", "half.safetensors", "folder", "--to", "diffusers")

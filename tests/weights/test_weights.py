@@ -7,6 +7,7 @@ from pathlib import Path
 
 import diffusers
 import ml_dtypes
+import mlx.core as mx
 import numpy as np
 import pytest
 import torch
@@ -400,3 +401,33 @@ def test_a_damaged_config_in_a_file_is_told(tmp_path):
     write_safetensors(tmp_path / "vae.safetensors", tagged(PLAIN), {"vaespec.config": '{"latent_channels": 8}'})
     with pytest.raises(WeightMapError, match="config      latent_channels would be 8, the file has 4"):
         vaespec.load(tmp_path / "vae.safetensors", backend="numpy")
+
+
+# -- quantised linear maps ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("dialect", ["mflux", "mflux-flux2"])
+def test_linear_maps_are_quantised_as_mlx_does_and_read_back(tmp_path, dialect, bits):
+    weights = AutoencoderKL.from_config(PLAIN, backend="numpy").weights()
+    save_file(path := tmp_path / "q.safetensors", PLAIN, weights, dialect=dialect, bits=bits)
+    found = load_file(path)[1]
+    for name, a in weights.items():
+        if parameters(PLAIN)[name].role != "linear":
+            np.testing.assert_array_equal(found[name], a)
+            continue
+        expected = mx.dequantize(*mx.quantize(mx.array(a), group_size=64, bits=bits), group_size=64, bits=bits)
+        np.testing.assert_array_equal(found[name], np.array(expected))
+
+
+def test_what_cannot_be_quantised_is_refused_and_nothing_written(tmp_path):
+    weights, path = tagged(PLAIN), tmp_path / "q.safetensors"
+    for dialect, bits in (("mflux", 5), ("ldm", 4), ("diffusers", 8)):
+        with pytest.raises(
+            InputError, match=rf"bits={bits} in the dialect {dialect}: expected 4 or 8, in mflux, mflux-"
+        ):
+            save_file(path, PLAIN, weights, dialect=dialect, bits=bits)
+    narrower = CONFIGS["sd"]
+    with pytest.raises(InputError, match=r"to_q\.weight has \d+ inputs: MLX quantises 64 at a time"):
+        save_file(path, narrower, tagged(narrower), dialect="mflux", bits=4)
+    assert not list(tmp_path.iterdir())

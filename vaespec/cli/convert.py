@@ -36,6 +36,9 @@ def convert(
     prefix: Annotated[
         str, typer.Option("--prefix", metavar="TEXT", help="Put before every name, e.g. first_stage_model.")
     ] = "",
+    bits: Annotated[
+        int | None, typer.Option("--bits", metavar="4|8", help="Quantise the attention's linear maps, for mflux.")
+    ] = None,
     family: options.Family = None,
     source_prefix: options.SourcePrefix = None,
     source_dialect: options.SourceDialect = None,
@@ -46,8 +49,8 @@ def convert(
     """Write a VAE's weights in another dialect, with the layout and container it is stored in."""
     path, dialect = autoencoder.locate(source), known_dialect(to)
     folder = dialect == DIFFUSERS and (target.is_dir() or not target.suffix)
-    if folder and prefix:
-        raise typer.BadParameter("a folder for diffusers has no prefix: name a .safetensors.", param_hint="--prefix")
+    if folder and (prefix or bits):
+        raise typer.BadParameter("not for a folder for diffusers: name a .safetensors.", param_hint="--prefix, --bits")
     _require_free(target, path, folder, force)
     if not folder and target.suffix != SUFFIX[dialect.container]:
         raise InputError(f"cannot write {target}: in {to} names it is a {SUFFIX[dialect.container]}; name it so.")
@@ -59,7 +62,7 @@ def convert(
                 raise InputError(f"{source} is half a VAE, without {min(lacking)}: diffusers reads whole ones only.")
             weights.save_folder(target, config, arrays, dtype)
         else:
-            weights.save_file(target, config, arrays, dialect=to, prefix=prefix, dtype=dtype)
+            weights.save_file(target, config, arrays, dialect=to, prefix=prefix, dtype=dtype, bits=bits)
     written = target / "diffusion_pytorch_model.safetensors" if folder else target
     document = {"source": source, "written": str(target), "dialect": to, "tensors": len(arrays)}
     size = written.stat().st_size

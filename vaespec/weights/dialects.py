@@ -27,7 +27,8 @@ class Dialect:
     """Names, and how files in them are written: files are read in whatever layout their shapes show.
 
     `weight` and `norm_weight` are what "weight" is called; `attention_kernel` and `pointwise` how linear maps and 1 × 1
-    convolutions are stored, as "linear" (O, I) or "conv" (O, I, 1, 1); `container` which kind of file.
+    convolutions are stored, as "linear" (O, I) or "conv" (O, I, 1, 1); `container` which kind of file, `quantisable`
+    whether its readers know MLX's quantised linear maps.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Dialect:
     attention_kernel: str = "linear"
     pointwise: str = "conv"
     container: str = "safetensors"
+    quantisable: bool = False
 
     def stored(self, name: str, levels: int) -> str:
         """The name in a file of this dialect; `levels` is the model's number of resolutions."""
@@ -193,9 +195,10 @@ MFLUX = Dialect(
         {"conv_in": "conv_in.conv2d", "conv_out": "conv_out.conv2d", "conv_norm_out": "conv_norm_out.norm"}
     ),
     layout=OHWI,
+    quantisable=True,
 )
 
-MFLUX_FLUX2 = Dialect("mflux-flux2", leaves=_table(**{"to_out.0": "to_out"}), layout=OHWI)
+MFLUX_FLUX2 = Dialect("mflux-flux2", leaves=_table(**{"to_out.0": "to_out"}), layout=OHWI, quantisable=True)
 
 DIALECTS = {
     dialect.name: dialect

@@ -14,8 +14,9 @@ from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, NonFiniteError, WeightFileError
 from vaespec.files import written_whole
 from vaespec.parameters import Parameter, storage_dtype
-from vaespec.weights.containers import write_msgpack, write_safetensors
-from vaespec.weights.dialects import DIFFUSERS, Dialect, known_dialect
+from vaespec.weights.containers import quantise, write_msgpack, write_safetensors
+from vaespec.weights.containers.quantised import GROUP
+from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect, known_dialect
 from vaespec.weights.layouts import to_stored
 from vaespec.weights.load import CONFIG_KEY
 
@@ -52,10 +53,12 @@ def save_file(
     dialect: str = DIFFUSERS.name,
     prefix: str = "",
     dtype: str | None = None,
+    bits: int | None = None,
 ) -> None:
     """One file in a dialect's names, layout and container: Flax's is a .msgpack, the others' a .safetensors.
 
-    A .safetensors has the config in its metadata, for what weights do not show.
+    A .safetensors has the config in its metadata, for what weights do not show. With `bits` (4 or 8), the linear maps
+    are quantised as MLX does, for mflux.
 
     InputError for an unknown dialect or another suffix, NonFiniteError for a tensor that does not fit the dtype.
     """
@@ -63,6 +66,8 @@ def save_file(
     if path.suffix != (suffix := SUFFIX[written.container]):
         raise InputError(f"{path}: a file in the names of {dialect} is a {suffix}; name it so.")
     tensors = _stored(config, weights, written, prefix, dtype)
+    if bits is not None:
+        tensors = _quantised(tensors, written, bits)
     with _told(path), written_whole(path) as part:
         if written.container == "msgpack":
             write_msgpack(part, tensors)
@@ -88,6 +93,21 @@ def _stored(
         prefix + dialect.stored(name, config.levels): _as_stored(weights[name], name, row, dialect, dtype)
         for name, row in table.items()
     }
+
+
+def _quantised(tensors: dict[str, np.ndarray], dialect: Dialect, bits: int) -> dict[str, np.ndarray]:
+    """With words, scales and biases for each linear map: these are the only weights of two axes."""
+    if bits not in (4, 8) or not dialect.quantisable:
+        able = ", ".join(name for name, known in DIALECTS.items() if known.quantisable)
+        raise InputError(f"bits={bits} in the dialect {dialect.name}: expected 4 or 8, in {able}.")
+    changed = dict(tensors)
+    for name, a in tensors.items():
+        if a.ndim == 2:
+            if a.shape[1] % GROUP:
+                raise InputError(f"{name} has {a.shape[1]} inputs: MLX quantises {GROUP} at a time; leave out bits=.")
+            layer = name.removesuffix(".weight")
+            changed[name], changed[f"{layer}.scales"], changed[f"{layer}.biases"] = quantise(a, bits)
+    return changed
 
 
 def _as_stored(a: np.ndarray, name: str, row: Parameter, dialect: Dialect, dtype: str | None) -> np.ndarray:
