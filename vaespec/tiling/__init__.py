@@ -1,0 +1,1 @@
+"""Images larger than memory: in bands of rows, with the same numbers."""
