@@ -105,8 +105,10 @@ class ReferenceOps:
     Statistics, softmax and exponentials run in float32 or better. Nothing is written in place.
     """
 
+    map_layout = "NCHW"
     conv_layout = "OIHW"
     linear_layout = "OI"
+    fixed_shapes = False  # whether every new shape costs a compilation
 
     def __init__(self, xp: Any, dtype: str = "float64", device: Any = None) -> None:
         self.xp = xp
@@ -143,6 +145,14 @@ class ReferenceOps:
     def to_numpy(self, x: Array) -> np.ndarray:
         """The backend's own array -> NumPy, same values."""
         return np.asarray(x)
+
+    def from_host(self, a: np.ndarray) -> Array:
+        """The inverse of `to_numpy`: the same numbers in the dtype they have, on this device."""
+        return self.xp.asarray(a, device=self.device)
+
+    def settle(self, x: Array) -> Array:
+        """x, computed by now, and holding nothing that it was made from."""
+        return x
 
     def cast(self, x: Array) -> Array:
         """The backend's own array -> the same on this device, in this dtype."""
@@ -214,6 +224,37 @@ class ReferenceOps:
         sigma2 = xp.var(x_g, axis=-1, keepdims=True, correction=0)
         x_hat = xp.reshape((x_g - mu) / xp.sqrt(sigma2 + eps), (B, C, H, W))
         return narrow(x_hat * xp.reshape(scale, (1, C, 1, 1)) + xp.reshape(shift, (1, C, 1, 1)), x, xp)
+
+    def moments(self, x: Array) -> tuple[Array, Array]:
+        """Mean and biased variance of every channel of every sample: two of (B, C), float32 or wider.
+
+        μ = c + δ and σ² = mean((x - c)²) - δ², where c is mean(x) but for its rounding, and δ = mean(x - c) tiny. Chan,
+        Golub & LeVeque 1983, eq. 1.7.
+        """
+        x = widen(x, self.xp)
+        B, C = x.shape[0], x.shape[self.map_layout.index("C")]
+        centre = self._mean(x)
+        deviation = x - centre
+        delta = self._mean(deviation)
+        sigma2 = self._mean(deviation * deviation) - delta * delta
+        return self.xp.reshape(centre + delta, (B, C)), self.xp.reshape(sigma2, (B, C))
+
+    def _mean(self, x: Array) -> Array:
+        """Over the pixels of a map: two short sums, which lose less than one long one where it is taken in order."""
+        for axis in "WH":
+            x = self.xp.mean(x, axis=self.map_layout.index(axis), keepdims=True)
+        return x
+
+    def normalize(self, x: Array, mean: Array, sigma2: Array, scale: Array, shift: Array, *, eps: float) -> Array:
+        """y = γ · (x - μ) / √(σ² + ε) + β: a group norm whose moments are known, μ and σ² (B, C), float32 or wider."""
+        xp = self.xp
+        mean, sigma2, scale, shift = map(self._over_pixels, (mean, sigma2, scale, shift))
+        return narrow((widen(x, xp) - mean) / xp.sqrt(sigma2 + eps) * scale + shift, x, xp)
+
+    def _over_pixels(self, p: Array) -> Array:
+        """(B, C) or (C,) -> the same for every pixel of a map, by broadcasting."""
+        sizes = {"N": p.shape[0] if p.ndim == 2 else 1, "C": p.shape[-1]}
+        return self.xp.reshape(p, tuple(sizes.get(axis, 1) for axis in self.map_layout))
 
     def silu(self, x: Array) -> Array:
         """x · σ(x), with σ(x) = e^min(x, 0) / (1 + e^-|x|), which cannot overflow. Elfwing et al., arXiv:1702.03118."""
@@ -301,12 +342,12 @@ class ReferenceOps:
         spans = [slice(i, min(i + size, n)) for i in range(0, n, size)]
         rows = []
         for queries in spans:
-            chunks = (self._chunk(q[:, queries, :], k[:, keys, :], v[:, keys, :], scale) for keys in spans)
-            _, total, weighted = functools.reduce(self._merge_chunks, chunks)
+            chunks = (self.attend_chunk(q[:, queries, :], k[:, keys, :], v[:, keys, :], scale) for keys in spans)
+            _, total, weighted = functools.reduce(self.merge_chunks, chunks)
             rows.append(narrow(weighted / total, v, self.xp))
         return self.xp.concat(rows, axis=1)
 
-    def _chunk(self, q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Array, Array]:
+    def attend_chunk(self, q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Array, Array]:
         """(m, l, o) of some keys for some queries: (B, n, 1), (B, n, 1), (B, n, C), float32 or wider."""
         xp = self.xp
         logits = scale * xp.matmul(widen(q, xp), xp.permute_dims(widen(k, xp), (0, 2, 1)))
@@ -314,9 +355,10 @@ class ReferenceOps:
         weights = xp.exp(logits - peak)
         return peak, xp.sum(weights, axis=-1, keepdims=True), widen(xp.matmul(narrow(weights, v, xp), v), xp)
 
-    def _merge_chunks(
+    def merge_chunks(
         self, one: tuple[Array, Array, Array], other: tuple[Array, Array, Array]
     ) -> tuple[Array, Array, Array]:
+        """(m, l, o) of the keys of both."""
         (m, l, o), (m2, l2, o2) = one, other
         peak = self.xp.maximum(m, m2)
         a, b = self.xp.exp(m - peak), self.xp.exp(m2 - peak)

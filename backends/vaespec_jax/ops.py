@@ -29,8 +29,10 @@ def _jitted(model: Layer, ops: JaxOps, x: Array, params: Mapping[str, Array]) ->
 class JaxOps(ReferenceOps):
     """On one device. Products follow the dtype of the weights, so that params may be cast after `functional()`."""
 
+    map_layout = "NHWC"
     conv_layout = "HWIO"
     linear_layout = "IO"
+    fixed_shapes = True
 
     def __init__(self, device: str, dtype: str, precision: str = "default") -> None:
         platform, _, index = device.partition(":")
@@ -67,6 +69,9 @@ class JaxOps(ReferenceOps):
             copied = a.astype(self.storage())  # JAX may keep NumPy's memory for its own
         return jnp.asarray(copied, device=self._commitment())
 
+    def from_host(self, a: np.ndarray) -> Array:
+        return jnp.asarray(a, device=self._commitment())
+
     def cast(self, x: Array) -> Array:
         x = x.astype(self.storage())
         return x if isinstance(x, jax.core.Tracer) else jax.device_put(x, self._commitment())
@@ -94,6 +99,9 @@ class JaxOps(ReferenceOps):
         variance = jnp.square(centred).mean((1, 2, 4), keepdims=True)
         x_hat = (centred * lax.rsqrt(variance + eps)).reshape(B, H, W, C)
         return narrow(x_hat * scale + shift, x, jnp)
+
+    moments = jax.jit(ReferenceOps.moments, static_argnums=0)
+    normalize = jax.jit(ReferenceOps.normalize, static_argnums=0, static_argnames="eps")
 
     def silu(self, x: Array) -> Array:
         return narrow(jax.nn.silu(widen(x, jnp)), x, jnp)

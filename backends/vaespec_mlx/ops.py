@@ -26,6 +26,7 @@ class MlxOps(ReferenceOps):
     Products follow the dtype of the weights, so that params may be cast after `functional()`.
     """
 
+    map_layout = "NHWC"
     conv_layout = "OHWI"
     linear_layout = "OI"
 
@@ -54,6 +55,13 @@ class MlxOps(ReferenceOps):
     def from_numpy(self, a: np.ndarray) -> mx.array:
         with np.errstate(over="ignore"):  # beyond float16 is infinity, which the caller reports
             return mx.array(np.asarray(a, storage_dtype(self.dtype), order="C"))
+
+    def from_host(self, a: np.ndarray) -> mx.array:
+        return mx.array(a)
+
+    def settle(self, x: mx.array) -> mx.array:
+        mx.eval(x)
+        return x
 
     def to_numpy(self, x: mx.array) -> np.ndarray:
         shared = np.asarray(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x)  # NumPy does not know MLX's bfloat16

@@ -17,6 +17,7 @@ COLUMNS = 8  # copied at a time: a kernel whose axes change places is read by wh
 class NumpyOps(ReferenceOps):
     """float16 and bfloat16 are storage only: weights and results; the arithmetic in between is float32."""
 
+    map_layout = "NHWC"
     conv_layout = "HWIO"
     linear_layout = "IO"
 
@@ -41,6 +42,9 @@ class NumpyOps(ReferenceOps):
             return prepared
 
         return dict(zip(params, on_every_core(one, params), strict=True))
+
+    def from_host(self, a: np.ndarray) -> np.ndarray:
+        return a
 
     def cast(self, x: np.ndarray) -> np.ndarray:
         return self.from_numpy(x)
@@ -86,17 +90,30 @@ class NumpyOps(ReferenceOps):
 
     def group_norm(self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
         """As the specification; centred moments of each strip, merged by Chan's formula."""
-        B, H, W, C = x.shape
-        scale, shift = self._wide(scale), self._wide(shift)
-        y = np.empty_like(x)
-        for item, out in zip(x.reshape(B, H * W, C), y.reshape(B, H * W, C), strict=True):
-            mean, var = group_moments(item, groups)
-            factor = scale * (1.0 / np.sqrt(var + eps)).repeat(C // groups).astype(x.dtype)
-            centre = mean.repeat(C // groups).astype(x.dtype)
+        mean, sigma2 = (part.repeat(x.shape[3] // groups, axis=1) for part in self._group_moments(x, groups))
+        return self.normalize(x, mean, sigma2, scale, shift, eps=eps)
 
-            def strip(rows: slice, item=item, out=out, centre=centre, factor=factor) -> None:  # type: ignore[no-untyped-def]
-                np.subtract(item[rows], centre, out=out[rows])
-                out[rows] *= factor
+    def _group_moments(self, x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and biased variance, two of (B, groups) float64."""
+        B, H, W, C = x.shape
+        mean, sigma2 = zip(*(group_moments(item, groups) for item in x.reshape(B, H * W, C)), strict=True)
+        return np.stack(mean), np.stack(sigma2)
+
+    def moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return self._group_moments(x, x.shape[3])
+
+    def normalize(
+        self, x: np.ndarray, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, eps: float
+    ) -> np.ndarray:
+        B, H, W, C = x.shape
+        scale, shift, centre = self._wide(scale), self._wide(shift), mean.astype(x.dtype)
+        factor = scale * (1.0 / np.sqrt(sigma2 + eps)).astype(x.dtype)
+        y = np.empty(x.shape, x.dtype)
+        for source, out, c, f in zip(x.reshape(B, H * W, C), y.reshape(B, H * W, C), centre, factor, strict=True):
+
+            def strip(rows: slice, source=source, out=out, c=c, f=f) -> None:  # type: ignore[no-untyped-def]
+                np.subtract(source[rows], c, out=out[rows])
+                out[rows] *= f
                 out[rows] += shift
 
             side_by_side(strip, H * W, C)
@@ -169,8 +186,8 @@ def elementwise(strip: Callable[[np.ndarray, np.ndarray], None], x: np.ndarray) 
 def group_moments(x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and biased variance of each group of channels, (groups,) float64, of pixels x (N, C).
 
-    Each strip gives count, mean and sum of squared deviations M per channel; merged as
-    mean = Σ nᵢ mᵢ / n, M = Σ Mᵢ + Σ nᵢ (mᵢ - mean)². Chan, Golub & LeVeque 1983.
+    Each strip gives count, mean and sum of squared deviations M per channel, both corrected by the mean deviation,
+    which rounding leaves; merged as mean = Σ nᵢ mᵢ / n, M = Σ Mᵢ + Σ nᵢ (mᵢ - mean)². Chan, Golub & LeVeque 1983.
     """
 
     def strip(rows: slice) -> tuple[int, np.ndarray, np.ndarray]:
@@ -178,8 +195,9 @@ def group_moments(x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
         ones = np.ones(count, x.dtype)
         mean = ones @ x[rows] / count
         deviation = x[rows] - mean
+        delta = ones @ deviation / count
         deviation *= deviation
-        return count, mean, ones @ deviation
+        return count, np.add(mean, delta, dtype=np.float64), ones @ deviation - count * delta**2
 
     counts, means, squares = zip(*side_by_side(strip, *x.shape), strict=True)
     shape = (len(counts), groups, x.shape[1] // groups)

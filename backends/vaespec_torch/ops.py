@@ -49,11 +49,17 @@ class TorchOps(ReferenceOps):
             return result
 
     def from_numpy(self, a: np.ndarray) -> Tensor:
+        return self.from_host(a).to(self.storage)
+
+    def from_host(self, a: np.ndarray) -> Tensor:
         if a.dtype.name == "bfloat16":  # torch.from_numpy does not know ml_dtypes' type, but the bits are the same
             tensor = torch.from_numpy(np.array(a.view(np.int16), order="C")).view(torch.bfloat16)
         else:
             tensor = torch.from_numpy(np.array(a, order="C"))  # a copy: it may be read-only, or mapped to a file
-        return tensor.to(device=self.device, dtype=self.storage)
+        return tensor.to(self.device)
+
+    def settle(self, x: Tensor) -> Tensor:
+        return x.detach()
 
     def to_numpy(self, x: Tensor) -> np.ndarray:
         x = x.detach().cpu()
@@ -91,6 +97,13 @@ class TorchOps(ReferenceOps):
         # Where x is channels-last, CUDA's kernel copies it, and the CPU's computes E[x²] - E[x]², which cancels.
         y = torch.group_norm(x.contiguous(), groups, scale, shift, eps)  # F.group_norm refuses 1 x 1 maps
         return in_device_order(y)
+
+    def normalize(self, x: Tensor, mean: Tensor, sigma2: Tensor, scale: Tensor, shift: Tensor, *, eps: float) -> Tensor:
+        (B, C, H, W), wide = x.shape, mean.dtype
+        scale, shift = (p.to(wide).expand(B, C).flatten() for p in (scale, shift))
+        samples = x.reshape(1, B * C, H, W)  # moments are per sample, a batch norm's are not
+        y = F.batch_norm(samples, mean.flatten(), sigma2.flatten(), scale, shift, eps=eps)
+        return in_device_order(y.reshape(B, C, H, W))
 
     def silu(self, x: Tensor) -> Tensor:
         return F.silu(x)

@@ -1,0 +1,219 @@
+"""In bands, a model gives the numbers of the whole; each mistake that others made here is told apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from banded import CLOSE, difference, layers, placed, run, source
+from configs import CONFIGS, relative_l2, uniform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import FINEST
+
+from vaespec.analysis.cost import CostOps
+from vaespec.attention import Chunked, Eager, Fused, LoRA, Sdpa, attention_layers
+from vaespec.errors import InputError
+from vaespec.ops import ReferenceOps
+from vaespec.tiling import banded
+from vaespec.tiling.banded import BandedOps
+from vaespec.tiling.maps import spans
+
+VARIED = ("sd", "flux1", "flux2-small-decoder", "cogview", "kl-f16", "attention-everywhere", "one-level", "mish")
+directions = st.sampled_from(["encode", "decode"])
+
+
+@st.composite
+def cases(draw, largest: int = 10):
+    """(config, direction, size, BandedOps' arguments): sizes in latents, images of sizes that divide by nothing too."""
+    name, direction = draw(st.sampled_from(VARIED)), draw(directions)
+    f = CONFIGS[name].downsampling_factor if direction == "encode" else 1
+    size = [f * draw(st.integers(1, largest)) + draw(st.integers(0, f - 1)) for _ in "HW"]
+    how = {"rows": draw(st.sampled_from([1, 2, 3, 5, 7, 16, 1000])), "chunk": draw(st.sampled_from([1, 7, 16, 1000]))}
+    return name, direction, tuple(max(n, 2 if f > 1 else 1) for n in size), how
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch"])
+@given(case=cases(), batch=st.integers(1, 2), store=st.sampled_from(["device", "host", "file"]))
+def test_bands_are_the_whole_in_float64(tmp_path_factory, backend, case, batch, store):
+    name, direction, size, how = case
+    store = tmp_path_factory.getbasetemp() if store == "file" else store
+    assert difference(name, backend, direction, size, batch=batch, store=store, **how) <= CLOSE["float64"]
+
+
+@pytest.mark.parametrize("backend", ["numpy", "torch", "mlx"])
+@settings(max_examples=15)
+@given(case=cases(largest=5))
+def test_bands_are_the_whole_in_float32(backend, case):
+    name, direction, size, how = case
+    assert difference(name, backend, direction, size, dtype="float32", **how) <= CLOSE["float32"]
+
+
+@pytest.mark.parametrize(
+    ("direction", "size", "store"),
+    [
+        ("decode", (5, 3), "device"),
+        ("decode", (5, 3), "host"),
+        ("decode", (5, 3), "file"),
+        ("encode", (11, 6), "device"),
+    ],
+)
+def test_bands_are_the_whole_on_jax(tmp_path, direction, size, store):
+    """Few cases: every shape is compiled."""
+    store = tmp_path if store == "file" else store
+    assert difference("attention-everywhere", "jax", direction, size, rows=4, chunk=9, store=store) <= CLOSE["float32"]
+
+
+@pytest.mark.parametrize("store", ["device", "host", "file"])
+@pytest.mark.parametrize(("backend", "dtype"), [("torch", "bfloat16"), ("numpy", "float16"), ("mlx", "bfloat16")])
+def test_sixteen_bits_stay_what_they_are_in_every_store(tmp_path, backend, dtype, store):
+    """Rounding falls where it does in the whole, but for the last bit of a sum."""
+    store = tmp_path if store == "file" else store
+    assert difference("sd", backend, "decode", (4, 5), dtype=dtype, batch=2, rows=3, store=store) <= 0.02
+
+
+def test_forty_latents_square_are_the_whole():
+    assert difference("sd", "torch", "decode", (40, 40), rows=32, chunk=100) <= CLOSE["float64"]
+
+
+# -- how it is done ------------------------------------------------------------------------------------------------
+
+
+class Spy(ReferenceOps):
+    """The specification in float64; remembers what passes."""
+
+    def __init__(self):
+        super().__init__(np)
+        self.running, self.logits, self.convolved = False, [], []
+
+    def run(self, layer, x, params):
+        self.running = True
+        result = super().run(layer, x, params)
+        self.running = False
+        return result
+
+    def conv2d(self, x, w, b, *, stride, padding):
+        assert self.running
+        y = super().conv2d(x, w, b, stride=stride, padding=padding)
+        self.convolved.append((id(w), x.shape, y.size * w[0].size))
+        return y
+
+    def attend_chunk(self, q, k, v, scale):
+        self.logits.append((q.shape[1], k.shape[1]))
+        return super().attend_chunk(q, k, v, scale)
+
+
+def spied(direction: str, size, **how) -> Spy:
+    spy, (_, params) = Spy(), placed("attention-everywhere", "torch")
+    params = {name: p.numpy() for name, p in params.items()}
+    run(BandedOps(spy, **how), params, layers("attention-everywhere", direction), source("sd", direction, *size))
+    return spy
+
+
+@given(direction=directions, height=st.integers(4, 30), rows=st.integers(1, 30))
+@settings(max_examples=15)
+def test_no_convolution_is_computed_twice(direction, height, rows):
+    spy, cost = spied(direction, (height, 6), rows=rows), CostOps(8)
+    whole = layers("attention-everywhere", direction)
+    whole(cost.array(*source("sd", direction, height, 6).shape), dict(whole.parameters()), cost)
+    assert 2 * sum(flops for *_, flops in spy.convolved) == cost.conv_flops
+
+
+def test_a_band_is_no_taller_than_asked_and_the_halo():
+    spy = spied("decode", (11, 6), rows=4)
+    assert max(shape[2] for _, shape, _ in spy.convolved) == 4 + 2
+
+
+def test_where_shapes_are_compiled_each_convolution_has_one(monkeypatch):
+    monkeypatch.setattr(Spy, "fixed_shapes", True)
+    spy = spied("encode", (31, 6), rows=4)
+    assert len({(w, shape) for w, shape, _ in spy.convolved}) == len({w for w, *_ in spy.convolved})
+
+
+@given(chunk=st.integers(1, 50), rows=st.integers(1, 9))
+@settings(max_examples=15)
+def test_logits_are_of_a_chunk_against_a_chunk(chunk, rows):
+    spy = spied("decode", (7, 5), rows=rows, chunk=chunk)
+    assert max(max(shape) for shape in spy.logits) <= chunk
+
+
+@given(length=st.integers(1, 500), most=st.integers(1, 500))
+def test_pieces_cover_everything_once_and_are_nearly_equal(length, most):
+    pieces = list(spans(length, most))
+    assert [i for start, stop in pieces for i in range(start, stop)] == list(range(length))
+    assert len(pieces) == -(-length // max(stop - start for start, stop in pieces)) >= length / most
+
+
+# -- attention processors ------------------------------------------------------------------------------------------
+
+PROCESSORS = (Sdpa(), Eager(), Chunked(5), Fused(), Fused(core=Chunked(3)), LoRA(rank=2, alpha=3), LoRA(core=Eager()))
+
+
+@pytest.mark.parametrize("processor", PROCESSORS, ids=repr)
+@pytest.mark.parametrize("backend", ["numpy", "torch", "mlx"])
+def test_every_processor_attends_as_it_does_to_the_whole(backend, processor):
+    ops, params = placed("attention-everywhere", backend)
+    whole = layers("attention-everywhere", "decode")
+    whole = layers("attention-everywhere", "decode", {a.name: processor for a in attention_layers(whole)})
+    table = dict(whole.parameters())
+    new = {n: uniform(n, p.shape, -0.4, 0.4) for n, p in table.items() if n not in params}
+    params = {**params, **ops.prepare(new, table)}
+    x = source("sd", "decode", 5, 4)
+    expected = run(ops, params, whole, x)
+    assert relative_l2(run(BandedOps(ops, rows=3, chunk=7), params, whole, x), expected) <= CLOSE[FINEST[backend]]
+
+
+# -- mistakes ------------------------------------------------------------------------------------------------------
+
+
+def short_halo(monkeypatch):
+    right = BandedOps._load
+
+    def load(self, length, first, last, spare, read, *wrapped):
+        band = right(self, length, first, last, spare, read, *wrapped)
+        return band if last - first < 3 or first < 0 else np.concatenate((0 * band[:, :1], band[:, 1:]), axis=1)
+
+    monkeypatch.setattr(BandedOps, "_load", load)
+
+
+def unmerged_variances(monkeypatch):
+    right = banded.group_moments
+
+    def moments(parts, groups):
+        rows = sum(n for n, *_ in parts)
+        return right(parts, groups)[0], sum(n / rows * right([(n, m, v)], groups)[1] for n, m, v in parts)
+
+    monkeypatch.setattr(banded, "group_moments", moments)
+
+
+def attention_per_band(monkeypatch):
+    def attend(self, q, k, v, *, scale, size):
+        def tokens(start, stop, *reads):
+            return self.ops.attention(*(read(start, stop) for read in reads), scale=scale)
+
+        return q.derive(tokens, self._settle_tokens(k), self._settle_tokens(v), cheap=False)
+
+    monkeypatch.setattr(BandedOps, "chunked_attention", attend)
+
+
+def halo_rows_counted(monkeypatch):
+    ops = type(placed("sd", "numpy")[0])
+    right = ops.moments
+
+    def moments(self, x):
+        return right(self, np.concatenate((x, x[:, -1:]), axis=1))
+
+    monkeypatch.setattr(ops, "moments", moments)
+
+
+@pytest.mark.parametrize("mistake", [short_halo, unmerged_variances, attention_per_band, halo_rows_counted])
+def test_a_mistake_is_told_apart(monkeypatch, mistake):
+    how = {"name": "sd", "backend": "numpy", "direction": "decode", "size": (6, 4), "rows": 3, "chunk": 8}
+    assert difference(**how) <= CLOSE["float64"]
+    mistake(monkeypatch)
+    assert difference(**how) > 1e-4
+
+
+@pytest.mark.parametrize("wrong", [{"rows": 0}, {"chunk": -1}])
+def test_no_rows_at_a_time_are_refused(wrong):
+    with pytest.raises(InputError, match="expected at least 1"):
+        BandedOps(ReferenceOps(np), **wrong)

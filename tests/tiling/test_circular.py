@@ -1,0 +1,68 @@
+"""On a torus there is no border: what goes in shifted comes out shifted."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from banded import CLOSE, difference, layers, placed, run, source
+from configs import relative_l2, uniform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import FINEST, each_backend
+
+from vaespec.ops import ReferenceOps
+from vaespec.tiling.circular import CircularOps
+
+AXES = [(True, False), (False, True), (True, True)]
+each_axis = pytest.mark.parametrize("circular", AXES, ids=["rows", "columns", "both"])
+
+
+@each_axis
+@pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 1), (0, 1))])
+def test_a_convolution_is_that_of_a_wrapped_map(circular, padding):
+    x, w, b = uniform("x", (2, 3, 5, 4)), uniform("w", (2, 3, 3, 3)), uniform("b", (2,))
+    y = CircularOps(ReferenceOps(np), *circular).conv2d(x, w, b, stride=1, padding=padding)
+    padded = torch.tensor(x)
+    for sides, wraps in (((0, 0, *padding[0]), circular[0]), ((*padding[1], 0, 0), circular[1])):
+        padded = F.pad(padded, sides, mode="circular" if wraps else "constant")
+    expected = F.conv2d(padded, torch.tensor(w), torch.tensor(b))
+    assert relative_l2(y, expected.numpy()) < 1e-14
+
+
+@each_axis
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+@each_backend
+def test_what_goes_in_shifted_comes_out_shifted(backend, direction, circular):
+    """By one latent, f = 8 px."""
+    ops, params = placed("sd", backend)
+    ops, whole, axes = CircularOps(ops, *circular), layers("sd", direction), [2 + i for i in range(2) if circular[i]]
+    before, after = (8, 1) if direction == "encode" else (1, 8)
+    x = source("sd", direction, *((24, 16) if direction == "encode" else (3, 4)))
+    y = run(ops, params, whole, x)
+    shifted = run(ops, params, whole, np.roll(x, [before] * len(axes), axes))
+    assert relative_l2(shifted, np.roll(y, [after] * len(axes), axes)) <= 2 * CLOSE[FINEST[backend]]
+
+
+def test_zeros_at_the_border_do_not_shift():
+    ops, params = placed("sd", "numpy")
+    x, whole = source("sd", "decode", 3, 4), layers("sd", "decode")
+    rolled = run(ops, params, whole, np.roll(x, 1, 3))
+    assert relative_l2(rolled, np.roll(run(ops, params, whole, x), 8, 3)) > 1e-3
+
+
+@each_axis
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+@settings(max_examples=10)
+@given(rows=st.integers(1, 12), height=st.integers(1, 5))
+def test_bands_are_the_whole(circular, direction, rows, height):
+    size = (8 * height + 3, 17) if direction == "encode" else (height, 3)
+    assert difference("sd", "numpy", direction, size, circular=circular, rows=rows) <= CLOSE["float64"]
+
+
+def test_it_can_be_copied():
+    ops = CircularOps(ReferenceOps(np))
+    assert copy.copy(ops) == ops

@@ -1,0 +1,152 @@
+"""What is not needed any more is given back: memory, files, also after a failure."""
+
+from __future__ import annotations
+
+import gc
+import os
+import resource
+import tracemalloc
+import weakref
+from functools import partial
+
+import numpy as np
+import pytest
+from banded import layers, placed, run, source
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vaespec.errors import InputError
+from vaespec.ops import ReferenceOps
+from vaespec.tiling.banded import BandedOps
+from vaespec.tiling.stores import new_store
+
+REFERENCE = ReferenceOps(np)
+
+
+def open_files() -> int:
+    return len(os.listdir("/dev/fd"))
+
+
+def peak(height: int, **how) -> int:
+    """Bytes that Python and NumPy held at most while a tall image was decoded."""
+    ops, params = placed("sd", "numpy")
+    ops, x, whole = BandedOps(ops, **how) if how else ops, source("sd", "decode", height, 8), layers("sd", "decode")
+    run(ops, params, whole, x[:, :, :2])
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        run(ops, params, whole, x)
+        return tracemalloc.get_traced_memory()[1] - before
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("place", ["device", "host", "file"])
+@given(heights=st.lists(st.integers(1, 5), min_size=1, max_size=6), data=st.data())
+def test_rows_come_back_as_they_went_in(tmp_path_factory, place, heights, data):
+    place = tmp_path_factory.getbasetemp() if place == "file" else place
+    whole = np.random.default_rng(0).standard_normal((2, 3, sum(heights), 4)).astype(np.float32)
+    store = new_store(place, REFERENCE, axis=2)
+    for band in np.split(whole, np.cumsum(heights)[:-1], axis=2):
+        store.append(band)
+    read, start = store.open(), 0
+    while start < sum(heights):  # each read begins no higher than the one before
+        stop = data.draw(st.integers(start + 1, sum(heights)))
+        np.testing.assert_array_equal(read(start, stop), whole[:, :, start:stop])
+        start = data.draw(st.integers(start, stop)) if stop < sum(heights) else stop
+
+
+def test_a_band_is_freed_when_its_last_reader_has_passed():
+    store, bands = new_store("device", REFERENCE, axis=2), [np.full((1, 1, 2, 2), i) for i in range(3)]
+    for band in bands:
+        store.append(band)
+    alive, one, other = weakref.ref(bands[0]), store.open(), store.open()
+    del store, bands, band
+    one(2, 4)
+    assert alive() is not None
+    other(2, 4)
+    assert alive() is None
+
+
+@pytest.mark.parametrize("store", ["device", "host"])
+def test_bands_take_less_memory_than_the_whole(store):
+    """384 channels of the largest map, and the bands at work, against 256 + 256 + 256 and more."""
+    assert peak(96, rows=8, store=store) <= 0.6 * peak(96)
+
+
+def test_in_a_file_memory_does_not_grow_with_the_height(tmp_path):
+    """But for the result: 3 channels of float64, twice while it is put together."""
+    short, tall = (peak(height, rows=8, store=tmp_path) for height in (40, 160))
+    assert tall - short <= 1.1 * 2 * 3 * 8 * (160 - 40) * 8 * 64
+
+
+class StopError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("store", ["device", "host", "file"])
+def test_what_progress_raises_ends_the_run_and_leaves_nothing(tmp_path, store):
+    ops, params = placed("sd", "numpy")
+    called = []
+
+    def progress(done, total):
+        called.append((done, total))
+        if len(called) == 40:
+            raise StopError
+
+    files = open_files()
+    banded = BandedOps(ops, rows=2, store=tmp_path if store == "file" else store, progress=progress)
+    gc.collect()
+    gc.disable()  # counting references is enough
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        with pytest.raises(StopError):
+            run(banded, params, layers("sd", "decode"), source("sd", "decode", 24, 24))
+        after, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        gc.enable()
+    assert after - before < 0.1 * (most - before) + 50_000
+    assert open_files() == files
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_progress_counts_up_to_the_total(direction):
+    ops, params = placed("sd", "numpy")
+    told = []
+    banded = BandedOps(ops, rows=2, chunk=5, progress=lambda *done_of: told.append(done_of))
+    for _ in range(2):  # each run starts from nothing
+        told.clear()
+        run(banded, params, layers("sd", direction), source("sd", direction, 17, 16))
+        done, totals = zip(*told, strict=True)
+        assert len(set(totals)) == 1
+        assert list(done) == sorted(set(done))
+        assert done[-1] == totals[0]
+        assert len(done) > 50
+
+
+def test_a_run_in_a_file_leaves_no_file(tmp_path):
+    ops, params = placed("sd", "numpy")
+    files = open_files()
+    run(BandedOps(ops, store=tmp_path), params, layers("sd", "decode"), source("sd", "decode", 4, 4))
+    assert (open_files(), list(tmp_path.iterdir())) == (files, [])
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"store '.*nowhere': No such file or directory; give a folder"):
+        new_store(tmp_path / "nowhere", REFERENCE, axis=2)
+
+
+def test_a_full_disk_is_told(tmp_path):
+    """A limit on the size of files fails as a disk does: after some of the bytes."""
+    store, limits = new_store(tmp_path, REFERENCE, axis=2), resource.getrlimit(resource.RLIMIT_FSIZE)
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE)
+    limit((5000, limits[1]))
+    try:
+        with pytest.raises(InputError, match=r"store '.*': File too large; give a folder with room"):
+            store.append(np.zeros((1, 1, 1000, 1)))
+    finally:
+        limit(limits)

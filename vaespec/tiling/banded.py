@@ -1,0 +1,273 @@
+"""BandedOps: the model in bands of rows, with the numbers of the whole and a fraction of its memory.
+
+What the model calls returns at once, with a map that is yet to be computed. A convolution is computed when its rows are
+wanted more than once: band by band, each with the rows around it that the kernel reaches, and kept in a store together
+with the moments of each band. Normalisation, activation, doubling, and the residual that is added are computed while a
+band is read or written. So every map is written once, no convolution is computed twice, and what is not read again is
+given back. Attention takes the tokens in chunks.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from vaespec.analysis.cost import CostOps
+from vaespec.errors import InputError
+from vaespec.ops import Array, Layer, Padding, ReferenceOps
+from vaespec.precision import narrow
+from vaespec.tiling.circular import CircularOps
+from vaespec.tiling.maps import Lazy, Map, Tokens, group_moments, spans
+from vaespec.tiling.stores import Place, Read, cut, new_store
+
+L = TypeVar("L", bound=Lazy)
+
+
+@dataclass(frozen=True)
+class BandedOps:
+    """The same results as `ops`, up to the order of sums, for inference: no gradient passes.
+
+    At most `rows` rows of a map are computed at one time, and `chunk` tokens against `chunk` others. `store` is where
+    maps are kept: "device", "host", or a folder for temporary files. `progress(done, total)`, in flops of convolution
+    and attention, is called after each piece of work by what `compile` returns; what it raises ends the run.
+    """
+
+    ops: ReferenceOps | CircularOps
+    rows: int = 32
+    chunk: int = 1024
+    store: Place = "device"
+    progress: Callable[[int, int], None] | None = None
+    report: Callable[[int], None] = lambda flops: None
+
+    def __post_init__(self) -> None:
+        for what, size in (("bands", self.rows), ("chunks", self.chunk)):
+            if size < 1:
+                raise InputError(f"{what} of {size}: expected at least 1.")
+
+    # -- around the model ----------------------------------------------------------------------------------
+
+    def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
+        """(x, params) -> model(x, params, self), telling of progress."""
+
+        def run(x: Array, params: Mapping[str, Array]) -> Array:
+            if self.progress is None:
+                return model(x, params, self)
+            return model(x, params, replace(self, report=_Progress(self.progress, _flops(model, x.shape))))
+
+        return run
+
+    def run(self, layer: Layer, x: Lazy, params: Mapping[str, Array]) -> Lazy:
+        return layer(x, params, self)
+
+    def from_nchw(self, x: Array) -> Map:
+        def rows(start: int, stop: int) -> Array:
+            return self.ops.from_nchw(x[:, :, start:stop, :])
+
+        return Map(x.shape[2], x.shape[3], rows, ())
+
+    def to_nchw(self, x: Map) -> Array:
+        bands = [self.ops.settle(self.ops.to_nchw(band)) for _, band in self._bands(x.open(), x.length, self.rows)]
+        return _join(bands, 2, self.ops.xp)
+
+    # -- what is kept --------------------------------------------------------------------------------------
+
+    def _bands(self, read: Read, length: int, most: int) -> Iterator[tuple[int, Array]]:
+        """(rows, band) from the top down, each computed as `ops` runs a layer."""
+        for start, stop in spans(length, most):
+            band = self.ops.run(lambda span, *_: read(*span), (start, stop), {})  # type: ignore[arg-type]
+            yield stop - start, self.ops.settle(band)
+
+    def _keep_map(self, x: Map) -> Map:
+        """x, with its rows in a store and their moments known."""
+        if x.kept is None:
+            kept = new_store(self.store, self.ops, self._axis)
+            for rows, band in self._bands(x.take(), x.length, self.rows):
+                kept.append(band)
+                mean, sigma2 = map(self.ops.settle, self.ops.moments(band))
+                x.moments.append((rows, mean, sigma2))
+            x.kept = kept
+        return x
+
+    def _settle_map(self, x: Map) -> Map:
+        """x, ready to be read more than once."""
+        return x if x.settled else self._keep_map(x)
+
+    def _settle_tokens(self, t: Tokens) -> Tokens:
+        if not t.settled:
+            kept = new_store(self.store, self.ops, axis=1)
+            for _, band in self._bands(t.take(), t.length, self.chunk):
+                kept.append(band)
+            t.kept = kept
+        return t
+
+    # -- convolutions --------------------------------------------------------------------------------------
+
+    @property
+    def _axis(self) -> int:
+        """Of the rows of a map."""
+        return self.ops.map_layout.index("H")
+
+    def conv2d(self, x: Map, w: Array, b: Array, *, stride: int, padding: Padding) -> Map:
+        """Rows start … stop - 1 are made from rows s · start - above … s · (stop - 1) - above + k - 1 of x."""
+        (above, below), sides = padding
+        kernel = dict(zip(self.ops.conv_layout, w.shape, strict=True))
+        x = x if kernel["H"] == 1 else self._settle_map(x)
+        length = (x.length + above + below - kernel["H"]) // stride + 1
+        width = (x.width + sum(sides) - kernel["W"]) // stride + 1
+        tallest = max(stop - start for start, stop in spans(length, self.rows))
+        load = functools.partial(self._load, x.length)
+
+        def rows(start: int, stop: int, *reads: Read) -> Array:
+            first, last = stride * start - above, stride * (stop - 1) - above + kernel["H"]
+            spare = stride * (tallest - (stop - start)) if self.ops.fixed_shapes else 0
+            band = load(first, last, spare, *reads)
+            y = cut(self.ops.conv2d(band, w, b, stride=stride, padding=((0, 0), sides)), self._axis, 0, stop - start)
+            self.report(2 * math.prod(y.shape) * math.prod(w.shape) // kernel["O"])
+            return y
+
+        wraps = isinstance(self.ops, CircularOps) and self.ops.rows
+        return Map(length, width, rows, (x, x, x) if wraps else (x,), cheap=False)
+
+    def _load(self, length: int, first: int, last: int, spare: int, read: Read, *wrapped: Read) -> Array:
+        """Rows first … last - 1 of a map and `spare` of zeros; beyond its borders zeros, or the other end's rows."""
+        above, below = max(0, -first), max(0, last - length)
+        band = read(max(0, first), min(last, length))
+        zeros = [self.ops.xp.zeros_like(cut(band, self._axis, 0, 1))]
+        top, bottom = zeros * above, zeros * below
+        if wrapped:
+            from_bottom, from_top = wrapped
+            top = [from_bottom(length - above, length)] if above else []
+            bottom = [from_top(0, below)] if below else []
+        return _join([*top, band, *bottom, *zeros * spare], self._axis, self.ops.xp)
+
+    # -- elementwise ---------------------------------------------------------------------------------------
+
+    def group_norm(self, x: Map, scale: Array, shift: Array, *, groups: int, eps: float) -> Map:
+        x = self._keep_map(x)
+        parts = [(rows, self.ops.to_numpy(mean), self.ops.to_numpy(sigma2)) for rows, mean, sigma2 in x.moments]
+        mean, sigma2 = (self.ops.from_host(m.astype(parts[0][1].dtype)) for m in group_moments(parts, groups))
+
+        def rows(start: int, stop: int, read: Read) -> Array:
+            return self.ops.normalize(read(start, stop), mean, sigma2, scale, shift, eps=eps)
+
+        return x.derive(rows)
+
+    def silu(self, x: Map) -> Map:
+        return self._elementwise(self.ops.silu, x)
+
+    def mish(self, x: Map) -> Map:
+        return self._elementwise(self.ops.mish, x)
+
+    def gelu(self, x: Map) -> Map:
+        return self._elementwise(self.ops.gelu, x)
+
+    def relu(self, x: Map) -> Map:
+        return self._elementwise(self.ops.relu, x)
+
+    def add(self, x: L, y: L) -> L:
+        return self._elementwise(self.ops.add, x, y)
+
+    def scale(self, t: L, factor: float) -> L:
+        return self._elementwise(lambda piece: self.ops.scale(piece, factor), t)
+
+    def _elementwise(self, op: Callable[..., Array], x: L, *others: L) -> L:
+        return x.derive(lambda start, stop, *reads: op(*(read(start, stop) for read in reads)), *others)
+
+    def upsample_nearest2x(self, x: Map) -> Map:
+        def rows(start: int, stop: int, read: Read) -> Array:
+            first = start // 2
+            doubled = self.ops.upsample_nearest2x(read(first, -(-stop // 2)))
+            return cut(doubled, self._axis, start - 2 * first, stop - 2 * first)
+
+        return Map(2 * x.length, 2 * x.width, rows, (self._settle_map(x),))  # kept while it is small
+
+    # -- tokens --------------------------------------------------------------------------------------------
+
+    def tokens(self, x: Map) -> Tokens:
+        width = x.width
+
+        def tokens(start: int, stop: int, read: Read) -> Array:
+            first = start // width
+            t = self.ops.tokens(read(first, -(-stop // width)))
+            return cut(t, 1, start - first * width, stop - first * width)
+
+        return Tokens(x.length * width, tokens, (x,))
+
+    def pixels(self, t: Tokens, like: Map) -> Map:
+        width = like.width
+
+        def rows(start: int, stop: int, read: Read) -> Array:
+            piece = read(start * width, stop * width)
+            sizes = {"N": piece.shape[0], "C": piece.shape[2], "H": stop - start, "W": width}
+            return self.ops.pixels(piece, SimpleNamespace(shape=tuple(sizes[axis] for axis in self.ops.map_layout)))
+
+        return Map(like.length, width, rows, (t,))
+
+    def linear(self, t: Tokens, w: Array, b: Array | None) -> Tokens:
+        def tokens(start: int, stop: int, read: Read) -> Array:
+            piece = read(start, stop)
+            y = self.ops.linear(piece, w, b)
+            self.report(2 * math.prod(y.shape) * piece.shape[2])
+            return y
+
+        return t.derive(tokens, cheap=False)
+
+    def split(self, t: Tokens, parts: int) -> tuple[Tokens, ...]:
+        t = self._settle_tokens(t)
+
+        def part(i: int) -> Tokens:
+            return t.derive(lambda start, stop, read: self.ops.split(read(start, stop), parts)[i])
+
+        return tuple(map(part, range(parts)))
+
+    def attention(self, q: Tokens, k: Tokens, v: Tokens, *, scale: float) -> Tokens:
+        return self.chunked_attention(q, k, v, scale=scale, size=self.chunk)
+
+    eager_attention = attention
+
+    def chunked_attention(self, q: Tokens, k: Tokens, v: Tokens, *, scale: float, size: int) -> Tokens:
+        k, v = self._settle_tokens(k), self._settle_tokens(v)
+        size = min(size, self.chunk)
+
+        def tokens(start: int, stop: int, read: Read) -> Array:
+            chunks = (read(start + first, start + last) for first, last in spans(stop - start, size))
+            return _join([self._attend(queries, k, v, scale, size) for queries in chunks], 1, self.ops.xp)
+
+        return q.derive(tokens, cheap=False)
+
+    def _attend(self, q: Array, k: Tokens, v: Tokens, scale: float, size: int) -> Array:
+        """A chunk of queries against all keys. See ReferenceOps.chunked_attention."""
+        (B, n, C), keys, values = q.shape, k.open(), v.open()
+        merged: tuple[Array, ...] = ()
+        for start, stop in spans(k.length, size):
+            chunk = self.ops.attend_chunk(q, keys(start, stop), values(start, stop), scale)
+            merged = tuple(map(self.ops.settle, self.ops.merge_chunks(merged, chunk) if merged else chunk))
+            self.report(4 * B * n * (stop - start) * C)
+        _, total, weighted = merged
+        return narrow(weighted / total, q, self.ops.xp)
+
+
+def _join(parts: list[Array], axis: int, xp: Any) -> Array:
+    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=axis)
+
+
+class _Progress:
+    """Adds up flops for progress(done, total)."""
+
+    def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
+        self.progress, self.done, self.total = progress, 0, total
+
+    def __call__(self, flops: int) -> None:
+        self.done += flops
+        self.progress(self.done, self.total)
+
+
+def _flops(model: Layer, shape: tuple[int, ...]) -> int:
+    """Of the convolutions and the attention of model(x), x of that shape."""
+    ops = CostOps(bytes_per_number=0)
+    model(ops.array(*shape), dict(model.parameters()), ops)
+    return ops.conv_flops + ops.attention_flops
