@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypedDict, Unpack
+from typing import Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -26,8 +26,10 @@ from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.parameters import STORAGE_DTYPES
 from vaespec.posterior import DiagonalGaussian
+from vaespec.tiling.banded import BandedOps
 from vaespec.tiling.blend import blended, fits
 from vaespec.tiling.geometry import TileGeometry
+from vaespec.tiling.stores import Place
 from vaespec.weights import require_complete
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
@@ -44,6 +46,19 @@ class Where(TypedDict, total=False):
     device: str | None
     dtype: Any
     precision: str
+
+
+class Bands(TypedDict, total=False):
+    """How exact tiling works: at most `rows` rows of a map at one time (32), and `chunk` tokens of attention (1024).
+
+    `store` is where maps are kept meanwhile: "device", "host", or a folder for temporary files. `progress(done, total)`
+    is called after each band; what it raises ends the run, and frees what it held.
+    """
+
+    rows: int
+    chunk: int
+    store: Place
+    progress: Callable[[int, int], None] | None
 
 
 class AutoencoderKL:
@@ -70,6 +85,7 @@ class AutoencoderKL:
         self.tile_sample_min_size: int | Sequence[int] | None = None
         self.tile_latent_min_size: int | Sequence[int] | None = None
         self.tile_overlap_factor: float | Sequence[float] = 0.25
+        self._bands: Bands | None = None
         self._backend, self._device = choose_backend(backend), device
         ops = make_ops(self._backend, device, dtype_name(dtype), precision)
         self._model = Model.place(config, weights, ops)
@@ -235,26 +251,35 @@ class AutoencoderKL:
 
     def enable_tiling(
         self,
-        use_tiling: bool = True,
+        use_tiling: bool | Literal["blend", "exact"] = True,
         *,
         tile_sample_min_size: int | Sequence[int] | None = None,
         tile_latent_min_size: int | Sequence[int] | None = None,
         tile_overlap_factor: float | Sequence[float] = 0.25,
+        **bands: Unpack[Bands],
     ) -> None:
-        """Work on tiles that are faded into each other, as diffusers does: the memory of one, seams included.
+        """Work on parts of an image: the memory of one, or, with "exact", of a few rows, and no seams.
 
-        Tiles are of `tile_sample_min_size` px (one number, or height and width; by default the config's sample_size)
-        and share `tile_overlap_factor` of it with the next. InputError for tiles that do not join.
+        True or "blend": tiles that are faded into each other, as diffusers does. They are of `tile_sample_min_size` px
+        (one number, or height and width; by default the config's sample_size) and share `tile_overlap_factor` of it
+        with the next. "exact": bands of rows, with the results of the whole image, without gradients; see `Bands`.
+        InputError for tiles that do not join, or bands without rows.
         """
+        if use_tiling not in (True, False, "blend", "exact"):
+            raise InputError(f"tiling {use_tiling!r}: choose True or 'blend', 'exact', or False.")
+        if use_tiling != "exact" and bands:
+            raise InputError(f"{', '.join(bands)}: for bands; say enable_tiling('exact', ...).")
         self.tile_sample_min_size, self.tile_latent_min_size = tile_sample_min_size, tile_latent_min_size
         self.tile_overlap_factor = tile_overlap_factor
-        if use_tiling:
-            self._tiles()  # refused here, not at the first image
-        self.use_tiling = use_tiling
+        if use_tiling == "exact":
+            BandedOps(self._model.ops, **bands)  # refused here, not at the first image
+        elif use_tiling:
+            self._tiles()
+        self.use_tiling, self._bands = bool(use_tiling), bands if use_tiling == "exact" else None
 
     def disable_tiling(self) -> None:
         """Work on whole images."""
-        self.use_tiling = False
+        self.use_tiling, self._bands = False, None
 
     def tiled_encode(self, x: Any, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
         """`encode` in tiles, whether or not tiling is enabled."""
@@ -283,7 +308,9 @@ class AutoencoderKL:
     def _run(self, half: str, x: Array, tiled: bool) -> Array:
         """Slices outside, tiles inside, as diffusers 0.42; what fits a tile is cut only if that is asked for."""
         run = partial(self._model.run, half)
-        if tiled or self.use_tiling:
+        if self._bands is not None and not tiled:
+            run = partial(run, compile=BandedOps(self._model.ops, **self._bands).compile)
+        elif tiled or self.use_tiling:
             tiles = self._tiles()
             cuts = tiles.encoding if half == "encoder" else tiles.decoding
             if tiled or not fits(x, cuts):

@@ -68,19 +68,26 @@ class Model:
         """(images, params) -> moments of the encoder, (latents, params) -> images of the decoder."""
         return {half: self.ops.compile(getattr(self, half)) for half in self.halves}
 
-    def run(self, half: str, x: Array) -> Array:
-        """The encoder's moments, or the decoder's images, with the params held; NonFiniteError names a layer."""
+    def run(self, half: str, x: Array, compile: Callable[[Sequential], Run] | None = None) -> Array:
+        """The encoder's moments, or the decoder's images, with the params held; NonFiniteError names a layer.
+
+        `compile` is that of other ops, which take the same arrays: the model in bands.
+        """
         if half not in self.halves:
             raise InputError(f"these weights have no {half}: load them from a file that has, to use it.")
         with np.errstate(over="ignore", invalid="ignore"):  # told below, with the layer's name
-            y = self.compiled[half](x, self.params)
+            run = self.compiled[half] if compile is None else compile(getattr(self, half))
+            y = run(x, self.params)
             if self.ops.all_finite(y):
                 return y
-            culprit = first_nonfinite(getattr(self, half), x, self.params, self.ops) or "the conversion of the result"
+            where = "learn the layer by a run without tiling, on a part of it"
+            if compile is None:  # else the whole may be more than the memory holds
+                culprit = first_nonfinite(getattr(self, half), x, self.params, self.ops)
+                where = f"NaN or infinity first appears in {culprit or 'the conversion of the result'}"
         what = {"encoder": "moments", "decoder": "images"}[half]
         narrow = self.ops.dtype == "float16"
         hint = "; float16 is too narrow for many models: try bfloat16 or float32" if narrow else ""
-        raise NonFiniteError(f"the {what} are not finite: NaN or infinity first appears in {culprit}{hint}.")
+        raise NonFiniteError(f"the {what} are not finite: {where}{hint}.")
 
     def encode(self, params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
         """Images -> posterior, with these params: a pure function, which a framework may trace."""

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 from configs import narrow, relative_l2, uniform
-from models import array
+from models import EXACT, array, each_backend, model
 from oracle import weighted
 
-from vaespec import AutoencoderKL, InputError
+from vaespec import AutoencoderKL, InputError, NonFiniteError
 from vaespec.model import Model
 
 CONFIG = narrow((8, 12, 12), layers_per_block=1, sample_size=32)  # f = 4
@@ -20,7 +20,7 @@ SIZES = {"encode": [(32, 32), (33, 20), (61, 40)], "decode": [(8, 8), (9, 5), (1
 def tiles(monkeypatch) -> list[tuple[int, ...]]:
     """The shapes of what our model runs on."""
     shapes, run = [], Model.run
-    monkeypatch.setattr(Model, "run", lambda self, half, x: shapes.append(tuple(x.shape)) or run(self, half, x))
+    monkeypatch.setattr(Model, "run", lambda self, half, x, *how: shapes.append(tuple(x.shape)) or run(self, half, x))
     return shapes
 
 
@@ -47,9 +47,9 @@ def test_tiling_slicing_and_both_are_those_of_diffusers(models, tiles, direction
     ours, theirs = models
     for size in SIZES[direction]:
         for slicing in (False, True):
-            for model in models:
-                model.enable_tiling()
-                (model.enable_slicing if slicing else model.disable_slicing)()
+            for one in models:
+                one.enable_tiling()
+                (one.enable_slicing if slicing else one.disable_slicing)()
             x = drawn(direction, size)
             tiles.clear()
             assert relative_l2(results(ours, direction, x), results(theirs, direction, x)) <= 1e-13
@@ -102,3 +102,66 @@ def test_a_sample_size_that_makes_no_tiles_matters_only_to_tiling():
     assert odd(drawn("encode", (40, 40), 1)).sample.shape == (1, CONFIG.out_channels, 40, 40)
     with pytest.raises(InputError, match="do not join"):
         odd.enable_tiling()
+
+
+# -- exact -------------------------------------------------------------------------------------------------------
+
+
+@each_backend
+def test_exact_tiling_has_the_results_of_the_whole(backend, tmp_path):
+    vae = model("sd", backend)
+    x, z = uniform("x", (2, vae.config.in_channels, 38, 21)), uniform("z", (2, vae.config.latent_channels, 9, 5))
+    moments, image = array(vae.encode(x).latent_dist.parameters), array(vae.decode(z).sample)
+    for store in ("device", "host", tmp_path):
+        vae.enable_tiling("exact", rows=5, chunk=7, store=store)
+        (vae.enable_slicing if store == "host" else vae.disable_slicing)()
+        assert relative_l2(array(vae.encode(x).latent_dist.parameters), moments) <= 10 * EXACT[vae.dtype]
+        assert relative_l2(array(vae.decode(z).sample), image) <= 10 * EXACT[vae.dtype]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_exact_tiling_really_works_in_bands_and_tells_how_far_it_is(models):
+    ours, _ = models
+    told: list[tuple[int, int]] = []
+    ours.enable_tiling("exact", rows=4, progress=lambda done, total: told.append((done, total)))
+    ours.decode(drawn("decode", (15, 10)))
+    assert len(told) > 50
+    assert [done for done, _ in told] == sorted(done for done, _ in told)
+    assert {total for _, total in told} == {told[-1][0]}
+    ours.disable_tiling()
+    ours.decode(drawn("decode", (15, 10)))
+    assert told[-1][0] == told[-1][1]
+
+
+def test_a_run_that_is_cancelled_leaves_no_file(models, tmp_path):
+    ours, _ = models
+
+    def stop(done: int, total: int) -> None:
+        if done > total / 2:
+            raise KeyboardInterrupt
+
+    ours.enable_tiling("exact", rows=4, store=tmp_path, progress=stop)
+    with pytest.raises(KeyboardInterrupt):
+        ours.decode(drawn("decode", (15, 10)))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_words_about_tiling_are_told_and_change_nothing(models):
+    ours, _ = models
+    for wrong, words in (
+        (("seamless", {}), "tiling 'seamless': choose True or 'blend', 'exact', or False"),
+        ((True, {"rows": 4}), r"rows: for bands; say enable_tiling\('exact', \.\.\.\)"),
+        (("exact", {"rows": 0}), "bands of 0: expected at least 1"),
+    ):
+        with pytest.raises(InputError, match=words):
+            ours.enable_tiling(wrong[0], **wrong[1])
+        assert not ours.use_tiling
+
+
+def test_what_is_not_finite_in_bands_is_told_without_a_run_of_the_whole(models, monkeypatch):
+    ours, _ = models
+    ours.enable_tiling("exact", rows=4)
+    huge = np.full((1, CONFIG.latent_channels, 9, 5), 1e308)
+    monkeypatch.setattr("vaespec.model.first_nonfinite", None)
+    with pytest.raises(NonFiniteError, match="the images are not finite: .* layer by a run without tiling"):
+        ours.decode(huge)

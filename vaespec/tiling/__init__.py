@@ -1,1 +1,1 @@
-"""Images larger than memory: in bands of rows, with the same numbers, or in tiles that are blended, as diffusers does."""
+"""Images larger than memory: in bands of rows, with the same numbers, or in blended tiles, as diffusers does."""
