@@ -163,5 +163,5 @@ def test_what_is_not_finite_in_bands_is_told_without_a_run_of_the_whole(models, 
     ours.enable_tiling("exact", rows=4)
     huge = np.full((1, CONFIG.latent_channels, 9, 5), 1e308)
     monkeypatch.setattr("vaespec.model.first_nonfinite", None)
-    with pytest.raises(NonFiniteError, match="the images are not finite: .* layer by a run without tiling"):
+    with pytest.raises(NonFiniteError, match=r"the images are not finite: .* layer by a run without tiling"):
         ours.decode(huge)
