@@ -25,6 +25,14 @@ sooner done.
 """
 
 
+def _seen(a: np.ndarray) -> Tensor:
+    """The same numbers, in the same memory unless PyTorch cannot look at that: read-only, or in another order."""
+    a = np.require(a, requirements=["C", "W"])
+    if a.dtype.name == "bfloat16":  # torch.from_numpy does not know ml_dtypes' type, but the bits are the same
+        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(a)
+
+
 class TorchOps(ReferenceOps):
     """On one device, in one dtype. Nothing here breaks autograd or `torch.compile(fullgraph=True)`."""
 
@@ -49,14 +57,10 @@ class TorchOps(ReferenceOps):
             return result
 
     def from_numpy(self, a: np.ndarray) -> Tensor:
-        return self.from_host(a).to(self.storage)
+        return _seen(a).to(device=self.device, dtype=self.storage, copy=True)  # a copy: its source may change
 
     def from_host(self, a: np.ndarray) -> Tensor:
-        if a.dtype.name == "bfloat16":  # torch.from_numpy does not know ml_dtypes' type, but the bits are the same
-            tensor = torch.from_numpy(np.array(a.view(np.int16), order="C")).view(torch.bfloat16)
-        else:
-            tensor = torch.from_numpy(np.array(a, order="C"))  # a copy: it may be read-only, or mapped to a file
-        return tensor.to(self.device)
+        return _seen(a).to(device=self.device, copy=True)
 
     def settle(self, x: Tensor) -> Tensor:
         return x.detach()
