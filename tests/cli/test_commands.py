@@ -323,28 +323,6 @@ def test_the_json_of_the_demo_has_its_figures():
     assert document["encode_seconds"] > 0
 
 
-def test_info_tells_config_parameters_and_cost():
-    document = json.loads(run("info", "weights", "--size", "64x32", "--json").stdout)
-    assert document["config"] == NARROW.to_dict()
-    assert document["parameters"] == vae().num_parameters()
-    assert document["bytes"] == 4 * document["parameters"] == 4 * document["dtypes"]["float32"]
-    assert document["cost"]["encode"]["output_shape"] == [1, 8, 16, 8]
-    assert document["cost"]["decode"]["output_shape"] == [1, 3, 64, 32]
-    assert 0 < document["cost"]["encode"]["flops"] < document["cost"]["decode"]["flops"]
-    text = run("info", "weights", "--size", "64x32").stdout
-    assert f"{document['parameters']:,}" in text
-    assert "none of the published ones" in text
-
-
-def test_info_of_a_single_file_says_that_its_scale_is_unknown():
-    saved(narrow((32, 32), norm_num_groups=32), Path("wide"))
-    assert "scale unknown" in run("info", "wide/diffusion_pytorch_model.safetensors").stdout
-
-
-def test_info_refuses_a_size_smaller_than_f():
-    assert "needs 4 x 4 px at least" in error("info", "weights", "--size", "3")
-
-
 # -- backends and where a model runs -----------------------------------------------------------------------------
 
 

@@ -1,4 +1,4 @@
-"""`vaespec convert`, and `vaespec info` of what it writes and of files that are wrong."""
+"""`vaespec convert`: weights in the names of another world, and nothing lost on the way."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 from checkpoints import PLAIN, assert_same_bits, stored, written
 from configs import images, relative_l2
 from safetensors.numpy import load_file
-from workplace import error, run, saved
+from workplace import error, run
 
 import vaespec
 from vaespec import parameters
@@ -67,8 +67,123 @@ def test_nothing_is_replaced_unless_it_is_said(source):
     assert Path("there.safetensors").read_bytes() == b"precious"
     run("convert", source, "there.safetensors", "--to", "ldm", "--force")
     assert len(load_file("there.safetensors")) == len(parameters(PLAIN))
-    for target in (source, source / "diffusion_pytorch_model.safetensors"):
-        assert "is what is to be converted" in error("convert", source, target, "--to", "diffusers", "--force")
+
+
+@pytest.mark.parametrize("target", ["source", "link", "source/diffusion_pytorch_model.safetensors"])
+def test_what_is_read_is_never_replaced(source, target):
+    Path("link").symlink_to(source)
+    before = (source / "diffusion_pytorch_model.safetensors").read_bytes()
+    assert "is what is to be converted" in error("convert", source, target, "--to", "diffusers", "--force")
+    assert (source / "diffusion_pytorch_model.safetensors").read_bytes() == before
+
+
+def test_a_folder_is_not_converted_into_itself(source):
+    diffusers.AutoencoderKL.from_pretrained(source).save_pretrained("pickled", safe_serialization=False)
+    assert "pickled is what is to be converted" in error(
+        "convert", "pickled", "pickled", "--to", "diffusers", "--force"
+    )
+    assert {path.name for path in Path("pickled").iterdir()} == {"config.json", "diffusion_pytorch_model.bin"}
+
+
+def test_a_shard_of_the_source_is_never_replaced(source):
+    diffusers.AutoencoderKL.from_pretrained(source).save_pretrained("shards", max_shard_size="1MB")
+    shard, *_ = sorted(Path("shards").glob("*-of-*"))
+    before = shard.read_bytes()
+    for read in (Path("shards"), Path("shards/diffusion_pytorch_model.safetensors.index.json")):
+        assert "is what is to be converted" in error("convert", read, shard, "--to", "ldm", "--force")
+    assert shard.read_bytes() == before
+    run("convert", "shards", "shards/ldm.safetensors", "--to", "ldm")
+    run("convert", "shards", "shards/ldm.safetensors", "--to", "ldm", "--force")
+
+
+def test_a_folder_whose_shards_diffusers_would_read_instead_is_refused(source):
+    diffusers.AutoencoderKL.from_pretrained(source).save_pretrained("shards", max_shard_size="1MB")
+    before = sorted(Path("shards").iterdir())
+    told = error("convert", source, "shards", "--to", "diffusers", "--force")
+    assert "index.json is there, whose shards diffusers would read instead" in told
+    assert sorted(Path("shards").iterdir()) == before
+
+
+def test_who_has_the_old_file_open_keeps_it_and_a_full_disk_leaves_it(source, monkeypatch):
+    run("convert", source, "there.safetensors", "--to", "ldm")
+    before = Path("there.safetensors").read_bytes()
+    with Path("there.safetensors").open("rb") as reader:
+        run("convert", source, "there.safetensors", "--to", "mlx", "--force")
+        assert reader.read() == before
+    after = Path("there.safetensors").read_bytes()
+
+    def full_disk(part, *_):
+        part.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vaespec.weights.save.write_safetensors", full_disk)
+    told = error("convert", source, "there.safetensors", "--to", "ldm", "--force")
+    assert "cannot write there.safetensors (No space left on device)" in told
+    assert Path("there.safetensors").read_bytes() == after
+    assert not list(Path().glob(".*"))
+
+
+def test_what_is_left_behind_is_named(tmp_path):
+    tensors = stored(PLAIN, tmp_path, "ldm", "vae.")
+    average = {f"vae.model_ema.{name[4:].replace('.', '')}": a + 1 for name, a in tensors.items()}
+    beside = {"vae.loss.logvar": np.zeros(1, np.float32), "unet.x": np.zeros(1, np.float32)}
+    written(tmp_path, tensors | average | beside, "full.safetensors")
+    document = json.loads(run("convert", "full.safetensors", "plain.safetensors", "--to", "bfl", "--json").stdout)
+    assert set(document["ignored"]) == {"vae.loss.logvar", *average}
+    assert document["others"] == 1
+    text = run("convert", "full.safetensors", "ema.safetensors", "--to", "bfl", "--ema").stdout
+    assert f"and {len(tensors) + 1 - 4} more; 1 outside the VAE" in text
+    plain, ema = load_file("plain.safetensors"), load_file("ema.safetensors")
+    assert all((ema[name] == a + 1).all() for name, a in plain.items() if a.ndim)
+    assert "left behind" not in run("convert", "ema.safetensors", "again.safetensors", "--to", "ldm").stdout
+
+
+@pytest.mark.parametrize("how", [{"safe_serialization": False}, {"variant": "fp16"}, {"max_shard_size": "1MB"}])
+def test_every_kind_of_folder_that_diffusers_writes_is_converted(source, how):
+    diffusers.AutoencoderKL.from_pretrained(source).save_pretrained("theirs", **how)
+    run("convert", "theirs", "model.msgpack", "--to", "flax")
+    run("convert", "model.msgpack", "back.safetensors", "--to", "diffusers")
+    assert_same_bits(vaespec.load("back.safetensors", backend="numpy").weights(), OURS.weights())
+
+
+def test_damaged_sources_are_told_in_a_line_and_nothing_is_written(source):
+    whole = (source / "diffusion_pytorch_model.safetensors").read_bytes()
+    Path("cut.safetensors").write_bytes(whole[:-1])
+    assert "cut.safetensors is incomplete: it has" in error(
+        "convert", "cut.safetensors", "a.safetensors", "--to", "ldm"
+    )
+    tensors = load_file(source / "diffusion_pytorch_model.safetensors")
+    tensors["quant_conv.bias"][0] = np.inf
+    written(Path(), tensors, "inf.safetensors")
+    told = error("convert", "inf.safetensors", "a.safetensors", "--to", "ldm")
+    assert "NaN or infinity in 1 tensors of inf.safetensors: quant_conv.bias" in told
+    assert not Path("a.safetensors").exists()
+    assert "no file or folder nowhere" in error("convert", "nowhere", "a.safetensors", "--to", "ldm")
+
+
+def test_a_family_is_of_the_file_or_refused(source):
+    file = source / "diffusion_pytorch_model.safetensors"
+    for family, words in (
+        ("klingon", "unknown family 'klingon'"),
+        ("sd1", "is not of the family 'sd1': down_block_types would be"),
+    ):
+        assert words in error("convert", file, "folder", "--to", "diffusers", "--family", family)
+    assert not Path("folder").exists()
+
+
+def test_a_folder_with_a_suffix_is_made_first_and_no_place_for_one_file(source):
+    told = error("convert", source, "sd-v1.5", "--to", "diffusers")
+    assert "in diffusers names it is a .safetensors; name it so, or make that folder first" in told
+    Path("sd-v1.5").mkdir()
+    run("convert", source, "sd-v1.5", "--to", "diffusers")
+    assert {path.name for path in Path("sd-v1.5").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
+    told = error("convert", source, "sd-v1.5", "--to", "ldm", "--force")
+    assert "sd-v1.5: it is a folder; in ldm names it is one .safetensors file" in told
+
+
+@pytest.mark.parametrize("args", [("source",), ("source", "a.safetensors"), ("source", "a", "--to", "ldm", "--loud")])
+def test_an_incomplete_question_exits_with_2(source, args):
+    assert "Usage" in run("convert", *args, code=2).stderr
 
 
 def test_the_scale_of_a_folder_for_diffusers_is_asked_for(tmp_path):
@@ -113,46 +228,3 @@ def test_a_folder_has_no_prefix_and_half_a_model_no_folder(source):
     assert "half.safetensors is half a VAE, without encoder.conv_in.bias: diffusers reads whole ones only" in told
     assert not Path("folder").exists()
     assert json.loads(run("info", "half.safetensors", "--json").stdout)["halves"] == ["decoder"]
-
-
-# -- info --------------------------------------------------------------------------------------------------------
-
-
-def test_info_counts_what_is_ignored_and_what_else_a_checkpoint_has(tmp_path):
-    beside = {
-        "first_stage_model.loss.logvar": np.zeros(1, np.float32),
-        "first_stage_model.model_ema.decay": np.zeros(1, np.float32),
-        "cond_stage_model.transformer.text_model.x": np.zeros(3, np.float16),
-    }
-    written(tmp_path, stored(PLAIN, tmp_path, "ldm", "first_stage_model.") | beside, "full.safetensors")
-    told = json.loads(run("info", "full.safetensors", "--json").stdout)
-    assert (told["container"], told["dialect"], told["others"]) == ("safetensors", "ldm", 1)
-    assert sorted(told["ignored"]) == ["first_stage_model.loss.logvar", "first_stage_model.model_ema.decay"]
-    text = run("info", "full.safetensors").stdout
-    assert f"{told['tensors']}, beside 2 left by training, ignored and 1 of a full checkpoint" in text
-
-
-def test_info_lists_the_problems_of_a_file_that_cannot_be_loaded(tmp_path):
-    tensors = stored(PLAIN, tmp_path)
-    del tensors["quant_conv.bias"]
-    written(tmp_path, tensors | {"decoder.extra.weight": np.zeros(1, np.float32)}, "wrong.safetensors")
-    told = json.loads(run("info", "wrong.safetensors", "--json", code=1).stdout)
-    assert told["problems"] == [
-        "missing     quant_conv.bias   (needed for quant_conv.bias)",
-        "unexpected  decoder.extra.weight",
-    ]
-    text = run("info", "wrong.safetensors", code=1).stdout
-    assert "It cannot be loaded:\nmissing     quant_conv.bias" in text
-
-
-def test_info_tells_families_with_their_reasons(tmp_path):
-    wide = saved(vaespec.families.config("kl-f4").replace(scaling_factor=None), tmp_path / "wide")
-    told = json.loads(run("info", wide / "diffusion_pytorch_model.safetensors", "--json").stdout)
-    assert told["families"] == {"kl-f4": "its shapes"}
-
-
-def test_info_of_a_folder_whose_config_contradicts_it(source):
-    config = json.loads((source / "config.json").read_text())
-    (source / "config.json").write_text(json.dumps(config | {"latent_channels": 8}))
-    told = json.loads(run("info", source, "--json", code=1).stdout)
-    assert "config      latent_channels would be 8, the file has 4" in told["problems"]

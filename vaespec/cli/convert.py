@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Unpack
 
 import typer
 
@@ -11,10 +12,18 @@ from vaespec import autoencoder, weights
 from vaespec.architecture import parameters
 from vaespec.cli import options, words
 from vaespec.cli.console import print_facts, print_json, progress
+from vaespec.cli.info import beside
 from vaespec.cli.model import require_scale
+from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
-from vaespec.weights.dialects import DIALECTS, DIFFUSERS, known_dialect
+from vaespec.weights import inspection
+from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect, known_dialect
+from vaespec.weights.folders import CONFIG, FolderFiles
+from vaespec.weights.load import CanonicalWeights, Reading, load_file, load_folder
 from vaespec.weights.save import SUFFIX
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # and its index, where diffusers looks first
+INDEX = f"{WEIGHTS}.index.json"
 
 
 def convert(
@@ -51,11 +60,11 @@ def convert(
     folder = dialect == DIFFUSERS and (target.is_dir() or not target.suffix)
     if folder and (prefix or bits):
         raise typer.BadParameter("not for a folder for diffusers: name a .safetensors.", param_hint="--prefix, --bits")
-    _require_free(target, path, folder, force)
-    if not folder and target.suffix != SUFFIX[dialect.container]:
-        raise InputError(f"cannot write {target}: in {to} names it is a {SUFFIX[dialect.container]}; name it so.")
+    if not folder:
+        _require_name(target, dialect)
     with progress(f"converting {source}"):
-        config, arrays = weights.load(path, family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
+        config, arrays = _load(path, family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
+        _require_free(target, (path, *_files(arrays)), folder, force)
         if folder:
             require_scale(config, source, ", or name a .safetensors: in a folder diffusers would take 0.18215")
             if lacking := parameters(config).keys() - arrays.keys():
@@ -63,21 +72,53 @@ def convert(
             weights.save_folder(target, config, arrays, dtype)
         else:
             weights.save_file(target, config, arrays, dialect=to, prefix=prefix, dtype=dtype, bits=bits)
-    written = target / "diffusion_pytorch_model.safetensors" if folder else target
-    document = {"source": source, "written": str(target), "dialect": to, "tensors": len(arrays)}
-    size = written.stat().st_size
+    size = (target / WEIGHTS if folder else target).stat().st_size
+    document = {"source": source, "written": str(target), "dialect": to, "tensors": len(arrays), "bytes": size}
+    _report(document, arrays, config, as_json)
+
+
+def _report(document: dict[str, Any], arrays: CanonicalWeights, config: AutoencoderConfig, as_json: bool) -> None:
+    """What was written, and what of the source was not."""
+    here = arrays.here
+    ignored, others = inspection.left_aside(here, set(map(here.stored, arrays)))
     if as_json:
-        print_json({**document, "bytes": size, "config": config.to_dict()})
-    else:
-        print_facts({**{name: str(value) for name, value in document.items()}, "size": words.size(size)})
+        print_json({**document, "ignored": ignored, "others": len(others), "config": config.to_dict()})
+        return
+    facts = {name: str(value) for name, value in document.items()}
+    facts["size"] = words.size(int(facts.pop("bytes")))
+    if left := beside(ignored, len(others)):
+        facts["left behind"] = left
+    print_facts(facts)
 
 
-def _require_free(target: Path, source: Path, folder: bool, force: bool) -> None:
-    """InputError where something would be lost."""
-    taken = [target / "config.json", target / "diffusion_pytorch_model.safetensors"] if folder else [target]
+def _load(path: Path, family: str | None, **how: Unpack[Reading]) -> tuple[AutoencoderConfig, CanonicalWeights]:
+    """A folder or a single file."""
+    return load_folder(path, family=family, **how) if path.is_dir() else load_file(path, family=family, **how)
+
+
+def _files(arrays: CanonicalWeights) -> tuple[Path, ...]:
+    """The files that these weights are read from."""
+    files = FolderFiles(arrays.here.file.path, None, None)
+    return *files.first, *files.shards()
+
+
+def _require_name(target: Path, dialect: Dialect) -> None:
+    """InputError unless this is what a file in the dialect is called."""
+    suffix = SUFFIX[dialect.container]
+    if target.is_dir():
+        raise InputError(f"cannot write {target}: it is a folder; in {dialect.name} names it is one {suffix} file.")
+    if target.suffix != suffix:
+        or_folder = ", or make that folder first" if dialect == DIFFUSERS else ""
+        raise InputError(f"cannot write {target}: in {dialect.name} names it is a {suffix}; name it so{or_folder}.")
+
+
+def _require_free(target: Path, read: Sequence[Path], folder: bool, force: bool) -> None:
+    """InputError where something would be lost, or read in place of what is written."""
+    taken = [target / CONFIG, target / WEIGHTS] if folder else [target]
     there = [path for path in taken if path.exists()]
-    read = [source] if source.is_file() else list(source.iterdir())
-    if any(path.samefile(one) for path in there for one in read):
+    if any(path.samefile(one) for path in (target, *there) if path.exists() for one in read):
         raise InputError(f"{target} is what is to be converted: name another DST.")
     if there and not force:
         raise InputError(f"{there[0]} is there already: name another DST, or replace it with --force.")
+    if folder and (target / INDEX).exists():
+        raise InputError(f"{target / INDEX} is there, whose shards diffusers would read instead: name another DST.")

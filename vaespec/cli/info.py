@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 import typer
@@ -12,10 +13,13 @@ from vaespec import autoencoder, families
 from vaespec.analysis.cost import Cost, cost
 from vaespec.architecture import count_parameters
 from vaespec.cli import options, words
-from vaespec.cli.console import print_facts, print_json, print_table
+from vaespec.cli.console import print_facts, print_json, print_table, progress
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.weights.inspection import Inspection, inspect
+
+NAMES, LINES = 4, 20  # tensors that are named in a row, problems that are listed; --json has them all
+VALUE = 40  # characters of metadata that are shown
 
 
 def info(
@@ -24,9 +28,10 @@ def info(
     ] = "tiny",
     size: Annotated[str, typer.Option("--size", metavar="N|HxW", help="Image size in px for the cost.")] = "512",
     family: options.Family = None,
-    source_prefix: options.SourcePrefix = None,
-    source_dialect: options.SourceDialect = None,
+    prefix: options.Prefix = None,
+    dialect: options.Dialect = None,
     ema: options.Ema = False,
+    check: Annotated[bool, typer.Option("--check", help="Read every tensor too, for NaN and infinity.")] = False,
     as_json: options.Json = False,
 ) -> None:
     """Describe weights by their headers: where they are from, their config, what encode and decode cost at a size.
@@ -34,7 +39,9 @@ def info(
     Exit code 1 if they could not be loaded; the problems are listed.
     """
     height, width = _parse(size)
-    found = inspect(autoencoder.locate(source), family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
+    path = autoencoder.locate(source)
+    with progress(f"inspecting {source}"):
+        found = inspect(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
     costs = {} if found.config is None else _costs(found.config, height, width, source)
     if as_json:
         print_json(_document(source, found, (height, width), costs))
@@ -44,7 +51,7 @@ def info(
             print(f"\nCost at {height} x {width} px (height x width), one image, float32:")
             print_table(("", *costs), [list(row) for row in _cost_rows(costs)], numbers=(1, 2))
         if found.problems:
-            print("\n".join(["\nIt cannot be loaded:", *found.problems]))
+            print("\n".join(["\nIt cannot be loaded:", *_shortened(found.problems)]))
     if found.problems:
         raise typer.Exit(1)
 
@@ -82,20 +89,46 @@ def _document(source: str, found: Inspection, size: tuple[int, int], costs: dict
 
 
 def _file_facts(source: str, found: Inspection) -> dict[str, str]:
-    beside = [f"{len(found.ignored)} left by training, ignored"] if found.ignored else []
-    beside += [f"{found.others} of a full checkpoint"] if found.others else []
-    dtypes = ", ".join(f"{count:,} x {dtype}" for dtype, count in found.dtypes.items())
-    return {
-        "source": source,
-        "container": found.container,
-        "dialect": f"{found.dialect}, kernels {found.layout}",
-        "prefix": found.prefix or "none",
-        "halves": " and ".join(found.halves),
-        "tensors": f"{found.tensors}, beside {' and '.join(beside)}" if beside else str(found.tensors),
-        "stored": f"{dtypes} ({words.size(found.bytes)})" if dtypes else "unknown",
-        "families": ", ".join(f"{name} ({why})" for name, why in found.families.items())
-        or "none of the published ones",
-    }
+    facts = {"source": source, "container": found.container}
+    if found.metadata:
+        facts["metadata"] = ", ".join(_metadata(found.metadata))
+    if found.dialect is not None:
+        dtypes = ", ".join(f"{count:,} x {dtype}" for dtype, count in found.dtypes.items())
+        facts |= {
+            "dialect": f"{found.dialect}, kernels {found.layout}",
+            "prefix": found.prefix or "none",
+            "halves": " and ".join(found.halves),
+            "tensors": str(found.tensors or "unknown"),
+            "stored": f"{dtypes} ({words.size(found.bytes)})" if dtypes else "unknown",
+            "families": "; ".join(_families(found.families)) or "none of the published ones",
+        }
+    if aside := beside(found.ignored, found.others):
+        facts["left aside"] = aside
+    if found.checked and not found.problems:
+        facts["values"] = "all finite"
+    return facts
+
+
+def beside(ignored: Sequence[str], others: int) -> str:
+    """What is in a file beside the model, in words; empty if there is nothing."""
+    named = [", ".join(_shortened(ignored, NAMES))] if ignored else []
+    return "; ".join([*named, f"{others} outside the VAE"] if others else named)
+
+
+def _shortened(lines: Sequence[str], most: int = LINES) -> list[str]:
+    return list(lines) if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]
+
+
+def _metadata(metadata: Mapping[str, str]) -> Iterator[str]:
+    """Each entry; long ones by their names."""
+    for key, value in metadata.items():
+        yield f"{key}={value}" if len(value) <= VALUE and value.isprintable() else key
+
+
+def _families(found: Mapping[str, str]) -> Iterator[str]:
+    """Those of one reason together."""
+    for why in dict.fromkeys(found.values()):
+        yield f"{', '.join(name for name, reason in found.items() if reason == why)} ({why})"
 
 
 def _config_facts(config: AutoencoderConfig) -> dict[str, str]:

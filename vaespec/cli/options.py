@@ -33,20 +33,18 @@ Family = Annotated[
     str | None,
     typer.Option("--family", metavar="NAME", help="Family of a single weight file, e.g. sdxl.", rich_help_panel=_MODEL),
 ]
+_PREFIX, _DIALECT = "Prefix of the VAE to take, where a file has several.", "Dialect of a file whose names do not tell."
+Prefix = Annotated[
+    str | None, typer.Option("--prefix", "--source-prefix", metavar="TEXT", help=_PREFIX, rich_help_panel=_MODEL)
+]
+Dialect = Annotated[
+    str | None, typer.Option("--dialect", "--source-dialect", metavar="NAME", help=_DIALECT, rich_help_panel=_MODEL)
+]
 SourcePrefix = Annotated[
-    str | None,
-    typer.Option(
-        "--source-prefix",
-        metavar="TEXT",
-        help="Prefix of the VAE to take, where a file has several.",
-        rich_help_panel=_MODEL,
-    ),
+    str | None, typer.Option("--source-prefix", metavar="TEXT", help=_PREFIX, rich_help_panel=_MODEL)
 ]
 SourceDialect = Annotated[
-    str | None,
-    typer.Option(
-        "--source-dialect", metavar="NAME", help="Dialect of a file whose names do not tell.", rich_help_panel=_MODEL
-    ),
+    str | None, typer.Option("--source-dialect", metavar="NAME", help=_DIALECT, rich_help_panel=_MODEL)
 ]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the moving average of the weights.", rich_help_panel=_MODEL)]
 BackendName = Annotated[
