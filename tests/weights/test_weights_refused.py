@@ -261,3 +261,12 @@ def test_a_weight_that_does_not_fit_the_dtype_is_named_and_nothing_written(tmp_p
     with pytest.raises(NonFiniteError, match=r"decoder\.conv_in\.bias does not fit float16: its largest .* is 70000"):
         save_folder(tmp_path, PLAIN, weights, dtype="float16")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_with_an_index_of_shards_is_not_written_to(tmp_path):
+    """diffusers reads the shards where there are both."""
+    index = tmp_path / f"{WEIGHTS_FILE}.index.json"
+    index.write_text("{}")
+    with pytest.raises(WeightFileError, match=r"index\.json is there, whose shards diffusers would read instead"):
+        save_folder(tmp_path, PLAIN, tagged(PLAIN))
+    assert list(tmp_path.iterdir()) == [index]

@@ -1,4 +1,4 @@
-"""The command line: `vaespec demo | roundtrip | encode | decode | info | backends`, one file per command."""
+"""The command line: `vaespec demo | roundtrip | encode | decode | info | convert | backends`, one file per command."""
 
 
 def main() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Unpack
+from typing import Annotated, Any
 
 import typer
 
@@ -19,11 +19,8 @@ from vaespec.errors import InputError
 from vaespec.weights import inspection
 from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect, known_dialect
 from vaespec.weights.folders import CONFIG, FolderFiles
-from vaespec.weights.load import CanonicalWeights, Reading, load_file, load_folder
-from vaespec.weights.save import SUFFIX
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"  # and its index, where diffusers looks first
-INDEX = f"{WEIGHTS}.index.json"
+from vaespec.weights.load import CanonicalWeights
+from vaespec.weights.save import SUFFIX, WEIGHTS
 
 
 def convert(
@@ -63,7 +60,7 @@ def convert(
     if not folder:
         _require_name(target, dialect)
     with progress(f"converting {source}"):
-        config, arrays = _load(path, family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
+        config, arrays = weights.load(path, family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
         _require_free(target, (path, *_files(arrays)), folder, force)
         if folder:
             require_scale(config, source, ", or name a .safetensors: in a folder diffusers would take 0.18215")
@@ -91,11 +88,6 @@ def _report(document: dict[str, Any], arrays: CanonicalWeights, config: Autoenco
     print_facts(facts)
 
 
-def _load(path: Path, family: str | None, **how: Unpack[Reading]) -> tuple[AutoencoderConfig, CanonicalWeights]:
-    """A folder or a single file."""
-    return load_folder(path, family=family, **how) if path.is_dir() else load_file(path, family=family, **how)
-
-
 def _files(arrays: CanonicalWeights) -> tuple[Path, ...]:
     """The files that these weights are read from."""
     files = FolderFiles(arrays.here.file.path, None, None)
@@ -120,5 +112,3 @@ def _require_free(target: Path, read: Sequence[Path], folder: bool, force: bool)
         raise InputError(f"{target} is what is to be converted: name another DST.")
     if there and not force:
         raise InputError(f"{there[0]} is there already: name another DST, or replace it with --force.")
-    if folder and (target / INDEX).exists():
-        raise InputError(f"{target / INDEX} is there, whose shards diffusers would read instead: name another DST.")

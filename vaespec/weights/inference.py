@@ -35,9 +35,10 @@ def infer_config(here: Located, family: str | None = None) -> AutoencoderConfig:
     if wrong := [*differences(config, structure, here), *_scale_difference(config, here)]:
         raise WeightMapError(f"{here.file.path} is not of the family {family!r}: {', '.join(wrong)}.")
     if told and family not in told:
-        others = ", ".join(sorted({marker for name in told for marker in families.evidence(name, here.file)}))
+        markers = sorted({marker for name in told for marker in families.evidence(name, here.file)})
         raise WeightMapError(
-            f"{here.file.path} is not of the family {family!r} but of {' or '.join(told)}: it has {others}."
+            f"{here.file.path} is not of the family {family!r} but of {' or '.join(told)}, by its other names "
+            f"({', '.join(markers)}): leave out family=."
         )
     return config
 

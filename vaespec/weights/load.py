@@ -26,8 +26,6 @@ CONFIG_KEY = "vaespec.config"  # in the metadata of a file
 VARIANCE = "bn.running_var"
 SHOWN = 10  # problems of one kind that an error lists
 
-Weights = Mapping[str, np.ndarray]
-
 
 class Reading(TypedDict, total=False):
     """How to read a file, where it leaves that open.
@@ -44,7 +42,7 @@ class Reading(TypedDict, total=False):
     allow_nonfinite: bool
 
 
-def load(path: Path, family: str | None = None, **how: Unpack[Reading]) -> tuple[AutoencoderConfig, Weights]:
+def load(path: Path, family: str | None = None, **how: Unpack[Reading]) -> tuple[AutoencoderConfig, CanonicalWeights]:
     """A folder or a single file; `family` adds what a config.json would say."""
     return load_folder(path, family=family, **how) if path.is_dir() else load_file(path, family=family, **how)
 

@@ -21,6 +21,7 @@ from vaespec.weights.layouts import to_stored
 from vaespec.weights.load import CONFIG_KEY
 
 METADATA = {"format": "pt"}  # as diffusers writes it
+WEIGHTS = "diffusion_pytorch_model.safetensors"  # in a folder
 SUFFIX = {"safetensors": ".safetensors", "msgpack": ".msgpack"}
 """What a file of each container is called."""
 
@@ -30,15 +31,18 @@ def save_folder(
 ) -> None:
     """config.json and diffusion_pytorch_model.safetensors, as diffusers' from_pretrained reads them.
 
-    Neither takes its place before both are written.
+    Neither takes its place before both are written. WeightFileError for a folder that has an index of shards: diffusers
+    would go on reading those.
     """
     tensors = _stored(config, weights, DIFFUSERS, "", dtype)
     if folder.is_file():
         raise WeightFileError(f"{folder} is a file: give a folder to write config.json and the weights to.")
+    if (index := folder / f"{WEIGHTS}.index.json").exists():
+        raise WeightFileError(f"{index} is there, whose shards diffusers would read instead: name another folder.")
     with _told(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with (
-            written_whole(folder / "diffusion_pytorch_model.safetensors") as weights_part,
+            written_whole(folder / WEIGHTS) as weights_part,
             written_whole(folder / "config.json") as config_part,
         ):
             write_safetensors(weights_part, tensors, METADATA)
