@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack
@@ -24,12 +24,11 @@ from vaespec.model import Functional, Model
 from vaespec.noise import Seed
 from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
-from vaespec.parameters import STORAGE_DTYPES
+from vaespec.parameters import STORAGE_DTYPES, dtype_name
 from vaespec.posterior import DiagonalGaussian
-from vaespec.tiling.banded import BandedOps
+from vaespec.tiling.banded import BandedOps, Bands
 from vaespec.tiling.blend import blended, fits
 from vaespec.tiling.geometry import TileGeometry
-from vaespec.tiling.stores import Place
 from vaespec.weights import require_complete
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
@@ -48,24 +47,11 @@ class Where(TypedDict, total=False):
     precision: str
 
 
-class Bands(TypedDict, total=False):
-    """How exact tiling works: at most `rows` rows of a map at one time (32), and `chunk` tokens of attention (1024).
-
-    `store` is where maps are kept meanwhile: "device", "host", or a folder for temporary files. `progress(done, total)`
-    is called after each band; what it raises ends the run, and frees what it held.
-    """
-
-    rows: int
-    chunk: int
-    store: Place
-    progress: Callable[[int, int], None] | None
-
-
 class AutoencoderKL:
     """The image VAE of Stable Diffusion, SDXL, SD3 and FLUX, with its weights on a backend.
 
     Names, argument order and defaults are diffusers'. Images are (B, C, H, W) in [-1, 1]; inputs may be arrays of any
-    framework, outputs are the backend's own. A result with NaN or infinity raises NonFiniteError and names the layer.
+    framework, outputs are the backend's own. A result with NaN or infinity raises NonFiniteError.
     `weights` are canonical: diffusers' names, convolutions OIHW, NumPy; WeightMapError if they are not all there.
     """
 
@@ -170,7 +156,7 @@ class AutoencoderKL:
     def save_pretrained(self, path: str | os.PathLike[str], *, dtype: Any = None) -> None:
         """Write a folder that diffusers' from_pretrained loads, in `dtype` (default: the model's).
 
-        Files appear whole.
+        Files appear whole. WeightFileError for a folder with an index of shards, which diffusers would read instead.
         """
         weights.save_folder(Path(path), self.config, self.weights(), None if dtype is None else dtype_name(dtype))
 
@@ -279,15 +265,15 @@ class AutoencoderKL:
 
     def disable_tiling(self) -> None:
         """Work on whole images."""
-        self.use_tiling, self._bands = False, None
+        self.use_tiling = False
 
     def tiled_encode(self, x: Any, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
-        """`encode` in tiles, whether or not tiling is enabled."""
+        """`encode` in blended tiles, whether or not tiling is enabled."""
         posterior = self._posterior(x, tiled=True)
         return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
 
     def tiled_decode(self, z: Any, return_dict: bool = True) -> DecoderOutput | tuple[Array]:
-        """`decode` in tiles, whether or not tiling is enabled."""
+        """`decode` in blended tiles, whether or not tiling is enabled."""
         sample = self._images(z, tiled=True)
         return DecoderOutput(sample) if return_dict else (sample,)
 
@@ -308,7 +294,7 @@ class AutoencoderKL:
     def _run(self, half: str, x: Array, tiled: bool) -> Array:
         """Slices outside, tiles inside, as diffusers 0.42; what fits a tile is cut only if that is asked for."""
         run = partial(self._model.run, half)
-        if self._bands is not None and not tiled:
+        if self.use_tiling and self._bands is not None and not tiled:
             run = partial(run, compile=BandedOps(self._model.ops, **self._bands).compile)
         elif tiled or self.use_tiling:
             tiles = self._tiles()
@@ -472,9 +458,3 @@ def locate(source: str | os.PathLike[str]) -> Path:
     if not path.exists():
         raise WeightFileError(f"no file or folder {path}: download weights first, or say tiny for the embedded ones.")
     return path
-
-
-def dtype_name(dtype: Any) -> str:
-    """ "float16" from "float16", numpy.float16, numpy.dtype("float16") or a framework's own float16."""
-    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
-    return name.rpartition(".")[2]

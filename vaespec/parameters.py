@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
@@ -66,3 +66,9 @@ def storage_dtype(name: str) -> np.dtype:
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)
+
+
+def dtype_name(dtype: Any) -> str:
+    """ "float16" from "float16", numpy.float16, numpy.dtype("float16") or a framework's own float16."""
+    name = dtype if isinstance(dtype, str) else getattr(dtype, "__name__", str(dtype))
+    return name.rpartition(".")[2]

@@ -27,12 +27,14 @@ class NumpyOps(ReferenceOps):
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
 
     def from_numpy(self, a: np.ndarray) -> np.ndarray:
-        copied = np.empty(a.shape, self.storage)  # the model does not change with its source
-        step = max(1, a.size) if a.flags.c_contiguous else COLUMNS
+        """A copy, so that the model does not change with its source."""
         with np.errstate(over="ignore"):  # beyond float16 is infinity, which the caller reports
-            for i in range(0, a.shape[-1] if a.ndim else 1, step):
-                copied[..., i : i + step] = a[..., i : i + step]
-        return copied
+            if a.flags.c_contiguous:
+                return np.array(a, self.storage)
+            copied = np.empty(a.shape, self.storage)
+            for i in range(0, a.shape[-1], COLUMNS):
+                copied[..., i : i + COLUMNS] = a[..., i : i + COLUMNS]
+            return copied
 
     def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
         """As the specification, a tensor on each core: they are read from their file meanwhile."""

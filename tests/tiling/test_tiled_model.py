@@ -166,3 +166,15 @@ def test_what_is_not_finite_in_bands_is_told_without_a_run_of_the_whole(models, 
     monkeypatch.setattr("vaespec.model.first_nonfinite", None)
     with pytest.raises(NonFiniteError, match=r"the images are not finite: .* layer by a run without tiling"):
         ours.decode(huge)
+
+
+def test_users_of_diffusers_may_set_the_attribute(models):
+    ours, _ = models
+    told: list[int] = []
+    ours.enable_tiling("exact", rows=4, progress=lambda done, total: told.append(done))
+    ours.use_tiling = False
+    ours.decode(drawn("decode", (9, 5)))
+    assert not told
+    ours.use_tiling = True
+    ours.decode(drawn("decode", (9, 5)))
+    assert told

@@ -14,7 +14,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any, TypedDict, TypeVar
 
 from vaespec.analysis.cost import CostOps
 from vaespec.errors import InputError
@@ -25,6 +25,19 @@ from vaespec.tiling.maps import Lazy, Map, Tokens, group_moments, spans
 from vaespec.tiling.stores import Place, Read, cut, new_store
 
 L = TypeVar("L", bound=Lazy)
+
+
+class Bands(TypedDict, total=False):
+    """How BandedOps works: at most `rows` rows of a map at one time (32), and `chunk` tokens of attention (1024).
+
+    `store` is where maps are kept meanwhile: "device", "host", or a folder for temporary files. `progress(done, total)`
+    is called after each band; what it raises ends the run, and frees what it held.
+    """
+
+    rows: int
+    chunk: int
+    store: Place
+    progress: Callable[[int, int], None] | None
 
 
 @dataclass(frozen=True)
