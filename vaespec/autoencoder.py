@@ -5,13 +5,11 @@ from __future__ import annotations
 import copy
 import math
 import os
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict, Unpack
 
 import numpy as np
-from array_api_compat import array_namespace
 
 from vaespec import families, latents, weights
 from vaespec.attention import Fused, LoRA, Processor, assign
@@ -26,9 +24,7 @@ from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.parameters import STORAGE_DTYPES, dtype_name
 from vaespec.posterior import DiagonalGaussian
-from vaespec.tiling.banded import BandedOps, Bands
-from vaespec.tiling.blend import blended, fits
-from vaespec.tiling.geometry import TileGeometry
+from vaespec.tiling.partwise import Partwise
 from vaespec.weights import require_complete
 
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
@@ -47,7 +43,7 @@ class Where(TypedDict, total=False):
     precision: str
 
 
-class AutoencoderKL:
+class AutoencoderKL(Partwise):
     """The image VAE of Stable Diffusion, SDXL, SD3 and FLUX, with its weights on a backend.
 
     Names, argument order and defaults are diffusers'. Images are (B, C, H, W) in [-1, 1]; inputs may be arrays of any
@@ -65,13 +61,9 @@ class AutoencoderKL:
         dtype: Any = "float32",
         precision: str = "default",
     ) -> None:
+        super().__init__()
         require_complete(weights, config)
         self.precision = precision
-        self.use_slicing = self.use_tiling = False
-        self.tile_sample_min_size: int | Sequence[int] | None = None
-        self.tile_latent_min_size: int | Sequence[int] | None = None
-        self.tile_overlap_factor: float | Sequence[float] = 0.25
-        self._bands: Bands | None = None
         self._backend, self._device = choose_backend(backend), device
         ops = make_ops(self._backend, device, dtype_name(dtype), precision)
         self._model = Model.place(config, weights, ops)
@@ -224,48 +216,19 @@ class AutoencoderKL:
 
     def decode_latents(self, z: Any) -> Array:
         """The inverse of `encode_latents`: latents as the diffusion model makes them -> images."""
-        z = as_diffusion_latents(z, self.config, self._model.ops)
-        return self._images(latents.denormalize(z, self.config, self._model.params))
+        return self._images(self._denormalized(z))
 
-    def enable_slicing(self) -> None:
-        """Work on one item of the batch at a time: the memory of one, the results of all."""
-        self.use_slicing = True
+    def decode_bands(self, z: Any, *, normalized: bool = False) -> Iterator[Array]:
+        """`decode(z).sample`, or with `normalized` `decode_latents(z)`, in bands of rows from the top down.
 
-    def disable_slicing(self) -> None:
-        """Work on the whole batch at once."""
-        self.use_slicing = False
-
-    def enable_tiling(
-        self,
-        use_tiling: bool | Literal["blend", "exact"] = True,
-        *,
-        tile_sample_min_size: int | Sequence[int] | None = None,
-        tile_latent_min_size: int | Sequence[int] | None = None,
-        tile_overlap_factor: float | Sequence[float] = 0.25,
-        **bands: Unpack[Bands],
-    ) -> None:
-        """Work on parts of an image: the memory of one, or, with "exact", of a few rows, and no seams.
-
-        True or "blend": tiles that are faded into each other, as diffusers does. They are of `tile_sample_min_size` px
-        (one number, or height and width; by default the config's sample_size) and share `tile_overlap_factor` of it
-        with the next. "exact": bands of rows, with the results of the whole image, without gradients; see `Bands`.
-        InputError for tiles that do not join, or bands without rows.
+        Each is (B, out_channels, rows, f·w), made when it is asked for, with exact tiling; else there is one.
         """
-        if use_tiling not in (True, False, "blend", "exact"):
-            raise InputError(f"tiling {use_tiling!r}: choose True or 'blend', 'exact', or False.")
-        if use_tiling != "exact" and bands:
-            raise InputError(f"{', '.join(bands)}: for bands; say enable_tiling('exact', ...).")
-        self.tile_sample_min_size, self.tile_latent_min_size = tile_sample_min_size, tile_latent_min_size
-        self.tile_overlap_factor = tile_overlap_factor
-        if use_tiling == "exact":
-            BandedOps(self._model.ops, **bands)  # refused here, not at the first image
-        elif use_tiling:
-            self._tiles()
-        self.use_tiling, self._bands = bool(use_tiling), bands if use_tiling == "exact" else None
+        z = self._denormalized(z) if normalized else z
+        return self._stream("decoder", as_latents(z, self.config, self._model.ops))
 
-    def disable_tiling(self) -> None:
-        """Work on whole images."""
-        self.use_tiling = False
+    def _denormalized(self, z: Any) -> Array:
+        z = as_diffusion_latents(z, self.config, self._model.ops)[...]
+        return latents.denormalize(z, self.config, self._model.params)
 
     def tiled_encode(self, x: Any, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
         """`encode` in blended tiles, whether or not tiling is enabled."""
@@ -277,34 +240,11 @@ class AutoencoderKL:
         sample = self._images(z, tiled=True)
         return DecoderOutput(sample) if return_dict else (sample,)
 
-    def _tiles(self) -> TileGeometry:
-        return TileGeometry.from_config(
-            self.config,
-            tile_sample_min_size=self.tile_sample_min_size,
-            tile_latent_min_size=self.tile_latent_min_size,
-            tile_overlap_factor=self.tile_overlap_factor,
-        )
-
     def _posterior(self, images: Any, tiled: bool = False) -> DiagonalGaussian:
         return DiagonalGaussian(self._run("encoder", as_images(images, self.config, self._model.ops), tiled))
 
     def _images(self, z: Any, tiled: bool = False) -> Array:
         return self._run("decoder", as_latents(z, self.config, self._model.ops), tiled)
-
-    def _run(self, half: str, x: Array, tiled: bool) -> Array:
-        """Slices outside, tiles inside, as diffusers 0.42; what fits a tile is cut only if that is asked for."""
-        run = partial(self._model.run, half)
-        if self.use_tiling and self._bands is not None and not tiled:
-            run = partial(run, compile=BandedOps(self._model.ops, **self._bands).compile)
-        elif tiled or self.use_tiling:
-            tiles = self._tiles()
-            cuts = tiles.encoding if half == "encoder" else tiles.decoding
-            if tiled or not fits(x, cuts):
-                run = partial(blended, run, cuts=cuts)
-        if not self.use_slicing or x.shape[0] == 1:
-            return run(x)
-        items = [run(x[i : i + 1, ...]) for i in range(x.shape[0])]
-        return array_namespace(x).concat(items, axis=0)
 
     # -- where it runs -------------------------------------------------------------------------------------
 
@@ -343,7 +283,7 @@ class AutoencoderKL:
                 device = place
         self._device = self._device if device is None else str(device)
         ops = make_ops(self._backend, self._device, dtype_name(dtype or self.dtype), self.precision)
-        self._model = self._model.move(ops)
+        self._model = self._model.move(self._padded(ops))
         return self
 
     def with_backend(
@@ -354,7 +294,7 @@ class AutoencoderKL:
         moved.precision = precision or self.precision
         moved._backend, moved._device = choose_backend(backend), device
         ops = make_ops(moved._backend, device, dtype_name(dtype or self.dtype), moved.precision)
-        moved._model = self._model.move(ops)
+        moved._model = self._model.move(self._padded(ops))
         return moved
 
     def weights(self) -> dict[str, np.ndarray]:
@@ -439,6 +379,8 @@ class AutoencoderKL:
         """The model as the framework's own module class, sharing these weights; BackendError if it has none."""
         if not hasattr(self._backend, "module"):
             raise BackendError(f"backend {self.backend!r} has no module class: use functional() instead.")
+        if "circular" in self.padding:
+            raise InputError("a module pads with zeros: set_padding('zeros') first, or use functional().")
         return self._backend.module(self._model)
 
 

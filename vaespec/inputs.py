@@ -1,7 +1,8 @@
-"""Whatever array a user holds -> an array of the backend, or one sentence that says what was expected."""
+"""Whatever array a user holds -> something to run a model on, or one sentence that says what was expected."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -14,28 +15,52 @@ from vaespec.errors import InputError, NonFiniteError
 from vaespec.ops import Array, ReferenceOps
 
 
-def as_images(x: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Array:
+class Source:
+    """Images or latents that have been looked at: a part of them is an array of the backend once it is asked for.
+
+    `source[...]` is the whole, `source[:, :, start:stop, :]` a band; NonFiniteError for NaN or infinity in it.
+    """
+
+    def __init__(self, x: Any, what: str, ops: ReferenceOps) -> None:
+        self.x, self.what, self.ops = x, what, ops
+        self.shape: tuple[int, int, int, int] = tuple(x.shape)
+
+    def __getitem__(self, index: Any) -> Array:
+        part, origin = self.x[index], [0] * 4 if index is ... else [axis.start or 0 for axis in index]
+        _require_finite(part, self.what, self.ops, origin)
+        placed = self.ops.from_numpy(part) if isinstance(part, np.ndarray) else self.ops.cast(part)
+        _require_finite(placed, f"{self.what}, as {self.ops.dtype},", self.ops, origin)
+        return placed
+
+    def items(self) -> list[Source]:
+        """Each item of the batch, as a batch of one."""
+        if self.shape[0] == 1:
+            return [self]
+        return [Source(self.x[i : i + 1, ...], self.what, self.ops) for i in range(self.shape[0])]
+
+
+def as_images(x: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Source:
     """Images (B, in_channels, H, W) in [-1, 1], at least f × f px; floats of any framework, or pictures of Pillow.
 
-    Raises InputError for a wrong rank, channel count, size or dtype, NonFiniteError for NaN or infinity.
+    Raises InputError for a wrong rank, channel count, size or dtype.
     """
     if pictures.is_picture(x) or (isinstance(x, list | tuple) and x and all(map(pictures.is_picture, x))):
-        x = pictures.to_array(x if isinstance(x, list | tuple) else [x])
+        x = pictures.Pixels(x if isinstance(x, list | tuple) else [x])
     return _as_map(x, "images", config.in_channels, config.downsampling_factor, ops)
 
 
-def as_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Array:
+def as_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Source:
     """Latents (B, latent_channels, h, w), at least 1 × 1. Raises as `as_images`."""
     return _as_map(z, "latents", config.latent_channels, 1, ops)
 
 
-def as_diffusion_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Array:
+def as_diffusion_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Source:
     """Latents as the diffusion model has them: FLUX.2's hold p₁ × p₂ patches in their channels. Raises as above."""
     p1, p2 = config.patch_size or (1, 1)
     return _as_map(z, "latents", config.latent_channels * p1 * p2, 1, ops)
 
 
-def _as_map(x: Any, what: str, channels: int, smallest: int, ops: ReferenceOps) -> Array:
+def _as_map(x: Any, what: str, channels: int, smallest: int, ops: ReferenceOps) -> Source:
     dtype = getattr(x, "dtype", None)
     x = _as_array(x, what, ops)
     shape = tuple(x.shape)
@@ -51,24 +76,21 @@ def _as_map(x: Any, what: str, channels: int, smallest: int, ops: ReferenceOps) 
         raise InputError(f"{what} of shape {shape}: expected {channels} channels, got {shape[1]}{hint}.")
     if min(shape[2:]) < smallest:
         raise InputError(f"{what} of {shape[2]} x {shape[3]}: expected at least {smallest} x {smallest}.")
-    require_finite(x, what, ops)
-    x = ops.from_numpy(x) if isinstance(x, np.ndarray) else ops.cast(x)
-    require_finite(x, f"{what}, as {ops.dtype},", ops)
-    return x
+    return Source(x, what, ops)
 
 
-def require_finite(x: Array, what: str, ops: ReferenceOps) -> None:
-    """NonFiniteError that counts the bad numbers and places the first one."""
+def _require_finite(x: Array, what: str, ops: ReferenceOps, origin: Sequence[int]) -> None:
+    """NonFiniteError that counts the bad numbers and places the first one; x begins at `origin`."""
     if ops.all_finite(x):
         return
     bad = np.argwhere(~np.isfinite(x if isinstance(x, np.ndarray) else ops.to_numpy(x)))
-    place = ", ".join(map(str, bad[0]))
+    place = ", ".join(map(str, bad[0] + origin))
     raise NonFiniteError(f"the {what} hold {len(bad)} NaN or infinite numbers, the first at index ({place}).")
 
 
 def _as_array(x: Any, what: str, ops: ReferenceOps) -> Array:
     """x as NumPy's or the backend's own array: itself, else without a copy (DLPack), else through NumPy."""
-    if isinstance(x, np.ndarray) or ops.is_array(x):
+    if isinstance(x, np.ndarray | pictures.Pixels) or ops.is_array(x):
         return x
     if not hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
         raise InputError(f"{what} are a {type(x).__name__}: expected an array (B, C, height, width) of floats.")
@@ -85,6 +107,6 @@ def _as_array(x: Any, what: str, ops: ReferenceOps) -> Array:
 
 
 def _is_floating(x: Array) -> bool:
-    if isinstance(x, np.ndarray):
+    if isinstance(x.dtype, np.dtype):
         return np.issubdtype(x.dtype, np.floating) or x.dtype.name == "bfloat16"  # ml_dtypes' type is no np.floating
     return bool(array_namespace(x).isdtype(x.dtype, "real floating"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -22,6 +22,7 @@ from vaespec.parameters import Parameter
 from vaespec.posterior import DiagonalGaussian
 
 Run = Callable[[Array, Mapping[str, Array]], Array]
+Stream = Callable[[Any, Mapping[str, Array]], Iterator[Array]]
 
 
 class Functional(NamedTuple):
@@ -68,26 +69,43 @@ class Model:
         """(images, params) -> moments of the encoder, (latents, params) -> images of the decoder."""
         return {half: self.ops.compile(getattr(self, half)) for half in self.halves}
 
-    def run(self, half: str, x: Array, compile: Callable[[Sequential], Run] | None = None) -> Array:
-        """The encoder's moments, or the decoder's images, with the params held; NonFiniteError names a layer.
-
-        `compile` is that of other ops, which take the same arrays: the model in bands.
-        """
-        if half not in self.halves:
-            raise InputError(f"these weights have no {half}: load them from a file that has, to use it.")
+    def run(self, half: str, x: Array) -> Array:
+        """The encoder's moments, or the decoder's images, with the params held; NonFiniteError names a layer."""
+        layers = self.layers(half)
         with np.errstate(over="ignore", invalid="ignore"):  # told below, with the layer's name
-            run = self.compiled[half] if compile is None else compile(getattr(self, half))
-            y = run(x, self.params)
+            y = self.compiled[half](x, self.params)
             if self.ops.all_finite(y):
                 return y
-            where = "learn the layer by a run without tiling, on a part of it"
-            if compile is None:  # else the whole may be more than the memory holds
-                culprit = first_nonfinite(getattr(self, half), x, self.params, self.ops)
-                where = f"NaN or infinity first appears in {culprit or 'the conversion of the result'}"
+            culprit = first_nonfinite(layers, x, self.params, self.ops)
+        raise self._nonfinite(half, f"NaN or infinity first appears in {culprit or 'the conversion of the result'}")
+
+    def stream(self, half: str, x: Any, bands: Callable[[Sequential], Stream]) -> Iterator[Array]:
+        """The same in bands of rows, from the top down; `bands` as BandedOps makes them, of the same arrays."""
+        run = bands(self.layers(half))
+        with np.errstate(over="ignore", invalid="ignore"):
+            results = run(x, self.params)
+        while True:
+            with np.errstate(over="ignore", invalid="ignore"):  # not around the yield: it is the caller's as well
+                y = next(results, None)
+                if y is None:
+                    return
+                finite = self.ops.all_finite(y)
+            if not finite:  # a run of the whole, to learn the layer, may be more than the memory holds
+                raise self._nonfinite(half, "learn the layer by a run without tiling, on a part of it")
+            yield y
+
+    def layers(self, half: str) -> Sequential:
+        """The encoder or the decoder; InputError where there are no weights for it."""
+        if half not in self.halves:
+            raise InputError(f"these weights have no {half}: load them from a file that has, to use it.")
+        layers: Sequential = getattr(self, half)
+        return layers
+
+    def _nonfinite(self, half: str, where: str) -> NonFiniteError:
         what = {"encoder": "moments", "decoder": "images"}[half]
         narrow = self.ops.dtype == "float16"
         hint = "; float16 is too narrow for many models: try bfloat16 or float32" if narrow else ""
-        raise NonFiniteError(f"the {what} are not finite: {where}{hint}.")
+        return NonFiniteError(f"the {what} are not finite: {where}{hint}.")
 
     def encode(self, params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
         """Images -> posterior, with these params: a pure function, which a framework may trace."""
@@ -102,6 +120,10 @@ class Model:
         return Functional(
             {name: self.params[name] for name, row in self.table().items() if row.trained}, self.encode, self.decode
         )
+
+    def on(self, ops: ReferenceOps) -> Self:
+        """With the same params, on other ops that take them."""
+        return self._replace(ops=ops)
 
     def bare(self, ops: ReferenceOps) -> Self:
         """Without params, and on these ops: for a module that has parameters of its own."""

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from vaespec.hostmemory import Memory, host_memory
 from vaespec.parameters import Parameter
 from vaespec.precision import all_finite, narrow, widen
 
@@ -153,6 +154,23 @@ class ReferenceOps:
     def settle(self, x: Array) -> Array:
         """x, computed by now, and holding nothing that it was made from."""
         return x
+
+    def hold(self, x: Array) -> Array:
+        """x, to be kept for long: in memory that goes back to the system as soon as it is let go."""
+        return x
+
+    # -- memory ------------------------------------------------------------------------------------------
+
+    on_host = True
+    """Whether arrays lie in the memory of the process."""
+
+    def memory(self) -> Memory:
+        """What the device, or the process where it has no memory of its own, holds now, and what is free."""
+        return host_memory()
+
+    def workspace(self, op: str, x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, ...] = ()) -> int:
+        """Bytes that `op` holds for a while beside its arguments and its result, both in reference order (B, C, …)."""
+        return 0
 
     def cast(self, x: Array) -> Array:
         """The backend's own array -> the same on this device, in this dtype."""
@@ -343,8 +361,7 @@ class ReferenceOps:
         rows = []
         for queries in spans:
             chunks = (self.attend_chunk(q[:, queries, :], k[:, keys, :], v[:, keys, :], scale) for keys in spans)
-            _, total, weighted = functools.reduce(self.merge_chunks, chunks)
-            rows.append(narrow(weighted / total, v, self.xp))
+            rows.append(self.divide_chunks(functools.reduce(self.merge_chunks, chunks), v))
         return self.xp.concat(rows, axis=1)
 
     def attend_chunk(self, q: Array, k: Array, v: Array, scale: float) -> tuple[Array, Array, Array]:
@@ -363,3 +380,8 @@ class ReferenceOps:
         peak = self.xp.maximum(m, m2)
         a, b = self.xp.exp(m - peak), self.xp.exp(m2 - peak)
         return peak, a * l + b * l2, a * o + b * o2
+
+    def divide_chunks(self, merged: tuple[Array, Array, Array], like: Array) -> Array:
+        """o / l, in the dtype of `like`."""
+        _, l, o = merged
+        return narrow(o / l, like, self.xp)

@@ -18,14 +18,31 @@ def is_picture(x: Any) -> bool:
     return any(base.__module__ == "PIL.Image" and base.__name__ == "Image" for base in type(x).__mro__)
 
 
+class Pixels:
+    """Pictures of one size, kept in 8 bits: arrays (B, 3, H, W) float32 in [-1, 1] where they are looked at.
+
+    v / 127.5 - 1 of their `as_rgb`. InputError for pictures of several sizes.
+    """
+
+    dtype = np.dtype(np.float32)
+
+    def __init__(self, pictures: Sequence[Image]) -> None:
+        pictures = [as_rgb(picture) for picture in pictures]
+        sizes = {picture.size for picture in pictures}
+        if len(sizes) > 1:
+            raise InputError(f"pictures of sizes {sorted(sizes)} in one batch: give one size at a time.")
+        self.values = np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
+        self.shape = self.values.shape
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        scaled = self.values[index] / np.float32(127.5)
+        scaled -= np.float32(1.0)
+        return np.ascontiguousarray(scaled)
+
+
 def to_array(pictures: Sequence[Image]) -> np.ndarray:
-    """Pictures of one size -> (B, 3, H, W) float32 in [-1, 1]: v / 127.5 - 1 of their `as_rgb`."""
-    pictures = [as_rgb(picture) for picture in pictures]
-    sizes = {picture.size for picture in pictures}
-    if len(sizes) > 1:
-        raise InputError(f"pictures of sizes {sorted(sizes)} in one batch: give one size at a time.")
-    pixels = np.stack([np.asarray(picture) for picture in pictures])
-    return np.asarray(pixels.transpose(0, 3, 1, 2) / np.float32(127.5) - np.float32(1.0), np.float32)
+    """Pictures of one size -> (B, 3, H, W) float32 in [-1, 1]."""
+    return Pixels(pictures)[...]
 
 
 def as_rgb(picture: Image) -> Image:
@@ -53,5 +70,5 @@ def to_pixels(images: np.ndarray) -> np.ndarray:
 
 def psnr(a: np.ndarray, b: np.ndarray) -> float:
     """Peak signal-to-noise ratio of two uint8 pictures, dB: 10 log₁₀(255² / mean squared difference)."""
-    mse = np.mean((a.astype(np.float64) - b.astype(np.float64)) ** 2)
-    return float("inf") if mse == 0 else float(10.0 * np.log10(255.0**2 / mse))
+    squares = sum(int(np.sum((one.astype(np.int64) - other) ** 2)) for one, other in zip(a, b, strict=True))
+    return float("inf") if squares == 0 else float(10.0 * np.log10(255.0**2 * a.size / squares))

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
+from vaespec.hostmemory import in_own_pages
 from vaespec.ops import Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.strips import on_every_core, side_by_side
@@ -47,6 +49,14 @@ class NumpyOps(ReferenceOps):
 
     def from_host(self, a: np.ndarray) -> np.ndarray:
         return a
+
+    def hold(self, x: np.ndarray) -> np.ndarray:
+        return in_own_pages(x)
+
+    def workspace(self, op: str, x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, ...] = ()) -> int:
+        """A convolution copies what it pads."""
+        copied = op == "conv2d" and kernel[2] > 1
+        return copied * math.prod(x) * self.arithmetic.itemsize
 
     def cast(self, x: np.ndarray) -> np.ndarray:
         return self.from_numpy(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and pytrees)
+from vaespec.hostmemory import Memory, in_own_pages
 from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter
 
@@ -64,6 +66,25 @@ class TorchOps(ReferenceOps):
 
     def settle(self, x: Tensor) -> Tensor:
         return x.detach()
+
+    def hold(self, x: Tensor) -> Tensor:
+        return _seen(in_own_pages(self.to_numpy(x))) if self.on_host else x
+
+    @property
+    def on_host(self) -> bool:  # type: ignore[override]
+        return self.device.type == "cpu"
+
+    def memory(self) -> Memory:
+        if self.device.type != "cuda":
+            return super().memory()  # Apple's GPU shares the process's
+        used = torch.cuda.memory_allocated(self.device)
+        reserved = torch.cuda.memory_reserved(self.device) - used
+        return Memory(used, torch.cuda.mem_get_info(self.device)[0] + reserved)
+
+    def workspace(self, op: str, x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, ...] = ()) -> int:
+        """On a CPU, oneDNN's convolutions reorder what they read, then what they write."""
+        reordered = op == "conv2d" and self.on_host
+        return reordered * max(math.prod(x), math.prod(y)) * self.storage.itemsize
 
     def to_numpy(self, x: Tensor) -> np.ndarray:
         x = x.detach().cpu()

@@ -28,8 +28,8 @@ def cases(draw, largest: int = 10):
     name, direction = draw(st.sampled_from(VARIED)), draw(directions)
     f = CONFIGS[name].downsampling_factor if direction == "encode" else 1
     size = [f * draw(st.integers(1, largest)) + draw(st.integers(0, f - 1)) for _ in "HW"]
-    how = {"rows": draw(st.sampled_from([1, 2, 3, 5, 7, 16, 1000])), "chunk": draw(st.sampled_from([1, 7, 16, 1000]))}
-    return name, direction, tuple(max(n, 2 if f > 1 else 1) for n in size), how
+    rows, chunk = draw(st.sampled_from([1, 2, 3, 5, 7, 16, 1000])), draw(st.sampled_from([1, 7, 16, 1000]))
+    return name, direction, tuple(max(n, 2 if f > 1 else 1) for n in size), {"band_rows": rows, "chunk": chunk}
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
@@ -60,7 +60,10 @@ def test_bands_are_the_whole_in_float32(backend, case):
 def test_bands_are_the_whole_on_jax(tmp_path, direction, size, store):
     """Few cases: every shape is compiled."""
     store = tmp_path if store == "file" else store
-    assert difference("attention-everywhere", "jax", direction, size, rows=4, chunk=9, store=store) <= CLOSE["float32"]
+    assert (
+        difference("attention-everywhere", "jax", direction, size, band_rows=4, chunk=9, store=store)
+        <= CLOSE["float32"]
+    )
 
 
 @pytest.mark.parametrize("store", ["device", "host", "file"])
@@ -68,11 +71,11 @@ def test_bands_are_the_whole_on_jax(tmp_path, direction, size, store):
 def test_sixteen_bits_stay_what_they_are_in_every_store(tmp_path, backend, dtype, store):
     """Rounding falls where it does in the whole, but for the last bit of a sum."""
     store = tmp_path if store == "file" else store
-    assert difference("sd", backend, "decode", (4, 5), dtype=dtype, batch=2, rows=3, store=store) <= 0.02
+    assert difference("sd", backend, "decode", (4, 5), dtype=dtype, batch=2, band_rows=3, store=store) <= 0.02
 
 
 def test_forty_latents_square_are_the_whole():
-    assert difference("sd", "torch", "decode", (40, 40), rows=32, chunk=100) <= CLOSE["float64"]
+    assert difference("sd", "torch", "decode", (40, 40), band_rows=32, chunk=100) <= CLOSE["float64"]
 
 
 # -- how it is done ------------------------------------------------------------------------------------------------
@@ -112,27 +115,27 @@ def spied(direction: str, size, **how) -> Spy:
 @given(direction=directions, height=st.integers(4, 30), rows=st.integers(1, 30))
 @settings(max_examples=15)
 def test_no_convolution_is_computed_twice(direction, height, rows):
-    spy, cost = spied(direction, (height, 6), rows=rows), CostOps(8)
+    spy, cost = spied(direction, (height, 6), band_rows=rows), CostOps(8)
     whole = layers("attention-everywhere", direction)
     whole(cost.array(*source("sd", direction, height, 6).shape), dict(whole.parameters()), cost)
     assert 2 * sum(flops for *_, flops in spy.convolved) == cost.conv_flops
 
 
 def test_a_band_is_no_taller_than_asked_and_the_halo():
-    spy = spied("decode", (11, 6), rows=4)
+    spy = spied("decode", (11, 6), band_rows=4)
     assert max(shape[2] for _, shape, _ in spy.convolved) == 4 + 2
 
 
 def test_where_shapes_are_compiled_each_convolution_has_one(monkeypatch):
     monkeypatch.setattr(Spy, "fixed_shapes", True)
-    spy = spied("encode", (31, 6), rows=4)
+    spy = spied("encode", (31, 6), band_rows=4)
     assert len({(w, shape) for w, shape, _ in spy.convolved}) == len({w for w, *_ in spy.convolved})
 
 
 @given(chunk=st.integers(1, 50), rows=st.integers(1, 9))
 @settings(max_examples=15)
 def test_logits_are_of_a_chunk_against_a_chunk(chunk, rows):
-    spy = spied("decode", (7, 5), rows=rows, chunk=chunk)
+    spy = spied("decode", (7, 5), band_rows=rows, chunk=chunk)
     assert max(max(shape) for shape in spy.logits) <= chunk
 
 
@@ -159,7 +162,7 @@ def test_every_processor_attends_as_it_does_to_the_whole(backend, processor):
     params = {**params, **ops.prepare(new, table)}
     x = source("sd", "decode", 5, 4)
     expected = run(ops, params, whole, x)
-    assert relative_l2(run(BandedOps(ops, rows=3, chunk=7), params, whole, x), expected) <= CLOSE[FINEST[backend]]
+    assert relative_l2(run(BandedOps(ops, band_rows=3, chunk=7), params, whole, x), expected) <= CLOSE[FINEST[backend]]
 
 
 # -- mistakes ------------------------------------------------------------------------------------------------------
@@ -207,13 +210,13 @@ def halo_rows_counted(monkeypatch):
 
 @pytest.mark.parametrize("mistake", [short_halo, unmerged_variances, attention_per_band, halo_rows_counted])
 def test_a_mistake_is_told_apart(monkeypatch, mistake):
-    how = {"name": "sd", "backend": "numpy", "direction": "decode", "size": (6, 4), "rows": 3, "chunk": 8}
+    how = {"name": "sd", "backend": "numpy", "direction": "decode", "size": (6, 4), "band_rows": 3, "chunk": 8}
     assert difference(**how) <= CLOSE["float64"]
     mistake(monkeypatch)
     assert difference(**how) > 1e-4
 
 
-@pytest.mark.parametrize("wrong", [{"rows": 0}, {"chunk": -1}])
+@pytest.mark.parametrize("wrong", [{"band_rows": 0}, {"chunk": -1}])
 def test_no_rows_at_a_time_are_refused(wrong):
     with pytest.raises(InputError, match="expected at least 1"):
         BandedOps(ReferenceOps(np), **wrong)

@@ -60,7 +60,7 @@ def test_zeros_at_the_border_do_not_shift():
 @given(rows=st.integers(1, 12), height=st.integers(1, 5))
 def test_bands_are_the_whole(circular, direction, rows, height):
     size = (8 * height + 3, 17) if direction == "encode" else (height, 3)
-    assert difference("sd", "numpy", direction, size, circular=circular, rows=rows) <= CLOSE["float64"]
+    assert difference("sd", "numpy", direction, size, circular=circular, band_rows=rows) <= CLOSE["float64"]
 
 
 def test_it_can_be_copied():

@@ -84,12 +84,12 @@ def test_a_band_is_freed_when_its_last_reader_has_passed():
 @pytest.mark.parametrize("store", ["device", "host"])
 def test_bands_take_less_memory_than_the_whole(store):
     """384 channels of the largest map, and the bands at work, against 256 + 256 + 256 and more."""
-    assert peak(96, rows=8, store=store) <= 0.6 * peak(96)
+    assert peak(96, band_rows=8, store=store) <= 0.6 * peak(96)
 
 
 def test_in_a_file_memory_does_not_grow_with_the_height(tmp_path):
     """But for the result: 3 channels of float64, twice while it is put together."""
-    short, tall = (peak(height, rows=8, store=tmp_path) for height in (40, 160))
+    short, tall = (peak(height, band_rows=8, store=tmp_path) for height in (40, 160))
     assert tall - short <= 1.1 * 2 * 3 * 8 * (160 - 40) * 8 * 64
 
 
@@ -107,7 +107,7 @@ def test_what_progress_raises_ends_the_run_and_leaves_nothing(tmp_path, store):
         if len(called) == 40:
             raise StopError
 
-    banded = BandedOps(ops, rows=2, store=tmp_path if store == "file" else store, progress=progress)
+    banded = BandedOps(ops, band_rows=2, store=tmp_path if store == "file" else store, progress=progress)
     gc.collect()
     gc.disable()  # counting references is enough
     tracemalloc.start()
@@ -127,7 +127,7 @@ def test_what_progress_raises_ends_the_run_and_leaves_nothing(tmp_path, store):
 def test_progress_counts_up_to_the_total(direction):
     ops, params = placed("sd", "numpy")
     told = []
-    banded = BandedOps(ops, rows=2, chunk=5, progress=lambda *done_of: told.append(done_of))
+    banded = BandedOps(ops, band_rows=2, chunk=5, progress=lambda *done_of: told.append(done_of))
     for _ in range(2):  # each run starts from nothing
         told.clear()
         run(banded, params, layers("sd", direction), source("sd", direction, 17, 16))

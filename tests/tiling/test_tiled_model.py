@@ -114,7 +114,7 @@ def test_exact_tiling_has_the_results_of_the_whole(backend, tmp_path):
     x, z = uniform("x", (2, vae.config.in_channels, 38, 21)), uniform("z", (2, vae.config.latent_channels, 9, 5))
     moments, image = array(vae.encode(x).latent_dist.parameters), array(vae.decode(z).sample)
     for store in ("device", "host", tmp_path):
-        vae.enable_tiling("exact", rows=5, chunk=7, store=store)
+        vae.enable_tiling("exact", band_rows=5, chunk=7, store=store)
         (vae.enable_slicing if store == "host" else vae.disable_slicing)()
         assert relative_l2(array(vae.encode(x).latent_dist.parameters), moments) <= CLOSE[vae.dtype]
         assert relative_l2(array(vae.decode(z).sample), image) <= CLOSE[vae.dtype]
@@ -124,7 +124,7 @@ def test_exact_tiling_has_the_results_of_the_whole(backend, tmp_path):
 def test_exact_tiling_really_works_in_bands_and_tells_how_far_it_is(models):
     ours, _ = models
     told: list[tuple[int, int]] = []
-    ours.enable_tiling("exact", rows=4, progress=lambda done, total: told.append((done, total)))
+    ours.enable_tiling("exact", band_rows=4, progress=lambda done, total: told.append((done, total)))
     ours.decode(drawn("decode", (15, 10)))
     assert len(told) > 50
     assert [done for done, _ in told] == sorted(done for done, _ in told)
@@ -141,7 +141,7 @@ def test_a_run_that_is_cancelled_leaves_no_file(models, tmp_path):
         if done > total / 2:
             raise KeyboardInterrupt
 
-    ours.enable_tiling("exact", rows=4, store=tmp_path, progress=stop)
+    ours.enable_tiling("exact", band_rows=4, store=tmp_path, progress=stop)
     with pytest.raises(KeyboardInterrupt):
         ours.decode(drawn("decode", (15, 10)))
     assert list(tmp_path.iterdir()) == []
@@ -151,8 +151,8 @@ def test_wrong_words_about_tiling_are_told_and_change_nothing(models):
     ours, _ = models
     for wrong, words in (
         (("seamless", {}), "tiling 'seamless': choose True or 'blend', 'exact', or False"),
-        ((True, {"rows": 4}), r"rows: for bands; say enable_tiling\('exact', \.\.\.\)"),
-        (("exact", {"rows": 0}), "bands of 0: expected at least 1"),
+        ((True, {"band_rows": 4}), r"band_rows: for bands; say enable_tiling\('exact', \.\.\.\)"),
+        (("exact", {"band_rows": 0}), "bands of 0: expected at least 1"),
     ):
         with pytest.raises(InputError, match=words):
             ours.enable_tiling(wrong[0], **wrong[1])
@@ -161,7 +161,7 @@ def test_wrong_words_about_tiling_are_told_and_change_nothing(models):
 
 def test_what_is_not_finite_in_bands_is_told_without_a_run_of_the_whole(models, monkeypatch):
     ours, _ = models
-    ours.enable_tiling("exact", rows=4)
+    ours.enable_tiling("exact", band_rows=4)
     huge = np.full((1, CONFIG.latent_channels, 9, 5), 1e308)
     monkeypatch.setattr("vaespec.model.first_nonfinite", None)
     with pytest.raises(NonFiniteError, match=r"the images are not finite: .* layer by a run without tiling"):
@@ -171,7 +171,7 @@ def test_what_is_not_finite_in_bands_is_told_without_a_run_of_the_whole(models, 
 def test_users_of_diffusers_may_set_the_attribute(models):
     ours, _ = models
     told: list[int] = []
-    ours.enable_tiling("exact", rows=4, progress=lambda done, total: told.append(done))
+    ours.enable_tiling("exact", band_rows=4, progress=lambda done, total: told.append(done))
     ours.use_tiling = False
     ours.decode(drawn("decode", (9, 5)))
     assert not told

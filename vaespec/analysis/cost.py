@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-import weakref
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from vaespec.architecture import decoder, encoder, parameters
 from vaespec.config import AutoencoderConfig
@@ -71,15 +71,32 @@ def cost(
 
 
 class Shape:
-    """Stands for an array: maps (B, C, H, W), tokens (B, N, C)."""
+    """Stands for an array: maps (B, C, H, W), tokens (B, N, C). `memory` is what it holds, shared with its parts."""
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
-        self.shape = shape
+    def __init__(self, shape: tuple[int, ...], memory: Memory) -> None:
+        self.shape, self.memory = shape, memory
 
     @property
     def size(self) -> int:
         """How many numbers the array would hold."""
         return math.prod(self.shape)
+
+    def __getitem__(self, index: Sequence[Any]) -> Shape:
+        """A view, by slices and an ellipsis at the end."""
+        cut = [s for s in index if s is not ...]
+        sides = [len(range(*s.indices(side))) for s, side in zip(cut, self.shape, strict=False)]
+        return Shape((*sides, *self.shape[len(cut) :]), self.memory)
+
+
+class Memory:
+    """So many bytes of `ops`, until Python lets go of it."""
+
+    def __init__(self, ops: CostOps, held: int) -> None:
+        self.ops, self.held = ops, held
+        ops._hold(held)
+
+    def __del__(self) -> None:
+        self.ops._hold(-self.held)
 
 
 class CostOps:
@@ -95,11 +112,7 @@ class CostOps:
 
     def array(self, *shape: int) -> Shape:
         """A new array, held from now on."""
-        array = Shape(shape)
-        held = array.size * self.bytes_per_number
-        self._hold(held)
-        weakref.finalize(array, self._hold, -held)
-        return array
+        return Shape(shape, Memory(self, math.prod(shape) * self.bytes_per_number))
 
     def _hold(self, change: int) -> None:
         self.held_bytes += change

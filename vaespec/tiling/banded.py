@@ -19,22 +19,21 @@ from typing import Any, TypedDict, TypeVar
 from vaespec.analysis.cost import CostOps
 from vaespec.errors import InputError
 from vaespec.ops import Array, Layer, Padding, ReferenceOps
-from vaespec.precision import narrow
 from vaespec.tiling.circular import CircularOps
 from vaespec.tiling.maps import Lazy, Map, Tokens, group_moments, spans
-from vaespec.tiling.stores import Place, Read, cut, new_store
+from vaespec.tiling.stores import NewStore, Place, Read, cut, new_store
 
 L = TypeVar("L", bound=Lazy)
 
 
 class Bands(TypedDict, total=False):
-    """How BandedOps works: at most `rows` rows of a map at one time (32), and `chunk` tokens of attention (1024).
+    """How BandedOps works: at most `band_rows` rows of a map at one time (32), and `chunk` tokens of attention (1024).
 
     `store` is where maps are kept meanwhile: "device", "host", or a folder for temporary files. `progress(done, total)`
     is called after each band; what it raises ends the run, and frees what it held.
     """
 
-    rows: int
+    band_rows: int
     chunk: int
     store: Place
     progress: Callable[[int, int], None] | None
@@ -44,47 +43,58 @@ class Bands(TypedDict, total=False):
 class BandedOps:
     """The same results as `ops`, up to the order of sums, for inference: no gradient passes.
 
-    At most `rows` rows of a map are computed at one time, and `chunk` tokens against `chunk` others. `store` is where
-    maps are kept: "device", "host", or a folder for temporary files. `progress(done, total)`, in flops of convolution
-    and attention, is called after each piece of work by what `compile` returns; what it raises ends the run.
+    At most `band_rows` rows of a map are computed at one time, and `chunk` tokens against `chunk` others. `store` is
+    where maps are kept: "device", "host", or a folder for temporary files. `progress(done, total)`, in flops of
+    convolution and attention, is called after each piece of work by what `bands` returns; what it raises ends the run.
     """
 
-    ops: ReferenceOps | CircularOps
-    rows: int = 32
+    ops: Any  # ReferenceOps, or what stands for them
+    band_rows: int = 32
     chunk: int = 1024
-    store: Place = "device"
+    store: Place | NewStore = "device"
     progress: Callable[[int, int], None] | None = None
     report: Callable[[int], None] = lambda flops: None
 
     def __post_init__(self) -> None:
-        for what, size in (("bands", self.rows), ("chunks", self.chunk)):
+        for what, size in (("bands", self.band_rows), ("chunks", self.chunk)):
             if size < 1:
                 raise InputError(f"{what} of {size}: expected at least 1.")
 
     # -- around the model ----------------------------------------------------------------------------------
 
-    def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
-        """(x, params) -> model(x, params, self), telling of progress."""
+    def bands(self, model: Layer) -> Callable[[Any, Mapping[str, Array]], Iterator[Array]]:
+        """(x, params) -> the result in bands of rows (B, C, rows, W), from the top down, telling of progress.
 
-        def run(x: Array, params: Mapping[str, Array]) -> Array:
-            if self.progress is None:
-                return model(x, params, self)
-            return model(x, params, replace(self, report=_Progress(self.progress, _flops(model, x.shape))))
+        x is an array of the backend, or anything with a shape that has x[:, :, start:stop, :].
+        """
+
+        def run(x: Any, params: Mapping[str, Array]) -> Iterator[Array]:
+            ops = self
+            if self.progress is not None:
+                ops = replace(self, report=_Progress(self.progress, _flops(model, x.shape)))
+            result: Map = model(x, params, ops)
+            return (band for _, band in ops._bands(result.take(), result.length, self.band_rows))
 
         return run
 
-    def run(self, layer: Layer, x: Lazy, params: Mapping[str, Array]) -> Lazy:
-        return layer(x, params, self)
+    def compile(self, model: Layer) -> Callable[[Any, Mapping[str, Array]], Array]:
+        """(x, params) -> the result, joined."""
+        run = self.bands(model)
+        return lambda x, params: _join(list(run(x, params)), 2, self.ops.xp)
 
-    def from_nchw(self, x: Array) -> Map:
+    def run(self, layer: Layer, x: Map, params: Mapping[str, Array]) -> Map:
+        """What came before is computed now, when it is known who reads it, and nobody else holds what it is made of."""
+        result: Map = layer(self._settle_map(x), params, self)
+        return result
+
+    def from_nchw(self, x: Any) -> Map:
         def rows(start: int, stop: int) -> Array:
             return self.ops.from_nchw(x[:, :, start:stop, :])
 
         return Map(x.shape[2], x.shape[3], rows, ())
 
-    def to_nchw(self, x: Map) -> Array:
-        bands = [self.ops.settle(self.ops.to_nchw(band)) for _, band in self._bands(x.open(), x.length, self.rows)]
-        return _join(bands, 2, self.ops.xp)
+    def to_nchw(self, x: Map) -> Map:
+        return x.derive(lambda start, stop, read: self.ops.to_nchw(read(start, stop)))
 
     # -- what is kept --------------------------------------------------------------------------------------
 
@@ -95,21 +105,35 @@ class BandedOps:
             yield stop - start, self.ops.settle(band)
 
     def _keep_map(self, x: Map) -> Map:
-        """x, with its rows in a store and their moments known."""
+        """x, with its rows in a store and their moments known.
+
+        With it what may take the place of its sources, which are then let go: a residual block's narrow shortcut.
+        """
         if x.kept is None:
-            kept = new_store(self.store, self.ops, self._axis)
-            for rows, band in self._bands(x.take(), x.length, self.rows):
-                kept.append(band)
-                mean, sigma2 = map(self.ops.settle, self.ops.moments(band))
-                x.moments.append((rows, mean, sigma2))
-            x.kept = kept
+            x.ready()
+            substitutes = {m for root in x.roots() for m in root.substitutes if m.kept is None and m.length == x.length}
+            maps = (x, *(substitutes - {x}))
+            for several in zip(*map(self._into_store, maps), strict=True):
+                del several  # each a band, kept by now
         return x
+
+    def _into_store(self, x: Map) -> Iterator[None]:
+        """A band at each step."""
+        kept = new_store(self.store, self.ops, self._axis)
+        for rows, band in self._bands(x.take(), x.length, self.band_rows):
+            kept.append(band)
+            mean, sigma2 = map(self.ops.settle, self.ops.moments(band))
+            x.moments.append((rows, mean, sigma2))
+            yield
+        x.kept = kept
 
     def _settle_map(self, x: Map) -> Map:
         """x, ready to be read more than once."""
+        x.ready()
         return x if x.settled else self._keep_map(x)
 
     def _settle_tokens(self, t: Tokens) -> Tokens:
+        t.ready()
         if not t.settled:
             kept = new_store(self.store, self.ops, axis=1)
             for _, band in self._bands(t.take(), t.length, self.chunk):
@@ -128,10 +152,9 @@ class BandedOps:
         """Rows start … stop - 1 are made from rows s · start - above … s · (stop - 1) - above + k - 1 of x."""
         (above, below), sides = padding
         kernel = dict(zip(self.ops.conv_layout, w.shape, strict=True))
-        x = x if kernel["H"] == 1 else self._settle_map(x)
         length = (x.length + above + below - kernel["H"]) // stride + 1
         width = (x.width + sum(sides) - kernel["W"]) // stride + 1
-        tallest = max(stop - start for start, stop in spans(length, self.rows))
+        tallest = max(stop - start for start, stop in spans(length, self.band_rows))
         load = functools.partial(self._load, x.length)
 
         def rows(start: int, stop: int, *reads: Read) -> Array:
@@ -143,7 +166,10 @@ class BandedOps:
             return y
 
         wraps = isinstance(self.ops, CircularOps) and self.ops.rows
-        return Map(length, width, rows, (x, x, x) if wraps else (x,), cheap=False)
+        y = Map(length, width, rows, (x, x, x) if wraps else (x,), cheap=False, before=self._settle_map)
+        if kernel["H"] == 1 and kernel["O"] < kernel["I"]:
+            x.substitutes.add(y)
+        return y
 
     def _load(self, length: int, first: int, last: int, spare: int, read: Read, *wrapped: Read) -> Array:
         """Rows first … last - 1 of a map and `spare` of zeros; beyond its borders zeros, or the other end's rows."""
@@ -160,14 +186,19 @@ class BandedOps:
     # -- elementwise ---------------------------------------------------------------------------------------
 
     def group_norm(self, x: Map, scale: Array, shift: Array, *, groups: int, eps: float) -> Map:
-        x = self._keep_map(x)
-        parts = [(rows, self.ops.to_numpy(mean), self.ops.to_numpy(sigma2)) for rows, mean, sigma2 in x.moments]
-        mean, sigma2 = (self.ops.from_host(m.astype(parts[0][1].dtype)) for m in group_moments(parts, groups))
+        bands = x.moments  # known once x is kept
+
+        @functools.cache
+        def moments() -> tuple[Array, Array]:
+            parts = [(rows, self.ops.to_numpy(mean), self.ops.to_numpy(sigma2)) for rows, mean, sigma2 in bands]
+            mean, sigma2 = (self.ops.from_host(m.astype(parts[0][1].dtype)) for m in group_moments(parts, groups))
+            return mean, sigma2
 
         def rows(start: int, stop: int, read: Read) -> Array:
+            mean, sigma2 = moments()
             return self.ops.normalize(read(start, stop), mean, sigma2, scale, shift, eps=eps)
 
-        return x.derive(rows)
+        return x.derive(rows, before=self._keep_map)
 
     def silu(self, x: Map) -> Map:
         return self._elementwise(self.ops.silu, x)
@@ -196,7 +227,7 @@ class BandedOps:
             doubled = self.ops.upsample_nearest2x(read(first, -(-stop // 2)))
             return cut(doubled, self._axis, start - 2 * first, stop - 2 * first)
 
-        return Map(2 * x.length, 2 * x.width, rows, (self._settle_map(x),))  # kept while it is small
+        return Map(2 * x.length, 2 * x.width, rows, (x,), before=self._settle_map)  # kept while it is small
 
     # -- tokens --------------------------------------------------------------------------------------------
 
@@ -230,10 +261,9 @@ class BandedOps:
         return t.derive(tokens, cheap=False)
 
     def split(self, t: Tokens, parts: int) -> tuple[Tokens, ...]:
-        t = self._settle_tokens(t)
-
         def part(i: int) -> Tokens:
-            return t.derive(lambda start, stop, read: self.ops.split(read(start, stop), parts)[i])
+            rows = lambda start, stop, read: self.ops.split(read(start, stop), parts)[i]  # noqa: E731
+            return t.derive(rows, before=self._settle_tokens)
 
         return tuple(map(part, range(parts)))
 
@@ -243,10 +273,10 @@ class BandedOps:
     eager_attention = attention
 
     def chunked_attention(self, q: Tokens, k: Tokens, v: Tokens, *, scale: float, size: int) -> Tokens:
-        k, v = self._settle_tokens(k), self._settle_tokens(v)
         size = min(size, self.chunk)
 
         def tokens(start: int, stop: int, read: Read) -> Array:
+            self._settle_tokens(k), self._settle_tokens(v)
             chunks = (read(start + first, start + last) for first, last in spans(stop - start, size))
             return _join([self._attend(queries, k, v, scale, size) for queries in chunks], 1, self.ops.xp)
 
@@ -260,8 +290,7 @@ class BandedOps:
             chunk = self.ops.attend_chunk(q, keys(start, stop), values(start, stop), scale)
             merged = tuple(map(self.ops.settle, self.ops.merge_chunks(merged, chunk) if merged else chunk))
             self.report(4 * B * n * (stop - start) * C)
-        _, total, weighted = merged
-        return narrow(weighted / total, q, self.ops.xp)
+        return self.ops.divide_chunks(merged, q)
 
 
 def _join(parts: list[Array], axis: int, xp: Any) -> Array:

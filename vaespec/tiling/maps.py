@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from typing import Any, Self
+from weakref import WeakSet
 
 import numpy as np
 
@@ -15,15 +16,23 @@ Compute = Callable[..., Array]
 
 
 class Lazy:
-    """`length` rows, made from the rows of `sources`.
+    """`length` rows, made from the rows of `sources`, to each of which `before` is done when rows are wanted.
 
     `cheap` says that no sum stands between a row and its sources, so that it may be computed for each who reads it.
     Once `kept`, the rows are in a store, and what they were made from is let go.
     """
 
-    def __init__(self, length: int, compute: Compute, sources: tuple[Lazy, ...], *, cheap: bool = True) -> None:
+    def __init__(
+        self,
+        length: int,
+        compute: Compute,
+        sources: tuple[Lazy, ...],
+        *,
+        cheap: bool = True,
+        before: Callable[[Any], object] = lambda source: None,
+    ) -> None:
         self.length, self.cheap = length, cheap
-        self.compute, self.sources = compute, sources
+        self.compute, self.sources, self.before = compute, sources, before
         self.kept: Store | None = None
 
     @property
@@ -31,22 +40,30 @@ class Lazy:
         """Whether a row may be read more than once: no sum is computed for it."""
         return self.kept is not None or (self.cheap and all(source.settled for source in self.sources))
 
+    def ready(self) -> None:
+        """Do to the sources what must be done before rows are read."""
+        if self.kept is None:
+            for source in self.sources:
+                source.ready()
+                self.before(source)
+
     def open(self) -> Read:
         """A function that reads rows from the top down."""
         if self.kept is not None:
             return self.kept.open()
+        self.ready()
         compute, reads = self.compute, [source.open() for source in self.sources]
         return lambda start, stop: compute(start, stop, *reads)
 
     def take(self) -> Read:
         """The last reader, before the rows are kept: nothing but it holds what they are made from."""
         read = self.open()
-        del self.compute, self.sources
+        del self.compute, self.sources, self.before
         return read
 
-    def derive(self, compute: Compute, *others: Self, cheap: bool = True) -> Self:
+    def derive(self, compute: Compute, *others: Self, **how: Any) -> Self:
         """As many rows, made from these and those of others."""
-        return type(self)(self.length, compute, (self, *others), cheap=cheap)
+        return type(self)(self.length, compute, (self, *others), **how)
 
 
 class Tokens(Lazy):
@@ -54,18 +71,26 @@ class Tokens(Lazy):
 
 
 class Map(Lazy):
-    """Maps of `length` rows of `width` pixels; `moments` of what is kept: rows, and the mean and variance of each."""
+    """Maps of `length` rows of `width` pixels; `moments` of what is kept: rows, and the mean and variance of each.
 
-    def __init__(
-        self, length: int, width: int, compute: Compute, sources: tuple[Lazy, ...], *, cheap: bool = True
-    ) -> None:
-        super().__init__(length, compute, sources, cheap=cheap)
+    `substitutes` are maps that take the place of this one for one of its readers, and less memory.
+    """
+
+    def __init__(self, length: int, width: int, compute: Compute, sources: tuple[Lazy, ...], **how: Any) -> None:
+        super().__init__(length, compute, sources, **how)
         self.width = width
         self.moments: list[tuple[int, Any, Any]] = []
+        self.substitutes: WeakSet[Map] = WeakSet()
 
-    def derive(self, compute: Compute, *others: Self, cheap: bool = True) -> Self:
+    def derive(self, compute: Compute, *others: Self, **how: Any) -> Self:
         """As many rows of as many pixels."""
-        return type(self)(self.length, self.width, compute, (self, *others), cheap=cheap)
+        return type(self)(self.length, self.width, compute, (self, *others), **how)
+
+    def roots(self) -> Iterator[Map]:
+        """The maps in stores that rows are made from."""
+        for source in self.sources:
+            if isinstance(source, Map):
+                yield from (source,) if source.kept is not None else source.roots()
 
 
 def spans(length: int, most: int) -> Iterator[tuple[int, int]]:

@@ -23,6 +23,9 @@ from vaespec.ops import Array
 Place = str | os.PathLike[str]
 """Where rows are kept: "device", "host" (NumPy's memory), or a folder for a temporary file."""
 
+NewStore = Callable[[Any, int], "Store"]
+"""new_store(ops, axis) -> an empty store for arrays of `ops`, whose rows are counted along `axis`."""
+
 Read = Callable[[int, int], Array]
 """read(start, stop) -> the rows from start to stop - 1."""
 
@@ -37,10 +40,12 @@ class Store(Protocol):
         """A reader of everything appended, from the top down."""
 
 
-def new_store(place: Place, ops: Any, axis: int) -> Store:
+def new_store(place: Place | NewStore, ops: Any, axis: int) -> Store:
     """An empty store for arrays of `ops`, whose rows are counted along `axis`."""
+    if callable(place):
+        return place(ops, axis)
     if place == "device":
-        return MemoryStore(axis, keep=lambda x: x, load=lambda x: x, join=partial(ops.xp.concat, axis=axis))
+        return MemoryStore(axis, ops.hold, lambda x: x, partial(ops.xp.concat, axis=axis))
     if place == "host":
         return MemoryStore(axis, ops.to_numpy, ops.from_host, partial(ops.xp.concat, axis=axis))
     return FileStore(axis, ops.to_numpy, ops.from_host, place)
