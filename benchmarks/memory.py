@@ -1,10 +1,10 @@
-"""How much memory does a decode take? SD's decoder at full width in float32 on the CPU; prints a table.
+"""How much memory does a decode take, and how long? SD's decoder at full width, float32, on the CPU; prints a table.
 
-    python benchmarks/memory.py [--sizes 512 1024] [--cases ...]
+    python benchmarks/memory.py [--sizes 512 1024] [--cases ...] [--runs 1]
 
-Each case runs in a process of its own: its peak is the resident memory the system has seen, frameworks and weights
-included. The error is relative L2 to the untiled decode of the same backend. Needs the `test` extra; about fifteen
-minutes on two cores.
+Each run has a process of its own: its peak is the resident memory the system has seen, frameworks and weights included,
+and `estimated` what the planner said just before it. Runs of the cases take turns; seconds are medians. The error is
+relative L2 to the untiled decode of the same backend. Needs the `test` extra; about fifteen minutes on two cores.
 """
 
 import argparse
@@ -15,13 +15,18 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 
 import numpy as np
 
 from vaespec import families
 from vaespec.architecture import decoder
 from vaespec.backend import get_backend, make_ops
+from vaespec.layers import Sequential
+from vaespec.model import Model
+from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps
+from vaespec.tiling.planner import Plan
 
 CONFIG = families.config("sd1")
 
@@ -34,17 +39,23 @@ def drawn(row, rng):
 
 
 def ours(backend, how):
-    """decode(z), untiled where `how` is None, else in bands kept where it says."""
+    """(decode(z), estimate(z) in bytes), untiled where `how` is None, else in bands kept where it says."""
     ops = make_ops(get_backend(backend), "cpu", "float32", "default")
-    table, params, rng = dict(decoder(CONFIG).parameters()), {}, np.random.default_rng(0)
+    layers, rng = decoder(CONFIG), np.random.default_rng(0)
+    table, params = dict(layers.parameters()), {}
     for name, row in table.items():  # one at a time: nothing but the weights is in memory
         params |= ops.prepare({name: drawn(row, rng)}, table)
-    run = (BandedOps(ops, store=how) if how else ops).compile(decoder(CONFIG))
-    return lambda z: ops.to_numpy(run(ops.from_numpy(z), params))
+    model = Model(CONFIG, Sequential(()), layers, params, ops)
+    plan = Plan(bands={"store": how} if how else None)
+    run = (BandedOps(ops, **plan.bands) if how else ops).compile(layers)
+    return (
+        lambda z: ops.to_numpy(run(ops.from_numpy(z), params)),
+        lambda z: planner.estimate(model, "decoder", z.shape, plan).peak,
+    )
 
 
 def diffusers(tiled):
-    """decode(z) of diffusers' model, without its encoder, which is not wanted here either."""
+    """(decode(z), no estimate) of diffusers' model, without its encoder, which is not wanted here either."""
     import torch
     from diffusers import AutoencoderKL
 
@@ -57,61 +68,82 @@ def diffusers(tiled):
     def decode(z):
         return vae.decode(torch.tensor(z)).sample.numpy()
 
-    return decode
+    return decode, lambda z: None
 
 
 CASES = {
     "diffusers": lambda: diffusers(False),
     "diffusers, blended tiles": lambda: diffusers(True),
-    "torch": lambda: ours("torch", None),
-    "torch, bands": lambda: ours("torch", "device"),
-    "torch, bands in a file": lambda: ours("torch", tempfile.gettempdir()),
-    "numpy": lambda: ours("numpy", None),
-    "numpy, bands": lambda: ours("numpy", "device"),
-    "numpy, bands in a file": lambda: ours("numpy", tempfile.gettempdir()),
+    **{
+        name + words: partial(ours, name, how)
+        for name in ("torch", "numpy")
+        for words, how in (
+            ("", None),
+            (", bands", "device"),
+            (", bands on the host", "host"),
+            (", bands in a file", tempfile.gettempdir()),
+        )
+    },
 }
 
 
 def measure(case, size, result):
-    """Decode once and write {peak, seconds}, and the image into the file `result`."""
+    """Decode once and write {peak, estimated, seconds}, and the image into the file `result`."""
     z = np.random.default_rng(0).standard_normal((1, CONFIG.latent_channels, size // 8, size // 8), np.float32)
-    decode = CASES[case]()
+    decode, estimate = CASES[case]()
     decode(z[:, :, :4, :4])  # what is done once only
-    before = time.perf_counter()
+    estimated, before = estimate(z), time.perf_counter()
     image = decode(z)
     seconds = time.perf_counter() - before
     np.save(result, image)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    print(json.dumps({"peak": peak, "seconds": seconds}))
+    print(json.dumps({"peak": peak, "estimated": estimated, "seconds": seconds}))
 
 
-def compare(sizes, cases):
+def measured(case, size):
+    """(row, image) of one run, in a process of its own; a row without figures where it ends otherwise."""
+    with tempfile.TemporaryDirectory() as folder:
+        result = os.path.join(folder, "image.npy")
+        command = [sys.executable, __file__, "--measure", case, "--sizes", str(size), "--result", result]
+        done = subprocess.run(command, stdout=subprocess.PIPE)
+        if done.returncode:
+            return None, None
+        return json.loads(done.stdout), np.load(result)
+
+
+def compare(sizes, cases, runs):
     """A row for each size and case."""
-    print("| px | case | peak GiB | of diffusers | seconds | error |\n|---|---|---|---|---|---|")
+    print("| px | case | peak GiB | of diffusers | estimated | seconds | error |\n|---|---|---|---|---|---|---|")
     for size in sizes:
-        whole, peaks = {}, {}
+        rows, images = {case: [] for case in cases}, {}
+        for _ in range(runs):
+            for case in cases:
+                row, images[case] = measured(case, size)
+                rows[case].append(row)
         for case in cases:
-            with tempfile.TemporaryDirectory() as folder:
-                result = os.path.join(folder, "image.npy")
-                command = [sys.executable, __file__, "--measure", case, "--sizes", str(size), "--result", result]
-                row = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
-                image = np.load(result)
-            name = case.split(",")[0]
-            expected = whole.setdefault(name, image)
-            peaks[case] = row["peak"]
-            error = np.linalg.norm(image - expected) / np.linalg.norm(expected)
-            share = row["peak"] / peaks.get("diffusers", np.nan)
-            print(f"| {size} | {case} | {row['peak'] / 2**30:.2f} | {share:.2f} | {row['seconds']:.0f} | {error:.1e} |")
+            if None in rows[case]:
+                print(f"| {size} | {case} | out of memory, or ended otherwise | | | | |", flush=True)
+                continue
+            peak, seconds = (np.median([row[what] for row in rows[case]]) for what in ("peak", "seconds"))
+            reference = rows.get("diffusers", [None])[0]
+            share = f"{peak / reference['peak']:.2f}" if reference else ""
+            said = rows[case][0]["estimated"]
+            estimated = f"{said / 2**30:.2f} ({said / peak:.2f}x)" if said else ""
+            whole = images.get(case.split(",")[0])
+            error = "" if whole is None else f"{np.linalg.norm(images[case] - whole) / np.linalg.norm(whole):.1e}"
+            figures = f"{peak / 2**30:.2f} | {share} | {estimated} | {seconds:.1f} | {error}"
+            print(f"| {size} | {case} | {figures} |", flush=True)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sizes", nargs="+", type=int, default=(512, 1024), help="of the images, in px")
     parser.add_argument("--cases", nargs="+", choices=CASES, default=tuple(CASES))
+    parser.add_argument("--runs", type=int, default=1, help="of each case, in turns")
     parser.add_argument("--measure", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--result", help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.measure:
         measure(asked.measure, asked.sizes[0], asked.result)
     else:
-        compare(asked.sizes, asked.cases)
+        compare(asked.sizes, asked.cases, asked.runs)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +17,8 @@ CONTAINERS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
+
+M_MMAP_THRESHOLD = -3  # of glibc's mallopt: the size from which an allocation has pages of its own
 
 
 @dataclass(frozen=True)
@@ -32,6 +38,23 @@ def host_memory() -> Memory:
         if limit.exists() and (most := limit.read_text().strip()).isdecimal():
             free = min(free, max(0, int(most) - int(current.read_text())))
     return Memory(psutil.Process().memory_info().rss, free)
+
+
+@contextmanager
+def given_back_at_once() -> Iterator[None]:
+    """Inside, what is freed goes back to the system, from 1 MiB on; where the C library is glibc, elsewhere as it does.
+
+    By itself glibc keeps pieces of up to 32 MiB for later, of which bands of rows are made, and they lie apart.
+    """
+    adjust = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if adjust is None:
+        yield
+        return
+    adjust(M_MMAP_THRESHOLD, 2**20)
+    try:
+        yield
+    finally:
+        adjust(M_MMAP_THRESHOLD, 2**25)  # what it comes to by itself, once anything large was freed
 
 
 def in_own_pages(a: np.ndarray) -> np.ndarray:

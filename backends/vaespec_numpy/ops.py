@@ -11,7 +11,7 @@ import numpy as np
 from vaespec.hostmemory import in_own_pages
 from vaespec.ops import Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
-from vaespec_numpy.strips import on_every_core, side_by_side
+from vaespec_numpy.strips import STRIP_ELEMENTS, cores, on_every_core, side_by_side
 
 COLUMNS = 16  # copied at a time, a line of the cache: kernels whose axes change places are copied twice as fast
 
@@ -54,9 +54,11 @@ class NumpyOps(ReferenceOps):
         return in_own_pages(x)
 
     def workspace(self, op: str, x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, ...] = ()) -> int:
-        """A convolution copies what it pads."""
-        copied = op == "conv2d" and kernel[2] > 1
-        return copied * math.prod(x) * self.arithmetic.itemsize
+        """A convolution copies what it pads, and takes a strip of it on every core."""
+        if op != "conv2d":
+            return 0
+        strips = cores() * min(STRIP_ELEMENTS, math.prod(y[2:]) * math.prod(kernel[1:]))
+        return (strips + (kernel[2] > 1) * math.prod(x)) * self.arithmetic.itemsize
 
     def cast(self, x: np.ndarray) -> np.ndarray:
         return self.from_numpy(x)

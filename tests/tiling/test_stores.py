@@ -15,10 +15,13 @@ import pytest
 from banded import layers, placed, run, source
 from hypothesis import given
 from hypothesis import strategies as st
+from models import model
 
 from vaespec.errors import InputError
 from vaespec.ops import ReferenceOps
+from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps
+from vaespec.tiling.planner import Plan
 from vaespec.tiling.stores import new_store
 
 REFERENCE = ReferenceOps(np)
@@ -37,6 +40,13 @@ def arrays_held() -> int:
     """Bytes of NumPy's arrays that were made since tracing began and are still there."""
     of_numpy = tracemalloc.DomainFilter(inclusive=True, domain=np.lib.tracemalloc_domain)
     return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([of_numpy]).traces)
+
+
+@pytest.fixture(autouse=True)
+def traced(monkeypatch):
+    """Pages of the system's are not seen by tracemalloc: NumPy's memory in their place."""
+    for where in ("vaespec_numpy.ops", "vaespec.tiling.stores"):
+        monkeypatch.setattr(f"{where}.in_own_pages", np.array)
 
 
 def peak(height: int, **how) -> int:
@@ -85,6 +95,15 @@ def test_a_band_is_freed_when_its_last_reader_has_passed():
 def test_bands_take_less_memory_than_the_whole(store):
     """384 channels of the largest map, and the bands at work, against 256 + 256 + 256 and more."""
     assert peak(96, band_rows=8, store=store) <= 0.6 * peak(96)
+
+
+@pytest.mark.parametrize("store", [None, "device", "host", "file"])
+def test_the_planner_knows_what_a_run_takes(tmp_path, store):
+    store = tmp_path if store == "file" else store
+    bands = None if store is None else {"band_rows": 8, "chunk": 64, "store": store}
+    expected = planner.estimate(model("sd", "numpy")._model, "decoder", (1, 4, 96, 8), Plan(bands=bands))
+    assert expected.run == pytest.approx(peak(96, **bands or {}), rel=0.15)
+    assert (expected.elsewhere > 0) == (store == tmp_path)
 
 
 def test_in_a_file_memory_does_not_grow_with_the_height(tmp_path):

@@ -150,7 +150,7 @@ def test_a_run_that_is_cancelled_leaves_no_file(models, tmp_path):
 def test_wrong_words_about_tiling_are_told_and_change_nothing(models):
     ours, _ = models
     for wrong, words in (
-        (("seamless", {}), "tiling 'seamless': choose True or 'blend', 'exact', or False"),
+        (("seamless", {}), "tiling 'seamless': choose True or 'blend', 'exact', 'auto', or False"),
         ((True, {"band_rows": 4}), r"band_rows: for bands; say enable_tiling\('exact', \.\.\.\)"),
         (("exact", {"band_rows": 0}), "bands of 0: expected at least 1"),
     ):

@@ -48,16 +48,32 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
     print("\n".join(line.rstrip() for line in text.get().splitlines()))
 
 
+class Steps:
+    """How far the work is: call it after each step, and `part` where it is known how much of a step is done."""
+
+    def __init__(self, show: Callable[[float], object] = lambda steps: None) -> None:
+        self.show, self.done = show, 0
+
+    def __call__(self) -> None:
+        """A step is done."""
+        self.done += 1
+        self.show(self.done)
+
+    def part(self, done: int, total: int) -> None:
+        """So many of so many pieces of the step at hand."""
+        self.show(self.done + done / total)
+
+
 @contextmanager
-def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None]]:
-    """Yields what to call after each of `total` steps; a bar on the terminal if they take long."""
+def progress(doing: str, total: int | None = None) -> Iterator[Steps]:
+    """Yields what to tell of each of `total` steps; a bar on the terminal if they take long."""
     if not sys.stderr.isatty():
-        yield lambda: None
+        yield Steps()
         return
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
 
-    columns = (BarColumn(), MofNCompleteColumn()) if total is not None and total > 1 else ()
+    columns = () if total is None else (BarColumn(), TaskProgressColumn())
     bar = Progress(
         SpinnerColumn(),
         TextColumn("{task.description}", markup=False),
@@ -73,7 +89,7 @@ def progress(doing: str, total: int | None = None) -> Iterator[Callable[[], None
     timer.daemon = True
     timer.start()
     try:
-        yield lambda: bar.advance(task)
+        yield Steps(lambda steps: bar.update(task, completed=steps))
     finally:
         timer.cancel()
         timer.join()

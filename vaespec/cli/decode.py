@@ -16,7 +16,6 @@ from vaespec.cli.latents_file import Entry, Latents
 from vaespec.cli.model import described, open_model
 from vaespec.errors import InputError
 from vaespec.families import SCALING
-from vaespec.pictures import to_pixels
 
 
 def decode(
@@ -28,6 +27,7 @@ def decode(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
     """Decode latents: writes NAME-vae.png for each picture, in its original size if it was padded with edge."""
@@ -41,13 +41,14 @@ def decode(
     if vae.config.out_channels != 3:
         raise InputError(f"{weights} makes images of {vae.config.out_channels} channels: pictures have 3.")
     rows: list[dict[str, Any]] = []
-    with progress("decode", len(targets)) as advance:
+    with progress("decode", len(targets)) as step:
+        vae.enable_tiling("auto", max_memory=max_memory, progress=step.part)
         for entry, target in zip(content.entries, targets, strict=True):
             with about(latents):
                 pixels = _decode(vae, content, entry)
             picture_files.write(target, pixels)
             rows.append({"tensor": entry.tensor, "output": str(target), "size": list(pixels.shape[:2])})
-            advance()
+            step()
     if as_json:
         print_json({"weights": weights, "backend": vae.backend, "pictures": rows})
         return
@@ -59,8 +60,7 @@ def decode(
 def _decode(vae: AutoencoderKL, latents: Latents, entry: Entry) -> np.ndarray:
     """(H, W, 3) uint8, no larger than the original."""
     z = latents.tensors[entry.tensor][None]
-    images = vae.decode_latents(z) if latents.normalized else vae.decode(z)[0]
-    return to_pixels(vae.to_numpy(images))[0, : entry.height, : entry.width]
+    return picture_files.developed(vae.decode_bands(z, normalized=latents.normalized), vae, entry.height, entry.width)
 
 
 def _targets(folder: Path, latents: Latents) -> list[Path]:

@@ -15,7 +15,6 @@ from vaespec.cli.failures import about
 from vaespec.cli.framing import Pad, frame
 from vaespec.cli.latents_file import Entry, Latents
 from vaespec.cli.model import described, open_model, require_scale
-from vaespec.pictures import to_array
 
 
 def encode(
@@ -35,6 +34,7 @@ def encode(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
     """Encode pictures of any sizes into one .safetensors: a tensor for each, and all that `vaespec decode` needs."""
@@ -52,10 +52,11 @@ def encode(
         for name, picture, its_seed in zip(names, found, seeds, strict=True)
     )
     tensors = {}
-    with progress("encode", len(pictures)) as advance:
+    with progress("encode", len(pictures)) as step:
+        vae.enable_tiling("auto", max_memory=max_memory, progress=step.part)
         for entry, picture in zip(entries, pictures, strict=True):
             tensors[entry.tensor] = _encode(vae, picture, pad, entry.seed, raw)
-            advance()
+            step()
     latents = Latents(vae.config, not raw, entries, tensors)
     latents_file.save(output, latents)
     _report(output, latents, vae, as_json)
@@ -63,7 +64,7 @@ def encode(
 
 def _encode(vae: AutoencoderKL, picture: Path, pad: Pad, seed: int | None, raw: bool) -> np.ndarray:
     """(C, h, w), in the model's dtype."""
-    images = frame(to_array([picture_files.read(picture)]), vae.config, pad)
+    images = frame(picture_files.read(picture), vae.config, pad)
     seeds = None if seed is None else [seed]
     with about(picture):
         if not raw:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from vaespec.config import AutoencoderConfig
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 class Pad(StrEnum):
@@ -30,11 +34,15 @@ def framed_size(height: int, width: int, config: AutoencoderConfig, pad: Pad) ->
     return -(-height // rows) * rows, -(-width // columns) * columns
 
 
-def frame(images: np.ndarray, config: AutoencoderConfig, pad: Pad) -> np.ndarray:
-    """Images (B, C, H, W) -> the images the encoder is given."""
-    H, W = images.shape[2:]
-    height, width = framed_size(H, W, config, pad)
-    return np.pad(images, ((0, 0), (0, 0), (0, height - H), (0, width - W)), mode="edge")
+def frame(picture: Image, config: AutoencoderConfig, pad: Pad) -> Image:
+    """A picture -> the picture the encoder is given."""
+    from PIL import Image
+
+    height, width = framed_size(picture.height, picture.width, config, pad)
+    missing = (0, height - picture.height), (0, width - picture.width), (0, 0)
+    if not any(map(any, missing)):
+        return picture
+    return Image.fromarray(np.pad(np.asarray(picture), missing, mode="edge"))
 
 
 def latent_shape(height: int, width: int, config: AutoencoderConfig, pad: Pad, normalized: bool) -> tuple[int, ...]:

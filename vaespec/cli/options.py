@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -10,6 +10,8 @@ import typer
 
 from vaespec.backend import PRECISIONS
 from vaespec.cli.framing import Pad
+from vaespec.errors import InputError
+from vaespec.tiling import planner
 
 _MODEL, _POSTERIOR = "Model", "Posterior"
 
@@ -81,6 +83,19 @@ Precision = Annotated[
     ),
 ]
 
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(
+        "--max-memory",
+        metavar="SIZE",
+        callback=lambda size: size if size is None else _checked(planner.as_bytes, size),
+        help="What the device, or on a CPU the process, may hold at one time, e.g. 2GiB: large pictures are worked on "
+        "in bands of rows, with the same results. By default most of what is free.",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
+]
+
 Padding = Annotated[
     Pad,
     typer.Option(
@@ -115,6 +130,15 @@ def seeds(count: int, sample: bool, seed: int | None) -> Sequence[int | None]:
     if (seed or 0) + count > 2**64:
         raise typer.BadParameter(f"{seed} + {count - 1} pictures goes beyond 2**64 - 1.", param_hint="--seed")
     return [(seed or 0) + i if sample else None for i in range(count)]
+
+
+def _checked(read: Callable[[str], object], text: str) -> str:
+    """The text, if that can be read; a usage error in its words if not."""
+    try:
+        read(text)
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return text
 
 
 def example(command: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli.failures import about
 from vaespec.cli.framing import Pad
 from vaespec.cli.places import written
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
-from vaespec.pictures import as_rgb
+from vaespec.ops import Array
+from vaespec.pictures import as_rgb, to_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,6 +66,12 @@ def read(path: Path) -> Image:
     with about(path), _opened(path) as picture:
         picture.load()
         return as_rgb(picture)
+
+
+def developed(bands: Iterable[Array], vae: AutoencoderKL, height: int, width: int) -> np.ndarray:
+    """Bands of an image, from the top down -> (H, W, 3) uint8, no larger than that; each is let go before the next."""
+    rows = (np.ascontiguousarray(to_pixels(vae.to_numpy(band))[0, :, :width]) for band in bands)
+    return np.concatenate(list(rows))[:height]
 
 
 def write(path: Path, pixels: np.ndarray) -> None:

@@ -6,13 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli import options, picture_files, places, words
-from vaespec.cli.console import print_json, print_table, progress
+from vaespec.cli.console import Steps, print_json, print_table, progress
 from vaespec.cli.failures import about
 from vaespec.cli.framing import Pad, frame
 from vaespec.cli.model import described, open_model
-from vaespec.pictures import psnr, to_array, to_pixels
+from vaespec.pictures import psnr
 
 
 def roundtrip(
@@ -27,6 +29,7 @@ def roundtrip(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
+    max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
     """Encode and decode pictures: writes NAME-vae.png for each and prints its PSNR."""
@@ -36,31 +39,31 @@ def roundtrip(
     vae = open_model(weights, family, backend, device, dtype, precision)
     picture_files.require_fit(found, vae.config, pad)
     rows = []
-    with progress("roundtrip", len(pictures)) as advance:
+    with progress("roundtrip", 2 * len(pictures)) as step:
+        vae.enable_tiling("auto", max_memory=max_memory, progress=step.part)
         for picture, target, its_seed in zip(pictures, targets, seeds, strict=True):
-            rows.append(_roundtrip(vae, picture, target, pad, its_seed))
-            advance()
+            rows.append(_roundtrip(vae, picture, target, pad, its_seed, step))
     _report(rows, vae, weights, as_json)
 
 
-def _roundtrip(vae: AutoencoderKL, picture: Path, target: Path, pad: Pad, seed: int | None) -> dict[str, Any]:
-    """Do one picture; what is to be said about it."""
-    original = to_array([picture_files.read(picture)])
-    H, W = original.shape[2:]
+def _roundtrip(
+    vae: AutoencoderKL, picture: Path, target: Path, pad: Pad, seed: int | None, step: Steps
+) -> dict[str, Any]:
+    """Do one picture, in two steps; what is to be said about it."""
+    original = picture_files.read(picture)
     with about(picture):
-        images = vae(
-            frame(original, vae.config, pad),
-            sample_posterior=seed is not None,
-            seed=None if seed is None else [seed],
-        )[0]
-    pixels = to_pixels(vae.to_numpy(images))[0, :H, :W]
+        posterior = vae.encode(frame(original, vae.config, pad))[0]
+        step()
+        z = posterior.mode() if seed is None else posterior.sample(seed=[seed])
+        pixels = picture_files.developed(vae.decode_bands(z), vae, original.height, original.width)
+        step()
     picture_files.write(target, pixels)
     h, w = pixels.shape[:2]
-    ratio = psnr(to_pixels(original)[0, :h, :w], pixels)
+    ratio = psnr(np.asarray(original)[:h, :w], pixels)
     return {
         "picture": str(picture),
         "output": str(target),
-        "size": [H, W],
+        "size": [original.height, original.width],
         "output_size": [h, w],
         "psnr": ratio if math.isfinite(ratio) else None,
     }

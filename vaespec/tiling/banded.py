@@ -18,7 +18,8 @@ from typing import Any, TypedDict, TypeVar
 
 from vaespec.analysis.cost import CostOps
 from vaespec.errors import InputError
-from vaespec.ops import Array, Layer, Padding, ReferenceOps
+from vaespec.hostmemory import given_back_at_once
+from vaespec.ops import Array, Layer, Padding
 from vaespec.tiling.circular import CircularOps
 from vaespec.tiling.maps import Lazy, Map, Tokens, group_moments, spans
 from vaespec.tiling.stores import NewStore, Place, Read, cut, new_store
@@ -72,8 +73,10 @@ class BandedOps:
             ops = self
             if self.progress is not None:
                 ops = replace(self, report=_Progress(self.progress, _flops(model, x.shape)))
-            result: Map = model(x, params, ops)
-            return (band for _, band in ops._bands(result.take(), result.length, self.band_rows))
+            with given_back_at_once():
+                result: Map = model(x, params, ops)
+                for _, band in ops._bands(result.take(), result.length, self.band_rows):
+                    yield band
 
         return run
 
@@ -101,7 +104,7 @@ class BandedOps:
     def _bands(self, read: Read, length: int, most: int) -> Iterator[tuple[int, Array]]:
         """(rows, band) from the top down, each computed as `ops` runs a layer."""
         for start, stop in spans(length, most):
-            band = self.ops.run(lambda span, *_: read(*span), (start, stop), {})  # type: ignore[arg-type]
+            band = self.ops.run(lambda span, *_: read(*span), (start, stop), {})
             yield stop - start, self.ops.settle(band)
 
     def _keep_map(self, x: Map) -> Map:

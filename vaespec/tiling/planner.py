@@ -21,8 +21,8 @@ from vaespec.tiling.banded import BandedOps, Bands
 
 SHARE = 0.8  # of what is free: the limit where none is given
 MARGIN = 1.15  # a run may take so many times what is estimated
-BAND_ROWS, CHUNKS = (32, 16, 8, 4), (1024, 256)
-UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+SIZES = ((32, 1024), (8, 256))  # of bands, in rows, and of chunks, in tokens
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 class Estimate(NamedTuple):
@@ -59,8 +59,9 @@ class Plan:
 
 def as_bytes(limit: int | str) -> int:
     """ "2GiB", "800MB" or a number of bytes. InputError for anything else."""
-    found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|)\s*", str(limit))
-    count = int(float(found[1]) * UNITS.get(found[2], 0)) if found else 0
+    found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)\s*([KMGT]i?B)", str(limit).strip())
+    whole, number, unit = found.groups() if found else (None, None, "")
+    count = int(whole) if whole else int(float(number or 0) * UNITS.get(unit, 0))
     if not count or isinstance(limit, bool):
         raise InputError(f"max_memory={limit!r}: expected a number of bytes, or one with a unit, such as '2GiB'.")
     return count
@@ -123,15 +124,12 @@ def choose(
 
 
 def _plans(model: Model, given: Bands, in_bands: bool, slicings: tuple[bool, ...]) -> Iterator[Plan]:
-    """The quickest first."""
+    """The quickest first; what `given` says is in all bands."""
     if not in_bands:
         yield from map(Plan, slicings)
     stores = ("device", tempfile.gettempdir()) if model.ops.on_host else ("device", "host", tempfile.gettempdir())
-    usual = {"store": stores, "chunk": CHUNKS, "band_rows": BAND_ROWS}
-    open_ones = {name: values for name, values in usual.items() if name not in given}
-    for chosen in itertools.product(*open_ones.values()):
-        bands: Bands = {**given, **dict(zip(open_ones, chosen, strict=True))}  # type: ignore[typeddict-item]
-        yield from (Plan(slicing, bands) for slicing in slicings)
+    for store, (rows, chunk) in itertools.product(stores, SIZES):
+        yield Plan(slicings[-1], {"store": store, "band_rows": rows, "chunk": chunk, **given})
 
 
 def _room(plan: Plan) -> float:

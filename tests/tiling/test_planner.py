@@ -1,0 +1,194 @@
+"""A run is planned before it begins: the quickest way that fits, or the figure that would."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+from banded import CLOSE
+from configs import narrow, relative_l2, uniform
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import array, each_backend, model
+
+from vaespec import AutoencoderKL, InputError
+from vaespec.hostmemory import Memory, host_memory, in_own_pages
+from vaespec.model import Model
+from vaespec.tiling import planner
+from vaespec.tiling.planner import Plan
+from vaespec_numpy.ops import NumpyOps
+
+CONFIG = narrow((8, 12, 12), layers_per_block=1)  # f = 4
+GIB = 2**30
+Z = uniform("z", (2, CONFIG.latent_channels, 160, 6))
+ONE = (1, *Z.shape[1:])
+
+
+@pytest.fixture
+def vae(monkeypatch) -> AutoencoderKL:
+    """On a machine of which the process holds one GiB, and three are free."""
+    monkeypatch.setattr(NumpyOps, "memory", lambda self: Memory(GIB, 3 * GIB))
+    return AutoencoderKL.from_config(CONFIG, backend="numpy", dtype="float64")
+
+
+@pytest.fixture
+def ran(monkeypatch) -> list[tuple]:
+    """What our model runs on: the shapes of wholes, and those of what is cut into bands, with how."""
+    seen, run, stream = [], Model.run, Model.stream
+
+    def streamed(self, half, x, bands):
+        how = bands.__self__
+        seen.append((x.shape, how.band_rows, how.chunk, str(how.store)))
+        return stream(self, half, x, bands)
+
+    monkeypatch.setattr(Model, "run", lambda self, half, x: seen.append((x.shape,)) or run(self, half, x))
+    monkeypatch.setattr(Model, "stream", streamed)
+    return seen
+
+
+def need(vae, plan) -> int:
+    """The least limit for it."""
+    return GIB + int(planner.MARGIN * planner.estimate(vae._model, "decoder", Z.shape, plan).run)
+
+
+def banded(store, band_rows: int, chunk: int = 1024) -> dict:
+    return {"store": str(store), "band_rows": band_rows, "chunk": chunk}
+
+
+def test_the_limit_decides_between_the_whole_slices_bands_and_a_file(vae, ran, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    whole = vae.decode(Z).sample
+    for plan, expected in (
+        (Plan(), [(Z.shape,)]),
+        (Plan(slicing=True), [(ONE,)] * 2),
+        (Plan(True, banded("device", 32)), [(ONE, 32, 1024, "device")] * 2),
+        (Plan(True, banded(tmp_path, 8, 256)), [(ONE, 8, 256, str(tmp_path))] * 2),
+    ):
+        vae.enable_tiling("auto", max_memory=need(vae, plan))
+        ran.clear()
+        assert relative_l2(vae.decode(Z).sample, whole) <= CLOSE["float64"]
+        assert ran == expected
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=5)
+@given(st.floats(0.0, 1.0))
+def test_a_limit_that_is_too_little_names_one_that_is_enough(share):
+    vae = AutoencoderKL.from_config(CONFIG, backend="numpy", dtype="float64")
+    shape = (1, CONFIG.latent_channels, 100, 300)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(NumpyOps, "memory", lambda self: Memory(GIB, 3 * GIB))
+        how = (vae._model, "decoder", shape)
+        with pytest.raises(InputError) as told:
+            planner.choose(*how, int(share * GIB) + 1, {})
+        words = (
+            r"^max_memory of [01]\.\d\d GiB is too little for decoding 1 x 4 x 100 x 300: (\S+ GiB) would do, 1\.00 GiB"
+        )
+        enough = planner.as_bytes(re.search(words, str(told.value))[1].replace(" ", ""))
+        assert planner.choose(*how, enough, {}).bands is not None
+        with pytest.raises(InputError):
+            planner.choose(*how, enough - GIB // 50, {})
+
+
+def test_without_a_limit_most_of_what_is_free_is_taken(vae, ran, monkeypatch):
+    vae.enable_tiling("auto")
+    vae.decode(Z)
+    assert ran == [(Z.shape,)]
+    free = (need(vae, Plan(slicing=True)) - GIB) / planner.SHARE + 9
+    monkeypatch.setattr(NumpyOps, "memory", lambda self: Memory(GIB, int(free)))
+    ran.clear()
+    vae.decode(Z)
+    assert ran == [(ONE,)] * 2
+
+
+def test_exact_with_a_limit_always_works_in_bands_and_keeps_what_is_given(vae, ran):
+    vae.enable_tiling("exact", max_memory="3GiB", band_rows=7)
+    vae.decode(Z)
+    assert ran == [(ONE, 7, 1024, "device")] * 2
+
+
+def test_slicing_that_was_asked_for_is_done(vae, ran):
+    vae.enable_tiling("auto")
+    vae.enable_slicing()
+    vae.decode(Z)
+    assert ran == [(ONE,)] * 2
+
+
+def test_a_folder_without_room_is_not_chosen(vae, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    limit = need(vae, Plan(True, banded(tmp_path, 8, 256)))
+    vae.enable_tiling("auto", max_memory=limit)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
+    with pytest.raises(InputError, match="is too little for decoding 2 x 4 x 160 x 6"):
+        vae.decode(Z)
+    vae.enable_tiling("auto", max_memory=limit, store=tmp_path)
+    vae._mode = "exact"
+    with pytest.raises(InputError, match=r"decoding 2 x 4 x 160 x 6 finds no room for its maps: make room in"):
+        vae.decode(Z)
+
+
+@pytest.mark.parametrize(
+    ("limit", "count"), [(123, 123), ("123", 123), ("2GiB", 2**31), ("1.5GiB", 3 * 2**29), (" 800 MB ", 8 * 10**8)]
+)
+def test_limits_are_bytes_or_have_a_unit(limit, count):
+    assert planner.as_bytes(limit) == count
+
+
+@pytest.mark.parametrize("limit", ["", "2 gallons", "GiB", "-1", 0, "0GiB", True, 1.5, "1e9", "2GiBs"])
+def test_limits_that_are_none_are_refused(vae, limit):
+    with pytest.raises(InputError, match=r"max_memory=.*: expected a number of bytes, or one with a unit"):
+        vae.enable_tiling("auto", max_memory=limit)
+    assert not vae.use_tiling
+
+
+def test_estimates_grow_with_the_image_and_shrink_with_its_parts(vae):
+    shape = (4, 3, 256, 128)
+    whole = vae.estimate_memory(shape)
+    vae.enable_slicing()
+    sliced = vae.estimate_memory(shape)
+    vae.enable_tiling("exact", band_rows=8)
+    in_bands = vae.estimate_memory(shape)
+    vae.enable_tiling(tile_sample_min_size=64)
+    in_tiles = vae.estimate_memory(shape)
+    assert whole.before == in_bands.before == GIB
+    assert whole.run > 3 * sliced.run > 4 * in_bands.run
+    assert in_tiles.run < sliced.run
+    assert whole.peak > vae.estimate_memory((4, 3, 128, 128)).peak
+    assert vae.estimate_memory(shape, "encode").run < whole.run
+
+
+@each_backend
+def test_every_backend_says_what_it_holds_and_what_is_free(backend):
+    vae = model("sd", backend)
+    held = vae._model.ops.memory()
+    assert held.used > 0
+    assert held.free > 0
+    z = uniform("z", (1, vae.config.latent_channels, 9, 5))
+    whole = array(vae.decode(z).sample)
+    vae.enable_tiling("auto")
+    assert relative_l2(array(vae.decode(z).sample), whole) <= CLOSE[vae.dtype]
+
+
+def test_the_process_knows_its_memory():
+    before = host_memory()
+    held = in_own_pages(np.ones(50_000_000, np.uint8))
+    after = host_memory()
+    assert after.used - before.used == pytest.approx(held.nbytes, rel=0.2)
+    del held
+    assert host_memory().used - before.used < 10_000_000
+
+
+def test_bands_come_one_by_one_and_make_the_whole(vae):
+    whole = vae.decode(Z).sample
+    assert [band.shape for band in vae.decode_bands(Z)] == [whole.shape]
+    told: list[int] = []
+    vae.enable_tiling("exact", band_rows=16, progress=lambda done, total: told.append(done))
+    bands = vae.decode_bands(Z)
+    first = next(bands)
+    assert first.shape == (2, 3, 16, 24)
+    before = len(told)
+    assert relative_l2(np.concatenate([first, *bands], axis=2), whole) <= CLOSE["float64"]
+    assert len(told) > before
+    scaled = np.concatenate(list(vae.decode_bands(Z, normalized=True)), axis=2)
+    np.testing.assert_array_equal(scaled, vae.decode_latents(Z))
