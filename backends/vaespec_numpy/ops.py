@@ -11,6 +11,7 @@ import numpy as np
 from vaespec.hostmemory import in_own_pages
 from vaespec.ops import Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
+from vaespec_numpy.attention import Chunk, attend
 from vaespec_numpy.strips import STRIP_ELEMENTS, cores, on_every_core, side_by_side
 
 COLUMNS = 16  # copied at a time, a line of the cache: kernels whose axes change places are copied twice as fast
@@ -172,21 +173,11 @@ class NumpyOps(ReferenceOps):
         return y
 
     def attention(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarray:
-        """As the specification; queries in strips, so that never all N × N logits are in memory."""
-        B, N, _ = q.shape
-        y = np.empty_like(q)
-        for item in range(B):
-            keys = np.ascontiguousarray(k[item].T) * q.dtype.type(scale)
+        """As the specification; never more logits than fit the caches."""
+        return self.divide_chunks(attend(q, k, v, scale), v)
 
-            def strip(rows: slice, item: int = item, keys: np.ndarray = keys) -> None:
-                logits = q[item, rows] @ keys
-                logits -= logits.max(axis=-1, keepdims=True)
-                np.exp(logits, out=logits)
-                logits /= logits.sum(axis=-1, keepdims=True)
-                np.matmul(logits, v[item], out=y[item, rows])
-
-            side_by_side(strip, N, N)
-        return y
+    def attend_chunk(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> Chunk:
+        return attend(q, k, v, scale)
 
 
 def elementwise(strip: Callable[[np.ndarray, np.ndarray], None], x: np.ndarray) -> np.ndarray:

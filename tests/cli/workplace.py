@@ -13,7 +13,7 @@ import vaespec
 from vaespec.cli.app import app
 
 NARROW = narrow((8, 8, 8), latent_channels=4)  # f = 4
-COMMANDS = ("demo", "roundtrip", "encode", "decode", "info", "convert", "backends")
+COMMANDS = ("demo", "roundtrip", "encode", "decode", "info", "convert", "compare", "backends")
 MODEL = ("--weights", "weights", "--backend", "numpy")
 
 

@@ -12,8 +12,9 @@ from banded import CLOSE, difference, layers, placed, run, source
 from configs import relative_l2, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import FINEST, each_backend
+from models import FINEST, each_backend, model
 
+from vaespec.errors import InputError
 from vaespec.ops import ReferenceOps
 from vaespec.tiling.circular import CircularOps
 
@@ -66,3 +67,41 @@ def test_bands_are_the_whole(circular, direction, rows, height):
 def test_it_can_be_copied():
     ops = CircularOps(ReferenceOps(np))
     assert copy.copy(ops) == ops
+
+
+# -- as users ask for it -------------------------------------------------------------------------------------------
+
+
+@each_axis
+def test_a_model_pads_with_the_other_end_in_plain_and_in_bands(circular):
+    vae, z = model("sd", "numpy"), source("sd", "decode", 3, 4)
+    zeros = vae.decode(z).sample
+    vae.set_padding(["circular" if wraps else "zeros" for wraps in circular])
+    whole = vae.decode(z).sample
+    assert relative_l2(whole, zeros) > 1e-3
+    axes = [2 + i for i in range(2) if circular[i]]
+    shifted = vae.decode(np.roll(z, [1] * len(axes), axes)).sample
+    assert relative_l2(shifted, np.roll(whole, [8] * len(axes), axes)) <= 2e-12
+    vae.enable_tiling("exact", band_rows=5)
+    assert relative_l2(vae.decode(z).sample, whole) <= CLOSE["float64"]
+    moved = vae.with_backend("torch")
+    assert relative_l2(moved.decode(z).sample.numpy(), whole) <= 1e-12
+    moved.set_padding("zeros")
+    assert relative_l2(moved.decode(z).sample.numpy(), zeros) <= 1e-12
+
+
+@pytest.mark.parametrize("wrong", ["wrap", ("circular",), ("circular", "zeros", "zeros"), ("circular", "mirror")])
+def test_paddings_that_are_none_are_refused(wrong):
+    vae = model("sd", "numpy")
+    with pytest.raises(InputError, match=r"padding .*: choose 'zeros' or 'circular', or two of them"):
+        vae.set_padding(wrong)
+    assert vae.padding == ("zeros", "zeros")
+
+
+def test_what_cannot_go_on_at_the_other_end_says_so():
+    vae = model("sd", "torch")
+    vae.set_padding("circular")
+    with pytest.raises(InputError, match=r"blended tiles cannot be padded with their other end"):
+        vae.enable_tiling()
+    with pytest.raises(InputError, match=r"a module pads with zeros: set_padding\('zeros'\) first"):
+        vae.module()

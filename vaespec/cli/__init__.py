@@ -1,4 +1,4 @@
-"""The command line: `vaespec demo | roundtrip | encode | decode | info | convert | backends`, one file per command."""
+"""The command line: one file per command of `vaespec demo | roundtrip | encode | decode | info | convert | …`."""
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from vaespec.cli.backends import backends
+from vaespec.cli.compare import compare
 from vaespec.cli.convert import convert
 from vaespec.cli.decode import decode
 from vaespec.cli.demo import demo
@@ -31,6 +32,7 @@ app.command(epilog=example("vaespec encode holiday/*.jpg --pad edge --output hol
 app.command(epilog=example("vaespec decode holiday.safetensors --output out"))(decode)
 app.command(epilog=example("vaespec info sdxl_vae.safetensors --size 1024x768"))(info)
 app.command(epilog=example("vaespec convert v1-5.ckpt my-vae --to diffusers --family sd1"))(convert)
+app.command(epilog=example("vaespec compare holiday/beach.jpg --tiling"))(compare)
 app.command(epilog=example("vaespec backends"))(backends)
 
 

@@ -13,6 +13,7 @@ from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli import options, picture_files, places, words
 from vaespec.cli.console import print_facts, print_json, progress
 from vaespec.cli.model import described, open_model
+from vaespec.cli.sheet import amplified, sheet
 from vaespec.pictures import psnr, to_array, to_pixels
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 # Eileen Collins, NASA 1992, public domain; scikit-image's `astronaut`, resized with Lanczos; not used in training.
 PICTURE = Path(__file__).parents[1] / "assets" / "astronaut.png"
 AMPLIFIED = 5  # times, so that the difference can be seen
-MARGIN, CAPTION = 12, 28  # px
 
 
 def demo(
@@ -86,20 +86,7 @@ def _facts(vae: AutoencoderKL, document: dict[str, Any]) -> dict[str, str]:
 
 
 def _side_by_side(original: np.ndarray, result: np.ndarray, ratio: float) -> np.ndarray:
-    """Three captioned panels on white."""
-    from PIL import Image, ImageDraw, ImageFont
-
-    difference = np.abs(result.astype(int) - original.astype(int)) * AMPLIFIED
-    panels = {
-        "original": original,
-        f"encoded and decoded: {ratio:.1f} dB": result,
-        f"difference x {AMPLIFIED}": np.minimum(difference, 255).astype(np.uint8),
-    }
-    H, W = original.shape[:2]
-    sheet = Image.new("RGB", (MARGIN + (W + MARGIN) * len(panels), CAPTION + H + MARGIN), "white")
-    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(size=15)
-    for i, (caption, panel) in enumerate(panels.items()):
-        left = MARGIN + i * (W + MARGIN)
-        draw.text((left, CAPTION / 2), caption, fill="black", font=font, anchor="lm")
-        sheet.paste(Image.fromarray(panel), (left, CAPTION))
-    return np.asarray(sheet)
+    """Three captioned panels."""
+    difference = amplified(result.astype(int) - original, AMPLIFIED)
+    captions = "original", f"encoded and decoded: {ratio:.1f} dB", f"difference x {AMPLIFIED}"
+    return sheet([dict(zip(captions, (original, result, difference), strict=True))])
