@@ -28,6 +28,7 @@ STRUCTURE = (
 )
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 CONVENTION = (*SCALING, "sample_size", "force_upcast")
+SAMPLE_SIZE = 512  # px; diffusers' 32 would make tiles that show nothing of an image
 
 
 @cache
@@ -79,6 +80,12 @@ def scaling(candidates: Iterable[str]) -> dict[str, Any] | None:
     found = [{field: getattr(config(name), field) for field in SCALING} for name in candidates]
     agree = found and all(fields == found[0] for fields in found)
     return found[0] if agree and (found[0]["scaling_factor"] is not None) else None
+
+
+def sample_size(candidates: Iterable[str]) -> dict[str, Any]:
+    """The field on whose value all candidates agree; where they differ SAMPLE_SIZE, since only tiles depend on it."""
+    found = {config(name).sample_size for name in candidates}
+    return {"sample_size": found.pop() if len(found) == 1 else SAMPLE_SIZE} if found else {}
 
 
 def scaling_candidates(structure: AutoencoderConfig) -> str:

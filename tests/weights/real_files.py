@@ -9,6 +9,7 @@ import numpy as np
 from wild import FORMATS, Arrays, Format, assert_same, in_the_file, levels_in, listing, read, tagged
 
 from vaespec import AutoencoderConfig
+from vaespec.families import SAMPLE_SIZE
 from vaespec.weights.dialects import DIALECTS
 
 
@@ -110,7 +111,7 @@ def check(file: RealFile, arrays: Arrays | None = None, **how: str) -> None:
     assert_no_wrong_field(config, file.family)
 
 
-UNKNOWN = {"scaling_factor": None, "shift_factor": None, "sample_size": AutoencoderConfig.sample_size}
+UNKNOWN = {"scaling_factor": None, "shift_factor": None, "sample_size": SAMPLE_SIZE}
 
 
 def assert_no_wrong_field(config: AutoencoderConfig, family: str) -> None:

@@ -285,6 +285,11 @@ def test_families_are_narrowed_by_shapes_then_by_names():
     assert families.matching(PLAIN) == ()
 
 
+def test_tiles_are_of_the_size_on_which_the_families_of_a_file_agree():
+    assert infer_config(locate(listing("sd3"))).sample_size == 1024  # FLUX.1's as well
+    assert infer_config(locate(listing("sd1", "ldm"))).sample_size == 512  # SD 2's is 768
+
+
 def test_a_family_that_contradicts_the_file_is_refused_field_by_field():
     here = locate(listing("sd1", "ldm"))
     words = r"not of the family 'flux1': latent_channels would be 16, the file has 4, use_quant_conv would be False, "

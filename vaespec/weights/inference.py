@@ -29,7 +29,8 @@ def infer_config(here: Located, family: str | None = None) -> AutoencoderConfig:
     told = families.matching(structure, here.file, shown(here))
     scale = stored_scale(here)
     if family is None:
-        config = families.config(told[0]) if len(told) == 1 else structure.replace(**(families.scaling(told) or {}))
+        agreed = (families.scaling(told) or {}) | families.sample_size(told)
+        config = families.config(told[0]) if len(told) == 1 else structure.replace(**agreed)
         return config if scale is None else config.replace(**dict.fromkeys(families.SCALING), scaling_factor=scale)
     config = families.config(family)
     if wrong := [*differences(config, structure, here), *_scale_difference(config, here)]:
