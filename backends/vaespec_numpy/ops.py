@@ -7,9 +7,13 @@ from collections.abc import Callable, Mapping
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from vaespec.ops import Padding, ReferenceOps
+from vaespec.layers import Upsample
+from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
+from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, plan
 from vaespec_numpy.strips import on_every_core, side_by_side
+from vaespec_numpy.tiles import tiled_conv2d
+from vaespec_numpy.winograd import DOUBLED
 
 COLUMNS = 16  # copied at a time, a line of the cache: kernels whose axes change places are copied twice as fast
 
@@ -21,10 +25,19 @@ class NumpyOps(ReferenceOps):
     conv_layout = "HWIO"
     linear_layout = "IO"
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, precision: str) -> None:
+        """`forms` are those that a convolution may take: in float64, or with the highest precision, the exact ones."""
         super().__init__(array_namespace, dtype, "cpu")
+        self.forms = EXACT if dtype == "float64" or precision == "highest" else FAST
         self.storage = storage_dtype(dtype)
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
+
+    def run(self, layer: Layer, x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
+        """As the specification; doubling and the convolution after it are one operation where that is faster."""
+        if isinstance(layer, Upsample) and self.forms is not EXACT:
+            conv = layer.conv()
+            return self.upsample_conv2d(x, params[f"{conv.name}.weight"], params[f"{conv.name}.bias"])
+        return layer(x, params, self)
 
     def from_numpy(self, a: np.ndarray) -> np.ndarray:
         """A copy, so that the model does not change with its source."""
@@ -65,30 +78,20 @@ class NumpyOps(ReferenceOps):
         """A weight in the dtype of the arithmetic."""
         return x.astype(self.arithmetic, copy=False)
 
+    def plan(self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding) -> Plan:
+        """The form that a convolution of x (B, H, W, C) with w (kh, kw, C, O) takes, and what every form costs."""
+        return plan(Task.of(x, w, stride, padding), self.forms)
+
     def conv2d(self, x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding) -> np.ndarray:
-        """As the specification; the k·k shifted views of a strip side by side, times the kernel as one matrix."""
-        (kh, kw, C, O), (top_bottom, left_right) = w.shape, padding
-        if any(top_bottom + left_right):
-            x = np.pad(x, ((0, 0), top_bottom, left_right, (0, 0)))
-        B, H, W, _ = x.shape
-        h, wd = (H - kh) // stride + 1, (W - kw) // stride + 1
-        kernel, bias = self._wide(w).reshape(kh * kw * C, O), self._wide(b)
-        y = np.empty((B, h, wd, O), self.arithmetic)
+        """As the specification, in the form that costs least."""
+        task = Task.of(x.shape, w.shape, stride, padding)
+        run = self.forms[plan(task, self.forms).form].run
+        return run(task, x, self._wide(w), self._wide(b))
 
-        def strip(rows: slice) -> None:
-            columns = np.empty((rows.stop - rows.start, wd, kh, kw, C), self.arithmetic)
-            for item in range(B):
-                for u in range(kh):
-                    for v in range(kw):
-                        first = rows.start * stride + u
-                        taken = slice(first, first + (rows.stop - rows.start - 1) * stride + 1, stride)
-                        columns[:, :, u, v] = x[item, taken, v : v + (wd - 1) * stride + 1 : stride]
-                out = y[item, rows].reshape(-1, O)
-                np.matmul(columns.reshape(-1, kh * kw * C), kernel, out=out)
-                out += bias
-
-        side_by_side(strip, h, wd * kh * kw * C)
-        return y
+    def upsample_conv2d(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """A map doubled, then a 3 × 3 convolution with a border of zeros, without the doubled map."""
+        _, H, W, _ = x.shape
+        return tiled_conv2d(DOUBLED, x, self._wide(w), self._wide(b), before=(1, 1), size=(2 * H, 2 * W))
 
     def group_norm(self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
         """As the specification; centred moments of each strip, merged by Chan's formula."""

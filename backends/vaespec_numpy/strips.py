@@ -72,7 +72,7 @@ def _forget_after_fork(cached: Any) -> None:
 
 
 class Scratch(threading.local):
-    """Arrays that each thread uses again from one piece to the next: fresh memory costs as much as what is done in it."""
+    """Arrays that each thread uses again for the next piece: fresh memory costs as much as what is done in it."""
 
     def __init__(self, dtype: np.dtype) -> None:
         self.dtype, self.kept = dtype, dict[str, np.ndarray]()

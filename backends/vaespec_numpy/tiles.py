@@ -42,7 +42,7 @@ def _parts(length: int, parts: int) -> Iterator[range]:
 
 
 def window(x: np.ndarray, top: int, left: int, out: np.ndarray) -> np.ndarray:
-    """`out` (rows, columns, C), filled with that much of x (H, W, C) from row `top` and column `left` on; zeros beyond."""
+    """Fills `out` (rows, columns, C) from x (H, W, C), beginning at row `top` and column `left`; zeros beyond x."""
     (H, W, _), (rows, columns, _) = x.shape, out.shape
     above, below = (min(max(edge - top, 0), rows) for edge in (0, H))
     before, behind = (min(max(edge - left, 0), columns) for edge in (0, W))

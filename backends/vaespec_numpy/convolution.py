@@ -1,0 +1,208 @@
+"""The forms that a convolution can take, what each costs, and the choice between them.
+
+Every form gives the same result up to rounding. Costs are in multiplications with an addition, the unit of a matrix
+product; a number that is copied or added takes as long as MOVE of them. They depend on shapes alone, so the same layer
+takes the same form everywhere; `plan` tells which, and what the others would cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from vaespec.ops import Padding
+from vaespec_numpy.strips import side_by_side
+from vaespec_numpy.tiles import tiled_conv2d, window
+from vaespec_numpy.winograd import F2, F4, Algorithm
+
+MOVE = 16  # 0.3 ns for a number, 0.02 ns for a multiplication with an addition
+NARROW = 64  # channels: below, a layer costs little, and stays as exact as its products are
+
+
+@dataclass(frozen=True)
+class Task:
+    """A convolution by its shapes: maps of `size` (height, width), `batch` of them, kernels of `kernel`."""
+
+    batch: int
+    size: tuple[int, int]
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int]
+    stride: int
+    padding: Padding
+
+    @classmethod
+    def of(cls, x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: Padding) -> Task:
+        """From the shapes of x (B, H, W, C) and w (kh, kw, C, O)."""
+        return cls(x[0], (x[1], x[2]), w[2], w[3], (w[0], w[1]), stride, padding)
+
+    @property
+    def result(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        h, wd = (
+            (n + sum(zeros) - k) // self.stride + 1
+            for n, zeros, k in zip(self.size, self.padding, self.kernel, strict=True)
+        )
+        return h, wd
+
+    @property
+    def before(self) -> tuple[int, int]:
+        """Zeros (above, left)."""
+        return self.padding[0][0], self.padding[1][0]
+
+    @property
+    def pixels(self) -> int:
+        """Of all results."""
+        return self.batch * math.prod(self.result)
+
+    @property
+    def taps(self) -> int:
+        """Of the kernel."""
+        return math.prod(self.kernel)
+
+    @property
+    def multiplications(self) -> int:
+        """Of the convolution as it is written."""
+        return self.pixels * self.taps * self.inputs * self.outputs
+
+
+Run = Callable[[Task, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to compute: `run(task, x, w, b)`, and what it `costs`: None where the task is not of its kind."""
+
+    run: Run
+    cost: Callable[[Task], float | None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The form that a convolution takes, and the costs of all that it could take."""
+
+    form: str
+    costs: Mapping[str, float]
+
+
+def plan(task: Task, forms: Mapping[str, Form]) -> Plan:
+    """The cheapest of `forms`."""
+    costs = {name: cost for name, form in forms.items() if (cost := form.cost(task)) is not None}
+    return Plan(min(costs, key=costs.__getitem__), costs)
+
+
+# -- a product for each pixel --------------------------------------------------------------------------------
+
+
+def pointwise(task: Task, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """A 1 × 1 kernel is one matrix, and nothing is copied."""
+    y = np.empty((*x.shape[:3], task.outputs), x.dtype)
+    source, out, kernel = x.reshape(-1, task.inputs), y.reshape(-1, task.outputs), w[0, 0]
+
+    def strip(rows: slice) -> None:
+        np.matmul(source[rows], kernel, out=out[rows])
+        out[rows] += b
+
+    side_by_side(strip, *source.shape)
+    return y
+
+
+def _cost_of_pointwise(task: Task) -> float | None:
+    if task.taps > 1 or task.stride > 1 or any(map(any, task.padding)):
+        return None
+    return task.multiplications + MOVE * task.pixels * task.outputs
+
+
+# -- strips of rows ------------------------------------------------------------------------------------------
+
+
+def gathered(task: Task, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The k · k shifted views of a strip side by side, times the kernel as one matrix."""
+    (kh, kw), s, (h, wd) = task.kernel, task.stride, task.result
+    kernel = w.reshape(-1, task.outputs)
+    y = np.empty((task.batch, h, wd, task.outputs), x.dtype)
+
+    def strip(rows: slice) -> None:
+        columns = np.empty((rows.stop - rows.start, wd, kh, kw, task.inputs), x.dtype)
+        for item in range(task.batch):
+            source = _rows(task, x[item], rows)
+            for u, v in np.ndindex(kh, kw):
+                columns[:, :, u, v] = source[u:, v : v + s * (wd - 1) + 1][::s, ::s][: len(columns)]
+            out = y[item, rows].reshape(-1, task.outputs)
+            np.matmul(columns.reshape(len(out), -1), kernel, out=out)
+            out += b
+
+    side_by_side(strip, h, wd * len(kernel))
+    return y
+
+
+def _cost_of_gathered(task: Task) -> float:
+    return task.multiplications + MOVE * task.pixels * (task.taps * task.inputs + task.outputs)
+
+
+def scattered(task: Task, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Every pixel times all k · k taps, as one matrix, and the products added up where they belong: for few outputs."""
+    (kh, kw), s, (h, wd) = task.kernel, task.stride, task.result
+    taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3)).reshape(task.inputs, -1)
+    y = np.empty((task.batch, h, wd, task.outputs), x.dtype)
+
+    def strip(rows: slice) -> None:
+        for item in range(task.batch):
+            source, out = _rows(task, x[item], rows), y[item, rows]
+            products = (source.reshape(-1, task.inputs) @ taps).reshape(*source.shape[:2], kh, kw, task.outputs)
+            out[...] = b
+            for u, v in np.ndindex(kh, kw):
+                out += products[u:, v : v + s * (wd - 1) + 1, u, v][::s, ::s][: len(out)]
+
+    side_by_side(strip, h, s * wd * (task.inputs + taps.shape[1]))
+    return y
+
+
+def _cost_of_scattered(task: Task) -> float:
+    products = task.batch * math.prod(task.size) * task.taps * task.outputs
+    return products * (task.inputs + MOVE)
+
+
+def _rows(task: Task, x: np.ndarray, rows: slice) -> np.ndarray:
+    """What some rows of the result are made from, zeros around it included."""
+    (above, left), s, (kh, kw) = task.before, task.stride, task.kernel
+    size = (s * (rows.stop - rows.start - 1) + kh, s * (task.result[1] - 1) + kw, task.inputs)
+    return window(x, s * rows.start - above, -left, np.empty(size, x.dtype))
+
+
+# -- fewer multiplications -----------------------------------------------------------------------------------
+
+
+def tiled(algorithm: Algorithm) -> Form:
+    """One of vaespec_numpy.winograd."""
+
+    def run(task: Task, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return tiled_conv2d(algorithm, x, w, b, task.before, task.result)
+
+    def cost(task: Task) -> float | None:
+        if task.kernel != (3, 3) or task.stride > 1 or min(task.inputs, task.outputs) < NARROW:
+            return None
+        return cost_of_tiles(algorithm, task.batch, task.result, task.inputs, task.outputs)
+
+    return Form(run, cost)
+
+
+def cost_of_tiles(algorithm: Algorithm, batch: int, result: tuple[int, int], inputs: int, outputs: int) -> float:
+    """The products; and each number of the kernels, of the inputs of a tile and of its outputs, moved."""
+    n, tiles = algorithm.products, batch * math.prod(map(algorithm.tiles, result))
+    moved = n**2 * inputs * outputs + tiles * (n**2 * (inputs + outputs))
+    return tiles * n**2 * inputs * outputs + MOVE * moved
+
+
+EXACT = {
+    "pointwise": Form(pointwise, _cost_of_pointwise),
+    "gathered": Form(gathered, _cost_of_gathered),
+    "scattered": Form(scattered, _cost_of_scattered),
+}
+"""Which sum the products of the convolution as it is written."""
+
+FAST = EXACT | {"F(2, 3)": tiled(F2), "F(4, 3)": tiled(F4)}
+"""With those that take fewer multiplications, and round differently: F(2, 3) half as much, F(4, 3) a third more."""
