@@ -7,10 +7,11 @@ from collections.abc import Callable, Mapping
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from vaespec.layers import Upsample
 from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, plan
+from vaespec_numpy.fused import run_fused
+from vaespec_numpy.sources import Activation, Normalised, Source
 from vaespec_numpy.strips import on_every_core, side_by_side
 from vaespec_numpy.tiles import tiled_conv2d
 from vaespec_numpy.winograd import DOUBLED
@@ -33,11 +34,8 @@ class NumpyOps(ReferenceOps):
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
 
     def run(self, layer: Layer, x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
-        """As the specification; doubling and the convolution after it are one operation where that is faster."""
-        if isinstance(layer, Upsample) and self.forms is not EXACT:
-            conv = layer.conv()
-            return self.upsample_conv2d(x, params[f"{conv.name}.weight"], params[f"{conv.name}.bias"])
-        return layer(x, params, self)
+        """As the specification, with fewer maps: some layers are computed in one go (see vaespec_numpy.fused)."""
+        return run_fused(self, layer, x, params)
 
     def from_numpy(self, a: np.ndarray) -> np.ndarray:
         """A copy, so that the model does not change with its source."""
@@ -82,21 +80,29 @@ class NumpyOps(ReferenceOps):
         """The form that a convolution of x (B, H, W, C) with w (kh, kw, C, O) takes, and what every form costs."""
         return plan(Task.of(x, w, stride, padding), self.forms)
 
-    def conv2d(self, x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding) -> np.ndarray:
+    def conv2d(
+        self, x: np.ndarray | Source, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding
+    ) -> np.ndarray:
         """As the specification, in the form that costs least."""
-        task = Task.of(x.shape, w.shape, stride, padding)
+        source = Source(x) if isinstance(x, np.ndarray) else x
+        task = Task.of(source.x.shape, w.shape, stride, padding)
         run = self.forms[plan(task, self.forms).form].run
-        return run(task, x, self._wide(w), self._wide(b))
+        return run(task, source, self._wide(w), self._wide(b))
 
     def upsample_conv2d(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
         """A map doubled, then a 3 × 3 convolution with a border of zeros, without the doubled map."""
         _, H, W, _ = x.shape
-        return tiled_conv2d(DOUBLED, x, self._wide(w), self._wide(b), before=(1, 1), size=(2 * H, 2 * W))
+        return tiled_conv2d(DOUBLED, Source(x), self._wide(w), self._wide(b), before=(1, 1), size=(2 * H, 2 * W))
 
     def group_norm(self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
-        """As the specification; centred moments of each strip, merged by Chan's formula."""
+        return self.group_normalised(x, scale, shift, groups=groups, eps=eps).whole()
+
+    def group_normalised(
+        self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
+    ) -> Normalised:
+        """As the specification, its moments known; centred moments of each strip, merged by Chan's formula."""
         mean, sigma2 = (part.repeat(x.shape[3] // groups, axis=1) for part in self._group_moments(x, groups))
-        return self.normalize(x, mean, sigma2, scale, shift, eps=eps)
+        return self._normalised(x, mean, sigma2, scale, shift, eps)
 
     def _group_moments(self, x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and biased variance, two of (B, groups) float64."""
@@ -110,29 +116,29 @@ class NumpyOps(ReferenceOps):
     def normalize(
         self, x: np.ndarray, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, eps: float
     ) -> np.ndarray:
-        B, H, W, C = x.shape
-        scale, shift, centre = self._wide(scale), self._wide(shift), mean.astype(x.dtype)
-        factor = scale * (1.0 / np.sqrt(sigma2 + eps)).astype(x.dtype)
-        y = np.empty(x.shape, x.dtype)
-        for source, out, c, f in zip(x.reshape(B, H * W, C), y.reshape(B, H * W, C), centre, factor, strict=True):
+        return self._normalised(x, mean, sigma2, scale, shift, eps).whole()
 
-            def strip(rows: slice, source=source, out=out, c=c, f=f) -> None:  # type: ignore[no-untyped-def]
-                np.subtract(source[rows], c, out=out[rows])
-                out[rows] *= f
-                out[rows] += shift
-
-            side_by_side(strip, H * W, C)
-        return y
+    def _normalised(
+        self, x: np.ndarray, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, eps: float
+    ) -> Normalised:
+        factor = self._wide(scale) * (1.0 / np.sqrt(sigma2 + eps)).astype(x.dtype)
+        return Normalised(x, mean.astype(x.dtype), factor, self._wide(shift))
 
     def silu(self, x: np.ndarray) -> np.ndarray:
-        def strip(source: np.ndarray, out: np.ndarray) -> None:
-            np.negative(source, out=out)
-            with np.errstate(over="ignore"):  # e^-x = inf gives the right limit, x / inf = 0
-                np.exp(out, out=out)
-            out += 1.0
-            np.divide(source, out, out=out)
+        return elementwise(silu_into, x)
 
-        return elementwise(strip, x)
+    def activation(self, name: str) -> Activation:
+        """The operation of that name, of `source` into `out`."""
+        if name == "silu":
+            return silu_into
+        op = getattr(self, name)
+        return lambda source, out: np.copyto(out, op(source))
+
+    def add_to(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """y, with x added in place."""
+        target, source = y.reshape(-1, y.shape[3]), x.reshape(-1, x.shape[3])
+        side_by_side(lambda rows: np.add(target[rows], source[rows], out=target[rows]), *target.shape)
+        return y
 
     def relu(self, x: np.ndarray) -> np.ndarray:
         return np.maximum(x, 0)
@@ -178,6 +184,14 @@ class NumpyOps(ReferenceOps):
 
             side_by_side(strip, N, N)
         return y
+
+
+def silu_into(x: np.ndarray, out: np.ndarray) -> None:
+    """x / (1 + e^-x); where that overflows, x / inf = 0 is the right limit."""
+    np.negative(x, out=out)
+    np.exp(out, out=out)
+    out += 1.0
+    np.divide(x, out, out=out)
 
 
 def elementwise(strip: Callable[[np.ndarray, np.ndarray], None], x: np.ndarray) -> np.ndarray:

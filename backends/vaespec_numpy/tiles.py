@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
+from vaespec_numpy.sources import Source, window
 from vaespec_numpy.strips import Scratch, cores, share
 from vaespec_numpy.winograd import Algorithm
 
@@ -41,31 +42,20 @@ def _parts(length: int, parts: int) -> Iterator[range]:
         yield range(length * i // parts, length * (i + 1) // parts)
 
 
-def window(x: np.ndarray, top: int, left: int, out: np.ndarray) -> np.ndarray:
-    """Fills `out` (rows, columns, C) from x (H, W, C), beginning at row `top` and column `left`; zeros beyond x."""
-    (H, W, _), (rows, columns, _) = x.shape, out.shape
-    above, below = (min(max(edge - top, 0), rows) for edge in (0, H))
-    before, behind = (min(max(edge - left, 0), columns) for edge in (0, W))
-    out[:above] = out[below:] = 0
-    out[above:below, :before] = out[above:below, behind:] = 0
-    out[above:below, before:behind] = x[top + above : top + below, left + before : left + behind]
-    return out
-
-
 def tiled_conv2d(
-    algorithm: Algorithm, x: np.ndarray, w: np.ndarray, b: np.ndarray, before: tuple[int, int], size: tuple[int, int]
+    algorithm: Algorithm, source: Source, w: np.ndarray, b: np.ndarray, before: tuple[int, int], size: tuple[int, int]
 ) -> np.ndarray:
-    """The first `size` outputs from x (B, H, W, C), with (above, left) zeros `before` it and as many after as it takes.
+    """The first `size` outputs from a source with (above, left) zeros `before` it and as many after as it takes.
 
     w (3, 3, C, O), b (O,) -> (B, rows, columns, O). Each thread takes a block from its inputs to its outputs.
     """
-    h, wd = size
+    (h, wd), x = size, source.x
     A, B, G = (matrix.astype(x.dtype) for matrix in (algorithm.A, algorithm.B, algorithm.G))
     kernels, scratch = transformed_kernels(G, w), Scratch(x.dtype)
     y = np.empty((x.shape[0], h, wd, w.shape[3]), x.dtype)
 
     def compute(block: Block) -> None:
-        tiles = transformed_inputs(algorithm, B, x[block.item], before, block, scratch)
+        tiles = transformed_inputs(algorithm, B, source, before, block, scratch)
         products = scratch("products", *tiles.shape[:3], w.shape[3])
         np.matmul(tiles, kernels, out=products)
         found = outputs(A, products, len(block.rows), len(block.columns), scratch)
@@ -94,14 +84,14 @@ def transformed_kernels(G: np.ndarray, w: np.ndarray) -> np.ndarray:
 
 
 def transformed_inputs(
-    algorithm: Algorithm, B: np.ndarray, x: np.ndarray, before: tuple[int, int], block: Block, scratch: Scratch
+    algorithm: Algorithm, B: np.ndarray, source: Source, before: tuple[int, int], block: Block, scratch: Scratch
 ) -> np.ndarray:
-    """Bᵀ d B of each tile d of a block, and of each channel: x (H, W, C) -> (n, n, tiles, C)."""
-    C, n, span, step = x.shape[2], algorithm.products, algorithm.span, algorithm.step
+    """Bᵀ d B of each tile d of a block, and of each channel: (n, n, tiles, C)."""
+    C, n, span, step = source.x.shape[3], algorithm.products, algorithm.span, algorithm.step
     k, j = len(block.rows), len(block.columns)
     rows, columns = (step * (tiles - 1) + span for tiles in (k, j))
-    top, left = (step * part.start - zeros for part, zeros in zip((block.rows, block.columns), before, strict=True))
-    inputs = window(x, top, left, scratch("inputs", rows, columns, C))
+    corner = (step * block.rows.start - before[0], step * block.columns.start - before[1])
+    inputs = window(source, block.item, corner, scratch("inputs", rows, columns, C))
 
     row, pixel, channel = inputs.strides
     tiles = as_strided(inputs, (rows, j, span, C), (row, step * pixel, pixel, channel))
