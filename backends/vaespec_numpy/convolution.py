@@ -15,7 +15,7 @@ import numpy as np
 
 from vaespec.ops import Padding
 from vaespec_numpy.sources import Source, window
-from vaespec_numpy.strips import side_by_side
+from vaespec_numpy.strips import Scratch, side_by_side
 from vaespec_numpy.tiles import tiled_conv2d
 from vaespec_numpy.winograd import F2, F4, Algorithm
 
@@ -70,12 +70,12 @@ class Task:
         return self.pixels * self.taps * self.inputs * self.outputs
 
 
-Run = Callable[[Task, Source, np.ndarray, np.ndarray], np.ndarray]
+Run = Callable[[Task, Source, np.ndarray, np.ndarray, Scratch], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Form:
-    """A way to compute: `run(task, source, w, b)`, and what it `costs`: None where the task is not of its kind."""
+    """A way to compute: `run(task, source, w, b, scratch)`, and its `cost`: None where the task is not of its kind."""
 
     run: Run
     cost: Callable[[Task], float | None]
@@ -98,7 +98,7 @@ def plan(task: Task, forms: Mapping[str, Form]) -> Plan:
 # -- a product for each pixel --------------------------------------------------------------------------------
 
 
-def pointwise(task: Task, source: Source, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+def pointwise(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
     """A 1 × 1 kernel is one matrix, and nothing is copied."""
     y = np.empty((task.batch, *task.result, task.outputs), w.dtype)
     x, out, kernel = source.whole().reshape(-1, task.inputs), y.reshape(-1, task.outputs), w[0, 0]
@@ -120,16 +120,16 @@ def _cost_of_pointwise(task: Task) -> float | None:
 # -- strips of rows ------------------------------------------------------------------------------------------
 
 
-def gathered(task: Task, source: Source, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+def gathered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
     """The k · k shifted views of a strip side by side, times the kernel as one matrix."""
     (kh, kw), s, (h, wd) = task.kernel, task.stride, task.result
     kernel = w.reshape(-1, task.outputs)
     y = np.empty((task.batch, h, wd, task.outputs), w.dtype)
 
     def strip(rows: slice) -> None:
-        columns = np.empty((rows.stop - rows.start, wd, kh, kw, task.inputs), w.dtype)
+        columns = scratch("columns", rows.stop - rows.start, wd, kh, kw, task.inputs)
         for item in range(task.batch):
-            x = _rows(task, source, item, rows)
+            x = _rows(task, source, item, rows, scratch)
             for u, v in np.ndindex(kh, kw):
                 columns[:, :, u, v] = x[u:, v : v + s * (wd - 1) + 1][::s, ::s][: len(columns)]
             out = y[item, rows].reshape(-1, task.outputs)
@@ -144,7 +144,7 @@ def _cost_of_gathered(task: Task) -> float:
     return task.multiplications + MOVE * task.pixels * (task.taps * task.inputs + task.outputs)
 
 
-def scattered(task: Task, source: Source, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+def scattered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
     """Every pixel times all k · k taps, as one matrix, and the products added up where they belong: for few outputs."""
     (kh, kw), s, (h, wd) = task.kernel, task.stride, task.result
     taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3)).reshape(task.inputs, -1)
@@ -152,7 +152,7 @@ def scattered(task: Task, source: Source, w: np.ndarray, b: np.ndarray) -> np.nd
 
     def strip(rows: slice) -> None:
         for item in range(task.batch):
-            x, out = _rows(task, source, item, rows), y[item, rows]
+            x, out = _rows(task, source, item, rows, scratch), y[item, rows]
             products = (x.reshape(-1, task.inputs) @ taps).reshape(*x.shape[:2], kh, kw, task.outputs)
             out[...] = b
             for u, v in np.ndindex(kh, kw):
@@ -167,11 +167,11 @@ def _cost_of_scattered(task: Task) -> float:
     return products * (task.inputs + MOVE)
 
 
-def _rows(task: Task, source: Source, item: int, rows: slice) -> np.ndarray:
+def _rows(task: Task, source: Source, item: int, rows: slice, scratch: Scratch) -> np.ndarray:
     """What some rows of the result are made from, zeros around it included."""
     (above, left), s, (kh, kw) = task.before, task.stride, task.kernel
     size = (s * (rows.stop - rows.start - 1) + kh, s * (task.result[1] - 1) + kw, task.inputs)
-    return window(source, item, (s * rows.start - above, -left), np.empty(size, source.x.dtype))
+    return window(source, item, (s * rows.start - above, -left), scratch("rows", *size))
 
 
 # -- fewer multiplications -----------------------------------------------------------------------------------
@@ -180,8 +180,8 @@ def _rows(task: Task, source: Source, item: int, rows: slice) -> np.ndarray:
 def tiled(algorithm: Algorithm) -> Form:
     """One of vaespec_numpy.winograd."""
 
-    def run(task: Task, source: Source, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return tiled_conv2d(algorithm, source, w, b, task.before, task.result)
+    def run(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
+        return tiled_conv2d(algorithm, source, w, b, task.before, task.result, scratch)
 
     def cost(task: Task) -> float | None:
         if task.kernel != (3, 3) or task.stride > 1 or min(task.inputs, task.outputs) < NARROW:

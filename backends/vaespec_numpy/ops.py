@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from copy import copy
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
@@ -12,7 +13,7 @@ from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, plan
 from vaespec_numpy.fused import run_fused
 from vaespec_numpy.sources import Activation, Normalised, Source
-from vaespec_numpy.strips import on_every_core, side_by_side
+from vaespec_numpy.strips import Scratch, on_every_core, side_by_side
 from vaespec_numpy.tiles import tiled_conv2d
 from vaespec_numpy.winograd import DOUBLED
 
@@ -30,8 +31,19 @@ class NumpyOps(ReferenceOps):
         """`forms` are those that a convolution may take: in float64, or with the highest precision, the exact ones."""
         super().__init__(array_namespace, dtype, "cpu")
         self.forms = EXACT if dtype == "float64" or precision == "highest" else FAST
+        self.scratch: Scratch | None = None  # one for each convolution, but for the length of a compiled run
         self.storage = storage_dtype(dtype)
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
+
+    def compile(self, model: Layer) -> Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]:
+        """(x, params) -> model(x, params, self), every layer with the scratch memory of the one before."""
+
+        def run(x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
+            ops = copy(self)
+            ops.scratch = Scratch(self.arithmetic)
+            return model(x, params, ops)
+
+        return run
 
     def run(self, layer: Layer, x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
         """As the specification, with fewer maps: some layers are computed in one go (see vaespec_numpy.fused)."""
@@ -87,12 +99,13 @@ class NumpyOps(ReferenceOps):
         source = Source(x) if isinstance(x, np.ndarray) else x
         task = Task.of(source.x.shape, w.shape, stride, padding)
         run = self.forms[plan(task, self.forms).form].run
-        return run(task, source, self._wide(w), self._wide(b))
+        return run(task, source, self._wide(w), self._wide(b), self.scratch or Scratch(self.arithmetic))
 
     def upsample_conv2d(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
         """A map doubled, then a 3 × 3 convolution with a border of zeros, without the doubled map."""
         _, H, W, _ = x.shape
-        return tiled_conv2d(DOUBLED, Source(x), self._wide(w), self._wide(b), before=(1, 1), size=(2 * H, 2 * W))
+        scratch = self.scratch or Scratch(self.arithmetic)
+        return tiled_conv2d(DOUBLED, Source(x), self._wide(w), self._wide(b), (1, 1), (2 * H, 2 * W), scratch)
 
     def group_norm(self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
         return self.group_normalised(x, scale, shift, groups=groups, eps=eps).whole()

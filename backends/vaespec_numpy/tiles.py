@@ -43,7 +43,13 @@ def _parts(length: int, parts: int) -> Iterator[range]:
 
 
 def tiled_conv2d(
-    algorithm: Algorithm, source: Source, w: np.ndarray, b: np.ndarray, before: tuple[int, int], size: tuple[int, int]
+    algorithm: Algorithm,
+    source: Source,
+    w: np.ndarray,
+    b: np.ndarray,
+    before: tuple[int, int],
+    size: tuple[int, int],
+    scratch: Scratch,
 ) -> np.ndarray:
     """The first `size` outputs from a source with (above, left) zeros `before` it and as many after as it takes.
 
@@ -51,7 +57,7 @@ def tiled_conv2d(
     """
     (h, wd), x = size, source.x
     A, B, G = (matrix.astype(x.dtype) for matrix in (algorithm.A, algorithm.B, algorithm.G))
-    kernels, scratch = transformed_kernels(G, w), Scratch(x.dtype)
+    kernels = transformed_kernels(G, w, scratch)
     y = np.empty((x.shape[0], h, wd, w.shape[3]), x.dtype)
 
     def compute(block: Block) -> None:
@@ -69,10 +75,10 @@ def tiled_conv2d(
     return y
 
 
-def transformed_kernels(G: np.ndarray, w: np.ndarray) -> np.ndarray:
+def transformed_kernels(G: np.ndarray, w: np.ndarray, scratch: Scratch) -> np.ndarray:
     """G w Gᵀ of every pair of channels: w (3, 3, C, O) -> (n, n, C, O)."""
     n, (_, _, C, O) = G.shape[0], w.shape
-    kernels = np.empty((n, n, C * O), w.dtype)
+    kernels = scratch("kernels", n, n, C * O)
     taps = w.reshape(3, 3, C * O)
 
     def strip(part: slice) -> None:
