@@ -163,7 +163,8 @@ def scattered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch:
 
 
 def _cost_of_scattered(task: Task) -> float:
-    products = task.batch * math.prod(task.size) * task.taps * task.outputs
+    reached = (task.stride * (n - 1) + k for n, k in zip(task.result, task.kernel, strict=True))
+    products = task.batch * math.prod(reached) * task.taps * task.outputs
     return products * (task.inputs + MOVE)
 
 
