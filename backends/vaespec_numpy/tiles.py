@@ -61,10 +61,16 @@ def tiled_conv2d(
     y = np.empty((x.shape[0], h, wd, w.shape[3]), x.dtype)
 
     def compute(block: Block) -> None:
-        tiles = transformed_inputs(algorithm, B, source, before, block, scratch)
-        products = scratch("products", *tiles.shape[:3], w.shape[3])
-        np.matmul(tiles, kernels, out=products)
-        found = outputs(A, products, len(block.rows), len(block.columns), scratch)
+        across = inputs_across(algorithm, B, source, before, block, scratch)
+        k, j, n, O = len(block.rows), len(block.columns), algorithm.products, w.shape[3]
+        half = scratch("half", k, algorithm.outputs, n, j * O)
+        products = scratch("products", n, k * j, O)
+        for v in range(n):  # a column of products at a time: they stay in the cache
+            np.matmul(inputs_down(algorithm, B, across[:, v], k, scratch), kernels[:, v], out=products)
+            np.matmul(A.T, products.reshape(n, k, j * O).transpose(1, 0, 2), out=half[:, :, v])
+        found = scratch("found", k * algorithm.outputs, j, algorithm.outputs, O)
+        np.matmul(A.T, half.reshape(-1, n, j, O).transpose(0, 2, 1, 3), out=found)
+        found = found.reshape(k * algorithm.outputs, j * algorithm.outputs, O)
         i, j = (max(0, algorithm.outputs * part.start - algorithm.lead) for part in (block.rows, block.columns))
         out = y[block.item, i : algorithm.outputs * block.rows.stop - algorithm.lead]
         out = out[:, j : algorithm.outputs * block.columns.stop - algorithm.lead]
@@ -89,33 +95,25 @@ def transformed_kernels(G: np.ndarray, w: np.ndarray, scratch: Scratch) -> np.nd
     return kernels.reshape(n, n, C, O)
 
 
-def transformed_inputs(
+def inputs_across(
     algorithm: Algorithm, B: np.ndarray, source: Source, before: tuple[int, int], block: Block, scratch: Scratch
 ) -> np.ndarray:
-    """Bᵀ d B of each tile d of a block, and of each channel: (n, n, tiles, C)."""
-    C, n, span, step = source.x.shape[3], algorithm.products, algorithm.span, algorithm.step
-    k, j = len(block.rows), len(block.columns)
-    rows, columns = (step * (tiles - 1) + span for tiles in (k, j))
+    """Bᵀ d along the columns of a block: (rows, n, tiles across, C)."""
+    C, span, step = source.x.shape[3], algorithm.span, algorithm.step
+    rows, columns = (step * (len(part) - 1) + span for part in (block.rows, block.columns))
     corner = (step * block.rows.start - before[0], step * block.columns.start - before[1])
     inputs = window(source, block.item, corner, scratch("inputs", rows, columns, C))
-
     row, pixel, channel = inputs.strides
-    tiles = as_strided(inputs, (rows, j, span, C), (row, step * pixel, pixel, channel))
-    across = scratch("across", rows, n, j, C)
+    tiles = as_strided(inputs, (rows, len(block.columns), span, C), (row, step * pixel, pixel, channel))
+    across = scratch("across", rows, algorithm.products, len(block.columns), C)
     np.matmul(B.T, tiles, out=across.transpose(0, 2, 1, 3))
-
-    row, product, pixel, channel = across.strides
-    tiles = as_strided(across, (n, k, span, j * C), (product, step * row, row, channel))
-    both = scratch("both", n, n, k, j * C)
-    np.matmul(B.T, tiles, out=both.transpose(1, 2, 0, 3))
-    return both.reshape(n, n, k * j, C)
+    return across
 
 
-def outputs(A: np.ndarray, products: np.ndarray, k: int, j: int, scratch: Scratch) -> np.ndarray:
-    """Aᵀ M A of each tile: products M (n, n, k · j, O) -> (k · m, j · m, O)."""
-    (n, m), O = A.shape, products.shape[3]
-    down = scratch("down", k, m, n, j * O)
-    np.matmul(A.T, products.reshape(n, n, k, j * O).transpose(2, 1, 0, 3), out=down.transpose(0, 2, 1, 3))
-    found = scratch("found", k * m, j, m, O)
-    np.matmul(A.T, down.reshape(k * m, n, j, O).transpose(0, 2, 1, 3), out=found)
-    return found.reshape(k * m, j * m, O)
+def inputs_down(algorithm: Algorithm, B: np.ndarray, across: np.ndarray, k: int, scratch: Scratch) -> np.ndarray:
+    """Bᵀ d along the rows: (rows, tiles across, C) -> (n, k · tiles across, C)."""
+    (_, j, C), (row, _, channel) = across.shape, across.strides
+    tiles = as_strided(across, (k, algorithm.span, j * C), (algorithm.step * row, row, channel))
+    both = scratch("both", algorithm.products, k, j * C)
+    np.matmul(B.T, tiles, out=both.transpose(1, 0, 2))
+    return both.reshape(algorithm.products, k * j, C)
