@@ -193,9 +193,9 @@ def tiled(algorithm: Algorithm) -> Form:
 
 
 def cost_of_tiles(algorithm: Algorithm, batch: int, result: tuple[int, int], inputs: int, outputs: int) -> float:
-    """The products; and each number of the kernels, of the inputs of a tile and of its outputs, moved."""
+    """The products; each number of the kernels written and read twice, of a tile's inputs and outputs moved once."""
     n, tiles = algorithm.products, batch * math.prod(map(algorithm.tiles, result))
-    moved = n**2 * inputs * outputs + tiles * (n**2 * (inputs + outputs))
+    moved = 3 * n**2 * inputs * outputs + tiles * n**2 * (inputs + outputs)
     return tiles * n**2 * inputs * outputs + MOVE * moved
 
 
