@@ -78,9 +78,10 @@ class Scratch(threading.local):
         self.dtype, self.kept = dtype, dict[str, np.ndarray]()
 
     def __call__(self, name: str, *shape: int) -> np.ndarray:
-        """An array of that shape, with whatever numbers were left in it."""
+        """An array of that shape, with whatever numbers were left in it; what is kept is at most twice as large."""
         size = math.prod(shape)
-        if name not in self.kept or self.kept[name].size < size:
+        if name not in self.kept or not size <= self.kept[name].size <= 2 * size:
+            self.kept.pop(name, None)  # given back before more is asked for
             self.kept[name] = np.empty(size, self.dtype)
         return self.kept[name][:size].reshape(shape)
 
