@@ -1,8 +1,9 @@
 """The forms that a convolution can take, what each costs, and the choice between them.
 
 Every form gives the same result up to rounding. Costs are in multiplications with an addition, the unit of a matrix
-product; a number that is copied or added takes as long as MOVE of them. They depend on shapes alone, so the same layer
-takes the same form everywhere; `plan` tells which, and what the others would cost.
+product; a number that is copied or added takes as long as MOVE of them. They depend on the shapes of an item and a
+kernel alone, so a layer takes the same form on every machine and in every batch. `plan` tells which, and what the
+others would cost.
 """
 
 from __future__ import annotations
@@ -25,9 +26,8 @@ NARROW = 64  # channels: below, a layer costs little, and stays as exact as its 
 
 @dataclass(frozen=True)
 class Task:
-    """A convolution by its shapes: maps of `size` (height, width), `batch` of them, kernels of `kernel`."""
+    """A convolution by the shapes of an item and a kernel: `size` and `kernel` are (height, width)."""
 
-    batch: int
     size: tuple[int, int]
     inputs: int
     outputs: int
@@ -38,7 +38,7 @@ class Task:
     @classmethod
     def of(cls, x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: Padding) -> Task:
         """From the shapes of x (B, H, W, C) and w (kh, kw, C, O)."""
-        return cls(x[0], (x[1], x[2]), w[2], w[3], (w[0], w[1]), stride, padding)
+        return cls((x[1], x[2]), w[2], w[3], (w[0], w[1]), stride, padding)
 
     @property
     def result(self) -> tuple[int, int]:
@@ -56,8 +56,8 @@ class Task:
 
     @property
     def pixels(self) -> int:
-        """Of all results."""
-        return self.batch * math.prod(self.result)
+        """Of the result."""
+        return math.prod(self.result)
 
     @property
     def taps(self) -> int:
@@ -100,7 +100,7 @@ def plan(task: Task, forms: Mapping[str, Form]) -> Plan:
 
 def pointwise(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
     """A 1 × 1 kernel is one matrix, and nothing is copied."""
-    y = np.empty((task.batch, *task.result, task.outputs), w.dtype)
+    y = np.empty((len(source.x), *task.result, task.outputs), w.dtype)
     x, out, kernel = source.whole().reshape(-1, task.inputs), y.reshape(-1, task.outputs), w[0, 0]
 
     def strip(rows: slice) -> None:
@@ -122,16 +122,15 @@ def _cost_of_pointwise(task: Task) -> float | None:
 
 def gathered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
     """The k · k shifted views of a strip side by side, times the kernel as one matrix."""
-    (kh, kw), s, (h, wd) = task.kernel, task.stride, task.result
-    kernel = w.reshape(-1, task.outputs)
-    y = np.empty((task.batch, h, wd, task.outputs), w.dtype)
+    (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
+    kernel, source = w.reshape(-1, task.outputs), Source(source.whole())
+    y = np.empty((len(source.x), h, wd, task.outputs), w.dtype)
 
     def strip(rows: slice) -> None:
         columns = scratch("columns", rows.stop - rows.start, wd, kh, kw, task.inputs)
-        for item in range(task.batch):
-            x = _rows(task, source, item, rows, scratch)
+        for item in range(len(y)):
             for u, v in np.ndindex(kh, kw):
-                columns[:, :, u, v] = x[u:, v : v + s * (wd - 1) + 1][::s, ::s][: len(columns)]
+                window(source, item, (s * rows.start + u - above, v - left), s, columns[:, :, u, v])
             out = y[item, rows].reshape(-1, task.outputs)
             np.matmul(columns.reshape(len(out), -1), kernel, out=out)
             out += b
@@ -146,14 +145,17 @@ def _cost_of_gathered(task: Task) -> float:
 
 def scattered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
     """Every pixel times all k · k taps, as one matrix, and the products added up where they belong: for few outputs."""
-    (kh, kw), s, (h, wd) = task.kernel, task.stride, task.result
+    (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
     taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3)).reshape(task.inputs, -1)
-    y = np.empty((task.batch, h, wd, task.outputs), w.dtype)
+    y = np.empty((len(source.x), h, wd, task.outputs), w.dtype)
 
     def strip(rows: slice) -> None:
-        for item in range(task.batch):
-            x, out = _rows(task, source, item, rows, scratch), y[item, rows]
-            products = (x.reshape(-1, task.inputs) @ taps).reshape(*x.shape[:2], kh, kw, task.outputs)
+        reached = s * (rows.stop - rows.start - 1) + kh, s * (wd - 1) + kw
+        pixels = scratch("pixels", *reached, task.inputs)
+        for item in range(len(y)):
+            out = y[item, rows]
+            window(source, item, (s * rows.start - above, -left), 1, pixels)
+            products = (pixels.reshape(-1, task.inputs) @ taps).reshape(*reached, kh, kw, task.outputs)
             out[...] = b
             for u, v in np.ndindex(kh, kw):
                 out += products[u:, v : v + s * (wd - 1) + 1, u, v][::s, ::s][: len(out)]
@@ -163,16 +165,10 @@ def scattered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch:
 
 
 def _cost_of_scattered(task: Task) -> float:
+    """A product is written, read and added, in short rows; every pixel is copied once."""
     reached = (task.stride * (n - 1) + k for n, k in zip(task.result, task.kernel, strict=True))
-    products = task.batch * math.prod(reached) * task.taps * task.outputs
-    return products * (task.inputs + MOVE)
-
-
-def _rows(task: Task, source: Source, item: int, rows: slice, scratch: Scratch) -> np.ndarray:
-    """What some rows of the result are made from, zeros around it included."""
-    (above, left), s, (kh, kw) = task.before, task.stride, task.kernel
-    size = (s * (rows.stop - rows.start - 1) + kh, s * (task.result[1] - 1) + kw, task.inputs)
-    return window(source, item, (s * rows.start - above, -left), scratch("rows", *size))
+    products = task.taps * task.outputs
+    return math.prod(reached) * (products * (task.inputs + 3 * MOVE) + MOVE * task.inputs)
 
 
 # -- fewer multiplications -----------------------------------------------------------------------------------
@@ -187,14 +183,14 @@ def tiled(algorithm: Algorithm) -> Form:
     def cost(task: Task) -> float | None:
         if task.kernel != (3, 3) or task.stride > 1 or min(task.inputs, task.outputs) < NARROW:
             return None
-        return cost_of_tiles(algorithm, task.batch, task.result, task.inputs, task.outputs)
+        return cost_of_tiles(algorithm, task.result, task.inputs, task.outputs)
 
     return Form(run, cost)
 
 
-def cost_of_tiles(algorithm: Algorithm, batch: int, result: tuple[int, int], inputs: int, outputs: int) -> float:
+def cost_of_tiles(algorithm: Algorithm, result: tuple[int, int], inputs: int, outputs: int) -> float:
     """The products; each number of the kernels written and read twice, of a tile's inputs and outputs moved once."""
-    n, tiles = algorithm.products, batch * math.prod(map(algorithm.tiles, result))
+    n, tiles = algorithm.products, math.prod(map(algorithm.tiles, result))
     moved = 3 * n**2 * inputs * outputs + tiles * n**2 * (inputs + outputs)
     return tiles * n**2 * inputs * outputs + MOVE * moved
 
@@ -207,4 +203,4 @@ EXACT = {
 """Which sum the products of the convolution as it is written."""
 
 FAST = EXACT | {"F(2, 3)": tiled(F2), "F(4, 3)": tiled(F4)}
-"""With those that take fewer multiplications, and round differently: F(2, 3) half as much, F(4, 3) a third more."""
+"""With those that take fewer multiplications. F(2, 3) rounds less than the sum as it is written, F(4, 3) more."""

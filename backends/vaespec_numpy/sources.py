@@ -58,14 +58,24 @@ class Normalised(Source):
         return y
 
 
-def window(source: Source, item: int, corner: tuple[int, int], out: np.ndarray) -> np.ndarray:
-    """Fills `out` (rows, columns, C) from an item, beginning at its row and column `corner`; zeros beyond its edges."""
-    (_, H, W, _), (rows, columns, _), (top, left) = source.x.shape, out.shape, corner
-    above, below = (min(max(edge - top, 0), rows) for edge in (0, H))
-    before, behind = (min(max(edge - left, 0), columns) for edge in (0, W))
-    out[:above] = out[below:] = 0
-    out[above:below, :before] = out[above:below, behind:] = 0
-    inside = out[above:below, before:behind]
+def window(source: Source, item: int, corner: tuple[int, int], stride: int, out: np.ndarray) -> np.ndarray:
+    """Fills `out` (rows, columns, C): out[i, j] = x[item, top + stride · i, left + stride · j], or 0 beyond x."""
+    (_, H, W, _), (top, left) = source.x.shape, corner
+    rows, columns = _inside(top, stride, out.shape[0], H), _inside(left, stride, out.shape[1], W)
+    out[: rows.start] = out[rows.stop :] = 0
+    out[rows, : columns.start] = out[rows, columns.stop :] = 0
+    inside = out[rows, columns]
     if inside.size:
-        source.fill(item, slice(top + above, top + below), slice(left + before, left + behind), inside)
+        source.fill(item, _taken(top, stride, rows), _taken(left, stride, columns), inside)
     return out
+
+
+def _inside(first: int, stride: int, count: int, length: int) -> slice:
+    """Which of 0 … count - 1 have 0 <= first + stride · i < length."""
+    start, stop = (min(max(-(-(edge - first) // stride), 0), count) for edge in (0, length))
+    return slice(start, stop)
+
+
+def _taken(first: int, stride: int, part: slice) -> slice:
+    """first + stride · i for every i of a part."""
+    return slice(first + stride * part.start, first + stride * (part.stop - 1) + 1, stride)

@@ -102,7 +102,7 @@ def inputs_across(
     C, span, step = source.x.shape[3], algorithm.span, algorithm.step
     rows, columns = (step * (len(part) - 1) + span for part in (block.rows, block.columns))
     corner = (step * block.rows.start - before[0], step * block.columns.start - before[1])
-    inputs = window(source, block.item, corner, scratch("inputs", rows, columns, C))
+    inputs = window(source, block.item, corner, 1, scratch("inputs", rows, columns, C))
     row, pixel, channel = inputs.strides
     tiles = as_strided(inputs, (rows, len(block.columns), span, C), (row, step * pixel, pixel, channel))
     across = scratch("across", rows, algorithm.products, len(block.columns), C)
