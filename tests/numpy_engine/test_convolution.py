@@ -14,7 +14,7 @@ import vaespec_numpy.strips
 import vaespec_numpy.tiles
 from vaespec import ReferenceOps
 from vaespec_numpy import backend
-from vaespec_numpy.convolution import EXACT, FAST, NARROW, Task
+from vaespec_numpy.convolution import EXACT, FAST, Task
 from vaespec_numpy.sources import Source
 from vaespec_numpy.strips import Scratch
 from vaespec_numpy.tiles import blocks, tiled_conv2d
@@ -189,7 +189,8 @@ def test_bands_take_fewer_multiplications_too():
         ({"size": (256, 256), "C": 256, "O": 128, "k": 1, "padding": ((0, 0), (0, 0))}, "pointwise"),
         ({"size": (256, 256), "C": 128, "O": 128, "stride": 2, "padding": ((0, 1), (0, 1))}, "gathered"),
         ({"size": (1, 1), "C": 512, "O": 512}, "gathered"),
-        ({"size": (256, 256), "C": NARROW // 2, "O": NARROW}, "gathered"),
+        ({"size": (8, 8), "C": 512, "O": 512}, "gathered"),  # kernels to transform outweigh what is saved
+        ({"size": (256, 256), "C": 48, "O": 64}, "gathered"),
     ],
 )
 def test_other_layers_take_the_form_that_suits_them(case, form):

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from vaespec import AutoencoderKL, ReferenceOps, decoder, encoder
 from vaespec.analysis.cost import cost
 from vaespec.layers import GroupNorm, NormAct, Resnet, Upsample
+from vaespec.tiling.banded import BandedOps
 from vaespec_numpy import backend
+from vaespec_numpy.sources import Normalised
 
 WIDE = narrow((64, 128), norm_num_groups=32)
 """As narrow as may be, for forms with fewer multiplications to be taken."""
@@ -48,6 +50,15 @@ def test_a_model_of_real_widths_is_within_its_budget(precision, most):
     assert relative_l2(vae.decode(z).sample, pictures) <= most
 
 
+@pytest.mark.parametrize("rows", [1, 16])
+def test_bands_of_real_widths_are_within_the_budget(rows):
+    _, _, z, pictures = specified()
+    model = made()._model
+    bands = BandedOps(model.ops, rows=rows, chunk=64)
+    found = bands.compile(decoder(WIDE))(z.astype(np.float32), model.params)
+    assert relative_l2(found, pictures) <= 3e-5
+
+
 def counted(monkeypatch, run) -> int:
     """The multiplications of all matrix products in run()."""
     found, lock, matmul = [0], threading.Lock(), np.matmul
@@ -64,7 +75,7 @@ def counted(monkeypatch, run) -> int:
     return found[0]
 
 
-@pytest.mark.parametrize(("direction", "most"), [("decode", 0.5), ("encode", 0.7)])
+@pytest.mark.parametrize(("direction", "most"), [("decode", 0.44), ("encode", 0.65)])
 def test_a_model_multiplies_less_than_it_is_written_to(monkeypatch, direction, most):
     """A guard: what fewer multiplications are for does not silently go. The rest is transforms, strides, and ends."""
     vae, side = made(), {"decode": (48, 48), "encode": (96, 96)}[direction]
@@ -95,6 +106,19 @@ def test_layers_in_one_go_are_the_layers(dtype, most, activation, shape, out):
         Upsample("upsample", 8),
     ):
         assert relative_l2(of_layer(layer, ops, x, fused=True), of_layer(layer, ops, x, fused=False)) <= most
+
+
+def test_a_wide_block_writes_no_normalised_map(monkeypatch):
+    """A guard: the norm and the activation are applied while the convolution reads."""
+    ops, x = backend.ops("cpu", "float32", "default"), uniform("x", (1, 32, 32, 64)).astype(np.float32)
+    monkeypatch.setattr(Normalised, "whole", None)
+    of_layer(Resnet("resnet", 64, 64, 32, "silu"), ops, x, fused=True)
+
+
+def test_scratch_memory_is_given_back_after_a_run():
+    vae = made()
+    vae.decode(uniform("z", (1, 4, 9, 9)))
+    assert vae._model.ops.scratch is None
 
 
 def test_models_in_several_threads_do_not_share_scratch_memory():
