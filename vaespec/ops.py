@@ -110,6 +110,7 @@ class ReferenceOps:
     conv_layout = "OIHW"
     linear_layout = "OI"
     fixed_shapes = False  # whether every new shape costs a compilation
+    fuses = False  # whether norm, activation and doubling are done as a convolution reads, and sums in place
 
     def __init__(self, xp: Any, dtype: str = "float64", device: Any = None) -> None:
         self.xp = xp
