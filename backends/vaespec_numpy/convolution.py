@@ -183,12 +183,12 @@ def tiled(algorithm: Algorithm) -> Form:
     def cost(task: Task) -> float | None:
         if task.kernel != (3, 3) or task.stride > 1 or min(task.inputs, task.outputs) < NARROW:
             return None
-        return cost_of_tiles(algorithm, task.result, task.inputs, task.outputs)
+        return _cost_of_tiles(algorithm, task.result, task.inputs, task.outputs)
 
     return Form(run, cost)
 
 
-def cost_of_tiles(algorithm: Algorithm, result: tuple[int, int], inputs: int, outputs: int) -> float:
+def _cost_of_tiles(algorithm: Algorithm, result: tuple[int, int], inputs: int, outputs: int) -> float:
     """The products; each number of the kernels written and read twice, of a tile's inputs and outputs moved once."""
     n, tiles = algorithm.products, math.prod(map(algorithm.tiles, result))
     moved = 3 * n**2 * inputs * outputs + tiles * n**2 * (inputs + outputs)
