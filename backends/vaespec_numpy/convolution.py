@@ -192,7 +192,7 @@ def tiled(algorithm: Algorithm) -> Form:
     def cost(task: Task) -> float | None:
         if task.kernel != (3, 3) or task.stride > 1 or min(task.inputs, task.outputs) < NARROW:
             return None
-        return cost_of_tiles(algorithm, task.result, task.inputs, task.outputs)
+        return _cost_of_tiles(algorithm, task.result, task.inputs, task.outputs)
 
     def scratch(task: Task) -> int:
         return scratch_of_tiles(algorithm, task.inputs, task.outputs)
@@ -200,7 +200,7 @@ def tiled(algorithm: Algorithm) -> Form:
     return Form(run, cost, scratch)
 
 
-def cost_of_tiles(algorithm: Algorithm, result: tuple[int, int], inputs: int, outputs: int) -> float:
+def _cost_of_tiles(algorithm: Algorithm, result: tuple[int, int], inputs: int, outputs: int) -> float:
     """The products; each number of the kernels written and read twice, of a tile's inputs and outputs moved once."""
     n, tiles = algorithm.products, math.prod(map(algorithm.tiles, result))
     moved = 3 * n**2 * inputs * outputs + tiles * n**2 * (inputs + outputs)

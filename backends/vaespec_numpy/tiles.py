@@ -70,12 +70,7 @@ def tiled_conv2d(
             np.matmul(A.T, products.reshape(n, k, j * O).transpose(1, 0, 2), out=half[:, :, v])
         found = scratch("found", k * algorithm.outputs, j, algorithm.outputs, O)
         np.matmul(A.T, half.reshape(-1, n, j, O).transpose(0, 2, 1, 3), out=found)
-        found = found.reshape(k * algorithm.outputs, j * algorithm.outputs, O)
-        i, j = (max(0, algorithm.outputs * part.start - algorithm.lead) for part in (block.rows, block.columns))
-        out = y[block.item, i : algorithm.outputs * block.rows.stop - algorithm.lead]
-        out = out[:, j : algorithm.outputs * block.columns.stop - algorithm.lead]
-        top, left = (algorithm.lead if part.start == 0 else 0 for part in (block.rows, block.columns))
-        np.add(found[top : top + out.shape[0], left : left + out.shape[1]], b, out=out)
+        store(found.reshape(k * algorithm.outputs, j * algorithm.outputs, O), b, algorithm, block, y[block.item])
 
     share(compute, list(blocks(x.shape[0], algorithm.tiles(h), algorithm.tiles(wd))))
     return y
@@ -86,6 +81,15 @@ def scratch_of_tiles(algorithm: Algorithm, C: int, O: int) -> int:
     n, m, step = algorithm.products, algorithm.outputs, algorithm.step
     of_tile = (step * step + step * n + n) * C + (n + m * n + m * m) * O
     return n * n * C * O + cores() * TILES * of_tile
+
+
+def store(found: np.ndarray, b: np.ndarray, algorithm: Algorithm, block: Block, y: np.ndarray) -> None:
+    """The outputs of a block, plus b, to where they belong in y (H, W, O), but for those that lie outside of it."""
+    m, lead = algorithm.outputs, algorithm.lead
+    top, left = (lead if part.start == 0 else 0 for part in (block.rows, block.columns))
+    rows, columns = (slice(max(0, m * part.start - lead), m * part.stop - lead) for part in (block.rows, block.columns))
+    out = y[rows, columns]
+    np.add(found[top : top + out.shape[0], left : left + out.shape[1]], b, out=out)
 
 
 def transformed_kernels(G: np.ndarray, w: np.ndarray, scratch: Scratch) -> np.ndarray:
