@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from functools import partial
 
@@ -76,6 +77,10 @@ class Assembled:
         """`decode` in bands of rows."""
         return self._in_bands().decode(z)
 
+    def eager_decode(self, z: np.ndarray) -> np.ndarray:
+        """`decode`, layer by layer, without what the ops compile."""
+        return self._compiled_by(lambda model: lambda x, params: model(x, params, self.ops)).decode(z)
+
     def sliced_encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`encode` of one item of the batch at a time."""
         mean, logvar = zip(*(self.encode(x[i : i + 1]) for i in range(len(x))), strict=True)
@@ -90,8 +95,12 @@ class Assembled:
         return self.model.weights()
 
     def _in_bands(self) -> Assembled:
-        other = Assembled.__new__(Assembled)
-        vars(other).update(vars(self), compile=BandedOps(self.ops, rows=3, chunk=5).compile)
+        return self._compiled_by(BandedOps(self.ops, rows=3, chunk=5).compile)
+
+    def _compiled_by(self, compile: Callable[..., Run]) -> Assembled:
+        """The same model, run otherwise."""
+        other = copy.copy(self)
+        other.compile = compile
         return other
 
     def _posterior(self, x: np.ndarray) -> DiagonalGaussian:

@@ -7,6 +7,8 @@ that a dtype holds: inputs are rounded to it first, and the specification is giv
 
 from __future__ import annotations
 
+import numpy as np
+
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}
 U32 = 2.0**-24
 WORST_ELEMENT = 30.0
@@ -58,3 +60,37 @@ def group_norm(dtype: str, conditioning: float) -> float:
     divided by √(σ² + ε). E[x²] - E[x]² is off by u (μ / σ)² instead: 60 times the budget where μ / σ is 1000.
     """
     return storage_eps(dtype) + 16 * wide_eps(dtype) / 2 * conditioning
+
+
+def moments(dtype: str, ratio: float) -> float:
+    """Of a mean, in deviations, and of a variance, relative: 16 u (1 + |μ| / σ). Both are of float32 or wider.
+
+    The mean is off by a few u |μ|; a variance of deviations from it by a few u, and by the square of that.
+    """
+    return 16 * wide_eps(dtype) / 2 * (1 + ratio)
+
+
+TINIEST = {"float32": 2.0**-126, "float64": 2.0**-126, "bfloat16": 2.0**-126, "float16": 2.0**-24}
+
+
+def activation(dtype: str, expected: np.ndarray, cancelled: np.ndarray) -> np.ndarray:
+    """Of each element: 16 eps of float32 of |f(x)| + c, 2 eps of storage of |f(x)|, and the smallest number there is.
+
+    c, `cancelled`, is the size of what f(x) may be the small rest of: in ½ x (1 + erf(x / √2)), x itself.
+    """
+    computed = 16 * wide_eps(dtype) * (abs(expected) + cancelled)
+    return computed + 2 * storage_eps(dtype) * abs(expected) + TINIEST[dtype]
+
+
+def attention(dtype: str, largest: float, steepness: float) -> float:
+    """B = 2e-5 + 2 eps of storage + 16 u L∞ + ½ eps of storage · min(L, 12); L∞ = scale · max Σ |q| |k|, L its deviation.
+
+    An exponential of a logit that is off by δ is off by δ: a few u L∞ in float32, and, where a backend rounds logits to
+    16 bits, about ½ eps L. Below L = 10 the budget of float32 is 4e-5 at most, or TF32's 3e-4 would be lost in it.
+    """
+    if dtype == "float64":
+        return 1e-12
+    exponentials = 16 * U32 * largest
+    if dtype == "float32":
+        return min(2e-5 + exponentials, 4e-5) if steepness < 10 else 2e-5 + exponentials
+    return 2e-5 + exponentials + (2 + min(steepness, 12) / 2) * EPS[dtype]

@@ -7,14 +7,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import array_api_compat.numpy as xp
 import numpy as np
 
 from vaespec import AutoencoderConfig
 from vaespec.analysis.rounding import RoundingOps, rounded
 from vaespec.ops import Array, Layer, ReferenceOps
 from vaespec_conformance.assembly import Assembled
-from vaespec_conformance.subjects import BackendSubject, Capabilities, Subject
+from vaespec_conformance.subjects import Alter, BackendSubject, Capabilities, Subject
 
 
 class OracleBackend:
@@ -30,7 +29,7 @@ class OracleBackend:
 
     def ops(self, device: str, dtype: str, precision: str) -> ReferenceOps:
         """Always the same."""
-        return ReferenceOps(xp, "float64")
+        return ReferenceOps(np, "float64")
 
 
 ORACLE = BackendSubject(OracleBackend())
@@ -49,7 +48,7 @@ class ReferenceBackend:
 
     def ops(self, device: str, dtype: str, precision: str) -> ReferenceOps:
         """In that dtype."""
-        return ReferenceOps(xp, dtype)
+        return ReferenceOps(np, dtype)
 
 
 @dataclass(frozen=True)
@@ -58,11 +57,11 @@ class RoundingSubject(Subject):
 
     kind = "port"
     name = "rounding"
+    alter: Alter = staticmethod(lambda factory: factory)
 
-    def factory(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Assembled:
-        """The specification's model, rounded."""
+    def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Assembled:
         if dtype in ("float32", "float64"):
-            return Assembled(config, weights, ReferenceOps(xp, dtype))
+            return Assembled(config, weights, ReferenceOps(np, dtype))
         return RoundedVae(config, weights, dtype)
 
     @property
@@ -75,7 +74,7 @@ class RoundedVae(Assembled):
     """The specification's model, what every operation and every method gives rounded to 16 bits."""
 
     def __init__(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> None:
-        super().__init__(config, weights, ReferenceOps(xp, "float64"), self._rounding)
+        super().__init__(config, weights, ReferenceOps(np, "float64"), self._rounding)
         self.dtype = dtype
 
     def _rounding(self, model: Layer) -> Callable[[Array, Any], Array]:

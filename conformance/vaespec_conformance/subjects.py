@@ -10,7 +10,7 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
@@ -28,6 +28,9 @@ Weights = Mapping[str, np.ndarray]
 Factory = Callable[[AutoencoderConfig, dict[str, np.ndarray], str], Any]
 """(config, canonical weights, dtype) -> an object with encode and decode, and perhaps more of FEATURES."""
 
+Alter = Callable[[Factory], Factory]
+"""What a mutant does to a subject that is not seen in its operations."""
+
 FEATURES = {
     "sample": ("sample",),
     "latents": ("encode_latents", "decode_latents"),
@@ -35,9 +38,13 @@ FEATURES = {
     "slicing": ("sliced_encode", "sliced_decode"),
     "weights": ("weights",),
 }
-"""What a VAE may have besides encode and decode, and the methods that show it. They mean what `Assembled`'s mean.
+"""What a VAE may have besides encode and decode, and the methods that show it. They mean what `Assembled`'s mean."""
 
-A port may also declare "legacy_names", which no method shows: it builds from diffusers' names of before 0.18.
+PRESUMED = frozenset({"deterministic", "threads"})
+"""What is taken for granted where a subject declares no capabilities: the same bits again, and in several threads.
+
+What no method shows and is not presumed, a port declares: "legacy_names", that it builds from diffusers' names of
+before 0.18.
 """
 
 SMALLEST = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2)
@@ -50,8 +57,6 @@ class Capabilities:
 
     dtypes: tuple[str, ...] = ("float32",)
     devices: tuple[str, ...] = ("cpu",)
-    deterministic: bool = True
-    max_elements: int | None = None
     features: frozenset[str] = frozenset()
 
 
@@ -75,6 +80,7 @@ class Subject:
 
     kind: ClassVar[str]
     name: str
+    alter: Alter
 
     def build(self, config: AutoencoderConfig, weights: Weights, dtype: str) -> DrivenVae:
         """The VAE of this config and these canonical weights, in this dtype; it gets copies of its own."""
@@ -87,6 +93,9 @@ class Subject:
 
     def factory(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
         """The VAE itself."""
+        return self.alter(self._make)(config, weights, dtype)
+
+    def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
         raise NotImplementedError
 
     def replace(self, **changes: Any) -> Self:
@@ -104,6 +113,10 @@ class Subject:
         raise NotImplementedError
 
 
+def _unaltered(factory: Factory) -> Factory:
+    return factory
+
+
 @dataclass(frozen=True)
 class BackendSubject(Subject):
     """A backend, on its best device where none is named, in the most exact float32 that it has there."""
@@ -111,6 +124,7 @@ class BackendSubject(Subject):
     backend: Backend
     device: str | None = None
     precision: str = "highest"
+    alter: Alter = _unaltered
     kind = "backend"
 
     @property
@@ -131,8 +145,7 @@ class BackendSubject(Subject):
         with blamed("ops"):
             return DrivenOps(self.raw_ops(dtype))
 
-    def factory(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Assembled:
-        """The specification's model on the backend's operations."""
+    def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Assembled:
         return Assembled(config, weights, self.raw_ops(dtype))
 
     @cached_property
@@ -140,7 +153,7 @@ class BackendSubject(Subject):
         """The backend's own, else: the dtypes that it has here, and whatever a model on its operations can do."""
         declared = getattr(self.backend, "capabilities", None)
         dtypes = tuple(dtype for dtype in self.backend.dtypes if self._has(dtype))
-        return declared or Capabilities(dtypes, self.backend.devices(), features=frozenset(FEATURES))
+        return declared or Capabilities(dtypes, self.backend.devices(), features=PRESUMED | FEATURES.keys())
 
     def _has(self, dtype: str) -> bool:
         """A backend may have a dtype only where the process asked for it, and says so with a BackendError."""
@@ -158,21 +171,21 @@ class BackendSubject(Subject):
 
 @dataclass(frozen=True)
 class PortSubject(Subject):
-    """Somebody's whole VAE: `maker(config, weights)` gives it, or `maker(config, weights, dtype=)` in several dtypes."""
+    """Somebody's whole VAE: `maker(config, weights)` gives it, and `maker(config, weights, dtype=)` in other dtypes."""
 
     maker: Callable[..., Any]
     name: str
+    alter: Alter = _unaltered
     kind = "port"
 
     @classmethod
     def of(cls, subject: Subject) -> PortSubject:
         """Another subject, of which nothing is seen but the whole VAE."""
-        port = cls(subject.factory, subject.name)
-        port.__dict__["capabilities"] = subject.capabilities
-        return port
+        maker: Any = partial(subject.factory)
+        maker.capabilities, maker.gaps = subject.capabilities, subject.gaps
+        return cls(maker, subject.name)
 
-    def factory(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
-        """What `maker` makes."""
+    def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
         if "dtype" in inspect.signature(self.maker).parameters:
             return self.maker(config, weights, dtype=dtype)
         return self.maker(config, weights)
@@ -181,7 +194,7 @@ class PortSubject(Subject):
     def capabilities(self) -> Capabilities:
         """Those that `maker` declares, else: float32, and the methods that the smallest VAE has."""
         declared = getattr(self.maker, "capabilities", None)
-        return declared or Capabilities(features=frozenset(self._features()))
+        return declared or Capabilities(features=PRESUMED.union(self._features()))
 
     def _features(self) -> list[str]:
         vae = self.build(SMALLEST, initialize(SMALLEST, 0), "float32").vae

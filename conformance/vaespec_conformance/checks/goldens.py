@@ -1,0 +1,53 @@
+"""L8: what diffusers gave, frozen: should the specification ever change, this says so."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from vaespec import parameters
+from vaespec_conformance import budgets
+from vaespec_conformance.cases import Case, among, cases
+from vaespec_conformance.comparison import within
+from vaespec_conformance.goldens import SIZES, golden_images, golden_latents, golden_weights, goldens
+from vaespec_conformance.judge import predicted
+from vaespec_conformance.models import CONFIGS
+from vaespec_conformance.registry import MODEL, Margin, check
+
+
+def _built(subject: Any, case: Case, dtype: str) -> Any:
+    config = CONFIGS[case["config"]]
+    weights = golden_weights({name: row.shape for name, row in parameters(config).items()})
+    return subject.build(config, weights, dtype)
+
+
+def _encoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    return np.concatenate(_built(subject, case, dtype).encode(golden_images(case["config"])), axis=1)
+
+
+def _decoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    return _built(subject, case, dtype).decode(golden_latents(case["config"]))
+
+
+FROZEN = {
+    "level": "L8",
+    "dtypes": ("float32", "float64"),
+    "examples": MODEL,
+    "cases": cases(config=among(*SIZES)),
+    "pinned": tuple(Case.of(config=name, seed=0) for name in SIZES),
+}
+
+
+@check("goldens.encode", **FROZEN)
+def encode(subject: Any, case: Case, dtype: str) -> Margin:
+    """Mean and log-variance of diffusers, of odd images as well."""
+    budget = budgets.model(dtype, predicted(_encoded, case, dtype))
+    return within(_encoded(subject, case, dtype), goldens()[f"{case['config']}/moments"], budget, "encode")
+
+
+@check("goldens.decode", **FROZEN)
+def decode(subject: Any, case: Case, dtype: str) -> Margin:
+    """Images of diffusers."""
+    budget = budgets.model(dtype, predicted(_decoded, case, dtype))
+    return within(_decoded(subject, case, dtype), goldens()[f"{case['config']}/decoded"], budget, "decode")
