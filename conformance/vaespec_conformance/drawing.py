@@ -41,13 +41,9 @@ def run_drawn(
     examples: int,
     seed: int,
     shrink: bool,
-    target: bool,
 ) -> None:
-    """Call `examine` with that many cases, and after a failure with smaller ones; raises what it raised last.
-
-    `target` searches for cases with a great margin, which `examine` tells by hypothesis.target.
-    """
-    phases = (Phase.generate, *[Phase.target] * target, *[Phase.shrink] * shrink)
+    """Call `examine` with that many cases, and after a failure with smaller ones; raises what it raised last."""
+    phases = (Phase.generate, *[Phase.shrink] * shrink)
     after = 0
 
     @hypothesis.seed(seed)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-import hypothesis
 from hypothesis.errors import Flaky
 
 from vaespec_conformance.cases import Case
@@ -19,8 +18,8 @@ from vaespec_conformance.subjects import Subject
 class Examination:
     """Calls a check: counts the cases until one fails, and keeps the greatest margin, or the last failure."""
 
-    def __init__(self, subject: Subject, item: Item, *, required: int, target: bool = False) -> None:
-        self.subject, self.item, self.required, self.target = subject, item, required, target
+    def __init__(self, subject: Subject, item: Item, *, required: int) -> None:
+        self.subject, self.item, self.required = subject, item, required
         self.examples = 0
         self.margin: Margin = EXACT
         self.failure: tuple[Case | None, Exception] | None = None  # no case: none could be drawn
@@ -36,24 +35,24 @@ class Examination:
         except Exception as error:
             self.failure = case, error
             raise
-        if self.target:
-            hypothesis.target(float(max(margin)))
         self.margin = Margin(max(self.margin.eta2, margin.eta2), max(self.margin.etainf, margin.etainf))
 
 
-def examine(subject: Subject, item: Item, *, profile: str, seed: int, case: Case | None = None) -> Examination:
+def examine(
+    subject: Subject, item: Item, *, profile: str, seed: int, case: Case | None = None, shrink: bool = True
+) -> Examination:
     """Run an item: the pinned cases and as many drawn ones as the profile asks for, or the one case that is given.
 
-    What the subject does not claim is tried with one drawn case. A declared gap is not made smaller.
+    What the subject does not claim is tried with one drawn case. A failure is made smaller with `shrink`, unless it is
+    a declared gap.
     """
     check = item.check
     pinned = (case,) if case else () if item.lacking else check.pinned
     drawn = 0 if case else 1 if item.lacking else check.examples[PROFILES.index(profile)]
-    thorough = profile == "thorough" and not item.lacking
-    examination = Examination(subject, item, required=len(pinned) + drawn, target=thorough)
+    examination = Examination(subject, item, required=len(pinned) + drawn)
     _run_all(examination, pinned)
     if drawn and examination.failure is None:
-        _run_drawn(examination, drawn, seed, shrink=not (item.lacking or item.gap))
+        _run_drawn(examination, drawn, seed, shrink=shrink and not (item.lacking or item.gap))
     return examination
 
 
@@ -75,7 +74,6 @@ def _run_drawn(examination: Examination, examples: int, seed: int, *, shrink: bo
             examples=examples,
             seed=zlib.crc32(f"{seed} {item.id}".encode()),
             shrink=shrink,
-            target=examination.target,
         )
     except Flaky:
         examination.flaky = True

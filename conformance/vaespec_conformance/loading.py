@@ -20,7 +20,7 @@ class LoadError(VaespecError, ImportError):
 
 def load_backend(name: str, device: str | None = None, precision: str = "highest") -> BackendSubject:
     """The subject of a backend; BackendError or LoadError where there is none."""
-    backend = _backend_at(name) if ":" in name else choose_backend(name)
+    backend = _backend(load_object(name), name) if ":" in name else choose_backend(name)
     return BackendSubject(backend, device, precision)
 
 
@@ -32,17 +32,29 @@ def load_port(name: str) -> Subject:
     return PortSubject(maker, name)
 
 
-def _backend_at(name: str) -> Any:
-    """A backend, or the class of one."""
-    found = load_object(name)
-    if isinstance(found, type):
+def as_subject(given: Any) -> Subject:
+    """A Subject as it is; of a backend or its class, of a function that builds a port, the subject."""
+    if isinstance(given, Subject):
+        return given
+    if _lacking(given) and callable(given) and not (isinstance(given, type) and hasattr(given, "ops")):
+        return PortSubject(given, getattr(given, "__name__", type(given).__name__))
+    return BackendSubject(_backend(given, getattr(given, "__name__", type(given).__name__)))
+
+
+def _backend(given: Any, name: str) -> Any:
+    """A backend, which is made here if the class of one is given."""
+    if isinstance(given, type):
         try:
-            found = found()
+            given = given()
         except Exception as error:  # a stranger's class raises anything
             raise LoadError(f"backend {name!r} cannot be made ({error!r}).") from error
-    if lacking := [member for member in MEMBERS if not hasattr(found, member)]:
+    if lacking := _lacking(given):
         raise LoadError(f"backend {name!r} lacks {', '.join(lacking)}: see vaespec.backend.Backend.")
-    return found
+    return given
+
+
+def _lacking(given: Any) -> list[str]:
+    return [member for member in MEMBERS if not hasattr(given, member)]
 
 
 def load_object(name: str) -> Any:

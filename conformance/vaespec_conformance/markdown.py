@@ -14,7 +14,7 @@ SIGNS = {"pass": "✅", "fail": "❌", "error": "❗", "gap": "⚠️", "xpass":
 def to_markdown(report: Report) -> str:
     """The verdict, what did not pass, the matrix of checks and dtypes, and the facts."""
     dtypes = tuple(dict.fromkeys(result.dtype for result in report.results))
-    lines = [f"# {report.name}: {report.verdict}", "", report.headline]
+    lines = [f"# {_line(report.name)}: {report.verdict}", "", _line(report.headline)]
     if report.bad:
         lines += ["", "## What did not pass"]
         for result in report.bad:
@@ -91,9 +91,9 @@ def _failure(result: Result) -> Iterator[str]:
     yield ""
     failure = result.failure
     if failure is None:
-        yield result.reason or STATUSES[result.status]
+        yield _line(result.reason or STATUSES[result.status])
         return
-    yield failure.message
+    yield _line(failure.message)
     told = [("where", failure.where), ("likely", failure.hint)]
     if result.margin is not None:
         told.insert(0, ("error", f"{margin(result.margin)} times the budget"))
@@ -103,7 +103,7 @@ def _failure(result: Result) -> Iterator[str]:
         told.append(("once more", f"`{failure.command}`"))
     if any(text for _, text in told):
         yield ""
-    yield from (f"- {name}: {text}" for name, text in told if text)
+    yield from (f"- {name}: {_line(text)}" for name, text in told if text)
     if failure.snippet:
         yield from ("", "```python", *failure.snippet.rstrip("\n").split("\n"), "```")
 
@@ -127,7 +127,12 @@ def _gaps(report: Report) -> Iterator[tuple[str, str]]:
         yield what, f"{why} {url}" if url else why
 
 
+def _line(text: str) -> str:
+    """On one line, and no HTML."""
+    return " ".join(text.split()).replace("<", "&lt;")
+
+
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
     """A table whose cells hold no line break and no bar of their own."""
     lines = [header, ["---"] * len(header), *rows]
-    return ["| " + " | ".join(" ".join(cell.split()).replace("|", "\\|") for cell in line) + " |" for line in lines]
+    return ["| " + " | ".join(_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]

@@ -109,5 +109,6 @@ def _picture(error: Exception) -> str | None:
     assert isinstance(error, ConformanceError)
     size = np.abs(np.asarray(difference, np.float64))
     rms, greatest = float(np.sqrt(np.mean(size**2))), float(size.max())
-    allowed = rms / error.eta2 if error.eta2 > 1 else greatest / error.etainf
-    return error_picture(size / (allowed or np.finfo(float).tiny))
+    if np.isinf(error.etainf):  # nothing is allowed: all that differs is beyond the budget
+        return error_picture(np.where(size > 0, 1 + size / (greatest or 1.0), 0.0))
+    return error_picture(size / (rms / error.eta2 if error.eta2 > 1 else greatest / error.etainf))

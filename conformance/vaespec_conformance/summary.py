@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
 from collections.abc import Iterator
 
 from vaespec.cli.console import print_table
 from vaespec_conformance.registry import LEVELS
 from vaespec_conformance.report import Report, Result, by_level
-from vaespec_conformance.words import MARKS, margin
+from vaespec_conformance.words import COLUMNS, MARKS, failure_lines, margin
 
-COLUMNS = 100
 FAILURES = 5
 """That are told in full; the reports have all of them."""
 
@@ -21,7 +19,7 @@ def print_summary(report: Report) -> None:
     if rows := list(_rows(report)):
         print_table(("level", "", *report.dtypes), rows)
     for result in report.bad[:FAILURES]:
-        print("\n" + "\n".join(_told(result)))
+        print("\n" + "\n".join(failure_lines(result)))
     if len(report.bad) > FAILURES:
         others = ", ".join(result.id for result in report.bad[FAILURES:])
         print("\n" + textwrap.fill(f"and {others}", COLUMNS, break_on_hyphens=False))
@@ -46,24 +44,3 @@ def _cell(results: list[Result]) -> str:
     mark = MARKS["pass"] if len(passed) == len(results) else MARKS["fail"]
     used = max((result.margin or 0.0 for result in passed), default=0.0)
     return f"{mark} {len(passed)}/{len(results)}" + (f"  {margin(used)}" if used else "")
-
-
-def _told(result: Result) -> Iterator[str]:
-    """A failure, with what helps to find its cause."""
-    failure = result.failure
-    yield f"{MARKS[result.status]} {result.id}: {result.status}"
-    if failure is None:
-        yield f"  {result.reason}"
-        return
-    yield from textwrap.wrap(failure.message, COLUMNS, initial_indent="  ", subsequent_indent="  ")
-    if failure.where:
-        yield f"  where:  {failure.where}"
-    if failure.hint:
-        yield f"  likely: {failure.hint}"
-    if failure.case is not None:
-        yield f"  case:   {json.dumps(failure.case)}"
-    if failure.command:
-        yield f"  again:  {failure.command}"
-    if failure.snippet:
-        yield "  without vaespec:"
-        yield from textwrap.indent(failure.snippet.rstrip("\n"), "    ").split("\n")

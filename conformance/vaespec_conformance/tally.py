@@ -36,17 +36,18 @@ class Tally:
         """A check that did not end; None for the canary's."""
         self.lost += 1
         if place is not None:
-            self.results.append(_unfinished(place, why))
+            self.results.append(unfinished(place, why))
 
     def give_up(self, places: Iterable[Place]) -> None:
         """Those that are not begun."""
         why = f"it was not begun, since {PATIENCE} checks before it did not end."
-        self.results += [_unfinished(place, why) for place in places]
+        self.results += [unfinished(place, why) for place in places]
 
     def report(self) -> Report:
         """All of it."""
         return Report(self.about, tuple(self.results), self.seconds)
 
 
-def _unfinished(place: Place, why: str) -> Result:
+def unfinished(place: Place, why: str) -> Result:
+    """The result of a check that did not end, or was not begun."""
     return Result(*place, status="error", failure=Failure(why))

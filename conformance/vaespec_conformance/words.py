@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import textwrap
 from collections.abc import Iterator
 
-from vaespec_conformance.report import Report
+from vaespec_conformance.report import Report, Result
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–"}
+COLUMNS = 100
 
 
 def margin(used: float | None) -> str:
@@ -58,3 +61,24 @@ def gap_rows(report: Report) -> Iterator[tuple[str, str, str | None]]:
 def environment_rows(report: Report) -> Iterator[tuple[str, str]]:
     """Versions, machine, and the variables that change numbers."""
     yield from report.about["environment"].items()
+
+
+def failure_lines(result: Result) -> Iterator[str]:
+    """A failure, with what helps to find its cause."""
+    failure = result.failure
+    yield f"{MARKS[result.status]} {result.id}: {result.status}"
+    if failure is None:
+        yield f"  {result.reason}"
+        return
+    yield from textwrap.wrap(failure.message, COLUMNS, initial_indent="  ", subsequent_indent="  ")
+    if failure.where:
+        yield f"  where:  {failure.where}"
+    if failure.hint:
+        yield f"  likely: {failure.hint}"
+    if failure.case is not None:
+        yield f"  case:   {json.dumps(failure.case)}"
+    if failure.command:
+        yield f"  again:  {failure.command}"
+    if failure.snippet:
+        yield "  without vaespec:"
+        yield from textwrap.indent(failure.snippet.rstrip("\n"), "    ").split("\n")
