@@ -21,7 +21,7 @@ OURS = ("numpy", "hypothesis", "vaespec")
 
 
 def about(subject: Subject, *, profile: str, selection: dict[str, list[str]], seed: int) -> dict[str, Any]:
-    """What stands in a report beside the results; the canary is yet to be sent."""
+    """What stands in a report beside the results; canary and precision come later."""
     ops = provenance(subject)
     return {
         "suite": {"version": SUITE, "checks_hash": checks_hash()},
@@ -87,7 +87,9 @@ def _label(ops: dict[str, str]) -> str | None:
 
 
 def _device(subject: Subject) -> str | None:
-    return (subject.device or subject.capabilities.devices[0]) if isinstance(subject, BackendSubject) else None
+    if not isinstance(subject, BackendSubject):
+        return None
+    return subject.device or next(iter(subject.capabilities.devices), None)
 
 
 def _distribution(subject: Subject) -> str | None:
@@ -117,5 +119,5 @@ def _environment(subject: Subject) -> Iterator[tuple[str, str]]:
     yield "machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     for distribution in dict.fromkeys((*OURS, getattr(declaring, "framework", "numpy"))):
         yield distribution, _version(distribution) or "not installed as a package"
-    for name, unset in getattr(declaring, "switches", {}).items():
+    for name, unset in {"OMP_NUM_THREADS": "not set", **getattr(declaring, "switches", {})}.items():
         yield name, os.environ.get(name, unset)
