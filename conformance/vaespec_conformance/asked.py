@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from vaespec_conformance.about import about
-from vaespec_conformance.canary import fly
 from vaespec_conformance.plan import EVERYTHING, Item, Selection, plan
+from vaespec_conformance.preliminaries import preliminaries
 from vaespec_conformance.report import Report, Result
 from vaespec_conformance.runner import run_item
 from vaespec_conformance.subjects import Subject
@@ -22,7 +22,7 @@ from vaespec_conformance.timing import TIME_LIMITS, HungError, within
 from vaespec_conformance.words import failure_lines
 
 Record = Callable[[str, object], None]
-RESULT, SECONDS, CANARY = "vaespec", "vaespec-seconds", "vaespec-canary"
+RESULT, SECONDS, KNOWN = "vaespec", "vaespec-seconds", "vaespec-known"
 """Names of the properties of a test, in which results travel, from one process of pytest to another too."""
 
 
@@ -57,21 +57,22 @@ class Asked:
 
     def fly_canary(self, record: Record) -> None:
         """Fails where a known mistake, put into the subject, is not seen."""
-        canary = fly(self.subject)
-        record(CANARY, json.dumps(canary))
-        if canary["status"] != "caught":
-            pytest.fail(f"the canary was not caught: {canary}.", pytrace=False)
+        known = preliminaries(self.subject)
+        record(KNOWN, json.dumps(known))
+        if known["canary"]["status"] != "caught":
+            pytest.fail(f"the canary was not caught: {known['canary']}.", pytrace=False)
 
     def require_claims(self) -> None:
         """Fails where the subject does not claim what every subject must do."""
-        if missing := [reason for reason in self.report({}).unseen if "claimed" in reason]:
+        if missing := [reason for reason in self.report({}, {}).unseen if "claimed" in reason]:
             pytest.fail(f"{', '.join(missing)}.", pytrace=False)
 
-    def report(self, found: dict[str, Result], canary: Any = None, seconds: dict[str, float] | None = None) -> Report:
+    def report(
+        self, found: dict[str, Result], known: Mapping[str, Any], seconds: dict[str, float] | None = None
+    ) -> Report:
         """What tests have found, in the order of the plan."""
         facts = about(self.subject, profile=self.profile, selection=self.selection.to_dict(), seed=self.seed)
-        facts["canary"] = canary or facts["canary"]
-        return Report(facts, tuple(found[item.id] for item in self.items if item.id in found), seconds or {})
+        return Report(facts | known, tuple(found[item.id] for item in self.items if item.id in found), seconds or {})
 
 
 def _conclude(result: Result) -> None:

@@ -151,7 +151,7 @@ def conformance(
         elif matrix:
             _print_matrix(matrix)
         elif self_check:
-            raise typer.Exit(_check_itself(backend, device, dtype or []))
+            raise typer.Exit(_check_itself(backend, port, device, dtype or []))
         else:
             asked = _request(
                 backend=backend,
@@ -249,7 +249,7 @@ def _show_checks(name: str | None) -> None:
     if name is None:
         rows = [
             [c.level, c.id, " ".join(c.subjects), " ".join(c.requires), c.explain.split("\n")[0]]
-            for c in CHECKS.values()
+            for c in sorted(CHECKS.values(), key=lambda c: c.level)
         ]
         print_table(("level", "check", "of", "requires", "what"), rows)
         return
@@ -258,11 +258,14 @@ def _show_checks(name: str | None) -> None:
     print(f"{found.id}, {found.level} ({LEVELS[found.level]}), since {found.since}\n\n{found.explain}")
 
 
-def _check_itself(backend: str | None, device: str | None, dtypes: list[str]) -> int:
+def _check_itself(backend: str | None, port: str | None, device: str | None, dtypes: list[str]) -> int:
+    from vaespec_conformance.loading import load_backend, load_port
+    from vaespec_conformance.plan import Selection
     from vaespec_conformance.selfcheck import self_check
 
+    Selection(dtypes=tuple(dtypes))
+    subject = load_port(port) if port else load_backend(backend or "numpy", device)
     with progress("putting mistakes in") as step:
-        found = self_check(backend or "numpy", device, tuple(dtypes), step)
-    for line in found.lines():
-        print(line)
+        found = self_check(subject, dtypes, step)
+    print("\n".join(found.lines()))
     return found.exit_code

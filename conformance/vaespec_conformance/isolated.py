@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import queue
 import signal
 import subprocess
@@ -14,11 +15,16 @@ from typing import Any
 from vaespec.errors import VaespecError
 from vaespec_conformance.report import Place, Report, Result
 from vaespec_conformance.request import Request
-from vaespec_conformance.tally import CANARY, Tally
+from vaespec_conformance.tally import BEFORE, Tally
 from vaespec_conformance.timing import TIME_LIMITS
 
 LOADING = 300.0
 """Seconds until a subject must be imported; a framework on a cold disk takes some."""
+ENDING = 10.0
+"""Seconds that a process takes to end, after its last word."""
+THREADS = {"OMP_NUM_THREADS": "1"}
+"""A few pixels are computed sooner than a second thread wakes up, above all on busy cores. The user's own setting
+goes before."""
 
 Progress = Callable[[Place, int], None]
 
@@ -41,17 +47,20 @@ class Worker:
             stdout=subprocess.PIPE,
             text=True,
             encoding="utf-8",
+            env=THREADS | os.environ,
         )
         assert self.process.stdin
         self.process.stdin.write(json.dumps({"request": request.to_json(), "first": first}) + "\n")
         self.process.stdin.close()
         self.lines: queue.Queue[str | None] = queue.Queue()
-        threading.Thread(target=self._read, daemon=True).start()
+        self.reader = threading.Thread(target=self._read, daemon=True)
+        self.reader.start()
 
     def _read(self) -> None:
         assert self.process.stdout
-        for line in self.process.stdout:
-            self.lines.put(line)
+        with self.process.stdout as stdout:
+            for line in stdout:
+                self.lines.put(line)
         self.lines.put(None)
 
     def listen(self, seconds: float) -> dict[str, Any] | None:
@@ -62,14 +71,19 @@ class Worker:
             raise SilenceError from None
         return None if line is None else json.loads(line)
 
-    def end(self) -> str:
-        """Stop it, if it still runs; how it ended, in words."""
+    def ended(self) -> str:
+        """How it ended, in words; of one that has nothing more to say."""
+        try:
+            code = self.process.wait(ENDING)
+        except subprocess.TimeoutExpired:
+            return "stopped answering"
+        return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+
+    def stop(self) -> None:
+        """End it, if it still runs."""
         self.process.kill()
-        return _ended(self.process.wait())
-
-
-def _ended(code: int) -> str:
-    return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
+        self.process.wait()
+        self.reader.join()
 
 
 def run_isolated(request: Request, progress: Progress = lambda place, total: None) -> Report:
@@ -90,7 +104,7 @@ class _Run:
         self.tally: Tally | None = None
         self.places: list[Place] = []
         self.number: int | None = None  # of the item that was begun
-        self.next = CANARY
+        self.next = BEFORE
         self.done = False
 
     def resume(self) -> None:
@@ -102,13 +116,13 @@ class _Run:
                 self._hear(message)
                 if self.done:
                     return
-            how = worker.end()
+            how = worker.ended()
             self._lose(f"the process {how} during this check.", f"importing the subject: the process {how}.")
         except SilenceError:
             slow = f"it did not end within {self.limit:g} s."
             self._lose(slow, f"importing the subject did not end within {LOADING:g} s.")
         finally:
-            worker.end()
+            worker.stop()
 
     def _hear(self, message: dict[str, Any]) -> None:
         event = message["event"]
@@ -119,11 +133,11 @@ class _Run:
             self.places = [Place(*place) for place in message["places"]]
         elif event == "begin":
             self.number = message["number"]
-            if self.number != CANARY:
+            if self.number != BEFORE:
                 self.progress(self.places[self.number], len(self.places))
-        elif event == "canary":
+        elif event == "known":
             assert self.tally
-            self.tally.about["canary"] = message["canary"]
+            self.tally.about |= message["facts"]
         elif event == "result":
             assert self.tally
             self.tally.add(Result.from_dict(message["result"]), message["seconds"])
@@ -135,7 +149,7 @@ class _Run:
         """Go on behind the item that did not end; RefusedError if there was none yet."""
         if self.number is None or self.tally is None:
             raise RefusedError(before)
-        self.tally.lose(self.places[self.number] if self.number != CANARY else None, during)
+        self.tally.lose(self.places[self.number] if self.number != BEFORE else None, during)
         self.next = self.number + 1
         if not self.tally.patient:
             self.tally.give_up(self.places[self.next :])

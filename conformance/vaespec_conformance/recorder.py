@@ -11,7 +11,7 @@ import pytest
 
 from vaespec.errors import VaespecError
 from vaespec.files import written_whole
-from vaespec_conformance.asked import CANARY, RESULT, SECONDS, Asked
+from vaespec_conformance.asked import KNOWN, RESULT, SECONDS, Asked
 from vaespec_conformance.html import to_html
 from vaespec_conformance.loading import load_backend, load_port
 from vaespec_conformance.markdown import to_markdown
@@ -34,7 +34,7 @@ class Recorder:
         self.asked = _asked(config)
         self.results: dict[str, Result] = {}
         self.seconds: dict[str, float] = {}
-        self.canary: Any = None
+        self.known: dict[str, Any] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Where tests run in other processes, this is called in the one that collects what they say."""
@@ -43,13 +43,15 @@ class Recorder:
             result = Result.from_dict(json.loads(str(said[RESULT])))
             self.results[result.id] = result
             self.seconds[result.id] = round(float(str(said[SECONDS])), 3)
-        elif report.when == "call" and CANARY in said:
-            self.canary = json.loads(str(said[CANARY]))
+        elif report.when == "call" and KNOWN in said:
+            self.known = json.loads(str(said[KNOWN]))
 
-    def pytest_sessionfinish(self) -> None:
-        """Write what was asked for."""
+    def pytest_sessionfinish(self, session: pytest.Session) -> None:
+        """Write what was asked for. A run in which every test was skipped has not passed."""
         if hasattr(self.config, "workerinput"):  # a process of pytest-xdist; the report is made in the first one
             return
+        if session.exitstatus == pytest.ExitCode.OK and self.report.exit_code:
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
         for option, write in WRITERS.items():
             if path := self.config.getoption(option):
                 with written_whole(Path(path)) as part:
@@ -63,7 +65,7 @@ class Recorder:
     @property
     def report(self) -> Report:
         """What has been found."""
-        return self.asked.report(self.results, self.canary, self.seconds)
+        return self.asked.report(self.results, self.known, self.seconds)
 
 
 def _asked(config: pytest.Config) -> Asked:

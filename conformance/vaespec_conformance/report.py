@@ -15,6 +15,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from vaespec_conformance import budgets
+
+OF_OPERATIONS = ("L0", "L1")
+"""Levels whose budgets are those of one operation; the others' are of what rounding costs a whole model."""
 SCHEMA = "vaespec-conformance/1"
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
@@ -85,10 +89,12 @@ class Result:
 
     @property
     def grade(self) -> str | None:
-        """A: at most half of the budget. B: all of it."""
-        if self.status != "pass" or self.margin is None:
+        """A: at most half of the budget; B: more. C: of a model in float32, more than four times what it must cost."""
+        if self.status != "pass" or self.eta2 is None or self.margin is None:
             return None
-        return "A" if self.margin <= 0.5 else "B"
+        if self.level in OF_OPERATIONS:
+            return "A" if self.margin <= 0.5 else "B"
+        return budgets.grade(self.dtype, self.eta2)
 
     def to_dict(self) -> dict[str, Any]:
         """Without what is not known."""
@@ -142,9 +148,8 @@ class Report:
         if canary["status"] != "caught":
             passed = f": {canary['mutant']} passed {canary['check']}" if canary["status"] == "survived" else ""
             reasons.append(f"the canary was not caught{passed}")
-        if not self.about["run"]["selection"]:
-            claimed = self.about["claims"]["dtypes"]
-            reasons += [f"{dtype} is not claimed" for dtype in self.about["claims"]["required"] if dtype not in claimed]
+        claims = self.about["claims"]
+        reasons += [f"{dtype} is not claimed" for dtype in claims["required"] if dtype not in claims["dtypes"]]
         return tuple(reasons)
 
     @property

@@ -7,11 +7,11 @@ from collections.abc import Callable
 from functools import partial
 
 from vaespec_conformance.about import about
-from vaespec_conformance.canary import fly
 from vaespec_conformance.cases import Case
 from vaespec_conformance.examination import examine
 from vaespec_conformance.outcome import outcome
 from vaespec_conformance.plan import EVERYTHING, Item, Selection, plan
+from vaespec_conformance.preliminaries import preliminaries
 from vaespec_conformance.report import Report, Result
 from vaespec_conformance.subjects import Subject
 from vaespec_conformance.tally import Tally
@@ -40,7 +40,7 @@ def run_conformance(
     tally = Tally(about(subject, profile=profile, selection=selection.to_dict(), seed=seed))
     slow = f"it did not end within {limit:g} s."
     try:
-        tally.about["canary"] = within(limit, lambda: fly(subject))
+        tally.about |= within(limit, lambda: preliminaries(subject))
     except HungError:
         tally.lose(None, slow)
     for number, item in enumerate(items):

@@ -9,8 +9,8 @@ from vaespec_conformance.report import Failure, Place, Report, Result
 
 PATIENCE = 3
 """After so many checks that did not end, the others are not begun."""
-CANARY = -1
-"""Stands for the canary where the items of a run are numbered."""
+BEFORE = -1
+"""Stands for the preliminaries where the items of a run are numbered."""
 
 
 class Tally:
@@ -33,7 +33,7 @@ class Tally:
         self.seconds[result.id] = round(seconds, 3)
 
     def lose(self, place: Place | None, why: str) -> None:
-        """A check that did not end; None for the canary's."""
+        """A check that did not end; None for the preliminaries."""
         self.lost += 1
         if place is not None:
             self.results.append(unfinished(place, why))

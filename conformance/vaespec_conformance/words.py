@@ -6,7 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 
-from vaespec_conformance.report import Report, Result
+from vaespec_conformance.report import STATUSES, Report, Result
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–"}
 COLUMNS = 100
@@ -68,7 +68,7 @@ def failure_lines(result: Result) -> Iterator[str]:
     failure = result.failure
     yield f"{MARKS[result.status]} {result.id}: {result.status}"
     if failure is None:
-        yield f"  {result.reason}"
+        yield f"  {STATUSES[result.status]}: {result.reason}"
         return
     yield from textwrap.wrap(failure.message, COLUMNS, initial_indent="  ", subsequent_indent="  ")
     if failure.where:

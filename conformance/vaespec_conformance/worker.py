@@ -14,14 +14,14 @@ from typing import Any
 
 from vaespec.errors import VaespecError
 from vaespec_conformance.about import about
-from vaespec_conformance.canary import fly
 from vaespec_conformance.cases import Case
 from vaespec_conformance.loading import load_backend, load_port
 from vaespec_conformance.plan import Item, PlanError, Selection, levels_between, plan
+from vaespec_conformance.preliminaries import preliminaries
 from vaespec_conformance.request import Request
 from vaespec_conformance.runner import run_item
 from vaespec_conformance.subjects import Subject
-from vaespec_conformance.tally import CANARY
+from vaespec_conformance.tally import BEFORE
 
 Send = Callable[..., None]
 
@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def serve(request: Request, first: int, send: Send) -> None:
-    """Load the subject, tell what will be run, and run it from the first item on; the canary is before all."""
+    """Load the subject, tell what will be run, and run it from the first item on, or the preliminaries."""
     subject = _subject(request)
     selection = _selection(request)
     items = plan(subject, selection)
@@ -45,9 +45,9 @@ def serve(request: Request, first: int, send: Send) -> None:
     asked = selection.to_dict() | ({"case": [case.to_json()]} if case else {})
     facts = about(subject, profile=request.profile, selection=asked, seed=request.seed)
     send("ready", about=facts, places=[item.place for item in items])
-    if first == CANARY:
-        send("begin", number=CANARY)
-        send("canary", canary=fly(subject))
+    if first == BEFORE:
+        send("begin", number=BEFORE)
+        send("known", facts=preliminaries(subject))
     first = max(first, 0)
     for number, item in enumerate(items[first:], first):
         send("begin", number=number)

@@ -13,7 +13,8 @@ def no_checks(monkeypatch):
     """An empty registry; the canary, which needs the suite's own, is said to be caught."""
     before = dict(CHECKS)
     CHECKS.clear()
-    monkeypatch.setattr(runner, "fly", lambda subject: {"status": "caught", "mutant": "a mutant", "check": "a check"})
+    caught = {"status": "caught", "mutant": "a mutant", "check": "a check"}
+    monkeypatch.setattr(runner, "preliminaries", lambda subject: {"canary": caught})
     yield CHECKS
     CHECKS.clear()
     CHECKS.update(before)

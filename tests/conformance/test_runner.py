@@ -44,14 +44,20 @@ def test_the_pinned_cases_and_those_of_the_profile_are_run_and_counted(profile, 
 def test_the_failing_case_is_made_as_small_as_it_can_be():
     def fails_from_1000(subject, case, dtype):
         if case["number"] >= 1000:
-            raise ConformanceError("too large.", where="here", hint="a limit", eta2=5.0, etainf=2.0)
+            error = ConformanceError("too large.", where="here", eta2=5.0, etainf=2.0)
+            error.find_hint = lambda: f"a limit below {case['number']}"
+            raise error
         return EXACT
 
     define("own", fails_from_1000)
     result = only(run())
     assert (result.status, result.eta2, result.etainf) == ("fail", 5.0, 2.0)
     assert result.failure.case == {"number": 1000, "seed": 0}
-    assert (result.failure.message, result.failure.where, result.failure.hint) == ("too large.", "here", "a limit")
+    assert (result.failure.message, result.failure.where, result.failure.hint) == (
+        "too large.",
+        "here",
+        "a limit below 1000",
+    )
 
 
 def test_a_failing_pinned_case_is_told_and_nothing_is_drawn():
@@ -265,7 +271,7 @@ def test_float32_cannot_be_left_out():
 
 def test_a_canary_that_survives_is_vacuous(monkeypatch):
     canary = {"status": "survived", "mutant": "no bias", "check": "ops.conv2d[float32]"}
-    monkeypatch.setattr("vaespec_conformance.runner.fly", lambda subject: canary)
+    monkeypatch.setattr("vaespec_conformance.runner.preliminaries", lambda subject: {"canary": canary})
     define("own")
     report = run()
     assert (report.verdict, report.exit_code) == ("vacuous", 3)
@@ -273,8 +279,9 @@ def test_a_canary_that_survives_is_vacuous(monkeypatch):
 
 
 def test_a_check_whose_cases_cannot_be_drawn_is_an_error():
-    from vaespec_conformance.cases import cases
     from hypothesis import strategies as st
+
+    from vaespec_conformance.cases import cases
 
     define("own", cases=cases(number=st.integers(0, 9).filter(lambda n: n > 9)))
     assert only(run()).status == "error"
