@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
@@ -68,7 +68,7 @@ class Asked:
             pytest.fail(f"{', '.join(missing)}.", pytrace=False)
 
     def report(
-        self, found: dict[str, Result], known: Mapping[str, Any], seconds: dict[str, float] | None = None
+        self, found: dict[str, Result], known: dict[str, Any], seconds: dict[str, float] | None = None
     ) -> Report:
         """What tests have found, in the order of the plan."""
         facts = about(self.subject, profile=self.profile, selection=self.selection.to_dict(), seed=self.seed)

@@ -259,13 +259,14 @@ def _show_checks(name: str | None) -> None:
 
 
 def _check_itself(backend: str | None, port: str | None, device: str | None, dtypes: list[str]) -> int:
-    from vaespec_conformance.loading import load_backend, load_port
+    from vaespec_conformance.loading import load_backend
     from vaespec_conformance.plan import Selection
     from vaespec_conformance.selfcheck import self_check
 
+    if port:
+        raise typer.BadParameter("mistakes are put into a backend, not into a port.", param_hint="--self-check")
     Selection(dtypes=tuple(dtypes))
-    subject = load_port(port) if port else load_backend(backend or "numpy", device)
     with progress("putting mistakes in") as step:
-        found = self_check(subject, dtypes, step)
+        found = self_check(load_backend(backend or "numpy", device), dtypes, step)
     print("\n".join(found.lines()))
     return found.exit_code

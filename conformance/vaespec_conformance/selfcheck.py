@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 from vaespec_conformance.errors import ConformanceError
 from vaespec_conformance.examination import examine
-from vaespec_conformance.mutants import BENIGN, MUTANTS, Mutant
-from vaespec_conformance.plan import Item
+from vaespec_conformance.mutants import BENIGN, MUTANTS
+from vaespec_conformance.plan import Item, Selection, plan
 from vaespec_conformance.registry import CHECKS, DTYPES
-from vaespec_conformance.subjects import Subject
+from vaespec_conformance.subjects import BackendSubject, Subject
 
-MODELS = ("model.encode", "model.decode")
-"""Where a variant of an operation could show as well."""
+OF_VARIANTS = ("L1", "L2", "L3")
+"""Where another way to compute could show."""
 
 
 @dataclass(frozen=True)
@@ -59,35 +59,34 @@ class SelfCheck:
         yield f"not tried: {len(self.equivalent)} that change less than rounding in their dtype"
 
 
-def self_check(subject: Subject, dtypes: Sequence[str] = (), progress: Callable[[], None] = lambda: None) -> SelfCheck:
-    """Try every mistake and every variant on a subject, in the dtypes it claims, or in those of them that are named."""
-    asked = [dtype for dtype in DTYPES if dtype in subject.capabilities.dtypes and dtype in (dtypes or DTYPES)]
+def self_check(
+    subject: BackendSubject, dtypes: Sequence[str] = (), progress: Callable[[], None] = lambda: None
+) -> SelfCheck:
+    """Try every mistake and every variant on a backend, in the dtypes it claims, or in those of them that are named."""
+    asked = [dtype for dtype in subject.capabilities.dtypes if dtype in (dtypes or DTYPES)]
     trials: list[Trial] = []
     equivalent: dict[str, str] = {}
-    for changes, should_fail in ((MUTANTS, True), (BENIGN, False)):
-        for mutant in changes.values():
-            for dtype in asked:
-                for check in _checks(mutant, dtype, subject):
-                    id = f"{check}[{dtype}]"
-                    if dtype in mutant.equivalent_in:
-                        equivalent[f"{mutant.name} {id}"] = mutant.equivalent_in[dtype]
-                        continue
-                    trials.append(Trial(mutant.name, id, _fails(mutant.wrap(subject), check, dtype), should_fail))
-                    progress()
+
+    def attempt(name: str, changed: Subject, item: Item, *, should_fail: bool) -> None:
+        trials.append(Trial(name, item.id, _fails(changed, item), should_fail))
+        progress()
+
+    for dtype in asked:
+        for name, mutant in MUTANTS.items():
+            if dtype in mutant.equivalent_in:
+                equivalent[f"{name}, in {dtype}"] = mutant.equivalent_in[dtype]
+            elif CHECKS[mutant.owner].concerns(subject, dtype):
+                attempt(name, mutant.wrap(subject), Item(CHECKS[mutant.owner], dtype, None, None), should_fail=True)
+        for name, variant in BENIGN.items():
+            if dtype in variant.dtypes:
+                for item in plan(subject, Selection(dtypes=(dtype,), levels=OF_VARIANTS)):
+                    attempt(name, variant.wrap(subject), item, should_fail=False)
     return SelfCheck(tuple(trials), equivalent)
 
 
-def _checks(mutant: Mutant, dtype: str, subject: Subject) -> tuple[str, ...]:
-    """The one that must see a mistake; of a variant, those that would."""
-    own = mutant.owner if subject.kind == "backend" else mutant.seen_in_ports
-    names = [own, *(MODELS if mutant.name in BENIGN else ())]
-    return tuple(name for name in names if name and CHECKS[name].concerns(subject, dtype))
-
-
-def _fails(subject: Subject, check: str, dtype: str) -> bool:
+def _fails(subject: Subject, item: Item) -> bool:
     """Whether the check sees something; what else it raises is a mistake of the suite, and is raised."""
-    item = Item(CHECKS[check], dtype, None, None)
-    failure = examine(subject, item, profile="default", seed=0, shrink=False).failure
+    failure = examine(subject, item, profile="quick", seed=0, shrink=False).failure
     if failure and not isinstance(failure[1], ConformanceError):
         raise failure[1]
     return failure is not None
