@@ -22,21 +22,22 @@ SIZES = {"plain": (7, 10), "attentive": (8, 6), "bare": (12, 17)}
 
 
 def uniform(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Numbers in [-1, 1), to 2⁻²³, that float32 holds; float64."""
+    """Multiples of 2⁻⁷ in [-1, 1), which every dtype holds; float64."""
     bits = np.random.Philox(key=zlib.crc32(key.encode())).random_raw(math.prod(shape))
-    return ((bits >> np.uint64(40)) * 2.0**-23 - 1.0).reshape(shape)
+    return ((bits >> np.uint64(56)) * 2.0**-7 - 1.0).reshape(shape)
 
 
 def golden_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Canonical weights by names and shapes, as float32 holds them; no norm is the identity."""
-    return {name: _weight(name, shape).astype(np.float32).astype(np.float64) for name, shape in shapes.items()}
+    """Canonical weights by names and shapes, which every dtype holds; no norm is the identity."""
+    return {name: _weight(name, shape) for name, shape in shapes.items()}
 
 
 def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Kernels of a variance of about 1 / fan-in; scales in [½, 1)."""
     drawn = uniform(name, shape)
     if name.endswith("bias"):
-        return 0.3 * drawn
-    return 1.0 + 0.5 * drawn if len(shape) == 1 else drawn * math.sqrt(3.6 / math.prod(shape[1:]))
+        return drawn / 4
+    return (drawn + 3) / 4 if len(shape) == 1 else drawn * 2.0 ** round(0.5 * math.log2(3.6 / math.prod(shape[1:])))
 
 
 def golden_images(name: str) -> np.ndarray:

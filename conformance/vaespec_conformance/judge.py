@@ -26,14 +26,16 @@ def judge(
     dtype: str,
     *,
     what: str,
-    budget: float | None = None,
+    budget: float | np.ndarray | None = None,
     compare: Callable[..., Margin] = within,
+    expected: np.ndarray | None = None,
 ) -> Margin:
-    """The subject's result against the specification's; ConformanceError tells the likely cause.
+    """The subject's result against what is `expected`, the specification's; ConformanceError tells the likely cause.
 
     `budget` is by default that of a model: what rounding to the dtype costs the specification, and some.
     """
-    expected = specified(compute, case, dtype)
+    if expected is None:
+        expected = specified(compute, case, dtype)
     if budget is None:
         budget = budgets.model(dtype, predicted(compute, case, dtype))
     actual = compute(subject, case, dtype)

@@ -47,15 +47,16 @@ CONFIGS = {
 }
 """As of SD 1; with attention in the outer blocks, a group for every two channels; and with all that may be left out."""
 
-REGIMES = ("plain", "faint", "offset", "sharp")
+REGIMES = ("plain", "faint", "offset", "loud", "sharp")
 """Weights after which a mistake shows.
 
 plain: of the size of new weights, no norm the identity. faint: every normalised map has a deviation of 10⁻³, where eps
-matters. offset: maps have a mean of many deviations, where a variance must be centred. sharp: queries and keys give
+matters. offset: maps have a mean of many deviations, where a variance must be centred. loud: they have a deviation of 100,
+whose squares overflow float16. sharp: queries and keys give
 logits of a deviation of 10 around 100, where the scale matters and exponentials overflow.
 """
 
-FAINT = 1e-3
+SIZES = {"faint": 1e-3, "loud": 1e2}
 INTO_NORMS = ("conv_in", "conv1", "conv2", "to_out.0")
 """The layers whose results are summed up and normalised."""
 
@@ -82,8 +83,8 @@ def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Genera
         else rng.standard_normal(shape) * (1.2 / np.prod(shape[1:])) ** 0.5
     )
     into_norm = module.endswith(INTO_NORMS)
-    if regime == "faint" and (into_norm or (leaf == "bias" and module.endswith((".conv", "shortcut")))):
-        return FAINT * w
+    if regime in SIZES and (into_norm or (leaf == "bias" and module.endswith((".conv", "shortcut")))):
+        return SIZES[regime] * w
     if regime == "offset" and into_norm and leaf == "bias":
         return w + offset(dtype)
     if regime == "sharp" and module.endswith(("to_q", "to_k")):

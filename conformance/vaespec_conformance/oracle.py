@@ -13,7 +13,7 @@ from vaespec import AutoencoderConfig
 from vaespec.analysis.rounding import RoundingOps, rounded
 from vaespec.ops import Array, Layer, ReferenceOps
 from vaespec_conformance.assembly import Assembled
-from vaespec_conformance.subjects import Alter, BackendSubject, Capabilities, Subject
+from vaespec_conformance.subjects import Alter, BackendSubject, Capabilities, Subject, unaltered
 
 
 class OracleBackend:
@@ -55,9 +55,9 @@ class ReferenceBackend:
 class RoundingSubject(Subject):
     """The least that a dtype costs: each result rounded to 16 bits, or all of it in float32, by the specification."""
 
-    kind = "port"
+    kind = "judge"
     name = "rounding"
-    alter: Alter = staticmethod(lambda factory: factory)
+    alter: Alter = unaltered
 
     def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Assembled:
         if dtype in ("float32", "float64"):

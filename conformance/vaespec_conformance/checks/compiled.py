@@ -47,11 +47,11 @@ def shapes(subject: Any, case: Case, dtype: str) -> Margin:
 def _after_twin(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Decoded by a model whose twin in another dtype, of those that the subject has, was called before."""
     others = [other for other in ("bfloat16", "float16", "float32") if other in subject.capabilities.dtypes]
-    z = models.latents(case, dtype)
+    config, weights, z = models.CONFIGS[case["config"]], models.weights(case, dtype), models.latents(case, dtype)
     for other in others:
         if other != dtype:
-            built(subject, case, other).decode(z)
-    return built(subject, case, dtype).decode(z)
+            subject.build(config, weights, other).decode(z)
+    return subject.build(config, weights, dtype).decode(z)
 
 
 @check("compiled.dtypes", level="L7", subjects=("backend",), examples=MODEL, cases=CASES, pinned=PINNED)

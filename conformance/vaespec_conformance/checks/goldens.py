@@ -7,11 +7,9 @@ from typing import Any
 import numpy as np
 
 from vaespec import parameters
-from vaespec_conformance import budgets
 from vaespec_conformance.cases import Case, among, cases
-from vaespec_conformance.comparison import within
 from vaespec_conformance.goldens import SIZES, golden_images, golden_latents, golden_weights, goldens
-from vaespec_conformance.judge import predicted
+from vaespec_conformance.judge import judge
 from vaespec_conformance.models import CONFIGS
 from vaespec_conformance.registry import MODEL, Margin, check
 
@@ -32,7 +30,6 @@ def _decoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
 
 FROZEN = {
     "level": "L8",
-    "dtypes": ("float32", "float64"),
     "examples": MODEL,
     "cases": cases(config=among(*SIZES)),
     "pinned": tuple(Case.of(config=name, seed=0) for name in SIZES),
@@ -42,12 +39,10 @@ FROZEN = {
 @check("goldens.encode", **FROZEN)
 def encode(subject: Any, case: Case, dtype: str) -> Margin:
     """Mean and log-variance of diffusers, of odd images as well."""
-    budget = budgets.model(dtype, predicted(_encoded, case, dtype))
-    return within(_encoded(subject, case, dtype), goldens()[f"{case['config']}/moments"], budget, "encode")
+    return judge(subject, _encoded, case, dtype, what="encode", expected=goldens()[f"{case['config']}/moments"])
 
 
 @check("goldens.decode", **FROZEN)
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
     """Images of diffusers."""
-    budget = budgets.model(dtype, predicted(_decoded, case, dtype))
-    return within(_decoded(subject, case, dtype), goldens()[f"{case['config']}/decoded"], budget, "decode")
+    return judge(subject, _decoded, case, dtype, what="decode", expected=goldens()[f"{case['config']}/decoded"])

@@ -37,7 +37,11 @@ def _encoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
     level="L3",
     examples=MODEL,
     cases=cases(config=among(*CONFIGS), regime=among(*models.REGIMES), size=among(*SIZES), more=among(0, 0, 1)),
-    pinned=(*pinned(more=0), Case.of(config="plain", regime="plain", size=(2, 3), more=1, seed=1)),
+    pinned=(
+        *pinned(more=0),
+        Case.of(config="plain", regime="plain", size=(2, 3), more=1, seed=1),
+        Case.of(config="plain", regime="plain", size=(1, 1), more=0, seed=1),
+    ),
 )
 def encode(subject: Any, case: Case, dtype: str) -> Margin:
     """Images become the mean and log-variance of the specification, to a few times of what rounding must cost.

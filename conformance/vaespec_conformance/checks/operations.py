@@ -120,6 +120,9 @@ def _normalised(subject: Any, case: Case, dtype: str) -> np.ndarray:
     pinned=(
         *(Case.of(shape=(2, 8, 5, 3), groups=4, regime=regime, seed=1) for regime in REGIMES),
         Case.of(shape=(3, 8, 1, 1), groups=2, regime="plain", seed=1),
+        # where the mean rounds to bfloat16 such that little but it is left, and one pass is off by 2 to 4 budgets
+        Case.of(shape=(2, 32, 9, 8), groups=4, regime="far", seed=8),
+        Case.of(shape=(1, 16, 3, 7), groups=4, regime="far", seed=10),
     ),
 )
 def group_norm(subject: Any, case: Case, dtype: str) -> Margin:
@@ -209,7 +212,7 @@ def _register(op: str, explain: str) -> None:
 
     def run(subject: Any, case: Case, dtype: str) -> Margin:
         x = abs(_signal(case, dtype))
-        cancelled = x if op == "gelu" else 1e-3 * np.minimum(x, 1)
+        cancelled = x if op == "gelu" else np.minimum(x, 20) / 16
         bound = budgets.activation(dtype, specified(compute, case, dtype), cancelled)
         return judge(subject, compute, case, dtype, what=op, budget=bound, compare=elementwise)
 

@@ -69,7 +69,7 @@ def kept(subject: Any, case: Case, dtype: str) -> Margin:
 def _legacy(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Decoded by a model built from the older names, but for the specification, which has the newer only."""
     weights, config = models.weights(case, dtype), models.CONFIGS[case["config"]]
-    named = weights if subject.kind == "backend" else legacy_names(weights, case["axes"])
+    named = legacy_names(weights, case["axes"]) if subject.kind == "port" else weights
     return subject.build(config, named, dtype).decode(models.latents(case, dtype))
 
 
