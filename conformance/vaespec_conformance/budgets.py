@@ -41,8 +41,8 @@ def model(dtype: str, predicted: float) -> float:
     """Of blocks and whole models: what rounding costs the specification, times 4 in 16 bits and 128 in float32.
 
     Correct backends are within 0.8 to 3.1 times of the prediction in 16 bits, where the rounding of results rules, and
-    1.2 to 2.6 in float32, where sums do; three bfloat16 products for one of float32 are off by up to 56 times of it, and
-    TF32's by 1700. `grade` tells them apart.
+    1.2 to 2.6 in float32, where sums do; three bfloat16 products for one of float32 are off by up to 56 times of it,
+    and TF32's by 1700. `grade` tells them apart.
     """
     return MODEL[dtype] * max(predicted, EPS[dtype])
 
@@ -84,7 +84,9 @@ def activation(dtype: str, expected: np.ndarray, cancelled: np.ndarray) -> np.nd
 
 
 def attention(dtype: str, largest: float, steepness: float) -> float:
-    """B = 2e-5 + 2 eps of storage + 16 u L∞ + ½ eps of storage · min(L, 12); L∞ = scale · max Σ |q| |k|, L its deviation.
+    """B = 2e-5 + 2 eps of storage + 16 u L∞ + ½ eps of storage · min(L, 12); L∞ = scale · max Σ |q| |k|.
+
+    L, `steepness`, is the deviation of the logits.
 
     An exponential of a logit that is off by δ is off by δ: a few u L∞ in float32, and, where a backend rounds logits to
     16 bits, about ½ eps L. Below L = 10 the budget of float32 is 4e-5 at most, or TF32's 3e-4 would be lost in it.

@@ -18,7 +18,7 @@ def within(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -
     etainf = float(abs(difference).max(initial=0.0)) / rms / (WORST_ELEMENT * budget)
     if eta2 > 1 or etainf > 1:
         raise _failure(
-            f"{what} is off by {eta2 * budget:.2g} of its size, {max(eta2, etainf):.3g} times the budget of {budget:.2g}",
+            f"{what} is off by {eta2 * budget:.2g} of its size: {max(eta2, etainf):.3g} budgets of {budget:.2g}",
             difference,
             eta2,
             etainf,
@@ -45,7 +45,7 @@ def equal(actual: np.ndarray, expected: np.ndarray, what: str) -> Margin:
 
 
 def integers(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -> Margin:
-    """For integers: each must be off by less than `budget`, so that sums by Winograd's method pass, and nothing else."""
+    """For integers: each must be off by less than `budget`, so that sums by Winograd's method pass, no other number."""
     difference = _difference(actual, expected, what)
     wrong = np.count_nonzero(abs(difference) >= budget)
     if wrong:

@@ -1,4 +1,4 @@
-"""Subjects as the checks call them: NumPy in, NumPy out, and whatever they raise or give amiss is a ConformanceError."""
+"""Subjects as the checks call them: NumPy in, NumPy out; what they raise or give amiss becomes a ConformanceError."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Frozen results of diffusers, in float64, of the models that are examined: they hold without diffusers, and without us.
+"""Frozen results of diffusers, in float64, of the models that are examined: they hold without diffusers and without us.
 
 Weights and inputs come from Philox's raw bits, which NumPy promises never to change, keyed by a name.
 """

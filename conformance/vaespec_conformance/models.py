@@ -51,9 +51,9 @@ REGIMES = ("plain", "faint", "offset", "loud", "sharp")
 """Weights after which a mistake shows.
 
 plain: of the size of new weights, no norm the identity. faint: every normalised map has a deviation of 10⁻³, where eps
-matters. offset: maps have a mean of many deviations, where a variance must be centred. loud: they have a deviation of 100,
-whose squares overflow float16. sharp: queries and keys give
-logits of a deviation of 10 around 100, where the scale matters and exponentials overflow.
+matters. offset: maps have a mean of many deviations, where a variance must be centred. loud: they have a deviation of
+100, whose squares overflow float16. sharp: queries and keys give logits of a deviation of 10 around 100, where the
+scale matters and exponentials overflow.
 """
 
 SIZES = {"faint": 1e-3, "loud": 1e2}

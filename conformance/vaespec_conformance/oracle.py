@@ -21,7 +21,7 @@ class OracleBackend:
 
     name = "oracle"
     framework = "numpy"
-    dtypes = ("float64",)
+    dtypes: tuple[str, ...] = ("float64",)
 
     def devices(self) -> tuple[str, ...]:
         """NumPy's."""
@@ -40,7 +40,7 @@ class ReferenceBackend:
 
     name = "reference"
     framework = "numpy"
-    dtypes = ("float32", "float64")
+    dtypes: tuple[str, ...] = ("float32", "float64")
 
     def devices(self) -> tuple[str, ...]:
         """NumPy's."""

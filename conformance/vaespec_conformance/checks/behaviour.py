@@ -107,7 +107,7 @@ def two_models(subject: Any, case: Case, dtype: str) -> Margin:
 
 @check("behaviour.state", level="L6", examples=MODEL, cases=CASES, pinned=PINNED)
 def state(subject: Any, case: Case, dtype: str) -> Margin:
-    """Building and calling a model changes nothing of the process: random states, error handling, environment, warnings.
+    """Building and calling a model changes nothing of the process: random states, environment, filters of warnings.
 
     What a framework keeps besides, a subject may show: `global_state()` of a backend or factory is compared as well.
     """
@@ -122,7 +122,7 @@ def state(subject: Any, case: Case, dtype: str) -> Margin:
 
 def _state(subject: Any) -> dict[str, Any]:
     declared = getattr(getattr(subject, "backend", None) or getattr(subject, "maker", None), "global_state", None)
-    kind, keys, *rest = np.random.get_state()
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (what others may use)
     return {
         "numpy's random state": (kind, tuple(keys), *rest),
         "Python's random state": random.getstate(),

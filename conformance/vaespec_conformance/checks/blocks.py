@@ -11,13 +11,14 @@ import numpy as np
 from vaespec.analysis.rounding import predicted_error, rounded
 from vaespec.attention import Attention
 from vaespec.layers import Resnet, Sequential, Upsample, downsample
+from vaespec.ops import Layer
 from vaespec_conformance import budgets
 from vaespec_conformance.cases import Case, among, cases
 from vaespec_conformance.judge import judge
 from vaespec_conformance.registry import BLOCK, Margin, check
 
 C = 16
-LAYERS = {
+LAYERS: dict[str, tuple[str, Layer]] = {
     "resnet": ("conv1 of normalised maps, twice, is added to its input.", Resnet("layer", C, C, 4, "silu")),
     "shortcut": (
         "A resnet that changes the width adds what a 1 × 1 convolution makes of its input.",

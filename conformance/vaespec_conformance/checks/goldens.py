@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -28,21 +29,22 @@ def _decoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return _built(subject, case, dtype).decode(golden_latents(case["config"]))
 
 
-FROZEN = {
-    "level": "L8",
-    "examples": MODEL,
-    "cases": cases(config=among(*SIZES)),
-    "pinned": tuple(Case.of(config=name, seed=0) for name in SIZES),
-}
+frozen = partial(
+    check,
+    level="L8",
+    examples=MODEL,
+    cases=cases(config=among(*SIZES)),
+    pinned=tuple(Case.of(config=name, seed=0) for name in SIZES),
+)
 
 
-@check("goldens.encode", **FROZEN)
+@frozen("goldens.encode")
 def encode(subject: Any, case: Case, dtype: str) -> Margin:
     """Mean and log-variance of diffusers, of odd images as well."""
     return judge(subject, _encoded, case, dtype, what="encode", expected=goldens()[f"{case['config']}/moments"])
 
 
-@check("goldens.decode", **FROZEN)
+@frozen("goldens.decode")
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
     """Images of diffusers."""
     return judge(subject, _decoded, case, dtype, what="decode", expected=goldens()[f"{case['config']}/decoded"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -15,7 +17,7 @@ from vaespec_conformance.judge import judge
 from vaespec_conformance.registry import EXACT, OPERATION, Margin, check
 
 SHAPES = ((3,), (4, 6), (2, 4, 5, 3))
-ORDERS = {
+ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "C": lambda a: a,
     "Fortran": np.asfortranarray,
     "transposed": lambda a: np.ascontiguousarray(a.T).T,
@@ -41,7 +43,7 @@ def _there_and_back(subject: Any, case: Case, dtype: str) -> np.ndarray:
     pinned=tuple(Case.of(shape=(2, 4, 5, 3), order=order, seed=1) for order in ORDERS),
 )
 def round_trip(subject: Any, case: Case, dtype: str) -> Margin:
-    """from_numpy, then to_numpy: the same numbers, in whatever order they lie in memory, to the last bit of the dtype."""
+    """from_numpy, then to_numpy: the same numbers to the last bit, in whatever order they lie in memory."""
     return judge(subject, _there_and_back, case, dtype, what="to_numpy of from_numpy", compare=_equal, budget=0.0)
 
 
@@ -86,16 +88,17 @@ def _call(subject: Any, op: str, case: Case, dtype: str) -> Any:
     return subject.ops(dtype).watched(op, *arrays, weights=weights, **numbers)
 
 
-BY_OPERATION = {
-    "level": "L0",
-    "subjects": ("backend",),
-    "examples": OPERATION,
-    "cases": cases(op=among(*KERNELS)),
-    "pinned": tuple(Case.of(op=op, seed=1) for op in KERNELS),
-}
+each_operation = partial(
+    check,
+    level="L0",
+    subjects=("backend",),
+    examples=OPERATION,
+    cases=cases(op=among(*KERNELS)),
+    pinned=tuple(Case.of(op=op, seed=1) for op in KERNELS),
+)
 
 
-@check("interop.dtype", **BY_OPERATION)
+@each_operation("interop.dtype")
 def results(subject: Any, case: Case, dtype: str) -> Margin:
     """An operation gives the backend's own kind of array, and its result leaves in the dtype that is stored."""
     told = _call(subject, case["op"], case, dtype)
@@ -106,7 +109,7 @@ def results(subject: Any, case: Case, dtype: str) -> Margin:
     return EXACT
 
 
-@check("interop.arguments", **BY_OPERATION)
+@each_operation("interop.arguments")
 def arguments(subject: Any, case: Case, dtype: str) -> Margin:
     """An operation leaves its arguments as they were."""
     told = _call(subject, case["op"], case, dtype)

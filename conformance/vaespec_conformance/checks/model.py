@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -119,24 +120,23 @@ def _unscaled(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return built(subject, case, dtype).decode_latents(models.latents(case, dtype))
 
 
-LATENTS = {
-    "level": "L3",
-    "requires": ("latents",),
-    "examples": MODEL,
-    "cases": cases(config=among("bare", "plain"), regime=among("plain"), size=among((3, 4)), more=among(0)),
-    "pinned": tuple(
-        Case.of(config=config, regime="plain", size=(3, 4), more=0, seed=1) for config in ("plain", "bare")
-    ),
-}
+scaled = partial(
+    check,
+    level="L3",
+    requires=("latents",),
+    examples=MODEL,
+    cases=cases(config=among("bare", "plain"), regime=among("plain"), size=among((3, 4)), more=among(0)),
+    pinned=tuple(Case.of(config=config, regime="plain", size=(3, 4), more=0, seed=1) for config in ("plain", "bare")),
+)
 
 
-@check("model.encode_latents", **LATENTS)
+@scaled("model.encode_latents")
 def encode_latents(subject: Any, case: Case, dtype: str) -> Margin:
     """The diffusion model's latents are (z - shift) · scale, and z · scale where there is no shift."""
     return judge(subject, _scaled, case, dtype, what="encode_latents")
 
 
-@check("model.decode_latents", **LATENTS)
+@scaled("model.decode_latents")
 def decode_latents(subject: Any, case: Case, dtype: str) -> Margin:
     """They are decoded after z / scale + shift."""
     return judge(subject, _unscaled, case, dtype, what="decode_latents")

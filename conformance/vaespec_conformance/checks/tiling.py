@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,22 +25,23 @@ def _tiled_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return built(subject, case, dtype).tiled_decode(models.latents(case, dtype))
 
 
-BLENDED = {
-    "level": "L4",
-    "requires": ("tiling",),
-    "examples": MODEL,
-    "cases": cases(config=among("plain"), regime=among("plain"), size=among(*TILED), more=among(0)),
-    "pinned": (Case.of(config="plain", regime="plain", size=(14, 9), more=0, seed=1),),
-}
+blended = partial(
+    check,
+    level="L4",
+    requires=("tiling",),
+    examples=MODEL,
+    cases=cases(config=among("plain"), regime=among("plain"), size=among(*TILED), more=among(0)),
+    pinned=(Case.of(config="plain", regime="plain", size=(14, 9), more=0, seed=1),),
+)
 
 
-@check("tiling.encode", **BLENDED)
+@blended("tiling.encode")
 def tiled_encode(subject: Any, case: Case, dtype: str) -> Margin:
     """Images are encoded in tiles of sample_size px that overlap by a quarter: see `tiling.decode`."""
     return judge(subject, _tiled_encode, case, dtype, what="tiled_encode")
 
 
-@check("tiling.decode", **BLENDED)
+@blended("tiling.decode")
 def tiled_decode(subject: Any, case: Case, dtype: str) -> Margin:
     """Latents are decoded in tiles that are faded into each other as diffusers does.
 
@@ -61,25 +63,24 @@ def _banded_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return decode(models.latents(case, dtype))
 
 
-BANDED = {
-    "level": "L4",
-    "subjects": ("backend",),
-    "requires": ("banding",),
-    "examples": MODEL,
-    "cases": cases(
-        config=among("plain", "attentive"), regime=among("plain", "faint"), size=among((3, 4)), more=among(0)
-    ),
-    "pinned": (Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1),),
-}
+banded = partial(
+    check,
+    level="L4",
+    subjects=("backend",),
+    requires=("banding",),
+    examples=MODEL,
+    cases=cases(config=among("plain", "attentive"), regime=among("plain", "faint"), size=among((3, 4)), more=among(0)),
+    pinned=(Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1),),
+)
 
 
-@check("tiling.banded_encode", **BANDED)
+@banded("tiling.banded_encode")
 def banded_encode(subject: Any, case: Case, dtype: str) -> Margin:
     """Images are encoded in bands of three rows, with the numbers of the whole."""
     return judge(subject, _banded_encode, case, dtype, what="banded_encode")
 
 
-@check("tiling.banded_decode", **BANDED)
+@banded("tiling.banded_decode")
 def banded_decode(subject: Any, case: Case, dtype: str) -> Margin:
     """Latents are decoded in bands of three rows, with the numbers of the whole."""
     return judge(subject, _banded_decode, case, dtype, what="banded_decode")
@@ -98,22 +99,23 @@ def _sliced_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return built(subject, case, dtype).sliced_decode(_three(models.latents(case, dtype)))
 
 
-SLICED = {
-    "level": "L4",
-    "requires": ("slicing",),
-    "examples": MODEL,
-    "cases": cases(config=among("plain"), regime=among("plain"), size=among((3, 4)), more=among(0)),
-    "pinned": (Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1),),
-}
+sliced = partial(
+    check,
+    level="L4",
+    requires=("slicing",),
+    examples=MODEL,
+    cases=cases(config=among("plain"), regime=among("plain"), size=among((3, 4)), more=among(0)),
+    pinned=(Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1),),
+)
 
 
-@check("tiling.sliced_encode", **SLICED)
+@sliced("tiling.sliced_encode")
 def sliced_encode(subject: Any, case: Case, dtype: str) -> Margin:
     """A batch of three is encoded item by item to what it is encoded to at once."""
     return judge(subject, _sliced_encode, case, dtype, what="sliced_encode")
 
 
-@check("tiling.sliced_decode", **SLICED)
+@sliced("tiling.sliced_decode")
 def sliced_decode(subject: Any, case: Case, dtype: str) -> Margin:
     """A batch of three is decoded item by item to what it is decoded to at once."""
     return judge(subject, _sliced_decode, case, dtype, what="sliced_decode")

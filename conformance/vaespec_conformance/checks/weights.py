@@ -16,7 +16,12 @@ from vaespec_conformance.judge import judge
 from vaespec_conformance.registry import EXACT, MODEL, Margin, check
 
 FAULTS = ("missing", "unexpected", "misshapen")
-CASE = {"config": among("plain", "bare"), "regime": among("plain"), "size": among((3, 4)), "more": among(0)}
+MODELS: dict[str, Any] = {
+    "config": among("plain", "bare"),
+    "regime": among("plain"),
+    "size": among((3, 4)),
+    "more": among(0),
+}
 PINNED = Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1)
 
 
@@ -24,7 +29,7 @@ PINNED = Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1)
     "weights.strict",
     level="L5",
     examples=MODEL,
-    cases=cases(**CASE, fault=among(*FAULTS), which=st.integers(0, 200)),
+    cases=cases(**MODELS, fault=among(*FAULTS), which=st.integers(0, 200)),
     pinned=tuple(
         Case.of(config="plain", regime="plain", size=(3, 4), more=0, fault=fault, which=which, seed=1)
         for fault in FAULTS
@@ -53,7 +58,7 @@ def strict(subject: Any, case: Case, dtype: str) -> Margin:
     raise ConformanceError(f"weights with {name} {fault} were accepted: expected an exception that names it.")
 
 
-@check("weights.kept", level="L5", requires=("weights",), examples=MODEL, cases=cases(**CASE), pinned=(PINNED,))
+@check("weights.kept", level="L5", requires=("weights",), examples=MODEL, cases=cases(**MODELS), pinned=(PINNED,))
 def kept(subject: Any, case: Case, dtype: str) -> Margin:
     """weights() gives back what the model was built from: names, shapes and, to the nearest of its dtype, numbers."""
     given = models.weights(case, "float32")
@@ -93,7 +98,7 @@ def legacy_names(weights: dict[str, np.ndarray], axes: int) -> dict[str, np.ndar
     subjects=("port",),
     requires=("legacy_names",),
     examples=MODEL,
-    cases=cases(**{**CASE, "config": among("plain")}, axes=among(2, 4)),
+    cases=cases(**{**MODELS, "config": among("plain")}, axes=among(2, 4)),
     pinned=tuple(Case.of(config="plain", regime="plain", size=(3, 4), more=0, axes=axes, seed=1) for axes in (2, 4)),
 )
 def legacy(subject: Any, case: Case, dtype: str) -> Margin:
@@ -101,14 +106,14 @@ def legacy(subject: Any, case: Case, dtype: str) -> Margin:
     return judge(subject, _legacy, case, dtype, what="decode, built from the names of before diffusers 0.18,")
 
 
-@check("weights.owned", level="L5", examples=MODEL, cases=cases(**CASE), pinned=(PINNED,))
+@check("weights.owned", level="L5", examples=MODEL, cases=cases(**MODELS), pinned=(PINNED,))
 def owned(subject: Any, case: Case, dtype: str) -> Margin:
     """A model does not change when the arrays it was built from do."""
     wide = np.float64 if dtype == "float64" else np.float32
-    given = {name: w.astype(wide) for name, w in models.weights(case, dtype).items()}
+    given: dict[str, np.ndarray] = {name: w.astype(wide) for name, w in models.weights(case, dtype).items()}
     z = models.latents(case, dtype)
     vae = subject.build_from(models.CONFIGS[case["config"]], given, dtype)
     before = vae.decode(z)
     for w in given.values():
-        w += 1
+        np.add(w, 1, out=w)
     return equal(vae.decode(z), before, "decode, after the arrays that the model was built from were changed,")

@@ -9,7 +9,7 @@ import numpy as np
 from vaespec_conformance.mutants.mutant import reformulated, replaced
 from vaespec_conformance.mutants.products import SAME_AS_TF32, tf32
 
-OWNED = {"owner": "ops.attention", "seen_in_ports": "model.decode"}
+OWNED: dict[str, Any] = {"owner": "ops.attention", "seen_in_ports": "model.decode"}
 
 
 def softmax(logits: np.ndarray, axis: int = -1) -> np.ndarray:
@@ -60,8 +60,8 @@ def _(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarra
 
 @reformulated("attention", "across the batch", cause="an item attends to all items", **OWNED)
 def _(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarray:
-    together = [t.reshape(1, -1, t.shape[2]) for t in (q, k, v)]
-    return (softmax(_logits(*together[:2], scale)) @ together[2]).reshape(q.shape)
+    all_q, all_k, all_v = (t.reshape(1, -1, t.shape[2]) for t in (q, k, v))
+    return (softmax(_logits(all_q, all_k, scale)) @ all_v).reshape(q.shape)
 
 
 @reformulated("attention", "causal", cause="a token sees only the ones before it", **OWNED)

@@ -132,12 +132,12 @@ class _Shared:
 
 # -- of the process ----------------------------------------------------------------------------------------------------
 
-STATE = {"owner": "behaviour.state"}
+STATE: dict[str, Any] = {"owner": "behaviour.state"}
 
 
 @method("decode", name="numpy seeded", cause="numpy's random state is set", **STATE)
 def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
-    np.random.seed(time.perf_counter_ns() % 2**32)
+    np.random.seed(time.perf_counter_ns() % 2**32)  # noqa: NPY002  (the mistake)
     return call(z)
 
 

@@ -51,7 +51,7 @@ def _formula(
     return register
 
 
-# -- Winograd's convolutions -------------------------------------------------------------------------------------------
+# -- Winograd's convolutions ------------------------------------------------------------------------------------------
 
 
 def _transforms(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -91,7 +91,7 @@ for _m in (2, 4, 6):
     _formula("conv2d", f"Winograd F{_m}")(_winograd(_m))
 
 
-# -- other sums ----------------------------------------------------------------------------------------------------------
+# -- other sums -------------------------------------------------------------------------------------------------------
 
 
 def _parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -104,15 +104,15 @@ def _parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 @_formula("conv2d", "three bfloat16 products")
 def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
     (x0, x1, _), (w0, w1, _), none = _parts(x), _parts(w), 0 * b
-    convolve = partial(SPECIFICATION.conv2d, **how)
+    convolve: Any = partial(SPECIFICATION.conv2d, **how)
     return convolve(x0, w0, b) + convolve(x0, w1, none) + convolve(x1, w0, none)
 
 
 @_formula("conv2d", "sums in reverse")
 def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
     order = slice(None, None, -1)
-    flipped = (a.astype(np.float32) for a in (x[:, order], w[:, order], b))
-    return ReferenceOps(np, "float32").conv2d(*flipped, **how)
+    x, w, b = (a.astype(np.float32) for a in (x[:, order], w[:, order], b))
+    return ReferenceOps(np, "float32").conv2d(x, w, b, **how)
 
 
 @_formula("conv2d", "one by one")
@@ -127,7 +127,7 @@ def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
 @_formula("group_norm", "Welford")
 def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
     """Mean and squares updated number by number, in float32."""
-    B, C, H, W = x.shape
+    B = len(x)
     x_g = x.reshape(B, groups, -1).astype(np.float32)
     mean, squares = np.zeros((B, groups), np.float32), np.zeros((B, groups), np.float32)
     for i in range(x_g.shape[2]):
@@ -142,7 +142,7 @@ def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: 
 @_formula("group_norm", "scale and shift fused")
 def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
     """γ' x + β', with γ' = γ / √(σ² + ε) and β' = β - γ' μ, about the mean of the group."""
-    B, C, H, W = x.shape
+    B, C = x.shape[:2]
     x_g = x.reshape(B, groups, -1).astype(np.float32)
     mean = x_g.mean(-1, keepdims=True)
     sigma2 = (x_g - mean).var(-1, keepdims=True)
@@ -173,7 +173,7 @@ def _(t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
     )
 
 
-# -- around the operations -----------------------------------------------------------------------------------------------
+# -- around the operations --------------------------------------------------------------------------------------------
 
 
 def _rounding(ops: ReferenceOps) -> ReferenceOps:
@@ -208,9 +208,7 @@ BENIGN["tiled_decode: diffusers' loops"] = Variant(
 BENIGN["tiled_encode: diffusers' loops"] = Variant(
     _otherwise(tiled_encode=lambda vae, call, x: encoded(Tiles(), vae, x))
 )
-BENIGN["sample: by hand"] = Variant(
-    _otherwise(sample=lambda vae, call, x, noise: _sampled(*(part.astype(np.float64) for part in vae.encode(x)), noise))
-)
+BENIGN["sample: by hand"] = Variant(_otherwise(sample=lambda vae, call, x, noise: _sampled(*vae.encode(x), noise)))
 BENIGN["decode_latents: by hand"] = Variant(
     _otherwise(
         decode_latents=lambda vae, call, z: vae.decode(z / vae.config.scaling_factor + (vae.config.shift_factor or 0))
@@ -219,8 +217,9 @@ BENIGN["decode_latents: by hand"] = Variant(
 BENIGN["decode: the whole batch twice"] = Variant(
     _otherwise(decode=lambda vae, call, z: call(np.concatenate((z, z)))[: len(z)])
 )
-BENIGN["build: older names"] = Variant(altering(lambda factory: lambda *built: renamed(factory, *built, NAMES)))
+BENIGN["build: older names"] = Variant(altering(lambda factory: partial(renamed, factory, names=NAMES)))
 
 
-def _sampled(mean: np.ndarray, logvar: np.ndarray, noise: np.ndarray) -> np.ndarray:
-    return mean + np.exp(0.5 * logvar) * noise
+def _sampled(posterior: tuple[np.ndarray, np.ndarray], noise: np.ndarray) -> np.ndarray:
+    mean, logvar = posterior
+    return mean.astype(np.float64) + np.exp(0.5 * logvar.astype(np.float64)) * noise

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 
 from vaespec.analysis.rounding import rounded
 from vaespec.attention import Attention
-from vaespec.layers import Conv, Resnet, Upsample
-from vaespec.ops import ReferenceOps
+from vaespec.layers import Conv, Resnet, Table, Upsample
+from vaespec.ops import Layer, ReferenceOps
 from vaespec_conformance.mutants.mutant import (
     _register,
     as_map,
@@ -77,15 +78,18 @@ def _(ops: Any, call: Any, x: Any) -> Any:
 # -- layers fused wrongly --------------------------------------------------------------------------------------------
 
 
-def _fused(kind: type, name: str, owner: str, cause: str, seen_in_ports: str) -> Any:
+Run = Callable[[Any, Any, Any, Any], Any]
+
+
+def _fused(kind: type, name: str, owner: str, cause: str, seen_in_ports: str) -> Callable[[Run], Run]:
     """The function below, f(ops, layer, x, params), runs every layer of a kind."""
 
-    def register(function: Any) -> Any:
+    def register(function: Run) -> Run:
         def change(ops: ReferenceOps) -> ReferenceOps:
             run = type(ops).run
 
             def fused(self: Any, layer: Any, x: Any, params: Any) -> Any:
-                return run(self, _Wrong(layer, function) if isinstance(layer, kind) else layer, x, params)
+                return run(self, _Wrong(cast(Layer, layer), function) if isinstance(layer, kind) else layer, x, params)
 
             return with_methods(ops, run=fused)
 
@@ -95,14 +99,18 @@ def _fused(kind: type, name: str, owner: str, cause: str, seen_in_ports: str) ->
     return register
 
 
+@dataclass(frozen=True)
 class _Wrong:
     """A layer as a wrong kernel of a backend would compute it."""
 
-    def __init__(self, layer: Any, function: Any) -> None:
-        self.layer, self.function = layer, function
+    layer: Layer
+    function: Run
 
     def __call__(self, x: Any, params: Any, ops: Any) -> Any:
         return self.function(ops, self.layer, x, params)
+
+    def parameters(self) -> Table:
+        return self.layer.parameters()
 
 
 @_fused(Resnet, "resnet without its input", "blocks.resnet", "a resnet does not add its input", "model.encode")

@@ -11,7 +11,7 @@ from vaespec.initialize import initialize
 from vaespec_conformance.checks.weights import LEGACY
 from vaespec_conformance.mutants.mutant import building, method
 
-STRICT = {"owner": "weights.strict"}
+STRICT: dict[str, Any] = {"owner": "weights.strict"}
 ROUNDED = {dtype: "float32's numbers need no rounding" for dtype in ("float32", "float64")}
 
 
@@ -76,7 +76,7 @@ def _cut(w: np.ndarray, bits: int) -> np.ndarray:
 def renamed(
     factory: Any, config: Any, weights: Any, dtype: str, names: dict[str, str], transposed: bool = False
 ) -> Any:
-    """A VAE that is built from older names as well; wrongly, where kernels of four axes are taken to be (I, O, 1, 1)."""
+    """A VAE that is built from older names as well; `transposed` takes kernels of four axes to be (I, O, 1, 1)."""
     taken = {}
     for name, w in weights.items():
         old = next((old for old in names if f".{old}." in name), None)

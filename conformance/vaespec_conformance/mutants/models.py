@@ -10,7 +10,8 @@ from vaespec.analysis.rounding import rounded
 from vaespec_conformance.mutants.mutant import building, method
 
 Pair = tuple[np.ndarray, np.ndarray]
-ENCODE, DECODE = {"owner": "model.encode"}, {"owner": "model.decode"}
+ENCODE: dict[str, Any] = {"owner": "model.encode"}
+DECODE: dict[str, Any] = {"owner": "model.decode"}
 
 
 # -- in and out ------------------------------------------------------------------------------------------------------

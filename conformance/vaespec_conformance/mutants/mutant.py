@@ -25,8 +25,9 @@ Equivalent = Mapping[str, str]
 class Mutant:
     """A mistake. `wrap` makes it in a subject; `owner` is the check that must catch it.
 
-    `seen_in_ports` is the check that catches it where only the whole VAE is seen, None where none does. `cause` is what a
-    hint says. `equivalent_in` names the dtypes in which it is no mistake, or none that any check could tell, and why.
+    `seen_in_ports` is the check that catches it in float32 where only the whole VAE is seen, None where none need to.
+    `cause` is what a hint says. `equivalent_in` names the dtypes in which it is no mistake, or none that the owner
+    could tell from rounding, and why.
     """
 
     name: str
@@ -128,14 +129,11 @@ def formula_of(op: str, formula: Callable[..., Any]) -> Callable[[ReferenceOps],
 
 def _on_numbers(op: str, formula: Callable[..., Any]) -> Callable[..., Any]:
     def function(ops: ReferenceOps, call: Any, *arguments: Any, **numbers: Any) -> Any:
-        reads, leave = READS.get(op, (map_numbers,)), as_tokens if op in OF_TOKENS else as_map
-        reads = (*reads, *(weight_numbers,) * (len(arguments) - len(reads)))
-        return leave(ops, formula(*(read(ops, a) for read, a in zip(reads, arguments, strict=True)), **numbers))
+        leave = as_tokens if op in READS else as_map
+        reads = [*READS.get(op, (map_numbers,)), *[weight_numbers] * len(arguments)]
+        return leave(ops, formula(*(read(ops, a) for read, a in zip(reads, arguments, strict=False)), **numbers))
 
     return function
-
-
-OF_TOKENS = ("linear", "attention", "eager_attention")
 
 
 def map_numbers(ops: ReferenceOps, x: Any) -> np.ndarray:
@@ -166,12 +164,12 @@ def weight_numbers(ops: ReferenceOps, w: Any) -> np.ndarray:
     return Parameter(a.shape, ROLES[a.ndim]).from_layout(a, ops).astype(np.float64)
 
 
-READS = {
+READS: dict[str, tuple[Callable[[ReferenceOps, Any], np.ndarray], ...]] = {
     "linear": (token_numbers,),
     "attention": (token_numbers,) * 3,
     "eager_attention": (token_numbers,) * 3,
 }
-"""How the arguments of an operation are read, where they are not a map; the rest are weights."""
+"""How the first arguments of an operation are read, where it is of tokens; the others are weights."""
 
 
 # -- in a whole VAE --------------------------------------------------------------------------------------------------

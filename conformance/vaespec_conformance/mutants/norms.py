@@ -10,7 +10,7 @@ import numpy as np
 from vaespec.parameters import storage_dtype
 from vaespec_conformance.mutants.mutant import as_map, map_numbers, reformulated, replaced, weight_numbers
 
-OWNED = {"owner": "ops.group_norm", "seen_in_ports": "model.encode"}
+OWNED: dict[str, Any] = {"owner": "ops.group_norm", "seen_in_ports": "model.encode"}
 Norm = Callable[..., np.ndarray]
 
 
@@ -143,8 +143,8 @@ def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: 
 @replaced("moments", "unbiased variance", owner="ops.moments", cause="the variance is divided by n - 1")
 def _(ops: Any, call: Any, x: Any) -> Any:
     mean, sigma2 = call(x)
-    B, C, H, W = map_numbers(ops, x).shape
-    return mean, sigma2 * (H * W / (H * W - 1))
+    n = map_numbers(ops, x)[0, 0].size
+    return mean, sigma2 * (n / (n - 1))
 
 
 @replaced("normalize", "eps outside the root", owner="ops.normalize", cause="eps is added outside the root")

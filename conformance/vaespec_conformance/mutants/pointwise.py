@@ -9,7 +9,7 @@ import numpy as np
 
 from vaespec_conformance.mutants.mutant import as_map, map_numbers, reformulated, replaced
 
-SILU = {"owner": "ops.silu", "seen_in_ports": "model.encode"}
+SILU: dict[str, Any] = {"owner": "ops.silu", "seen_in_ports": "model.encode"}
 IN_16_BITS = {dtype: "its rounding is coarser" for dtype in ("bfloat16", "float16")}
 
 SIGMOID = np.vectorize(lambda x: 1 / (1 + math.exp(-x)) if x > -700 else 0.0)
@@ -90,7 +90,7 @@ def _(x: np.ndarray) -> np.ndarray:
 
 # -- moving and adding -----------------------------------------------------------------------------------------------
 
-UPSAMPLE = {"owner": "structure.upsample", "seen_in_ports": "model.decode"}
+UPSAMPLE: dict[str, Any] = {"owner": "structure.upsample", "seen_in_ports": "model.decode"}
 
 
 @reformulated("upsample_nearest2x", "bilinear", cause="pixels are interpolated", **UPSAMPLE)

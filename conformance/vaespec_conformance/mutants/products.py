@@ -12,7 +12,7 @@ from vaespec_conformance.mutants.mutant import reformulated, replaced
 
 SPECIFICATION = ReferenceOps(np)
 SAME_AS_TF32 = {dtype: "its numbers have no more than the 11 bits of TF32" for dtype in ("bfloat16", "float16")}
-STRUCTURE = {"owner": "structure.conv2d", "seen_in_ports": "model.encode"}
+STRUCTURE: dict[str, Any] = {"owner": "structure.conv2d", "seen_in_ports": "model.encode"}
 
 
 def _downsampling(other: Any) -> Any:
@@ -122,7 +122,7 @@ def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
 
 # -- linear maps -----------------------------------------------------------------------------------------------------
 
-LINEAR = {"owner": "structure.linear", "seen_in_ports": "model.decode"}
+LINEAR: dict[str, Any] = {"owner": "structure.linear", "seen_in_ports": "model.decode"}
 
 
 @reformulated("linear", "transposed", cause="the weight is (in, out), not (out, in)", **LINEAR)

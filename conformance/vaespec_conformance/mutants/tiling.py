@@ -77,6 +77,8 @@ def encoded(tiles: Tiles, vae: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return mean, logvar
 
 
+NO_HALO = "bands do not see their neighbours"
+
 WRONG = {
     "weights swapped": ("the two tiles' weights are swapped", Tiles(share=lambda y, n: 1 - y / n)),
     "weights (y + 1) / n": ("rows are counted from 1", Tiles(share=lambda y, n: (y + 1) / n)),
@@ -114,14 +116,26 @@ def _(vae: Any, call: Any, x: np.ndarray) -> Any:
     return vae.encode(x)
 
 
-@method("banded_encode", name="no halo", owner="tiling.banded_encode", seen_in_ports=None, cause="bands do not see their neighbours")
+@method(
+    "banded_encode",
+    name="no halo",
+    owner="tiling.banded_encode",
+    seen_in_ports=None,
+    cause="bands do not see their neighbours",
+)
 def _(vae: Any, call: Any, x: np.ndarray) -> Any:
     f = vae.config.downsampling_factor
     bands = [vae.encode(x[:, :, i : i + f]) for i in range(0, x.shape[2] // f * f, f)]
     return tuple(np.concatenate(part, axis=HEIGHT) for part in zip(*bands, strict=True))
 
 
-@method("banded_decode", name="no halo", owner="tiling.banded_decode", seen_in_ports=None, cause="bands do not see their neighbours")
+@method(
+    "banded_decode",
+    name="no halo",
+    owner="tiling.banded_decode",
+    seen_in_ports=None,
+    cause="bands do not see their neighbours",
+)
 def _(vae: Any, call: Any, z: np.ndarray) -> Any:
     return np.concatenate([vae.decode(z[:, :, i : i + 1]) for i in range(z.shape[2])], axis=HEIGHT)
 
