@@ -208,7 +208,7 @@ BENIGN["tiled_decode: diffusers' loops"] = Variant(
 BENIGN["tiled_encode: diffusers' loops"] = Variant(
     _otherwise(tiled_encode=lambda vae, call, x: encoded(Tiles(), vae, x))
 )
-BENIGN["sample: by hand"] = Variant(_otherwise(sample=lambda vae, call, x, noise: _sampled(*vae.encode(x), noise)))
+BENIGN["sample: by hand"] = Variant(_otherwise(sample=lambda vae, call, x, noise: _sampled(vae.encode(x), noise)))
 BENIGN["decode_latents: by hand"] = Variant(
     _otherwise(
         decode_latents=lambda vae, call, z: vae.decode(z / vae.config.scaling_factor + (vae.config.shift_factor or 0))
