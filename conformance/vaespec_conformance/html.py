@@ -9,12 +9,8 @@ from pathlib import Path
 
 from vaespec_conformance.registry import LEVELS
 from vaespec_conformance.report import STATUSES, Report, Result, by_check, by_level
-from vaespec_conformance.words import MARKS, environment_rows, gap_rows, margin, precision_rows, subject_rows
+from vaespec_conformance.words import MARKS, NOTE, environment_rows, gap_rows, margin, precision_rows, subject_rows
 
-NOTE = (
-    "A full bar is the whole budget, computed for each case. Grade A: half of it at most; of a whole model, twice what "
-    "rounding must cost. B: more; of a model, four times at most. C: beyond that."
-)
 STYLE = Path(__file__).with_name("report.css")
 
 
@@ -134,7 +130,7 @@ def _matrix(report: Report) -> str:
     legend = " · ".join(f"{MARKS[status]} {escape(told)}" for status, told in STATUSES.items() if report.counts[status])
     return (
         "<section>\n<h2>How much of each budget was used</h2>\n"
-        f'<p class="note">{NOTE} {legend}</p>\n'
+        f'<p class="note">A full bar is the whole budget, computed for each case. {NOTE} {legend}</p>\n'
         f'<div class="wide"><table class="matrix">\n<thead><tr><th></th>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(rows)
         + "\n</tbody>\n</table></div>\n</section>"

@@ -6,9 +6,12 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from vaespec_conformance.report import STATUSES, Report, Result, by_check
-from vaespec_conformance.words import environment_rows, gap_rows, margin, precision_rows, subject_rows
+from vaespec_conformance.words import NOTE, environment_rows, gap_rows, margin, precision_rows, subject_rows
 
 SIGNS = {"pass": "✅", "fail": "❌", "error": "❗", "gap": "⚠️", "xpass": "⇡", "undeclared": "➖"}
+
+ORIGIN = "Written by `vaespec conformance --matrix`, from a report of each; see docs/port-the-vae.md."
+CELLS = "The greatest part of its budget that a check used, over the dtypes of the backend."
 
 
 def to_markdown(report: Report) -> str:
@@ -41,9 +44,10 @@ def to_markdown(report: Report) -> str:
 
 
 def matrix(reports: Sequence[Report]) -> str:
-    """Several subjects side by side: verdict, grades, the worst margin and provenance, then each check's."""
+    """BACKENDS.md: several subjects side by side, verdict and grades, then each check, then where they were run."""
     dtypes = tuple(dict.fromkeys(dtype for report in reports for dtype in report.dtypes))
-    lines = _table(
+    lines = ["# Backends", "", ORIGIN, ""]
+    lines += _table(
         ("backend", "verdict", *dtypes, "float32", "kernels of its own", "worst margin"),
         (
             (
@@ -57,16 +61,27 @@ def matrix(reports: Sequence[Report]) -> str:
             for report in reports
         ),
     )
-    lines += ["", "## Checks", ""]
-    lines.append("Each cell: the greatest part of the budget that was used, in the dtypes the backend has.")
-    lines.append("")
+    lines += ["", NOTE, "", "## Checks", "", CELLS, ""]
     checks = dict.fromkeys(row for report in reports for row in by_check(report.results))
     tables = [by_check(report.results) for report in reports]
     lines += _table(
         ("level", "check", *(report.name for report in reports)),
         ((level, f"`{check}`", *(_over_dtypes(t.get((level, check), {})) for t in tables)) for level, check in checks),
     )
+    lines += ["", "## Where", ""]
+    lines += _table(("backend", "run", "suite", "environment"), (_origin(report) for report in reports))
     return "\n".join(lines) + "\n"
+
+
+def _origin(report: Report) -> tuple[str, str, str, str]:
+    run, suite, environment = (report.about[part] for part in ("run", "suite", "environment"))
+    told = ", ".join(f"{name} {value}" for name, value in environment.items() if "not set" not in value)
+    return (
+        report.name,
+        f"{run['profile']}, seed {run['seed']}, on {report.about['subject']['device'] or 'its own device'}",
+        f"{suite['version']}, checks {suite['checks_hash'][:12]}",
+        told,
+    )
 
 
 def _over_dtypes(cells: dict[str, Result]) -> str:
@@ -110,7 +125,7 @@ def _failure(result: Result) -> Iterator[str]:
 
 def _legend(report: Report) -> str:
     used = (f"{SIGNS[status]} {told}" for status, told in STATUSES.items() if report.counts[status])
-    return "; ".join(used) + ". A: at most half of the budget was used, B: at most all of it."
+    return "; ".join(used) + f". {NOTE}"
 
 
 def _cell(result: Result | None) -> str:

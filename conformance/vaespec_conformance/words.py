@@ -10,6 +10,10 @@ from vaespec_conformance.report import STATUSES, Report, Result
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–"}
 COLUMNS = 100
+NOTE = (
+    "Grade A: at most half of a budget was used; of a whole model's, at most twice what rounding must cost. B: more; "
+    "of a model's, at most four times. C: beyond that."
+)
 
 
 def margin(used: float | None) -> str:

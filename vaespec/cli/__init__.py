@@ -1,4 +1,7 @@
-"""The command line: `vaespec demo | roundtrip | encode | decode | info | convert | backends`, one file per command."""
+"""The command line: `vaespec demo | roundtrip | encode | decode | info | convert | backends`, one file per command.
+
+Other packages add theirs: see `vaespec.cli.extensions`.
+"""
 
 
 def main() -> None:
