@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from typer.testing import CliRunner
 from vaespec.cli.app import app
 from vaespec.cli.extensions import add_extensions
 from vaespec.cli.failures import Guarded
+from vaespec_conformance.mutants import BENIGN, MUTANTS
 from vaespec_conformance.report import SCHEMA_FILE
 
 HERE = Path(__file__).parent
@@ -87,8 +90,10 @@ def test_a_backend_that_returns_its_input_fails():
 
 def test_a_backend_that_raises_not_implemented_everywhere_fails_everywhere():
     document = of("Unfinished", "--level", "L1,L3", "--dtype", "float32", code=1)
-    assert set(statuses(document).values()) == {"fail"}
-    messages = [row["failure"]["message"] for row in document["checks"]]
+    asked = [row for row in document["checks"] if row["status"] != "undeclared"]
+    assert {row["status"] for row in asked} == {"fail"}
+    assert len(asked) >= 15
+    messages = [row["failure"]["message"] for row in asked]
     assert all("NotImplementedError" in message for message in messages)
 
 
@@ -262,9 +267,38 @@ def test_without_hypothesis_the_command_says_what_to_install(monkeypatch):
     assert 'pip install "vaespec[conformance]"' in run("--list", code=2).stderr
 
 
-def test_the_self_check_finds_mistakes_and_no_others():
-    output = run("--self-check", "--dtype", "float32").stdout
-    assert "seen by their checks" in output
+@pytest.fixture
+def few_mistakes(monkeypatch):
+    """Some mistakes and a variant, in a table that a test may add to; all are tried in the tests of the mutants."""
+    mistakes = {name: mutant for name, mutant in MUTANTS.items() if mutant.owner in ("ops.silu", "structure.add")}
+    variants = dict(list(BENIGN.items())[:1])
+    monkeypatch.setattr("vaespec_conformance.selfcheck.MUTANTS", mistakes)
+    monkeypatch.setattr("vaespec_conformance.selfcheck.BENIGN", variants)
+    return mistakes, variants
+
+
+def test_the_self_check_counts_what_is_seen_and_what_passes(few_mistakes):
+    mistakes, _ = few_mistakes
+    first, second, third = run("--self-check", "--dtype", "float32").stdout.splitlines()
+    count = sum("float32" not in mutant.equivalent_in for mutant in mistakes.values())
+    assert count >= 5
+    assert first == f"{count} mistakes, {count} with dtypes: {count} seen by their checks"
+    assert re.fullmatch(r"1 correct variants, (\d+) with dtypes: \1 passed", second)
+    assert third == f"not tried: {len(mistakes) - count} that change less than rounding in their dtype"
+
+
+def test_the_self_check_tells_a_mistake_that_is_not_seen_and_a_variant_that_is(few_mistakes):
+    mistakes, variants = few_mistakes
+    mistake = next(iter(mistakes.values()))
+    mistakes["none at all"] = replace(mistake, wrap=lambda subject: subject)
+    variants["wrong"] = replace(next(iter(variants.values())), wrap=mistake.wrap)
+    lines = run("--self-check", "--dtype", "float32", code=1).stdout.splitlines()
+    assert f"not seen: none at all, by {mistake.owner}[float32]" in lines
+    assert f"wrongly seen: wrong, by {mistake.owner}[float32]" in lines
+
+
+def test_a_self_check_of_a_port_is_wrongly_asked_for():
+    assert "mistakes are put into a backend" in run("--self-check", "--port", "x:y", code=2).stderr
 
 
 # -- commands of other packages ----------------------------------------------------------------------------------
