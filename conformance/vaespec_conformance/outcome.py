@@ -13,6 +13,7 @@ from vaespec_conformance.examination import Examination
 from vaespec_conformance.picture import error_picture
 from vaespec_conformance.plan import REQUIRED, Item
 from vaespec_conformance.report import Failure, Result, rounded
+from vaespec_conformance.snippets import snippet
 
 
 def outcome(examination: Examination, named: str | None) -> Result:
@@ -81,15 +82,10 @@ def _failure(examination: Examination, named: str | None) -> Failure:
         where=getattr(error, "where", None),
         hint=getattr(error, "hint", None),
         case=json.loads(case.to_json()) if case else None,
-        snippet=_snippet(examination, case) if case else None,
+        snippet=snippet(examination.subject, item.check, case, item.dtype) if case else None,
         command=_command(item, case, named) if case else None,
         picture=_picture(error),
     )
-
-
-def _snippet(examination: Examination, case: Case) -> str | None:
-    write = examination.item.check.snippet
-    return write(examination.subject, case, examination.item.dtype) if write else None
 
 
 def _command(item: Item, case: Case, named: str | None) -> str | None:
