@@ -35,7 +35,7 @@ def test_each_snippet_of_a_good_backend_is_short_and_shows_no_mistake(name, caps
             if text is not None:
                 assert len([line for line in text.splitlines() if line]) <= LONGEST, text
                 assert all(len(line) <= 120 for line in text.splitlines())
-                assert printed(text, capsys) < 1e-4, text
+                assert printed(text, capsys) < 1e-3, text  # 16 u κ is 8e-4 where the mean is 857 deviations
                 heard.add(item.check.id)
     assert {f"ops.{op}" for op in ("conv2d", "linear", "group_norm", "silu", "mish", "gelu", "attention")} <= heard
     assert {f"structure.{op}" for op in ("conv2d", "linear", "upsample", "add", "scale")} <= heard
