@@ -101,7 +101,7 @@ def _card(result: Result, *, opened: bool) -> str:
     )
     case = f"<h4>Smallest case</h4><pre>{escape(json.dumps(failure.case))}</pre>" if failure.case is not None else ""
     command = f"<h4>This case alone</h4><pre>{escape(failure.command)}</pre>" if failure.command else ""
-    snippet = f"<h4>Without vaespec</h4><pre>{escape(failure.snippet)}</pre>" if failure.snippet else ""
+    snippet = f"<h4>Without the suite</h4><pre>{escape(failure.snippet)}</pre>" if failure.snippet else ""
     return (
         f'<article class="{result.status}">\n{head}\n<p>{escape(failure.message)}</p>\n'
         f'<div class="facts">{picture}<dl>{listed}</dl></div>\n{_details(case + command + snippet, opened)}</article>'

@@ -84,5 +84,5 @@ def failure_lines(result: Result) -> Iterator[str]:
     if failure.command:
         yield f"  again:  {failure.command}"
     if failure.snippet:
-        yield "  without vaespec:"
+        yield "  without the suite:"
         yield from textwrap.indent(failure.snippet.rstrip("\n"), "    ").split("\n")
