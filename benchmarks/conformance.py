@@ -34,18 +34,16 @@ def main() -> None:
     parser.add_argument("--profile", default="default", choices=("quick", "default", "thorough"))
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
-    print(
-        f"{platform.machine()}, {os.cpu_count()} cores; {arguments.profile} profile; the worst of {arguments.seeds} seeds"
-    )
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {arguments.profile} profile; worst of {arguments.seeds} seeds")
     print(f"{'backend':10}{'seconds':>8}{'margin':>8}  used by")
     for backend in arguments.backends:
         runs = [timed(Request(backend, profile=arguments.profile, seed=seed)) for seed in range(arguments.seeds)]
         worst = max((r.worst for _, r in runs if r.worst), key=lambda result: result.margin or 0, default=None)
-        told = f"{worst.margin:8.2f}  {worst.id}" if worst else f"{'':8}  nothing"
-        print(f"{backend:10}{max(seconds for seconds, _ in runs):8.1f}{told}")
-        for _, report in runs:
-            if report.exit_code:
-                print(f"  seed {report.about['run']['seed']}: {report.headline} {[result.id for result in report.bad]}")
+        used = f"{worst.margin:8.2f}  {worst.id}" if worst else f"{'':8}  nothing"
+        print(f"{backend:10}{max(seconds for seconds, _ in runs):8.1f}{used}")
+        for report in (report for _, report in runs if report.exit_code):
+            failed = [result.id for result in report.bad]
+            print(f"  seed {report.about['run']['seed']}: {report.headline} {failed}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from vaespec_conformance.cases import Case
 from vaespec_conformance.registry import Check
 from vaespec_conformance.subjects import BackendSubject, Subject
 
+OPERATIONS = "L1"
 Arrays = tuple[np.ndarray, ...]
 ARGUMENTS = {
     "conv2d": ("x", "w", "b"),
@@ -92,7 +93,7 @@ class Listening(BackendSubject):
 
 def snippet(subject: Subject, check: Check, case: Case, dtype: str) -> str | None:
     """The lines; None where the check asks for more than one operation, or for one without a formula here."""
-    if not isinstance(subject, BackendSubject):
+    if not isinstance(subject, BackendSubject) or check.level != OPERATIONS:
         return None
     heard = _heard(subject, check, case, dtype)
     if heard is None or heard.op not in FORMULAS:

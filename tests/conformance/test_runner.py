@@ -69,7 +69,8 @@ def test_a_failing_pinned_case_is_told_and_nothing_is_drawn():
 
     define("own", fails, pinned=pinned(5))
     result = only(run())
-    assert (result.examples, result.failure.case["number"], len(calls)) == (1, 5, 1)
+    assert (result.examples, result.failure.case["number"]) == (1, 5)
+    assert {case["number"] for case in calls} == {5}
 
 
 def test_what_a_check_raises_otherwise_is_an_error_and_no_failure():
