@@ -34,7 +34,8 @@ def main() -> None:
     parser.add_argument("--profile", default="default", choices=("quick", "default", "thorough"))
     parser.add_argument("--seeds", type=int, default=1)
     arguments = parser.parse_args()
-    print(f"{platform.machine()}, {os.cpu_count()} cores; {arguments.profile} profile; worst of {arguments.seeds} seeds")
+    machine = f"{platform.machine()}, {os.cpu_count()} cores"
+    print(f"{machine}; {arguments.profile} profile; the worst of {arguments.seeds} seeds")
     print(f"{'backend':10}{'seconds':>8}{'margin':>8}  used by")
     for backend in arguments.backends:
         runs = [timed(Request(backend, profile=arguments.profile, seed=seed)) for seed in range(arguments.seeds)]
