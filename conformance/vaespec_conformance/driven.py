@@ -16,18 +16,21 @@ ROLES: dict[int, Role] = {4: "conv", 2: "linear", 1: "bias"}
 
 
 class DrivenVae:
-    """A VAE. `encode` gives (mean, logvar), and so does whatever ends in encode; the rest gives an array."""
+    """A VAE that takes arrays of `given`, float32 or float64.
 
-    def __init__(self, vae: Any) -> None:
-        self.vae = vae
+    `encode` gives (mean, logvar), and so does whatever ends in encode; the rest gives an array.
+    """
+
+    def __init__(self, vae: Any, given: type[np.floating]) -> None:
+        self.vae, self.given = vae, given
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         with blamed(name):
             method = getattr(self.vae, name)
 
-        def driven(*args: Any) -> Any:
+        def driven(*arrays: np.ndarray) -> Any:
             with blamed(name):
-                result = method(*args)
+                result = method(*(np.asarray(a, self.given) for a in arrays))
                 if name == "weights":
                     return {key: np.asarray(a) for key, a in result.items()}
                 return tuple(map(np.asarray, _pair(name, result))) if name.endswith("encode") else np.asarray(result)

@@ -51,12 +51,14 @@ REGIMES = ("plain", "faint", "offset", "loud", "sharp")
 """Weights after which a mistake shows.
 
 plain: of the size of new weights, no norm the identity. faint: every normalised map has a deviation of 10⁻³, where eps
-matters. offset: maps have a mean of many deviations, where a variance must be centred. loud: they have a deviation of
+matters. offset: maps have a mean of twenty deviations, which norms take away. loud: they have a deviation of
 100, whose squares overflow float16. sharp: queries and keys give logits of a deviation of 10 around 100, where the
 scale matters and exponentials overflow.
 """
 
 SIZES = {"faint": 1e-3, "loud": 1e2}
+OFFSET = 20.0
+"""The mean of maps, in deviations of about 1. Beyond it, PyTorch's own group norm on CPUs is off: `ops.group_norm`."""
 INTO_NORMS = ("conv_in", "conv1", "conv2", "to_out.0")
 """The layers whose results are summed up and normalised."""
 
@@ -64,7 +66,7 @@ INTO_NORMS = ("conv_in", "conv1", "conv2", "to_out.0")
 @lru_cache(64)
 def _weights(config: str, regime: str, seed: int, dtype: str) -> Weights:
     rng = Case.of(seed=seed).rng("weights")
-    drawn = {name: _drawn(name, row.shape, regime, rng, dtype) for name, row in parameters(CONFIGS[config]).items()}
+    drawn = {name: _drawn(name, row.shape, regime, rng) for name, row in parameters(CONFIGS[config]).items()}
     return {name: rounded(w, dtype) for name, w in drawn.items()}
 
 
@@ -73,7 +75,7 @@ def weights(case: Case, dtype: str) -> Weights:
     return dict(_weights(case["config"], case["regime"], case["seed"], dtype))
 
 
-def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Generator, dtype: str) -> np.ndarray:
+def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Generator) -> np.ndarray:
     module, leaf = name.rsplit(".", 1)
     if "norm" in module.rsplit(".", 1)[-1]:
         return rng.uniform(0.5, 1.5, shape) if leaf == "weight" else rng.uniform(-0.5, 0.5, shape)
@@ -86,15 +88,10 @@ def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Genera
     if regime in SIZES and (into_norm or (leaf == "bias" and module.endswith((".conv", "shortcut")))):
         return SIZES[regime] * w
     if regime == "offset" and into_norm and leaf == "bias":
-        return w + offset(dtype)
+        return w + OFFSET
     if regime == "sharp" and module.endswith(("to_q", "to_k")):
         return 2 * w + (5.0 if leaf == "bias" else 0.0)
     return w
-
-
-def offset(dtype: str) -> float:
-    """The mean of maps in deviations, in the regime of that name: as far as the dtype leaves numbers apart."""
-    return 1000.0 if dtype in ("float32", "float64") else 20.0
 
 
 def images(case: Case, dtype: str) -> np.ndarray:

@@ -75,6 +75,11 @@ class Gap:
         return self.check in (check, f"{check}[{dtype}]")
 
 
+def given(dtype: str) -> type[np.floating]:
+    """NumPy's dtype of the images, latents and weights that a VAE of this dtype is given."""
+    return np.float64 if dtype == "float64" else np.float32
+
+
 class Subject:
     """What the two kinds have in common."""
 
@@ -83,13 +88,13 @@ class Subject:
     alter: Alter
 
     def build(self, config: AutoencoderConfig, weights: Weights, dtype: str) -> DrivenVae:
-        """The VAE of this config and these canonical weights, in this dtype; it gets copies of its own."""
-        return self.build_from(config, {name: np.array(w) for name, w in weights.items()}, dtype)
+        """The VAE of this config and these canonical weights, in this dtype; it gets copies, of float32 or float64."""
+        return self.build_from(config, {name: np.array(w, given(dtype)) for name, w in weights.items()}, dtype)
 
     def build_from(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> DrivenVae:
         """The same from the very arrays given."""
         with blamed("build"):
-            return DrivenVae(self.factory(config, weights, dtype))
+            return DrivenVae(self.factory(config, weights, dtype), given(dtype))
 
     def factory(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
         """The VAE itself."""

@@ -17,6 +17,7 @@ from vaespec_conformance.comparison import equal
 from vaespec_conformance.errors import ConformanceError
 from vaespec_conformance.judge import judge
 from vaespec_conformance.registry import EXACT, MODEL, Margin, check
+from vaespec_conformance.subjects import given
 
 CASES = cases(config=among("plain", "attentive"), regime=among("plain"), size=among((3, 4)), more=among(0))
 PINNED = (Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1),)
@@ -52,22 +53,17 @@ def batch(subject: Any, case: Case, dtype: str) -> Margin:
 def inputs(subject: Any, case: Case, dtype: str) -> Margin:
     """Images and latents are left as they were."""
     vae = built(subject, case, dtype)
-    for name, given in (("encode", models.images(case, dtype)), ("decode", models.latents(case, dtype))):
-        x = as_input(given, dtype)
+    for name, drawn in (("encode", models.images(case, dtype)), ("decode", models.latents(case, dtype))):
+        x = drawn.astype(given(dtype))
         getattr(vae, name)(x)
-        equal(x, given, f"the argument of {name}, after it,")
+        equal(x, drawn, f"the argument of {name}, after it,")
     return EXACT
-
-
-def as_input(x: np.ndarray, dtype: str) -> np.ndarray:
-    """As a caller would give it: float32, or float64 where that is computed in."""
-    return x.astype(np.float64 if dtype == "float64" else np.float32)
 
 
 @check("behaviour.results", level="L6", examples=MODEL, cases=CASES, pinned=PINNED)
 def results(subject: Any, case: Case, dtype: str) -> Margin:
     """A result stays what it is when the model is called again, and when its argument is changed."""
-    vae, z = built(subject, case, dtype), as_input(models.latents(case, dtype), dtype)
+    vae, z = built(subject, case, dtype), models.latents(case, dtype).astype(given(dtype))
     result = vae.decode(z)
     before = np.array(result)
     z += 1
@@ -78,8 +74,8 @@ def results(subject: Any, case: Case, dtype: str) -> Margin:
 
 def _strided(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Decoded from latents that lie otherwise in memory."""
-    z = as_input(models.latents(case, dtype), dtype)
-    return built(subject, case, dtype).decode(np.asfortranarray(z[:, ::-1])[:, ::-1])
+    z = models.latents(case, dtype).astype(given(dtype))
+    return built(subject, case, dtype).decode(np.asfortranarray(z))
 
 
 @check("behaviour.strides", level="L6", examples=MODEL, cases=CASES, pinned=PINNED)

@@ -46,5 +46,5 @@ def encode(subject: Any, case: Case, dtype: str) -> Margin:
 
 @frozen("goldens.decode")
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
-    """Images of diffusers."""
+    """Images of diffusers, of the latents of odd images as well."""
     return judge(subject, _decoded, case, dtype, what="decode", expected=goldens()[f"{case['config']}/decoded"])

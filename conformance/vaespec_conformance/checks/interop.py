@@ -15,6 +15,7 @@ from vaespec_conformance.comparison import equal
 from vaespec_conformance.errors import ConformanceError
 from vaespec_conformance.judge import judge
 from vaespec_conformance.registry import EXACT, OPERATION, Margin, check
+from vaespec_conformance.subjects import given
 
 SHAPES = ((3,), (4, 6), (2, 4, 5, 3))
 ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -128,6 +129,7 @@ def arguments(subject: Any, case: Case, dtype: str) -> Margin:
 )
 def ownership(subject: Any, case: Case, dtype: str) -> Margin:
     """What from_numpy gives does not change when its source does."""
-    kept, source = _numbers(case, dtype), _numbers(case, dtype).astype(np.float64 if dtype == "float64" else np.float32)
+    kept = _numbers(case, dtype)
+    source = kept.astype(given(dtype))
     after = subject.ops(dtype).after_change(source)
     return equal(after, kept, "an array, after the one it was made from was changed,")

@@ -14,6 +14,7 @@ from vaespec_conformance.comparison import equal
 from vaespec_conformance.errors import ConformanceError
 from vaespec_conformance.judge import judge
 from vaespec_conformance.registry import EXACT, MODEL, Margin, check
+from vaespec_conformance.subjects import given
 
 FAULTS = ("missing", "unexpected", "misshapen")
 MODELS: dict[str, Any] = {
@@ -61,12 +62,12 @@ def strict(subject: Any, case: Case, dtype: str) -> Margin:
 @check("weights.kept", level="L5", requires=("weights",), examples=MODEL, cases=cases(**MODELS), pinned=(PINNED,))
 def kept(subject: Any, case: Case, dtype: str) -> Margin:
     """weights() gives back what the model was built from: names, shapes and, to the nearest of its dtype, numbers."""
-    given = models.weights(case, "float32")
-    returned = subject.build(models.CONFIGS[case["config"]], given, dtype).weights()
-    if returned.keys() != given.keys():
-        names = ", ".join(sorted(returned.keys() ^ given.keys())[:3])
+    weights = models.weights(case, "float32")
+    returned = subject.build(models.CONFIGS[case["config"]], weights, dtype).weights()
+    if returned.keys() != weights.keys():
+        names = ", ".join(sorted(returned.keys() ^ weights.keys())[:3])
         raise ConformanceError(f"weights() and what was given differ in the names {names}.")
-    for name, w in given.items():
+    for name, w in weights.items():
         equal(returned[name], rounded(w, dtype), f"the weight {name}")
     return EXACT
 
@@ -109,11 +110,10 @@ def legacy(subject: Any, case: Case, dtype: str) -> Margin:
 @check("weights.owned", level="L5", examples=MODEL, cases=cases(**MODELS), pinned=(PINNED,))
 def owned(subject: Any, case: Case, dtype: str) -> Margin:
     """A model does not change when the arrays it was built from do."""
-    wide = np.float64 if dtype == "float64" else np.float32
-    given: dict[str, np.ndarray] = {name: w.astype(wide) for name, w in models.weights(case, dtype).items()}
+    weights: dict[str, np.ndarray] = {name: w.astype(given(dtype)) for name, w in models.weights(case, dtype).items()}
     z = models.latents(case, dtype)
-    vae = subject.build_from(models.CONFIGS[case["config"]], given, dtype)
+    vae = subject.build_from(models.CONFIGS[case["config"]], weights, dtype)
     before = vae.decode(z)
-    for w in given.values():
+    for w in weights.values():
         np.add(w, 1, out=w)
     return equal(vae.decode(z), before, "decode, after the arrays that the model was built from were changed,")

@@ -78,6 +78,7 @@ def _stale_dtype() -> None:
         owner="compiled.dtypes",
         cause="what was compiled for another dtype is used",
         seen_in_ports=None,
+        equivalent_in={"float64": "no other dtype is given the same weights"},
     )
     def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
         key = factory, config, *(np.asarray(w, np.float64).tobytes() for w in weights.values())

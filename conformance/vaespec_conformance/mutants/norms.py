@@ -63,7 +63,7 @@ def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: 
     "group_norm",
     "variance in one pass",
     cause="the variance is E[x²] - E[x]², which cancels where the mean is large",
-    **OWNED,
+    owner="ops.group_norm",
 )
 def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
     def normalise(g: np.ndarray) -> np.ndarray:
