@@ -47,6 +47,9 @@ What no method shows and is not presumed, a port declares: "legacy_names", that 
 before 0.18.
 """
 
+OF_BACKENDS = frozenset({"banding"})
+"""What a backend can do besides, since it needs no more than operations: the model in bands of rows."""
+
 SMALLEST = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2)
 """The config that is built to see which methods a port has."""
 
@@ -159,7 +162,7 @@ class BackendSubject(Subject):
         """The backend's own, else: the dtypes that it has here, and whatever a model on its operations can do."""
         declared = getattr(self.backend, "capabilities", None)
         dtypes = tuple(dtype for dtype in self.backend.dtypes if self._has(dtype))
-        return declared or Capabilities(dtypes, self._devices(), features=PRESUMED | FEATURES.keys())
+        return declared or Capabilities(dtypes, self._devices(), features=PRESUMED | OF_BACKENDS | FEATURES.keys())
 
     def _devices(self) -> tuple[str, ...]:
         try:
