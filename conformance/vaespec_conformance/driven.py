@@ -72,8 +72,7 @@ class DrivenOps:
         """The same of tokens (B, N, C), and tokens, or a tuple of them."""
 
         def call() -> Any:
-            placed = map(self.ops.from_numpy, tokens)
-            y = getattr(self.ops, op)(*placed, *self.place(weights), **numbers)
+            y = getattr(self.ops, op)(*map(self.enter_tokens, tokens), *self.place(weights), **numbers)
             return tuple(map(self.numpy, y)) if isinstance(y, tuple) else self.numpy(y)
 
         with blamed(op):
@@ -124,7 +123,7 @@ class DrivenOps:
     def watched(self, op: str, *arrays: np.ndarray, weights: tuple[np.ndarray, ...], **numbers: Any) -> Watched:
         """ops.op of maps (B, C, H, W) or tokens (B, N, C), and what became of its arguments."""
         with blamed(op):
-            entered = [self.enter(a) if a.ndim == 4 else self.ops.from_numpy(a) for a in arrays]
+            entered = [self.enter(a) if a.ndim == 4 else self.enter_tokens(a) for a in arrays]
             arguments = [*entered, *self.place(weights)]
             before = [self.numpy(a) for a in arguments]
             y = self._run(lambda: getattr(self.ops, op)(*arguments, **numbers))
@@ -146,6 +145,10 @@ class DrivenOps:
     def enter(self, x: np.ndarray) -> Any:
         """NumPy (B, C, H, W) -> map."""
         return self.ops.from_nchw(self.ops.from_numpy(x))
+
+    def enter_tokens(self, t: np.ndarray) -> Any:
+        """NumPy (B, N, C) -> tokens, by way of a map: a backend may compute in a wider dtype than it stores."""
+        return self.ops.tokens(self.enter(t.transpose(0, 2, 1)[:, :, None]))
 
     def leave(self, y: Any) -> np.ndarray:
         """Map -> NumPy (B, C, H, W)."""
