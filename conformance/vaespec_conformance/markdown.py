@@ -48,7 +48,7 @@ def matrix(reports: Sequence[Report]) -> str:
     dtypes = tuple(dict.fromkeys(dtype for report in reports for dtype in report.dtypes))
     lines = ["# Backends", "", ORIGIN, ""]
     lines += _table(
-        ("backend", "verdict", *dtypes, "float32", "kernels of its own", "worst margin"),
+        ("backend", "verdict", *dtypes, "products of float32", "kernels of its own", "worst margin"),
         (
             (
                 f"**{report.name}**",
