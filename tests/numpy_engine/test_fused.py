@@ -54,7 +54,7 @@ def test_a_model_of_real_widths_is_within_its_budget(precision, most):
 def test_bands_of_real_widths_are_within_the_budget(rows):
     _, _, z, pictures = specified()
     model = made()._model
-    bands = BandedOps(model.ops, rows=rows, chunk=64)
+    bands = BandedOps(model.ops, band_rows=rows, chunk=64)
     found = bands.compile(decoder(WIDE))(z.astype(np.float32), model.params)
     assert relative_l2(found, pictures) <= 3e-5
 
