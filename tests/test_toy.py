@@ -13,6 +13,7 @@ import pytest
 
 from vaespec.ops import KERNELS
 
+OWN = ("conv2d", "upsample_nearest2x")
 TOY = Path(__file__).parent.parent / "examples" / "vaespec-toy"
 
 
@@ -30,7 +31,8 @@ def toy(tmp_path_factory):
     printed("-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(TOY))
     (wheel,) = wheels.glob("*.whl")
     printed("-m", "pip", "install", "--quiet", "--no-deps", "--no-index", "--target", str(target), str(wheel))
-    env = os.environ | {"PYTHONPATH": str(target), "PYTHONWARNINGS": "error"}
+    path = os.pathsep.join([str(target), *filter(None, [os.environ.get("PYTHONPATH")])])
+    env = os.environ | {"PYTHONPATH": path, "PYTHONWARNINGS": "error"}
     return lambda *arguments: printed(*arguments, cwd=elsewhere, env=env)
 
 
@@ -45,7 +47,7 @@ def test_it_is_listed_as_another_distributions_without_importing_its_framework(t
     row = json.loads(toy("-c", LISTING))
     assert (row["distribution"], row["framework"], row["problem"]) == ("vaespec-toy", "array-api-strict", None)
     assert (row["devices"], row["dtypes"]) == (["cpu"], ["float32", "float64"])
-    assert row["ops"] == dict.fromkeys(KERNELS, "fallback")
+    assert row["ops"] == dict.fromkeys(KERNELS, "fallback") | dict.fromkeys(OWN, "native")
     assert row["imported"] is False
 
 
@@ -65,16 +67,34 @@ def test_it_encodes_and_decodes_as_numpy_does_in_float64(toy):
     assert max(float(error) for *_, error in lines) <= 1e-13
 
 
-def test_the_command_line_shows_it_with_every_operation_a_fallback(toy):
+def test_the_command_line_shows_which_operations_are_fallbacks(toy):
     lines = toy("-c", "from vaespec.cli import main; main()", "backends").splitlines()
     (row,) = (re.split(r"\s{2,}", line) for line in lines if line.startswith("toy "))
     name, usable, framework, *_, fallback = row
-    assert (name, usable, fallback) == ("toy", "yes", " ".join(KERNELS))
+    assert (name, usable, fallback) == ("toy", "yes", " ".join(op for op in KERNELS if op not in OWN))
     assert framework.startswith("array-api-strict ")
     assert "from vaespec-toy: toy" in lines
 
 
-def test_it_is_two_files_of_at_most_80_lines():
+CONFORMANCE = ("conformance", "--backend", "toy", "--profile", "quick")
+PASSED = "toy: conformant. All "
+
+
+def test_it_is_conformant_on_the_command_line_and_under_pytest(toy):
+    *_, grades, verdict = toy("-c", "from vaespec.cli import main; main()", *CONFORMANCE).splitlines()
+    assert re.fullmatch(r"grades: float32 [AB], float64 [AB]", grades)
+    assert verdict.startswith(PASSED)
+    options = ("-q", "-n", "0", "-p", "no:cacheprovider", "--pyargs", "vaespec_conformance")
+    output = toy("-m", "pytest", *options, "--vaespec-backend", "toy", "--vaespec-profile", "quick")
+    assert PASSED in output
+
+
+def test_its_own_tests_are_the_suite(toy):
+    output = toy("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(TOY / "test_vaespec_toy.py"))
+    assert re.search(r"^\d{3} passed", output.splitlines()[-1])
+
+
+def test_it_is_three_files_of_at_most_100_lines():
     files = [path for path in TOY.iterdir() if path.suffix in (".py", ".toml")]
-    assert {path.name for path in files} == {"pyproject.toml", "vaespec_toy.py"}
-    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 80
+    assert {path.name for path in files} == {"pyproject.toml", "vaespec_toy.py", "test_vaespec_toy.py"}
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 100

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-TOP_LEVEL = {"vaespec", "vaespec_numpy", "vaespec_torch", "vaespec_jax", "vaespec_mlx"}
+TOP_LEVEL = {"vaespec", "vaespec_numpy", "vaespec_torch", "vaespec_jax", "vaespec_mlx", "vaespec_conformance"}
 MIB = 1 << 20
 
 
@@ -48,3 +48,15 @@ def test_the_wheel_registers_our_backends_as_a_stranger_would(wheel):
     assert "[vaespec.backends]" in text
     assert "numpy = vaespec_numpy:backend" in text
     assert "torch = vaespec_torch:backend" in text
+
+
+def test_the_wheel_registers_the_suite_with_the_command_line_and_with_pytest(wheel):
+    (points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
+    text = wheel.read(points).decode()
+    assert "[vaespec.commands]\nconformance = vaespec_conformance.command:register" in text
+    assert "[pytest11]\nvaespec = vaespec_conformance.pytest_plugin" in text
+
+
+def test_the_wheel_brings_what_the_reports_are_made_with(wheel):
+    names = {name.removeprefix("vaespec_conformance/") for name in wheel.namelist()}
+    assert {"report.schema.json", "report.css", "test_conformance.py"} <= names

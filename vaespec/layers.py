@@ -116,7 +116,7 @@ class Resnet:
             x = layer(x, params, ops)
         return ops.add(x, h)
 
-    def branch(self) -> tuple[Layer, ...]:
+    def branch(self) -> tuple[NormAct, Conv, NormAct, Conv]:
         """What is added to the input."""
         return (
             NormAct(GroupNorm(f"{self.name}.norm1", self.in_channels, self.groups), self.activation),
@@ -125,7 +125,7 @@ class Resnet:
             Conv(f"{self.name}.conv2", self.out_channels, self.out_channels),
         )
 
-    def shortcut(self) -> tuple[Layer, ...]:
+    def shortcut(self) -> tuple[Conv, ...]:
         """What the input goes through: nothing where the width stays."""
         if self.in_channels == self.out_channels:
             return ()

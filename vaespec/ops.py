@@ -110,6 +110,7 @@ class ReferenceOps:
     conv_layout = "OIHW"
     linear_layout = "OI"
     fixed_shapes = False  # whether every new shape costs a compilation
+    fuses = False  # whether norm, activation and doubling are done as a convolution reads, and sums in place
 
     def __init__(self, xp: Any, dtype: str = "float64", device: Any = None) -> None:
         self.xp = xp
@@ -136,8 +137,9 @@ class ReferenceOps:
     # -- in and out --------------------------------------------------------------------------------------
 
     def from_numpy(self, a: np.ndarray) -> Array:
-        """A NumPy array -> the backend's own array on this device, in this dtype."""
-        return self.xp.asarray(np.asarray(a, order="C"), dtype=getattr(self.xp, self.dtype), device=self.device)
+        """A NumPy array -> the backend's own array on this device, in this dtype: a copy."""
+        dtype = getattr(self.xp, self.dtype)
+        return self.xp.asarray(np.asarray(a, order="C"), dtype=dtype, device=self.device, copy=True)
 
     def from_dlpack(self, x: Any) -> Array:
         """Another framework's array -> the backend's own, without a copy where they share memory."""

@@ -17,7 +17,7 @@ class NumpyBackend:
         return ("cpu",)
 
     def ops(self, device: str, dtype: str, precision: str) -> NumpyOps:
-        return NumpyOps(dtype)  # always of the highest precision
+        return NumpyOps(dtype, precision)
 
 
 backend = NumpyBackend()

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from copy import copy
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
 from vaespec.hostmemory import in_own_pages
-from vaespec.ops import Padding, ReferenceOps
+from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.attention import Chunk, attend
-from vaespec_numpy.strips import STRIP_ELEMENTS, cores, on_every_core, side_by_side
+from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, gathered, plan
+from vaespec_numpy.fused import run_fused
+from vaespec_numpy.sources import Activation, Normalised, Source
+from vaespec_numpy.strips import Scratch, on_every_core, side_by_side
+from vaespec_numpy.tiles import tiled_conv2d
+from vaespec_numpy.winograd import DOUBLED
 
 COLUMNS = 16  # copied at a time, a line of the cache: kernels whose axes change places are copied twice as fast
 
@@ -23,11 +29,29 @@ class NumpyOps(ReferenceOps):
     map_layout = "NHWC"
     conv_layout = "HWIO"
     linear_layout = "IO"
+    fuses = True
 
-    def __init__(self, dtype: str) -> None:
+    def __init__(self, dtype: str, precision: str) -> None:
+        """`forms` are those that a convolution may take: in float64, or with the highest precision, the exact ones."""
         super().__init__(array_namespace, dtype, "cpu")
+        self.forms = EXACT if dtype == "float64" or precision == "highest" else FAST
+        self.scratch: Scratch | None = None  # one for each convolution, but for the length of a compiled run
         self.storage = storage_dtype(dtype)
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
+
+    def compile(self, model: Layer) -> Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]:
+        """(x, params) -> model(x, params, self), every layer with the scratch memory of the one before."""
+
+        def run(x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
+            ops = copy(self)
+            ops.scratch = Scratch(self.arithmetic)
+            return model(x, params, ops)
+
+        return run
+
+    def run(self, layer: Layer, x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
+        """As the specification, with fewer maps: some layers are computed in one go (see vaespec_numpy.fused)."""
+        return run_fused(self, layer, x, params)
 
     def from_numpy(self, a: np.ndarray) -> np.ndarray:
         """A copy, so that the model does not change with its source."""
@@ -55,11 +79,15 @@ class NumpyOps(ReferenceOps):
         return in_own_pages(x)
 
     def workspace(self, op: str, x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, ...] = ()) -> int:
-        """A convolution copies what it pads, and takes a strip of it on every core."""
-        if op != "conv2d":
+        """What the form of a convolution holds; stride and padding hardly matter to that, and are taken to be usual."""
+        if op not in ("conv2d", "norm_act_conv2d"):
             return 0
-        strips = cores() * min(STRIP_ELEMENTS, math.prod(y[2:]) * math.prod(kernel[1:]))
-        return (strips + (kernel[2] > 1) * math.prod(x)) * self.arithmetic.itemsize
+        (B, C, H, W), (O, _, kh, kw) = x, kernel
+        stride, k = 1 if y[2] > H // 2 else 2, kh // 2
+        task = Task.of((B, H, W, C), (kh, kw, C, O), stride, ((k, k), (k, k)))
+        form = self.forms[plan(task, self.forms).form]
+        whole = op == "norm_act_conv2d" and form.run is gathered  # reads what is normalised as a map
+        return self.arithmetic.itemsize * (form.scratch(task) + whole * math.prod(x))
 
     def cast(self, x: np.ndarray) -> np.ndarray:
         return self.from_numpy(x)
@@ -78,35 +106,34 @@ class NumpyOps(ReferenceOps):
         """A weight in the dtype of the arithmetic."""
         return x.astype(self.arithmetic, copy=False)
 
-    def conv2d(self, x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding) -> np.ndarray:
-        """As the specification; the k·k shifted views of a strip side by side, times the kernel as one matrix."""
-        (kh, kw, C, O), (top_bottom, left_right) = w.shape, padding
-        if any(top_bottom + left_right):
-            x = np.pad(x, ((0, 0), top_bottom, left_right, (0, 0)))
-        B, H, W, _ = x.shape
-        h, wd = (H - kh) // stride + 1, (W - kw) // stride + 1
-        kernel, bias = self._wide(w).reshape(kh * kw * C, O), self._wide(b)
-        y = np.empty((B, h, wd, O), self.arithmetic)
+    def plan(self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding) -> Plan:
+        """The form that a convolution of x (B, H, W, C) with w (kh, kw, C, O) takes, and what every form costs."""
+        return plan(Task.of(x, w, stride, padding), self.forms)
 
-        def strip(rows: slice) -> None:
-            columns = np.empty((rows.stop - rows.start, wd, kh, kw, C), self.arithmetic)
-            for item in range(B):
-                for u in range(kh):
-                    for v in range(kw):
-                        first = rows.start * stride + u
-                        taken = slice(first, first + (rows.stop - rows.start - 1) * stride + 1, stride)
-                        columns[:, :, u, v] = x[item, taken, v : v + (wd - 1) * stride + 1 : stride]
-                out = y[item, rows].reshape(-1, O)
-                np.matmul(columns.reshape(-1, kh * kw * C), kernel, out=out)
-                out += bias
+    def conv2d(
+        self, x: np.ndarray | Source, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding
+    ) -> np.ndarray:
+        """As the specification, in the form that costs least."""
+        source = Source(x) if isinstance(x, np.ndarray) else x
+        task = Task.of(source.x.shape, w.shape, stride, padding)
+        run = self.forms[plan(task, self.forms).form].run
+        return run(task, source, self._wide(w), self._wide(b), self.scratch or Scratch(self.arithmetic))
 
-        side_by_side(strip, h, wd * kh * kw * C)
-        return y
+    def upsample_conv2d(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+        """A map doubled, then a 3 × 3 convolution with a border of zeros, without the doubled map."""
+        _, H, W, _ = x.shape
+        scratch = self.scratch or Scratch(self.arithmetic)
+        return tiled_conv2d(DOUBLED, Source(x), self._wide(w), self._wide(b), (1, 1), (2 * H, 2 * W), scratch)
 
     def group_norm(self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
-        """As the specification; centred moments of each strip, merged by Chan's formula."""
+        return self.group_normalised(x, scale, shift, groups=groups, eps=eps).whole()
+
+    def group_normalised(
+        self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
+    ) -> Normalised:
+        """As the specification, its moments known; centred moments of each strip, merged by Chan's formula."""
         mean, sigma2 = (part.repeat(x.shape[3] // groups, axis=1) for part in self._group_moments(x, groups))
-        return self.normalize(x, mean, sigma2, scale, shift, eps=eps)
+        return self._normalised(x, mean, sigma2, scale, shift, eps)
 
     def _group_moments(self, x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and biased variance, two of (B, groups) float64."""
@@ -120,29 +147,29 @@ class NumpyOps(ReferenceOps):
     def normalize(
         self, x: np.ndarray, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, eps: float
     ) -> np.ndarray:
-        B, H, W, C = x.shape
-        scale, shift, centre = self._wide(scale), self._wide(shift), mean.astype(x.dtype)
-        factor = scale * (1.0 / np.sqrt(sigma2 + eps)).astype(x.dtype)
-        y = np.empty(x.shape, x.dtype)
-        for source, out, c, f in zip(x.reshape(B, H * W, C), y.reshape(B, H * W, C), centre, factor, strict=True):
+        return self._normalised(x, mean, sigma2, scale, shift, eps).whole()
 
-            def strip(rows: slice, source=source, out=out, c=c, f=f) -> None:  # type: ignore[no-untyped-def]
-                np.subtract(source[rows], c, out=out[rows])
-                out[rows] *= f
-                out[rows] += shift
-
-            side_by_side(strip, H * W, C)
-        return y
+    def _normalised(
+        self, x: np.ndarray, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, eps: float
+    ) -> Normalised:
+        factor = self._wide(scale) * (1.0 / np.sqrt(sigma2 + eps)).astype(x.dtype)
+        return Normalised(x, mean.astype(x.dtype), factor, self._wide(shift))
 
     def silu(self, x: np.ndarray) -> np.ndarray:
-        def strip(source: np.ndarray, out: np.ndarray) -> None:
-            np.negative(source, out=out)
-            with np.errstate(over="ignore"):  # e^-x = inf gives the right limit, x / inf = 0
-                np.exp(out, out=out)
-            out += 1.0
-            np.divide(source, out, out=out)
+        return elementwise(silu_into, x)
 
-        return elementwise(strip, x)
+    def activation(self, name: str) -> Activation:
+        """The operation of that name, of `source` into `out`."""
+        if name == "silu":
+            return silu_into
+        op = getattr(self, name)
+        return lambda source, out: np.copyto(out, op(source))
+
+    def add_to(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+        """y, with x added in place."""
+        target, source = y.reshape(-1, y.shape[3]), x.reshape(-1, x.shape[3])
+        side_by_side(lambda rows: np.add(target[rows], source[rows], out=target[rows]), *target.shape)
+        return y
 
     def relu(self, x: np.ndarray) -> np.ndarray:
         return np.maximum(x, 0)
@@ -178,6 +205,14 @@ class NumpyOps(ReferenceOps):
 
     def attend_chunk(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> Chunk:
         return attend(q, k, v, scale)
+
+
+def silu_into(x: np.ndarray, out: np.ndarray) -> None:
+    """x / (1 + e^-x); where that overflows, x / inf = 0 is the right limit."""
+    np.negative(x, out=out)
+    np.exp(out, out=out)
+    out += 1.0
+    np.divide(x, out, out=out)
 
 
 def elementwise(strip: Callable[[np.ndarray, np.ndarray], None], x: np.ndarray) -> np.ndarray:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from typing import Any, TypeVar
@@ -14,6 +15,7 @@ import threadpoolctl
 
 STRIP_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in a core's second-level cache from one step to the next
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 
@@ -69,6 +71,21 @@ def _forget_after_fork(cached: Any) -> None:
         os.register_at_fork(after_in_child=cached.cache_clear)
 
 
+class Scratch(threading.local):
+    """Arrays that each thread uses again for the next piece: fresh memory costs as much as what is done in it."""
+
+    def __init__(self, dtype: np.dtype) -> None:
+        self.dtype, self.kept = dtype, dict[str, np.ndarray]()
+
+    def __call__(self, name: str, *shape: int) -> np.ndarray:
+        """An array of that shape, with whatever numbers were left in it; what is kept is at most twice as large."""
+        size = math.prod(shape)
+        if name not in self.kept or not size <= self.kept[name].size <= 2 * size:
+            self.kept.pop(name, None)  # given back before more is asked for
+            self.kept[name] = np.empty(size, self.dtype)
+        return self.kept[name][:size].reshape(shape)
+
+
 def strips(rows: int, elements_per_row: int) -> Iterator[slice]:
     """Slices that cover `rows`, each of about STRIP_ELEMENTS, and at least one per core where rows allow."""
     height = max(1, min(STRIP_ELEMENTS // max(1, elements_per_row), -(-rows // cores())))
@@ -82,16 +99,20 @@ def on_every_core(work: Callable[[str], T], names: Iterable[str]) -> list[T]:
 
 
 def side_by_side(work: Callable[[slice], T], rows: int, elements_per_row: int) -> list[T]:
-    """work(strip) for every strip, in order of the strips; NumPy releases the interpreter lock inside.
+    """work(strip) for every strip, in order of the strips."""
+    return share(work, list(strips(rows, elements_per_row)))
 
-    The matrix products inside run on one thread each: the strips already fill the cores, and the order of summation,
+
+def share(work: Callable[[P], T], pieces: Sequence[P]) -> list[T]:
+    """work(piece) for every piece, in order, shared by the cores; NumPy releases the interpreter lock inside.
+
+    The matrix products inside run on one thread each: the pieces already fill the cores, and the order of summation,
     and with it the last bit, does not depend on what else the process does.
     """
 
-    def quietly(piece: slice) -> T:  # what is not finite is reported by the caller; errstate does not cross threads
+    def quietly(piece: P) -> T:  # what is not finite is reported by the caller; errstate does not cross threads
         with np.errstate(over="ignore", invalid="ignore"):
             return work(piece)
 
-    pieces = list(strips(rows, elements_per_row))
     with _single_threaded_blas():
         return [quietly(pieces[0])] if len(pieces) == 1 else list(_pool().map(quietly, pieces))

@@ -152,7 +152,7 @@ def test_estimates_grow_with_the_image_and_shrink_with_its_parts(vae):
     vae.enable_tiling(tile_sample_min_size=64)
     in_tiles = vae.estimate_memory(shape)
     assert whole.before == in_bands.before == GIB
-    assert whole.run > 3 * sliced.run > 4 * in_bands.run
+    assert whole.run > 2 * sliced.run > 3 * in_bands.run
     assert in_tiles.run < sliced.run
     assert whole.peak > vae.estimate_memory((4, 3, 128, 128)).peak
     assert vae.estimate_memory(shape, "encode").run < whole.run

@@ -13,18 +13,23 @@ from vaespec.ops import Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
 
 
+class Unmade(Shape):
+    """What is computed while a convolution reads it."""
+
+
 class MemoryOps(CostOps):
     """CostOps as BandedOps needs them, which count what `ops` hold inside an operation as well.
 
+    `fused` is for wholes, where `ops` fuse: what is done while a convolution reads makes no map of its own.
     `stored_bytes` is the most that lay in stores elsewhere, see `Elsewhere`.
     """
 
     map_layout = "NCHW"
     conv_layout = "OIHW"
 
-    def __init__(self, ops: ReferenceOps) -> None:
+    def __init__(self, ops: ReferenceOps, *, fused: bool = False) -> None:
         super().__init__(storage_dtype(ops.dtype).itemsize)
-        self.ops, self.xp = ops, self
+        self.ops, self.xp, self.fused = ops, self, fused
         self.fixed_shapes, self.on_host = ops.fixed_shapes, ops.on_host
         self.elsewhere = self.stored_bytes = 0
 
@@ -42,13 +47,25 @@ class MemoryOps(CostOps):
 
     def conv2d(self, x: Shape, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> Shape:
         y = super().conv2d(x, w, b, stride=stride, padding=padding)
-        self.briefly(self.ops.workspace("conv2d", x.shape, y.shape, w.shape))
+        op = "norm_act_conv2d" if isinstance(x, Unmade) else "conv2d"
+        self.briefly(self.ops.workspace(op, x.shape, y.shape, w.shape))
         return y
 
     def group_norm(self, x: Shape, scale: Parameter, shift: Parameter, *, groups: int, eps: float) -> Shape:
-        y = super().group_norm(x, scale, shift, groups=groups, eps=eps)
-        self.briefly(self.ops.workspace("group_norm", x.shape, y.shape))
-        return y
+        normed = super().group_norm
+        return Unmade(x.shape, x.memory) if self.fused else normed(x, scale, shift, groups=groups, eps=eps)
+
+    def silu(self, x: Shape) -> Shape:
+        return x if self.fused else super().silu(x)
+
+    mish = gelu = relu = silu
+
+    def add(self, x: Shape, y: Shape) -> Shape:
+        return y if self.fused else super().add(x, y)
+
+    def upsample_nearest2x(self, x: Shape) -> Shape:
+        B, C, H, W = x.shape
+        return Shape((B, C, 2 * H, 2 * W), x.memory) if self.fused else super().upsample_nearest2x(x)
 
     def attention(self, q: Shape, k: Shape, v: Shape, *, scale: float) -> Shape:
         y = super().attention(q, k, v, scale=scale)

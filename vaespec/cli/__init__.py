@@ -1,4 +1,7 @@
-"""The command line: one file per command of `vaespec demo | roundtrip | encode | decode | info | convert | …`."""
+"""The command line: one file per command of `vaespec demo | roundtrip | encode | decode | info | convert | …`.
+
+Other packages add theirs: see `vaespec.cli.extensions`.
+"""
 
 
 def main() -> None:

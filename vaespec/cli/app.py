@@ -12,6 +12,7 @@ from vaespec.cli.convert import convert
 from vaespec.cli.decode import decode
 from vaespec.cli.demo import demo
 from vaespec.cli.encode import encode
+from vaespec.cli.extensions import add_extensions
 from vaespec.cli.failures import Guarded
 from vaespec.cli.info import info
 from vaespec.cli.options import example
@@ -34,6 +35,7 @@ app.command(epilog=example("vaespec info sdxl_vae.safetensors --size 1024x768"))
 app.command(epilog=example("vaespec convert v1-5.ckpt my-vae --to diffusers --family sd1"))(convert)
 app.command(epilog=example("vaespec compare holiday/beach.jpg --tiling"))(compare)
 app.command(epilog=example("vaespec backends"))(backends)
+add_extensions(app)
 
 
 def _print_version(asked: bool) -> None:

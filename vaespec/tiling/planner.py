@@ -69,7 +69,8 @@ def as_bytes(limit: int | str) -> int:
 
 def estimate(model: Model, half: str, shape: tuple[int, ...], plan: Plan) -> Estimate:
     """Of running the encoder or the decoder, now, on an input of that shape (B, C, H, W)."""
-    ops, layers = MemoryOps(model.ops), model.layers(half)
+    fused = model.ops.fuses and plan.bands is None
+    ops, layers = MemoryOps(model.ops, fused=fused), model.layers(half)
     B, *item = shape
     items = [(1, *item)] * B if plan.slicing else [shape]
     results = [_results(ops, layers, one, plan) for one in items[:2]]  # the others are as the second

@@ -1,0 +1,130 @@
+"""A convolution as an algorithm of vaespec_numpy.winograd, on blocks of tiles that stay in a core's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from vaespec_numpy.sources import Source, window
+from vaespec_numpy.strips import Scratch, cores, share
+from vaespec_numpy.winograd import Algorithm
+
+TILES = 128  # in a block: as many as the matrix products need to be efficient, and no more
+KERNEL_ELEMENTS = 1 << 13  # kernels transformed at a time: such small matrix products go without packing
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some tiles of an item: `rows` and `columns` of them."""
+
+    item: int
+    rows: range
+    columns: range
+
+
+def blocks(items: int, rows: int, columns: int) -> Iterator[Block]:
+    """All tiles, in blocks of about TILES, of much the same size, as many for one core as for another."""
+    wide = -(-columns // TILES)
+    high = -(-rows // max(1, TILES // -(-columns // wide)))
+    while high < rows and items * wide * high % cores():
+        high += 1
+    for item in range(items):
+        for some_rows in _parts(rows, high):
+            for some_columns in _parts(columns, wide):
+                yield Block(item, some_rows, some_columns)
+
+
+def _parts(length: int, parts: int) -> Iterator[range]:
+    for i in range(parts):
+        yield range(length * i // parts, length * (i + 1) // parts)
+
+
+def tiled_conv2d(
+    algorithm: Algorithm,
+    source: Source,
+    w: np.ndarray,
+    b: np.ndarray,
+    before: tuple[int, int],
+    size: tuple[int, int],
+    scratch: Scratch,
+) -> np.ndarray:
+    """The first `size` outputs from a source with (above, left) zeros `before` it and as many after as it takes.
+
+    w (3, 3, C, O), b (O,) -> (B, rows, columns, O). Each thread takes a block from its inputs to its outputs.
+    """
+    (h, wd), x = size, source.x
+    A, B, G = (matrix.astype(x.dtype) for matrix in (algorithm.A, algorithm.B, algorithm.G))
+    kernels = transformed_kernels(G, w, scratch)
+    y = np.empty((x.shape[0], h, wd, w.shape[3]), x.dtype)
+
+    def compute(block: Block) -> None:
+        across = inputs_across(algorithm, B, source, before, block, scratch)
+        k, j, n, O = len(block.rows), len(block.columns), algorithm.products, w.shape[3]
+        half = scratch("half", k, algorithm.outputs, n, j * O)
+        products = scratch("products", n, k * j, O)
+        for v in range(n):  # a column of products at a time: they stay in the cache
+            np.matmul(inputs_down(algorithm, B, across[:, v], k, scratch), kernels[:, v], out=products)
+            np.matmul(A.T, products.reshape(n, k, j * O).transpose(1, 0, 2), out=half[:, :, v])
+        found = scratch("found", k * algorithm.outputs, j, algorithm.outputs, O)
+        np.matmul(A.T, half.reshape(-1, n, j, O).transpose(0, 2, 1, 3), out=found)
+        store(found.reshape(k * algorithm.outputs, j * algorithm.outputs, O), b, algorithm, block, y[block.item])
+
+    share(compute, list(blocks(x.shape[0], algorithm.tiles(h), algorithm.tiles(wd))))
+    return y
+
+
+def scratch_of_tiles(algorithm: Algorithm, C: int, O: int) -> int:
+    """Numbers: the kernels, and on every core a block of tiles on its way from inputs to outputs."""
+    n, m, step = algorithm.products, algorithm.outputs, algorithm.step
+    of_tile = (step * step + step * n + n) * C + (n + m * n + m * m) * O
+    return n * n * C * O + cores() * TILES * of_tile
+
+
+def store(found: np.ndarray, b: np.ndarray, algorithm: Algorithm, block: Block, y: np.ndarray) -> None:
+    """The outputs of a block, plus b, to where they belong in y (H, W, O), but for those that lie outside of it."""
+    m, lead = algorithm.outputs, algorithm.lead
+    top, left = (lead if part.start == 0 else 0 for part in (block.rows, block.columns))
+    rows, columns = (slice(max(0, m * part.start - lead), m * part.stop - lead) for part in (block.rows, block.columns))
+    out = y[rows, columns]
+    np.add(found[top : top + out.shape[0], left : left + out.shape[1]], b, out=out)
+
+
+def transformed_kernels(G: np.ndarray, w: np.ndarray, scratch: Scratch) -> np.ndarray:
+    """G w Gᵀ of every pair of channels: w (3, 3, C, O) -> (n, n, C, O)."""
+    n, (_, _, C, O) = G.shape[0], w.shape
+    kernels = scratch("kernels", n, n, C * O)
+    taps = w.reshape(3, 3, C * O)
+
+    def strip(part: slice) -> None:
+        columns = np.matmul(G, taps[:, :, part])  # (3, n, part)
+        np.matmul(G, columns.transpose(1, 0, 2), out=kernels[:, :, part].transpose(1, 0, 2))
+
+    share(strip, [slice(i, i + KERNEL_ELEMENTS) for i in range(0, C * O, KERNEL_ELEMENTS)])
+    return kernels.reshape(n, n, C, O)
+
+
+def inputs_across(
+    algorithm: Algorithm, B: np.ndarray, source: Source, before: tuple[int, int], block: Block, scratch: Scratch
+) -> np.ndarray:
+    """Bᵀ d along the columns of a block: (rows, n, tiles across, C)."""
+    C, span, step = source.x.shape[3], algorithm.span, algorithm.step
+    rows, columns = (step * (len(part) - 1) + span for part in (block.rows, block.columns))
+    corner = (step * block.rows.start - before[0], step * block.columns.start - before[1])
+    inputs = window(source, block.item, corner, 1, scratch("inputs", rows, columns, C))
+    row, pixel, channel = inputs.strides
+    tiles = as_strided(inputs, (rows, len(block.columns), span, C), (row, step * pixel, pixel, channel))
+    across = scratch("across", rows, algorithm.products, len(block.columns), C)
+    np.matmul(B.T, tiles, out=across.transpose(0, 2, 1, 3))
+    return across
+
+
+def inputs_down(algorithm: Algorithm, B: np.ndarray, across: np.ndarray, k: int, scratch: Scratch) -> np.ndarray:
+    """Bᵀ d along the rows: (rows, tiles across, C) -> (n, k · tiles across, C)."""
+    (_, j, C), (row, _, channel) = across.shape, across.strides
+    tiles = as_strided(across, (k, algorithm.span, j * C), (algorithm.step * row, row, channel))
+    both = scratch("both", algorithm.products, k, j * C)
+    np.matmul(B.T, tiles, out=both.transpose(1, 0, 2))
+    return both.reshape(algorithm.products, k * j, C)

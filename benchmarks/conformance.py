@@ -1,0 +1,38 @@
+"""How long the conformance suite takes on each backend, and how much of its budgets they use.
+
+    python benchmarks/conformance.py [--profile quick|default] [BACKEND ...]
+
+Each run is a `vaespec conformance` of its own, from the start of its process to its report.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import time
+
+from vaespec_conformance.isolated import run_isolated
+from vaespec_conformance.request import Request
+
+BACKENDS = ("numpy", "torch", "jax", "mlx")
+
+
+def main() -> None:
+    """A line for each backend."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backends", nargs="*", default=BACKENDS, metavar="BACKEND")
+    parser.add_argument("--profile", default="default", choices=("quick", "default", "thorough"))
+    arguments = parser.parse_args()
+    print(f"{platform.machine()}, {os.cpu_count()} cores; {arguments.profile} profile")
+    print(f"{'backend':10}{'seconds':>8}{'margin':>8}  used by")
+    for backend in arguments.backends:
+        start = time.perf_counter()
+        report = run_isolated(Request(backend, profile=arguments.profile))
+        seconds = time.perf_counter() - start
+        used = f"{report.worst.margin:8.2f}  {report.worst.id}" if report.worst else f"{'':8}  nothing"
+        print(f"{backend:10}{seconds:8.1f}{used}  {'' if report.exit_code == 0 else report.headline}".rstrip())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,99 @@
+"""How fast is each convolution of Stable Diffusion's VAE on NumPy, in the form it takes? Prints a table.
+
+    python benchmarks/engine.py [--size 256] [--runs 5]
+
+GFLOP/s are those of the convolution as it is written, so a form with fewer multiplications may pass the ceiling: the
+rate of a product of two matrices of 2048 × 2048 in the same run. Inputs are as wide as the decoder's and the encoder's
+at that size of image; times are medians.
+"""
+
+import argparse
+import statistics
+import time
+
+import numpy as np
+
+from vaespec.analysis.cost import CostOps
+from vaespec.architecture import decoder, encoder
+from vaespec.backend import get_backend, make_ops
+from vaespec.families import config
+from vaespec.layers import Upsample
+
+
+class ListedOps(CostOps):
+    """Every convolution that a model calls: shapes of x and w, stride, padding, and whether x was doubled before."""
+
+    def __init__(self):
+        super().__init__(bytes_per_number=4)
+        self.listed, self.doubling = {}, False
+
+    def run(self, layer, x, params):
+        """As CostOps, knowing what layer it is."""
+        self.doubling = isinstance(layer, Upsample)
+        y = layer(x, params, self)
+        self.doubling = False
+        return y
+
+    def conv2d(self, x, w, b, *, stride, padding):
+        """As CostOps, and noted."""
+        key = (x.shape, w.shape, stride, padding, self.doubling)
+        self.listed[key] = self.listed.get(key, 0) + 1
+        return super().conv2d(x, w, b, stride=stride, padding=padding)
+
+
+def seconds(call, runs):
+    """Median of `runs`, after one to warm up."""
+    found = []
+    for _ in range(runs + 1):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return statistics.median(found[1:])
+
+
+def ceiling(runs):
+    """GFLOP/s of a matrix product."""
+    a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
+    return 2 * 2048**3 / seconds(lambda: a @ a, runs) / 1e9
+
+
+def measure(ops, listed, runs):
+    """(what, how often, form, milliseconds, GFLOP/s) of each convolution."""
+    rng = np.random.default_rng(0)
+    for (shape, kernel, stride, padding, doubled), times in listed.items():
+        (B, C, H, W), (O, _, kh, kw) = shape, kernel
+        x = rng.standard_normal((B, H // 2, W // 2, C) if doubled else (B, H, W, C), np.float32)
+        w, b = rng.standard_normal((kh, kw, C, O), np.float32), rng.standard_normal(O, np.float32)
+        plan = ops.plan((B, H, W, C), w.shape, stride=stride, padding=padding)
+        if doubled:
+            taken = seconds(lambda x=x, w=w, b=b: ops.upsample_conv2d(x, w, b), runs)
+        else:
+            how = {"stride": stride, "padding": padding}
+            taken = seconds(lambda x=x, w=w, b=b, how=how: ops.conv2d(x, w, b, **how), runs)
+        flops = 2 * B * (H // stride) * (W // stride) * C * O * kh * kw
+        what = f"{C} -> {O}, {kh} × {kw}, {H} × {W}" + (", halved" if stride == 2 else ", doubled" if doubled else "")
+        yield what, times, "doubled" if doubled else plan.form, taken * 1e3, flops / taken / 1e9
+
+
+def main(size, runs):
+    """List what both halves do, measure, print."""
+    ops = make_ops(get_backend("numpy"), "cpu", "float32", "default")
+    sd = config("sd1")
+    for half, shape in ((decoder(sd), (1, 4, size // 8, size // 8)), (encoder(sd), (1, 3, size, size))):
+        listing = ListedOps()
+        half(listing.array(*shape), dict(half.parameters()), listing)
+        print(f"\nceiling {ceiling(runs):.0f} GFLOP/s\n")
+        print("| convolution | times | form | ms | GFLOP/s |\n|---|---|---|---|---|")
+        total = 0.0
+        for what, times, form, taken, rate in measure(ops, listing.listed, runs):
+            total += times * taken
+            print(f"| {what} | {times} | {form} | {taken:.1f} | {rate:.0f} |", flush=True)
+        print(f"\nall convolutions: {total:.0f} ms")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--runs", type=int, default=5)
+    asked = parser.parse_args()
+    main(asked.size, asked.runs)

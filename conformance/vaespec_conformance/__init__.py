@@ -1,0 +1,49 @@
+"""vaespec_conformance: does a backend, or somebody's whole VAE, compute AutoencoderKL?
+
+`run_conformance` examines a subject and gives a Report; `conformance_suite` is the same as a class of tests. On the
+command line: `vaespec conformance`. Nothing is imported before it is used, since pytest imports this package wherever
+vaespec is installed.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vaespec_conformance.errors import ConformanceError
+    from vaespec_conformance.plan import Selection
+    from vaespec_conformance.report import Report
+    from vaespec_conformance.runner import run_conformance
+    from vaespec_conformance.subjects import BackendSubject, Capabilities, Gap, PortSubject
+    from vaespec_conformance.suite import conformance_suite
+
+__all__ = [
+    "BackendSubject",
+    "Capabilities",
+    "ConformanceError",
+    "Gap",
+    "PortSubject",
+    "Report",
+    "Selection",
+    "conformance_suite",
+    "run_conformance",
+]
+
+_MODULES = {
+    "BackendSubject": "subjects",
+    "Capabilities": "subjects",
+    "ConformanceError": "errors",
+    "Gap": "subjects",
+    "PortSubject": "subjects",
+    "Report": "report",
+    "Selection": "plan",
+    "conformance_suite": "suite",
+    "run_conformance": "runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

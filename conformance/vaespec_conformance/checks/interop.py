@@ -1,0 +1,135 @@
+"""L0: arrays go in and come out as they are, and nothing is shared or written over behind the caller's back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from vaespec.analysis.rounding import rounded
+from vaespec.ops import KERNELS
+from vaespec_conformance.cases import Case, among, cases
+from vaespec_conformance.comparison import equal
+from vaespec_conformance.errors import ConformanceError
+from vaespec_conformance.judge import judge
+from vaespec_conformance.registry import EXACT, OPERATION, Margin, check
+from vaespec_conformance.subjects import given
+
+SHAPES = ((3,), (4, 6), (2, 4, 5, 3))
+ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "C": lambda a: a,
+    "Fortran": np.asfortranarray,
+    "transposed": lambda a: np.ascontiguousarray(a.T).T,
+    "backwards": lambda a: np.ascontiguousarray(a[..., ::-1])[..., ::-1],
+    "every other": lambda a: np.repeat(a, 2, axis=-1)[..., ::2],
+}
+
+
+def _numbers(case: Case, dtype: str) -> np.ndarray:
+    return rounded(case.rng("a").standard_normal(case["shape"]), dtype)
+
+
+def _there_and_back(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    return subject.ops(dtype).round_trip(ORDERS[case["order"]](_numbers(case, dtype)))
+
+
+@check(
+    "interop.round_trip",
+    level="L0",
+    subjects=("backend",),
+    examples=OPERATION,
+    cases=cases(shape=among(*SHAPES), order=among(*ORDERS)),
+    pinned=tuple(Case.of(shape=(2, 4, 5, 3), order=order, seed=1) for order in ORDERS),
+)
+def round_trip(subject: Any, case: Case, dtype: str) -> Margin:
+    """from_numpy, then to_numpy: the same numbers to the last bit, in whatever order they lie in memory."""
+    return judge(subject, _there_and_back, case, dtype, what="to_numpy of from_numpy", compare=_equal, budget=0.0)
+
+
+def _equal(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -> Margin:
+    return equal(actual, expected, what)
+
+
+def _through_maps(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    return subject.ops(dtype).through_map(_numbers(case, dtype))
+
+
+@check(
+    "interop.layout",
+    level="L0",
+    subjects=("backend",),
+    examples=OPERATION,
+    cases=cases(shape=among((1, 2, 3, 4), (2, 4, 5, 3))),
+    pinned=(Case.of(shape=(2, 4, 5, 3), seed=1),),
+)
+def layout(subject: Any, case: Case, dtype: str) -> Margin:
+    """to_nchw undoes from_nchw."""
+    return judge(subject, _through_maps, case, dtype, what="to_nchw of from_nchw", compare=_equal, budget=0.0)
+
+
+CALLS: dict[str, dict[str, Any]] = {
+    "conv2d": {"weights": ((4, 4, 3, 3), (4,)), "stride": 1, "padding": ((1, 1), (1, 1))},
+    "group_norm": {"weights": ((4,), (4,)), "groups": 2, "eps": 1e-6},
+    "linear": {"weights": ((4, 4), (4,))},
+    "attention": {"scale": 0.5},
+}
+"""What each operation takes besides maps of four channels."""
+
+
+def _call(subject: Any, op: str, case: Case, dtype: str) -> Any:
+    """One operation on drawn numbers: see `DrivenOps.watched`."""
+    shape = (2, 6, 4) if op in ("linear", "attention") else (2, 4, 3, 5)
+    count = {"attention": 3, "add": 2}.get(op, 1)
+    numbers = dict(CALLS.get(op, {}))
+    shapes = numbers.pop("weights", ())
+    arrays = [rounded(case.rng(f"x{i}").standard_normal(shape), dtype) for i in range(count)]
+    weights = tuple(rounded(case.rng(f"w{i}").standard_normal(w), dtype) for i, w in enumerate(shapes))
+    return subject.ops(dtype).watched(op, *arrays, weights=weights, **numbers)
+
+
+each_operation = partial(
+    check,
+    level="L0",
+    subjects=("backend",),
+    examples=OPERATION,
+    cases=cases(op=among(*KERNELS)),
+    pinned=tuple(Case.of(op=op, seed=1) for op in KERNELS),
+)
+
+
+@each_operation("interop.dtype")
+def results(subject: Any, case: Case, dtype: str) -> Margin:
+    """An operation gives the backend's own kind of array, and its result leaves in the dtype that is stored."""
+    told = _call(subject, case["op"], case, dtype)
+    if not told.own:
+        raise ConformanceError(f"{case['op']} gave a {told.kind}, which is not this backend's kind of array.")
+    if told.dtype != dtype:
+        raise ConformanceError(f"{case['op']} of {dtype} left as {told.dtype}: expected the dtype that is stored.")
+    return EXACT
+
+
+@each_operation("interop.arguments")
+def arguments(subject: Any, case: Case, dtype: str) -> Margin:
+    """An operation leaves its arguments as they were."""
+    told = _call(subject, case["op"], case, dtype)
+    for before, after in zip(told.before, told.after, strict=True):
+        equal(after, before, f"an argument of {case['op']}, after it,")
+    return EXACT
+
+
+@check(
+    "interop.ownership",
+    level="L0",
+    subjects=("backend",),
+    examples=OPERATION,
+    cases=cases(shape=among(*SHAPES)),
+    pinned=(Case.of(shape=(2, 4, 5, 3), seed=1),),
+)
+def ownership(subject: Any, case: Case, dtype: str) -> Margin:
+    """What from_numpy gives does not change when its source does."""
+    kept = _numbers(case, dtype)
+    source = kept.astype(given(dtype))
+    after = subject.ops(dtype).after_change(source)
+    return equal(after, kept, "an array, after the one it was made from was changed,")

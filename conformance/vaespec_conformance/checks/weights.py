@@ -1,0 +1,119 @@
+"""L5: the weights that are given are the weights that are used."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from hypothesis import strategies as st
+
+from vaespec.analysis.rounding import rounded
+from vaespec_conformance import models
+from vaespec_conformance.cases import Case, among, cases
+from vaespec_conformance.comparison import equal
+from vaespec_conformance.errors import ConformanceError
+from vaespec_conformance.judge import judge
+from vaespec_conformance.registry import EXACT, MODEL, Margin, check
+from vaespec_conformance.subjects import given
+
+FAULTS = ("missing", "unexpected", "misshapen")
+MODELS: dict[str, Any] = {
+    "config": among("plain", "bare"),
+    "regime": among("plain"),
+    "size": among((3, 4)),
+    "more": among(0),
+}
+PINNED = Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1)
+
+
+@check(
+    "weights.strict",
+    level="L5",
+    examples=MODEL,
+    cases=cases(**MODELS, fault=among(*FAULTS), which=st.integers(0, 200)),
+    pinned=tuple(
+        Case.of(config="plain", regime="plain", size=(3, 4), more=0, fault=fault, which=which, seed=1)
+        for fault in FAULTS
+        for which in (1, 40, 100)
+    ),
+)
+def strict(subject: Any, case: Case, dtype: str) -> Margin:
+    """Weights that lack a tensor, have one too many, or one of another shape are refused, by whatever exception.
+
+    What is missing silently is random, or zero, and the images are only a little wrong.
+    """
+    weights, fault = models.weights(case, dtype), case["fault"]
+    name = list(weights)[case["which"] % len(weights)]
+    if fault == "missing":
+        del weights[name]
+    elif fault == "unexpected":
+        weights[f"{name}_2"] = weights[name]
+    else:
+        weights[name] = weights[name].reshape(1, *weights[name].shape)
+    try:
+        vae = subject.build(models.CONFIGS[case["config"]], weights, dtype)
+        vae.encode(models.images(case, dtype))
+        vae.decode(models.latents(case, dtype))
+    except ConformanceError:  # whatever the subject raised
+        return EXACT
+    raise ConformanceError(f"weights with {name} {fault} were accepted: expected an exception that names it.")
+
+
+@check("weights.kept", level="L5", requires=("weights",), examples=MODEL, cases=cases(**MODELS), pinned=(PINNED,))
+def kept(subject: Any, case: Case, dtype: str) -> Margin:
+    """weights() gives back what the model was built from: names, shapes and, to the nearest of its dtype, numbers."""
+    weights = models.weights(case, "float32")
+    returned = subject.build(models.CONFIGS[case["config"]], weights, dtype).weights()
+    if returned.keys() != weights.keys():
+        names = ", ".join(sorted(returned.keys() ^ weights.keys())[:3])
+        raise ConformanceError(f"weights() and what was given differ in the names {names}.")
+    for name, w in weights.items():
+        equal(returned[name], rounded(w, dtype), f"the weight {name}")
+    return EXACT
+
+
+def _legacy(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    """Decoded by a model built from the older names, but for the specification, which has the newer only."""
+    weights, config = models.weights(case, dtype), models.CONFIGS[case["config"]]
+    named = legacy_names(weights, case["axes"]) if subject.kind == "port" else weights
+    return subject.build(config, named, dtype).decode(models.latents(case, dtype))
+
+
+LEGACY = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+
+
+def legacy_names(weights: dict[str, np.ndarray], axes: int) -> dict[str, np.ndarray]:
+    """diffusers' names of before 0.18; the kernels (O, I), or (O, I, 1, 1) as in still older files."""
+    renamed = {}
+    for name, w in weights.items():
+        module, leaf = name.rsplit(".", 1)
+        ours = next((new for new in LEGACY if module.endswith(f".{new}")), None)
+        w = w.reshape(*w.shape, 1, 1) if ours and leaf == "weight" and axes == 4 else w
+        renamed[name.replace(ours, LEGACY[ours]) if ours else name] = w
+    return renamed
+
+
+@check(
+    "weights.legacy_names",
+    level="L5",
+    subjects=("port",),
+    requires=("legacy_names",),
+    examples=MODEL,
+    cases=cases(**{**MODELS, "config": among("plain")}, axes=among(2, 4)),
+    pinned=tuple(Case.of(config="plain", regime="plain", size=(3, 4), more=0, axes=axes, seed=1) for axes in (2, 4)),
+)
+def legacy(subject: Any, case: Case, dtype: str) -> Margin:
+    """query, key, value and proj_attn are to_q, to_k, to_v and to_out.0, whether linear maps or 1 × 1 convolutions."""
+    return judge(subject, _legacy, case, dtype, what="decode, built from the names of before diffusers 0.18,")
+
+
+@check("weights.owned", level="L5", examples=MODEL, cases=cases(**MODELS), pinned=(PINNED,))
+def owned(subject: Any, case: Case, dtype: str) -> Margin:
+    """A model does not change when the arrays it was built from do."""
+    weights: dict[str, np.ndarray] = {name: w.astype(given(dtype)) for name, w in models.weights(case, dtype).items()}
+    z = models.latents(case, dtype)
+    vae = subject.build_from(models.CONFIGS[case["config"]], weights, dtype)
+    before = vae.decode(z)
+    for w in weights.values():
+        np.add(w, 1, out=w)
+    return equal(vae.decode(z), before, "decode, after the arrays that the model was built from were changed,")

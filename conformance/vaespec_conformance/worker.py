@@ -1,0 +1,96 @@
+"""The process in which a subject runs: told by `isolated` what to do on stdin, it answers in lines of JSON.
+
+So a subject may hang with the interpreter's lock held, or crash, and the run goes on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from vaespec.errors import VaespecError
+from vaespec_conformance.about import about
+from vaespec_conformance.cases import Case
+from vaespec_conformance.loading import load_backend, load_port
+from vaespec_conformance.plan import Item, PlanError, Selection, levels_between, plan
+from vaespec_conformance.preliminaries import preliminaries
+from vaespec_conformance.request import Request
+from vaespec_conformance.runner import run_item
+from vaespec_conformance.subjects import Subject
+from vaespec_conformance.tally import BEFORE
+
+Send = Callable[..., None]
+
+
+def main() -> None:
+    """Serve one request, from the item that it says."""
+    order = json.loads(sys.stdin.readline())
+    send = _sender()
+    try:
+        serve(Request.from_json(order["request"]), order["first"], send)
+    except (VaespecError, PlanError) as error:
+        send("refused", message=str(error))
+
+
+def serve(request: Request, first: int, send: Send) -> None:
+    """Load the subject, tell what will be run, and run it from the first item on, or the preliminaries."""
+    subject = _subject(request)
+    selection = _selection(request)
+    items = plan(subject, selection)
+    case, named = _case(request, items), request.named
+    asked = selection.to_dict() | ({"case": [case.to_json()]} if case else {})
+    facts = about(subject, profile=request.profile, selection=asked, seed=request.seed)
+    send("ready", about=facts, places=[item.place for item in items])
+    if first == BEFORE:
+        send("begin", number=BEFORE)
+        send("known", facts=preliminaries(subject))
+    first = max(first, 0)
+    for number, item in enumerate(items[first:], first):
+        send("begin", number=number)
+        start = time.perf_counter()
+        result = run_item(subject, item, profile=request.profile, seed=request.seed, case=case, named=named)
+        send("result", number=number, result=result.to_dict(), seconds=time.perf_counter() - start)
+    send("end")
+
+
+def _subject(request: Request) -> Subject:
+    if request.port:
+        return load_port(request.port)
+    assert request.backend
+    return load_backend(request.backend, request.device, request.precision)
+
+
+def _selection(request: Request) -> Selection:
+    levels = levels_between(request.levels) if request.levels else ()
+    return Selection(request.dtypes, levels, request.checks)
+
+
+def _case(request: Request, items: tuple[Item, ...]) -> Case | None:
+    if request.case is None:
+        return None
+    if len(items) != 1:
+        raise PlanError(f"--case goes with one check in one dtype, not with {len(items)}: add --check ID[DTYPE].")
+    try:
+        return Case.from_json(request.case)
+    except ValueError as error:
+        raise PlanError(f"--case {request.case}: {error}") from error
+
+
+def _sender() -> Send:
+    """Writes messages where stdout was; what the subject prints goes to stderr, and cannot be taken for one."""
+    sys.stdout.flush()
+    pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def send(event: str, **content: Any) -> None:
+        print(json.dumps({"event": event, **content}), file=pipe, flush=True)
+
+    return send
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,20 @@
+"""A registry that a test may fill, and a canary that it need not think of."""
+
+from __future__ import annotations
+
+import pytest
+
+from vaespec_conformance import runner
+from vaespec_conformance.registry import CHECKS
+
+
+@pytest.fixture
+def no_checks(monkeypatch):
+    """An empty registry; the canary, which needs the suite's own, is said to be caught."""
+    before = dict(CHECKS)
+    CHECKS.clear()
+    caught = {"status": "caught", "mutant": "a mutant", "check": "a check"}
+    monkeypatch.setattr(runner, "preliminaries", lambda subject: {"canary": caught})
+    yield CHECKS
+    CHECKS.clear()
+    CHECKS.update(before)

@@ -1,0 +1,174 @@
+"""The checks pass who is right, with room to spare, and judge by diffusers' numbers."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from configs import relative_l2
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from oracle import decoded, diffusers_model, encoded
+
+from vaespec.backend import get_backend
+from vaespec_conformance import models
+from vaespec_conformance.cases import Case
+from vaespec_conformance.checks import behaviour
+from vaespec_conformance.comparison import equal, within
+from vaespec_conformance.driven import DrivenVae
+from vaespec_conformance.errors import ConformanceError, blamed
+from vaespec_conformance.goldens import FILE, goldens
+from vaespec_conformance.oracle import ORACLE, ReferenceBackend
+from vaespec_conformance.registry import CHECKS, DTYPES, LEVELS
+from vaespec_conformance.subjects import BackendSubject, PortSubject
+
+ROOM = 0.75
+"""The share of a budget that those who are right may use."""
+
+TRUSTED = {name: BackendSubject(get_backend(name)) for name in ("numpy", "torch", "mlx")}
+TRUSTED["reference"] = BackendSubject(ReferenceBackend())
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", TRUSTED)
+def test_those_who_are_right_pass_every_pinned_case_with_a_quarter_of_the_budget_left(name, dtype):
+    subject = TRUSTED[name]
+    if dtype not in subject.capabilities.dtypes:
+        pytest.skip("not a dtype of this backend")
+    for check in CHECKS.values():
+        if check.concerns(subject, dtype):
+            for case in check.pinned:
+                assert max(check.run(subject, case, dtype)) <= ROOM, f"{check.id} {case.to_json()}"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+@pytest.mark.parametrize("check", ["ops.conv2d", "ops.group_norm", "ops.attention", "blocks.resnet", "model.logvar"])
+def test_a_backend_that_compiles_passes_too(check, dtype):
+    subject = BackendSubject(get_backend("jax"))
+    for case in CHECKS[check].pinned:
+        assert max(CHECKS[check].run(subject, case, dtype)) <= ROOM
+
+
+@pytest.mark.parametrize("name", CHECKS)
+@settings(max_examples=10)
+@given(data=st.data())
+def test_whatever_a_check_may_draw_is_json_and_passes(name, data):
+    check = CHECKS[name]
+    case = data.draw(check.cases)
+    assert Case.from_json(case.to_json()) == case
+    if check.concerns(TRUSTED["numpy"], "float32"):
+        assert max(check.run(TRUSTED["numpy"], case, "float32")) <= ROOM
+
+
+@pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
+def test_a_check_says_what_it_is_for_and_pins_its_worst_cases(check):
+    assert len(check.explain) > 20
+    assert check.explain.endswith(".")
+    assert check.level in LEVELS
+    assert check.pinned
+    assert all(json.loads(case.to_json()) for case in check.pinned)
+
+
+@pytest.mark.parametrize("config", models.CONFIGS)
+def test_the_judge_is_diffusers(config):
+    """Its float64 results, of every regime of weights."""
+    model = diffusers_model(models.CONFIGS[config])
+    for regime in models.REGIMES:
+        case = Case.of(config=config, regime=regime, size=(3, 4), more=1, seed=3)
+        weights = models.weights(case, "float32")
+        model.load_state_dict({name: torch.tensor(w) for name, w in weights.items()}, strict=True)
+        ours = ORACLE.build(models.CONFIGS[config], weights, "float64")
+        x, z = models.images(case, "float32"), models.latents(case, "float32")
+        for mine, theirs in zip(
+            (*ours.encode(x), ours.decode(z)), (*encoded(model, x), decoded(model, z)), strict=True
+        ):
+            assert relative_l2(mine, theirs) < 1e-13
+
+
+def test_the_goldens_are_small_and_name_their_maker():
+    assert FILE.stat().st_size < 200_000
+    assert str(goldens()["version"]) == "0.42.1"
+
+
+def test_regimes_are_what_they_say():
+    """Seen at the first norm: a deviation of 10⁻³, of 100, or a mean of many deviations."""
+    for regime, deviation, ratio in (("plain", 1, 1), ("faint", 1e-3, 1), ("loud", 100, 1), ("offset", 1, 20)):
+        case = Case.of(config="plain", regime=regime, size=(3, 4), more=0, seed=0)
+        w, b = (models.weights(case, "float64")[f"encoder.conv_in.{leaf}"] for leaf in ("weight", "bias"))
+        x = ORACLE.ops("float64").on_maps(
+            "conv2d", models.images(case, "float64"), weights=(w, b), stride=1, padding=((1, 1), (1, 1))
+        )
+        assert deviation / 4 < x.std() < deviation * 4
+        assert ratio / 4 < abs(x.mean()) / x.std() + 0.9 < ratio * 4
+
+
+# -- what is told ------------------------------------------------------------------------------------------------------
+
+
+def test_a_wrong_number_is_told_with_its_place():
+    expected = np.ones((2, 3, 4, 5))
+    actual = expected.copy()
+    actual[1, 2, 0, :] += 0.5
+    with pytest.raises(ConformanceError, match=r"^decode is off by 0\.1") as told:
+        within(actual, expected, 1e-3, "decode")
+    assert told.value.where == "worst at (1, 2, 0, 0), at the border only, in 1 of 2 items and 1 of 3 channels"
+    assert told.value.eta2 > 100
+    np.testing.assert_allclose(told.value.difference, actual - expected)
+
+
+def test_one_wrong_pixel_of_many_is_seen():
+    expected = np.ones((1, 1, 300, 300))
+    actual = expected.copy()
+    actual[0, 0, 299, 299] += 0.1
+    with pytest.raises(ConformanceError, match="off by"):
+        within(actual, expected, 2e-3, "decode")
+
+
+def test_numbers_that_are_not_finite_and_other_shapes_are_no_numbers():
+    with pytest.raises(ConformanceError, match=r"1 of 2 numbers that are NaN or infinite"):
+        equal(np.array([1.0, np.nan]), np.ones(2), "x")
+    with pytest.raises(ConformanceError, match=r"of shape \(3,\): expected \(2,\)"):
+        equal(np.ones(3), np.ones(2), "x")
+
+
+def test_what_a_subject_raises_is_its_failure_and_not_the_suites():
+    with pytest.raises(ConformanceError, match="decode raised ZeroDivisionError: division by zero"), blamed("decode"):
+        1 / 0  # noqa: B018
+
+    class Three:
+        def encode(self, x):
+            return x, x, x
+
+    with pytest.raises(ConformanceError, match="expected a pair of arrays"):
+        DrivenVae(Three(), np.float32).encode(np.zeros(1))
+    with pytest.raises(ConformanceError, match="decode raised AttributeError"):
+        DrivenVae(Three(), np.float32).decode(np.zeros(1))
+
+
+def test_a_framework_may_show_its_own_state():
+    class Leaky:
+        calls = 0
+
+        def global_state(self):
+            Leaky.calls += 1
+            return Leaky.calls
+
+        def __getattr__(self, name):
+            return getattr(get_backend("numpy"), name)
+
+    (case,) = CHECKS["behaviour.state"].pinned
+    with pytest.raises(ConformanceError, match="changed the framework's state"):
+        behaviour.state(BackendSubject(Leaky()), case, "float32")
+
+
+def test_a_port_has_the_features_that_its_methods_show():
+    features = PortSubject.of(TRUSTED["numpy"]).capabilities.features
+    assert {"tiling", "sample", "weights", "threads"} <= features
+
+    class Bare:
+        def encode(self, x): ...
+        def decode(self, z): ...
+
+    assert PortSubject(lambda config, weights: Bare(), "bare").capabilities.features == {"deterministic", "threads"}

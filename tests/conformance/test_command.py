@@ -1,0 +1,325 @@
+"""`vaespec conformance` gives every kind of subject the right verdict and exit code, in processes of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from dataclasses import replace
+from importlib import metadata
+from pathlib import Path
+
+import jsonschema
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from vaespec.cli.app import app
+from vaespec.cli.extensions import add_extensions
+from vaespec.cli.failures import Guarded
+from vaespec_conformance.mutants import BENIGN, MUTANTS
+from vaespec_conformance.report import SCHEMA_FILE
+
+HERE = Path(__file__).parent
+SUBJECTS = HERE / "subjects_of_all_kinds.py"
+
+
+def run(*arguments, code=0):
+    result = CliRunner().invoke(app, ["conformance", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def of(name, *arguments, code=0):
+    """The JSON of a run on one of our subjects, with its exit code."""
+    result = run("--backend", f"{SUBJECTS}:{name}", "--profile", "quick", *arguments, "--json", code=code)
+    document = json.loads(result.stdout)
+    jsonschema.validate(document, json.loads(SCHEMA_FILE.read_text(encoding="utf-8")))
+    assert document["summary"]["exit_code"] == code
+    return document
+
+
+def statuses(document):
+    return {f"{row['check']}[{row['dtype']}]": row["status"] for row in document["checks"]}
+
+
+# -- subjects, good and bad --------------------------------------------------------------------------------------
+
+
+def test_a_good_backend_is_partially_conformant_where_only_some_checks_are_asked_for():
+    document = of("Good", "--level", "L1", "--dtype", "float32")
+    assert document["summary"]["verdict"] == "partial"
+    assert set(statuses(document).values()) <= {"pass", "undeclared"}
+    assert document["canary"]["status"] == "caught"
+    assert document["precision"]["highest"]["class"] == "float32"
+    assert document["ops"]["conv2d"] == "native"
+
+
+def test_a_wrong_backend_fails_where_it_is_wrong_and_is_told_why(tmp_path):
+    document = of("Wrong", "--check", "ops.group_norm", "--check", "ops.silu", "--dtype", "float16", code=1)
+    assert statuses(document) == {"ops.group_norm[float16]": "fail", "ops.silu[float16]": "pass"}
+    (failure,) = (row["failure"] for row in document["checks"] if "failure" in row)
+    assert "1e-5" in failure["hint"]
+    command = shlex.split(failure["command"])
+    assert command[:2] == ["vaespec", "conformance"]
+    again = run(*command[2:], "--json", code=1)
+    (row,) = json.loads(again.stdout)["checks"]
+    assert (row["failure"]["message"], row["failure"]["case"]) == (failure["message"], failure["case"])
+
+
+def test_the_snippet_of_a_failure_runs_without_vaespec_s_suite_and_is_short():
+    document = of("Wrong", "--check", "ops.group_norm[float32]", code=1)
+    snippet = document["checks"][0]["failure"]["snippet"]
+    assert len(snippet.splitlines()) <= 15
+    compile(snippet, "snippet", "exec")
+
+
+def test_an_empty_backend_is_vacuous():
+    document = of("Empty", code=3)
+    assert document["summary"]["verdict"] == "vacuous"
+    assert "no check was run" in document["summary"]["unseen"]
+
+
+def test_a_backend_that_returns_its_input_fails():
+    document = of("Identity", "--level", "L1", "--dtype", "float32", code=1)
+    found = statuses(document)
+    assert found["structure.conv2d[float32]"] == found["ops.silu[float32]"] == "fail"
+    assert document["summary"]["counts"]["error"] == 0
+
+
+def test_a_backend_that_raises_not_implemented_everywhere_fails_everywhere():
+    document = of("Unfinished", "--level", "L1,L3", "--dtype", "float32", code=1)
+    asked = [row for row in document["checks"] if row["status"] != "undeclared"]
+    assert {row["status"] for row in asked} == {"fail"}
+    assert len(asked) >= 15
+    messages = [row["failure"]["message"] for row in asked]
+    assert all("NotImplementedError" in message for message in messages)
+
+
+def test_a_backend_that_hangs_loses_one_check_and_the_others_go_on():
+    checks = ("--check", "ops.silu", "--check", "ops.mish", "--dtype", "float32")
+    document = of("Hangs", *checks, "--time-limit", 5, code=1)
+    assert statuses(document) == {"ops.silu[float32]": "error", "ops.mish[float32]": "pass"}
+    assert document["checks"][0]["failure"]["message"] == "it did not end within 5 s."
+
+
+def test_a_backend_that_takes_the_process_with_it_loses_one_check_and_the_others_go_on():
+    document = of("Crashes", "--check", "ops.silu", "--check", "ops.mish", "--dtype", "float32", code=1)
+    assert statuses(document) == {"ops.silu[float32]": "error", "ops.mish[float32]": "pass"}
+    assert document["checks"][0]["failure"]["message"] == "the process was ended by SIGABRT during this check."
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("raise RuntimeError('no device')", "cannot be imported (RuntimeError: no device)."),
+        ("import sys; sys.exit('no licence')", "cannot be imported (SystemExit: no licence)."),
+        ("import os; os.abort()", "importing the subject: the process was ended by SIGABRT."),
+        ("class Backend: pass", "lacks name, framework, dtypes, devices, ops: see vaespec.backend.Backend."),
+        ("", "has no 'Backend': name an object that it defines."),
+    ],
+)
+def test_a_backend_that_cannot_be_imported_is_wrongly_asked_for(code, told, tmp_path):
+    file = tmp_path / "broken.py"
+    file.write_text(code)
+    result = run("--backend", f"{file}:Backend", code=2)
+    assert result.stdout == ""
+    assert result.stderr.startswith("vaespec: error: ")
+    assert told in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_declared_gaps_are_told_and_pass():
+    document = of("Declares", "--check", "ops.gelu")
+    assert statuses(document)["ops.gelu[float16]"] == "gap"
+    (row,) = (row for row in document["checks"] if row["status"] == "gap")
+    assert (row["reason"], row["url"]) == ("bug: the tail is rounded (until 2.0)", "https://example.org/1")
+
+
+def test_a_gap_that_is_none_fails():
+    assert statuses(of("DeclaresTooMuch", "--check", "ops.gelu", code=1))["ops.gelu[float16]"] == "xpass"
+
+
+def test_a_gap_in_the_core_does_not_help():
+    document = of("DeclaresTheCore", "--check", "ops.group_norm[float32]", code=1)
+    assert "A gap cannot be declared" in document["checks"][0]["failure"]["message"]
+
+
+def test_a_claim_that_is_too_large_fails():
+    found = statuses(of("OverClaims", "--level", "L0", code=1))
+    assert found["interop.round_trip[float32]"] == "pass"
+    assert found["interop.round_trip[bfloat16]"] == "fail"
+
+
+def test_a_claim_that_is_too_small_is_tried_and_told():
+    document = of("UnderClaims", "--check", "ops.silu", "--check", "model.decode")
+    rows = [row for row in document["checks"] if row["dtype"] == "float16"]
+    assert [(row["status"], row["works"]) for row in rows] == [("undeclared", True)] * 2
+
+
+def test_a_backend_without_kernels_of_its_own_is_labelled():
+    assert of("Plain", "--check", "ops.silu[float32]")["subject"]["label"] == "array-api-only"
+    assert of("Good", "--check", "ops.silu[float32]")["subject"]["label"] == "native"
+
+
+@pytest.mark.parametrize(("maker", "code", "status"), [("port", 0, "pass"), ("BrightPort", 1, "fail")])
+def test_a_port_is_examined_as_a_whole(maker, code, status):
+    result = run("--port", f"{SUBJECTS}:{maker}", "--profile", "quick", "--check", "model.decode", "--json", code=code)
+    document = json.loads(result.stdout)
+    assert document["subject"]["kind"] == "port"
+    assert statuses(document)["model.decode[float32]"] == status
+
+
+# -- what is written ---------------------------------------------------------------------------------------------
+
+
+def test_the_reports_are_written_and_the_same_seed_gives_the_same_bytes(tmp_path):
+    written = []
+    for run_number in ("1", "2"):
+        folder = tmp_path / run_number
+        folder.mkdir()
+        files = {form: folder / f"report.{form}" for form in ("json", "md", "html")}
+        options = ("--report", files["json"], "--markdown", files["md"], "--html", files["html"])
+        output = run("--backend", "numpy", "--level", "L1", "--profile", "quick", "--seed", 7, *options).stdout
+        assert "numpy: partial." in output.splitlines()[-1]
+        written.append({form: path.read_bytes() for form, path in files.items()})
+        assert {path.name for path in folder.iterdir()} == {"report.json", "report.md", "report.html"}
+    assert written[0] == written[1]
+
+
+def test_another_seed_draws_other_cases():
+    margins = [
+        [row.get("eta2") for row in of("Good", "--check", "ops.conv2d", "--seed", seed)["checks"]] for seed in (1, 2)
+    ]
+    assert margins[0] != margins[1]
+
+
+def test_the_matrix_puts_reports_side_by_side(tmp_path):
+    for name in ("Good", "Plain"):
+        (tmp_path / name).write_text(json.dumps(of(name, "--check", "ops.silu")))
+    text = run("--matrix", tmp_path / "Good", "--matrix", tmp_path / "Plain").stdout
+    assert "| **good** |" in text
+    assert "| **plain** |" in text
+
+
+def test_a_file_that_is_no_report_is_told(tmp_path):
+    (tmp_path / "x.json").write_text("{}")
+    assert "x.json is no report of this suite" in run("--matrix", tmp_path / "x.json", code=2).stderr
+
+
+def test_a_failure_is_printed_with_all_that_helps():
+    options = ("--backend", f"{SUBJECTS}:Wrong", "--profile", "quick", "--check", "ops.group_norm[float16]")
+    output = run(*options, code=1).stdout
+    for part in (
+        "✗ ops.group_norm[float16]: fail",
+        "where:",
+        "likely:",
+        "case:",
+        "again:  vaespec conformance --backend",
+    ):
+        assert part in output
+    assert output.splitlines()[-1] == "wrong: failed. 1 of 1 checks did not pass."
+
+
+# -- about the suite ---------------------------------------------------------------------------------------------
+
+
+def test_the_checks_are_listed_level_by_level():
+    rows = [line.split() for line in run("--list").stdout.splitlines()[1:]]
+    assert len(rows) >= 40
+    assert [row[0] for row in rows] == sorted(row[0] for row in rows)
+    assert {row[0] for row in rows} == {f"L{i}" for i in range(9)}
+
+
+def test_a_check_is_explained():
+    text = run("--explain", "ops.group_norm").stdout
+    assert text.startswith("ops.group_norm, L1 (operations), since 1.0\n\n")
+    assert "eps 1e-6" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ((), "name one of the two"),
+        (("--backend", "numpy", "--port", "x:y"), "name one of the two"),
+        (("--backend", "numpy", "--profile", "slow"), "choose quick, default,"),
+        (("--port", "x:y", "--device", "cpu"), "a port chooses its device itself"),
+        (("--backend", "nump"), "no backend named 'nump': choose numpy, "),
+        (("--port", "nowhere"), "'nowhere': give package.module:object, or file.py:object."),
+        (("--backend", "numpy", "--check", "ops.conv"), "no check called 'ops.conv': choose ops.conv2d"),
+        (("--backend", "numpy", "--level", "L3-L9"), "no level called 'L9'"),
+        (("--backend", "numpy", "--dtype", "fp16"), "no dtype called 'fp16': choose float16"),
+        (("--backend", "numpy", "--case", "{}"), "--case goes with one check in one dtype, not with "),
+        (
+            ("--backend", "numpy", "--check", "ops.silu[float32]", "--case", "[1]"),
+            "--case [1]: a case is a JSON object",
+        ),
+        (("--explain", "ops.silo"), "no check called 'ops.silo': choose ops.silu"),
+    ],
+)
+def test_what_is_wrongly_asked_has_exit_code_2(arguments, told):
+    assert told in " ".join(run(*arguments, code=2).stderr.replace("│", "").split())
+
+
+def test_without_hypothesis_the_command_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("vaespec_conformance.command.find_spec", lambda name: None)
+    assert 'pip install "vaespec[conformance]"' in run("--list", code=2).stderr
+
+
+@pytest.fixture
+def few_mistakes(monkeypatch):
+    """Some mistakes and a variant, in a table that a test may add to; all are tried in the tests of the mutants."""
+    mistakes = {name: mutant for name, mutant in MUTANTS.items() if mutant.owner in ("ops.silu", "structure.add")}
+    variants = dict(list(BENIGN.items())[:1])
+    monkeypatch.setattr("vaespec_conformance.selfcheck.MUTANTS", mistakes)
+    monkeypatch.setattr("vaespec_conformance.selfcheck.BENIGN", variants)
+    return mistakes, variants
+
+
+def test_the_self_check_counts_what_is_seen_and_what_passes(few_mistakes):
+    mistakes, _ = few_mistakes
+    first, second, third = run("--self-check", "--dtype", "float32").stdout.splitlines()
+    count = sum("float32" not in mutant.equivalent_in for mutant in mistakes.values())
+    assert count >= 5
+    assert first == f"{count} mistakes, {count} with dtypes: {count} seen by their checks"
+    assert re.fullmatch(r"1 correct variants, (\d+) with dtypes: \1 passed", second)
+    assert third == f"not tried: {len(mistakes) - count} that change less than rounding in their dtype"
+
+
+def test_the_self_check_tells_a_mistake_that_is_not_seen_and_a_variant_that_is(few_mistakes):
+    mistakes, variants = few_mistakes
+    mistake = next(iter(mistakes.values()))
+    mistakes["none at all"] = replace(mistake, wrap=lambda subject: subject)
+    variants["wrong"] = replace(next(iter(variants.values())), wrap=mistake.wrap)
+    lines = run("--self-check", "--dtype", "float32", code=1).stdout.splitlines()
+    assert f"not seen: none at all, by {mistake.owner}[float32]" in lines
+    assert f"wrongly seen: wrong, by {mistake.owner}[float32]" in lines
+
+
+def test_a_self_check_of_a_port_is_wrongly_asked_for():
+    assert "mistakes are put into a backend" in run("--self-check", "--port", "x:y", code=2).stderr
+
+
+# -- commands of other packages ----------------------------------------------------------------------------------
+
+
+def test_a_command_of_another_package_that_is_broken_is_told_when_it_is_asked_for(monkeypatch):
+    point = metadata.EntryPoint("magic", "no_such_module:register", "vaespec.commands")
+    monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
+    own = typer.Typer(cls=Guarded)
+    own.command("fine")(lambda: None)
+    own.callback()(lambda debug=False: None)
+    add_extensions(own)
+    result = CliRunner().invoke(own, ["magic", "--now", "please"])
+    assert result.exit_code == 1
+    assert "command 'magic' of no_such_module:register cannot be loaded (ModuleNotFoundError" in result.stderr
+    assert CliRunner().invoke(own, ["fine"]).exit_code == 0
+
+
+def test_starting_the_command_line_does_not_import_hypothesis():
+    import subprocess
+
+    code = "import vaespec.cli.app, sys; print('hypothesis' in sys.modules, 'vaespec_conformance' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "True"]

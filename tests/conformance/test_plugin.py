@@ -1,0 +1,158 @@
+"""The suite under pytest: found with --pyargs, in processes of xdist too, and as a class in a stranger's repository."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from vaespec.cli.app import app
+
+SUBJECTS = Path(__file__).parent / "subjects_of_all_kinds.py"
+
+
+def run_pytest(folder, *arguments, code=0):
+    """What pytest prints in an empty folder."""
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:randomly",
+        *map(str, arguments),
+    ]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, encoding="utf-8")
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout + done.stderr
+
+
+def counts(output):
+    """ "3 failed, 2 passed in 1.2s" -> {"failed": 3, "passed": 2}."""
+    *_, last = output.strip().splitlines()
+    return {word: int(number) for number, word in re.findall(r"(\d+) (\w+?)s?(?=,| in)", last)}
+
+
+OF_SUITE = ("--pyargs", "vaespec_conformance", "--vaespec-profile", "quick")
+ACTIVATIONS = [option for op in ("silu", "mish", "gelu") for option in ("--vaespec-check", f"ops.{op}")]
+
+
+@pytest.mark.parametrize("processes", [(), ("-n", "2")])
+def test_its_report_is_the_command_line_s_byte_for_byte(tmp_path, processes):
+    run_pytest(
+        tmp_path, *OF_SUITE, *ACTIVATIONS, "--vaespec-backend", "numpy", "--vaespec-report", "a.json", *processes
+    )
+    checks = [option.replace("--vaespec", "-") for option in ACTIVATIONS]
+    asked = ["conformance", "--backend", "numpy", "--profile", "quick", *checks, "--report", str(tmp_path / "b.json")]
+    assert CliRunner().invoke(app, asked, env={"OMP_NUM_THREADS": None}).exit_code == 0
+    ours, theirs = (json.loads((tmp_path / name).read_text()) for name in ("a.json", "b.json"))
+    for report in (ours, theirs):
+        report["environment"].pop("OMP_NUM_THREADS")  # of which the command line's processes have one
+    assert ours == theirs
+
+
+def test_each_check_and_dtype_is_a_test_and_the_verdict_is_printed(tmp_path):
+    output = run_pytest(tmp_path, *OF_SUITE, *ACTIVATIONS, "--vaespec-backend", "numpy", "-vv")
+    assert counts(output)["passed"] == 3 * 4 + 2
+    assert "test_conforms[ops.gelu[float16]] PASSED" in output
+    assert "numpy: partial. All 12 checks that were asked for passed" in output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failure_is_told_without_a_traceback(tmp_path):
+    wrong = ("--vaespec-backend", f"{SUBJECTS}:Wrong", "--vaespec-check", "ops.group_norm[float16]")
+    output = run_pytest(tmp_path, *OF_SUITE, *wrong, code=1)
+    assert counts(output) == {"failed": 1, "passed": 2}
+    for part in ("group_norm is off by", "likely:", "again:  vaespec conformance --backend"):
+        assert part in output
+    assert "Traceback" not in output
+    assert "def examine" not in output
+
+
+def test_gaps_are_expected_failures_and_what_is_not_claimed_is_skipped(tmp_path):
+    options = ("--vaespec-backend", f"{SUBJECTS}:Declares", "--vaespec-check", "ops.gelu", "-rxs")
+    output = run_pytest(tmp_path, *OF_SUITE, *options)
+    assert counts(output) == {"passed": 3, "skipped": 2, "xfailed": 1}
+    assert "bug: the tail is rounded (until 2.0)" in output
+    assert "bfloat16 not claimed" in output
+
+
+def test_a_gap_that_is_none_fails(tmp_path):
+    options = ("--vaespec-backend", f"{SUBJECTS}:DeclaresTooMuch", "--vaespec-check", "ops.gelu[float16]")
+    assert "passes, though" in run_pytest(tmp_path, *OF_SUITE, *options, code=1)
+
+
+def test_a_backend_that_claims_nothing_does_not_pass(tmp_path):
+    output = run_pytest(tmp_path, *OF_SUITE, "--vaespec-backend", f"{SUBJECTS}:Empty", "--vaespec-level", "L0", code=1)
+    assert "float32 is not claimed" in output
+
+
+def test_a_check_that_hangs_fails_and_the_others_go_on(tmp_path):
+    options = ("--vaespec-backend", f"{SUBJECTS}:Hangs", *ACTIVATIONS, "--vaespec-dtype", "float32")
+    output = run_pytest(tmp_path, *OF_SUITE, *options, "--vaespec-time-limit", "5", code=1)
+    assert counts(output) == {"failed": 1, "passed": 4}
+    assert "it did not end within 5 s." in output
+
+
+def test_a_port_is_examined_too(tmp_path):
+    options = ("--vaespec-port", f"{SUBJECTS}:port", "--vaespec-check", "model.decode[float32]")
+    assert counts(run_pytest(tmp_path, *OF_SUITE, *options)) == {"passed": 3}
+
+
+def test_without_a_subject_one_sentence_says_what_is_missing(tmp_path):
+    output = run_pytest(tmp_path, "--pyargs", "vaespec_conformance", code=2)
+    assert output.count("name what is to be examined: --vaespec-backend NAME, or --vaespec-port PLACE.") >= 1
+    assert "fixture" not in output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--vaespec-backend", "nump"), "no backend named 'nump'"),
+        (("--vaespec-backend", "numpy", "--vaespec-check", "ops.silo"), "no check called 'ops.silo': choose ops.silu"),
+        (("--vaespec-port", "nowhere:build"), "nowhere cannot be imported (ModuleNotFoundError"),
+    ],
+)
+def test_what_is_wrongly_asked_is_a_usage_error(tmp_path, options, told):
+    assert told in run_pytest(tmp_path, *OF_SUITE, *options, code=4)
+
+
+def test_elsewhere_it_does_nothing_and_imports_nothing(tmp_path):
+    (tmp_path / "test_mine.py").write_text(
+        "import sys\n"
+        "def test_nothing_is_imported():\n"
+        "    assert 'vaespec_conformance.pytest_plugin' in sys.modules\n"
+        "    assert not {'vaespec', 'numpy', 'hypothesis', 'vaespec_conformance.registry'} & set(sys.modules)\n"
+    )
+    output = run_pytest(tmp_path, "-p", "no:hypothesispytest", "-p", "no:xdist")
+    assert counts(output) == {"passed": 1}
+    assert "vaespec conformance" not in output
+
+
+STRANGER = """
+import sys
+sys.path.insert(0, {folder!r})
+from subjects_of_all_kinds import Good, Wrong, BrightPort
+from vaespec_conformance import Selection, conformance_suite
+
+NORMS = Selection(checks=("ops.group_norm", "model.decode[float32]"))
+TestGood = conformance_suite(Good, profile="quick", selection=NORMS)
+TestInstance = conformance_suite(Good(), profile="quick", selection=NORMS)
+TestWrong = conformance_suite(Wrong, profile="quick", selection=NORMS)
+TestBright = conformance_suite(BrightPort, profile="quick", selection=NORMS)
+"""
+
+
+def test_it_is_a_class_of_tests_in_a_stranger_s_repository(tmp_path):
+    (tmp_path / "test_mine.py").write_text(STRANGER.format(folder=str(SUBJECTS.parent)))
+    output = run_pytest(tmp_path, "-vv", "-p", "no:xdist", code=1)
+    found = dict(re.findall(r"::(Test\w+)::test_conforms\[model.decode\[float32\]\] (\w+)", output))
+    assert found == {"TestGood": "PASSED", "TestInstance": "PASSED", "TestWrong": "FAILED", "TestBright": "FAILED"}
+    assert re.findall(r"::(Test\w+)::test_conforms\[ops.group_norm\[float16\]\] FAILED", output) == ["TestWrong"]

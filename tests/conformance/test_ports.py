@@ -1,0 +1,233 @@
+"""diffusers' AutoencoderKL, driven from outside, passes; with any one thing wrong in it, it does not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import pytest
+import torch
+from diffusers.utils import logging
+from oracle import diffusers_model
+
+import vaespec_conformance.checks  # noqa: F401  (registers)
+from vaespec_conformance.errors import ConformanceError
+from vaespec_conformance.registry import CHECKS
+from vaespec_conformance.subjects import Capabilities, PortSubject
+
+FEATURES = frozenset({"tiling", "slicing", "sample", "weights", "deterministic", "threads", "legacy_names"})
+logging.set_verbosity_error()  # it warns of half precision, which is meant
+KINDS = ("float32", "bfloat16", "float16", "float64")
+
+
+class Port:
+    """diffusers' model behind the methods that the suite calls; `spoil` may change it first."""
+
+    def __init__(self, config, weights, dtype="float32", *, spoil: Callable[[torch.nn.Module], object] | None = None):
+        self.config, self.dtype = config, getattr(torch, dtype)
+        self.vae = diffusers_model(config).to(self.dtype).requires_grad_(False)
+        self.vae.register_load_state_dict_pre_hook(lambda module, state, prefix, *_: self._new_names(state))
+        self.vae.load_state_dict({name: torch.tensor(w) for name, w in weights.items()}, strict=True)
+        if spoil:
+            spoil(self.vae)
+
+    def _new_names(self, state):
+        """What diffusers' from_pretrained does to the names of older files."""
+        for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
+            for name in [name for name in state if f".{old}." in name]:
+                w = state.pop(name)
+                state[name.replace(f".{old}.", f".{new}.")] = w[:, :, 0, 0] if w.ndim == 4 else w
+
+    def posterior(self, x):
+        return self.vae.encode(torch.tensor(x, dtype=self.dtype)).latent_dist
+
+    def encode(self, x):
+        posterior = self.posterior(x)
+        return posterior.mean.double().numpy(), posterior.logvar.double().numpy()
+
+    def decode(self, z):
+        return self.vae.decode(torch.tensor(z, dtype=self.dtype)).sample.double().numpy()
+
+    def sample(self, x, noise):
+        posterior = self.posterior(x)
+        return (posterior.mean + posterior.std * torch.tensor(noise, dtype=self.dtype)).double().numpy()
+
+    def weights(self):
+        return {name: w.double().numpy() for name, w in self.vae.state_dict().items()}
+
+    def tiled_encode(self, x):
+        return self._with(self.vae.enable_tiling, self.vae.disable_tiling, self.encode, x)
+
+    def tiled_decode(self, z):
+        return self._with(self.vae.enable_tiling, self.vae.disable_tiling, self.decode, z)
+
+    def sliced_encode(self, x):
+        return self._with(self.vae.enable_slicing, self.vae.disable_slicing, self.encode, x)
+
+    def sliced_decode(self, z):
+        return self._with(self.vae.enable_slicing, self.vae.disable_slicing, self.decode, z)
+
+    def _with(self, enable, disable, call, x):
+        enable()
+        try:
+            return call(x)
+        finally:
+            disable()
+
+
+def subject(spoil: Callable[[torch.nn.Module], object] | None = None) -> PortSubject:
+    maker = partial(Port, spoil=spoil)
+    maker.capabilities = Capabilities(KINDS, features=FEATURES)
+    return PortSubject(maker, "diffusers")
+
+
+PORT_CHECKS = [check for check in CHECKS.values() if "port" in check.subjects and "latents" not in check.requires]
+
+
+def failures(port: PortSubject, dtype: str = "float32", room: float = 1.0) -> set[str]:
+    """The checks that see something; AssertionError where one that passes used more than `room` of its budget."""
+    failed = set()
+    for check in PORT_CHECKS:
+        for case in check.pinned:
+            try:
+                assert max(check.run(port, case, dtype)) <= room, f"{check.id} {case.to_json()}"
+            except ConformanceError:
+                failed.add(check.id)
+                break
+    return failed
+
+
+@pytest.mark.parametrize("dtype", KINDS)
+def test_diffusers_passes_with_a_quarter_of_each_budget_left(dtype):
+    assert failures(subject(), dtype, room=0.75) == set()
+
+
+# -- with one thing wrong ----------------------------------------------------------------------------------------------
+
+
+def modules(kind: type, change: Callable[[torch.nn.Module], object]) -> Callable[[torch.nn.Module], object]:
+    """Do something to every module of a kind."""
+    return lambda vae: [change(module) for module in vae.modules() if isinstance(module, kind)]
+
+
+def eps(norm):
+    norm.eps = 1e-5
+
+
+def one_group(norm):
+    norm.num_groups = 1
+
+
+def replicate(conv):
+    if conv.padding == (1, 1):
+        conv.padding_mode, conv._reversed_padding_repeated_twice = "replicate", [1, 1, 1, 1]
+
+
+def functional(module, name, function):
+    """Another forward for a module."""
+    setattr(module, name, function)
+
+
+def pad_above(vae):
+    """Zeros above and left of the maps that are halved."""
+    for block in vae.encoder.down_blocks:
+        for downsampler in block.downsamplers or ():
+            conv = downsampler.conv
+            functional(downsampler, "forward", lambda x, *_, conv=conv: conv(torch.nn.functional.pad(x, (1, 0, 1, 0))))
+
+
+def attention_of(vae):
+    return [vae.encoder.mid_block.attentions[0], vae.decoder.mid_block.attentions[0]]
+
+
+def keys_unscaled(vae):
+    for attention in attention_of(vae) if vae.config.mid_block_add_attention else ():
+        attention.to_k.weight.mul_(attention.to_k.out_features**0.5)
+        attention.to_k.bias.mul_(attention.to_k.out_features**0.5)
+
+
+def mixed_batch(norm):
+    """Statistics of all items at once."""
+
+    def forward(x):
+        together = x.transpose(0, 1).reshape(1, x.shape[1], -1, x.shape[3])
+        y = torch.nn.functional.group_norm(together, norm.num_groups, norm.weight, norm.bias, norm.eps)
+        return y.reshape(x.shape[1], x.shape[0], *x.shape[2:]).transpose(0, 1)
+
+    if norm.weight.ndim == 1:
+        norm.forward = lambda x: forward(x) if x.ndim == 4 else type(norm).forward(norm, x)
+
+
+def half_precision(conv):
+    """Products of bfloat16 factors."""
+    conv.weight.copy_(conv.weight.bfloat16())
+
+
+def noisy(vae):
+    decoder = vae.decoder.forward
+    vae.decoder.forward = lambda *given: decoder(*given) + 1e-3 * torch.rand(())
+
+
+def clipped(vae):
+    decoder = vae.decoder.forward
+    vae.decoder.forward = lambda *given: decoder(*given).clamp(-1, 1)
+
+
+def greedy(vae):
+    """The overlap of two tiles is not faded."""
+    vae.blend_v = vae.blend_h = lambda a, b, extent: b
+
+
+DEFECTS = {
+    "eps of 1e-5": (modules(torch.nn.GroupNorm, eps), {"model.encode", "model.decode"}),
+    "one group": (modules(torch.nn.GroupNorm, one_group), {"model.encode", "model.decode"}),
+    "zeros above and left": (pad_above, {"model.encode"}),
+    "borders repeated": (modules(torch.nn.Conv2d, replicate), {"model.encode", "model.decode"}),
+    "attention unscaled": (keys_unscaled, {"model.encode", "model.decode"}),
+    "batch mixed": (modules(torch.nn.GroupNorm, mixed_batch), {"model.encode", "model.decode"}),
+    "weights of 8 bits": (modules(torch.nn.Conv2d, half_precision), {"model.encode", "model.decode", "weights.kept"}),
+    "not deterministic": (noisy, {"behaviour.repeatable"}),
+    "clipped": (clipped, {"model.decode"}),
+    "tiles not faded": (greedy, {"tiling.decode", "tiling.encode"}),
+}
+
+
+@pytest.mark.parametrize("name", DEFECTS)
+def test_one_thing_wrong_in_diffusers_is_seen(name):
+    spoil, expected = DEFECTS[name]
+    assert expected <= failures(subject(spoil))
+
+
+def unclamped(port, x):
+    parameters = port.posterior(x).parameters.double().numpy()
+    return np.split(parameters, 2, axis=1)
+
+
+def written(port, x):
+    x *= 0.5
+    return Port.encode(port, x)
+
+
+def square(port, x):
+    """Padded to a square, and cut again: the statistics are others."""
+    f, n = port.config.downsampling_factor, max(x.shape[2:])
+    padded = np.pad(x, ((0, 0), (0, 0), (0, n - x.shape[2]), (0, n - x.shape[3])))
+    return tuple(part[:, :, : x.shape[2] // f, : x.shape[3] // f] for part in Port.encode(port, padded))
+
+
+def even(port, x):
+    """Odd sizes refused."""
+    if x.shape[2] % port.config.downsampling_factor:
+        raise ValueError("sizes must be even")
+    return Port.encode(port, x)
+
+
+@pytest.mark.parametrize(
+    ("encode", "expected"),
+    [(unclamped, "model.logvar"), (written, "behaviour.inputs"), (square, "model.encode"), (even, "model.encode")],
+    ids=["log-variance not cut", "argument written to", "square images only", "odd sizes refused"],
+)
+def test_one_thing_wrong_around_diffusers_is_seen(encode, expected):
+    spoiled = type("Spoiled", (Port,), {"encode": encode})
+    assert expected in failures(PortSubject(spoiled, "spoiled"))
