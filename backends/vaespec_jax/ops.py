@@ -13,6 +13,7 @@ from jax import Array, lax
 
 import vaespec_jax.arrays  # noqa: F401  (registers arrays, keys and pytrees)
 from vaespec.errors import BackendError
+from vaespec.hostmemory import Memory, host_memory
 from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import storage_dtype
 from vaespec.precision import narrow, widen
@@ -71,6 +72,14 @@ class JaxOps(ReferenceOps):
 
     def from_host(self, a: np.ndarray) -> Array:
         return jnp.asarray(a, device=self._commitment())
+
+    @property
+    def on_host(self) -> bool:  # type: ignore[override]
+        return self.device.platform == "cpu"
+
+    def memory(self) -> Memory:
+        stats = None if self.on_host else self.device.memory_stats()  # some devices tell nothing
+        return Memory(stats["bytes_in_use"], stats["bytes_limit"] - stats["bytes_in_use"]) if stats else host_memory()
 
     def cast(self, x: Array) -> Array:
         x = x.astype(self.storage())

@@ -31,7 +31,7 @@ class NumpyOps(ReferenceOps):
     linear_layout = "IO"
     fuses = True
 
-    def __init__(self, dtype: str, precision: str) -> None:
+    def __init__(self, dtype: str, precision: str = "default") -> None:
         """`forms` are those that a convolution may take: in float64, or with the highest precision, the exact ones."""
         super().__init__(array_namespace, dtype, "cpu")
         self.forms = EXACT if dtype == "float64" or precision == "highest" else FAST

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from banded import CLOSE
 from configs import narrow, relative_l2, uniform
 from hypothesis import given, settings
@@ -168,6 +170,28 @@ def test_every_backend_says_what_it_holds_and_what_is_free(backend):
     whole = array(vae.decode(z).sample)
     vae.enable_tiling("auto")
     assert relative_l2(array(vae.decode(z).sample), whole) <= CLOSE[vae.dtype]
+
+
+def test_an_accelerator_is_asked_for_its_own_memory(monkeypatch):
+    jax_ops, torch_ops = (model("sd", name)._model.ops for name in ("jax", "torch"))
+    told = {"bytes_in_use": 10, "bytes_limit": 100}
+    jax_ops.device = SimpleNamespace(platform="gpu", memory_stats=lambda: told)
+    torch_ops.device = torch.device("cuda:0")
+    for name, value in (("memory_allocated", 10), ("memory_reserved", 30), ("mem_get_info", (70, 999))):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    for ops in (jax_ops, torch_ops):
+        assert (ops.memory(), ops.on_host) == (Memory(10, 90), False)
+
+
+def test_maps_of_an_accelerator_may_lie_in_the_hosts_memory(vae, monkeypatch):
+    monkeypatch.setattr(NumpyOps, "on_host", False)
+    in_bands = planner.estimate(vae._model, "decoder", Z.shape, Plan(True, banded("device", 8)))
+    on_the_host = planner.estimate(vae._model, "decoder", Z.shape, Plan(True, banded("host", 8)))
+    assert on_the_host.run < in_bands.run
+    assert on_the_host.elsewhere > 0 == in_bands.elsewhere
+    assert str(planner.choose(vae._model, "decoder", ONE, GIB + int(1.15 * on_the_host.run), {})).endswith(
+        "host's memory"
+    )
 
 
 def test_the_process_knows_its_memory():
