@@ -54,7 +54,6 @@ class Examples(NamedTuple):
 OPERATION, BLOCK, MODEL = Examples(8, 30, 300), Examples(3, 8, 50), Examples(1, 3, 10)
 
 Run = Callable[["Subject", Case, str], Margin]
-Snippet = Callable[["Subject", Case, str], str]
 
 
 @dataclass(frozen=True)
@@ -74,7 +73,6 @@ class Check:
     dtypes: tuple[str, ...]
     examples: Examples
     since: str
-    snippet: Snippet | None
 
     @property
     def explain(self) -> str:
@@ -105,14 +103,13 @@ def check(
     dtypes: tuple[str, ...] = DTYPES,
     examples: Examples = MODEL,
     since: str = "1.0",
-    snippet: Snippet | None = None,
 ) -> Callable[[Run], Run]:
     """Register the function below under a name of its own."""
 
     def register(run: Run) -> Run:
         if id in CHECKS:
             raise ValueError(f"two checks are called {id!r}: rename one.")
-        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, snippet)
+        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since)
         return run
 
     return register

@@ -135,7 +135,7 @@ class FileStore:
 
 def cut(x: Any, axis: int, start: int, stop: int) -> Any:
     """Rows start … stop - 1 of x along `axis`, or as many of them as there are."""
-    return x[(slice(None),) * axis + (slice(max(0, start), stop), ...)]
+    return x[(slice(None),) * axis + (slice(max(0, start), min(stop, x.shape[axis])), ...)]
 
 
 def _bytes(a: np.ndarray) -> memoryview:

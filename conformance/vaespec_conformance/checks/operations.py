@@ -203,7 +203,7 @@ ACTIVATIONS = {
     "silu": "x σ(x), which neither overflows nor writes over its argument; not GELU, not its hard or fast likenesses.",
     "mish": "x tanh(log(1 + eˣ)), which does not overflow.",
     "gelu": "½ x (1 + erf(x / √2)): the exact form, not the one with tanh.",
-    "relu": "max(x, 0).",
+    "relu": "max(x, 0): nothing leaks through where x is negative.",
 }
 
 
