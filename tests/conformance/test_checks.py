@@ -84,7 +84,8 @@ def test_the_judge_is_diffusers(config):
         for mine, theirs in zip(
             (*ours.encode(x), ours.decode(z)), (*encoded(model, x), decoded(model, z)), strict=True
         ):
-            assert relative_l2(mine, theirs) < 1e-13
+            # offset: PyTorch takes the variance in one pass, and is off by (μ / σ)² roundings
+            assert relative_l2(mine, theirs) < (1e-12 if regime == "offset" else 1e-14)
 
 
 def test_the_goldens_are_small_and_name_their_maker():
