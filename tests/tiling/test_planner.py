@@ -131,7 +131,8 @@ def test_a_folder_without_room_is_not_chosen(vae, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("limit", "count"), [(123, 123), ("123", 123), ("2GiB", 2**31), ("1.5GiB", 3 * 2**29), (" 800 MB ", 8 * 10**8)]
+    ("limit", "count"),
+    [(123, 123), ("123", 123), ("2GiB", 2**31), ("1.5GiB", 3 * 2**29), (" 800 MB ", 8 * 10**8), ("1TB", 10**12)],
 )
 def test_limits_are_bytes_or_have_a_unit(limit, count):
     assert planner.as_bytes(limit) == count
@@ -158,6 +159,18 @@ def test_estimates_grow_with_the_image_and_shrink_with_its_parts(vae):
     assert in_tiles.run < sliced.run
     assert whole.peak > vae.estimate_memory((4, 3, 128, 128)).peak
     assert vae.estimate_memory(shape, "encode").run < whole.run
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 64), (1, 3, 2, 64), (0, 3, 64, 64)])
+def test_an_estimate_is_of_images(vae, shape):
+    with pytest.raises(InputError, match=r"images of shape .*: expected \(B, C, height, width\), at least 4 x 4 px"):
+        vae.estimate_memory(shape)
+
+
+def test_a_folder_that_is_none_is_told_before_the_run(vae, tmp_path):
+    vae.enable_tiling("exact", max_memory="3GiB", store=tmp_path / "nowhere")
+    with pytest.raises(InputError, match=r"store .*nowhere: No such file or directory; give a folder"):
+        vae.decode(Z)
 
 
 @each_backend

@@ -113,6 +113,8 @@ class Partwise:
         if half is None:
             raise InputError(f"direction={direction!r}: expected encode or decode.")
         config, f = self._model.config, self._model.config.downsampling_factor
+        if len(shape) != 4 or min(shape) < 1 or min(shape[2:]) < f:
+            raise InputError(f"images of shape {tuple(shape)}: expected (B, C, height, width), at least {f} x {f} px.")
         B, _, H, W = shape
         if half == "encoder":
             return self._estimate(half, (B, config.in_channels, H, W))
@@ -136,7 +138,7 @@ class Partwise:
         if plan.bands is None or (plan.slicing and source.shape[0] > 1):
             yield self._run(half, source)
         else:
-            yield from self._model.stream(half, source, BandedOps(self._model.ops, **plan.bands).bands)
+            yield from self._in_bands(half, plan.bands, source)
 
     def _in_tiles(self, half: str, tiled: bool, source: Source) -> Array:
         """What fits a tile is cut only if that is asked for."""
@@ -147,8 +149,10 @@ class Partwise:
     def _planned(self, half: str, plan: Plan, source: Source) -> Array:
         if plan.bands is None:
             return self._model.run(half, source[...])
-        bands = self._model.stream(half, source, BandedOps(self._model.ops, **plan.bands).bands)
-        return _joined(list(bands), 2)
+        return _joined(list(self._in_bands(half, plan.bands, source)), 2)
+
+    def _in_bands(self, half: str, bands: Bands, source: Source) -> Iterator[Array]:
+        return self._model.stream(half, source, BandedOps(self._model.ops, **bands).bands)
 
     def _plan(self, half: str, shape: tuple[int, ...]) -> Plan:
         if not self.use_tiling:

@@ -22,7 +22,7 @@ from vaespec.tiling.banded import BandedOps, Bands
 SHARE = 0.8  # of what is free: the limit where none is given
 MARGIN = 1.15  # a run may take so many times what is estimated
 SIZES = ((32, 1024), (8, 256))  # of bands, in rows, and of chunks, in tokens
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 class Estimate(NamedTuple):
@@ -138,7 +138,10 @@ def _room(plan: Plan) -> float:
     store = "device" if plan.bands is None else plan.bands["store"]
     if store in ("device", "host"):
         return math.inf if store == "device" else host_memory().free
-    return shutil.disk_usage(store).free
+    try:
+        return shutil.disk_usage(store).free
+    except OSError as error:
+        raise InputError(f"store {store!s}: {error.strerror or error}; give a folder for temporary files.") from error
 
 
 def _gib(count: int) -> str:
