@@ -103,5 +103,10 @@ def test_what_cannot_go_on_at_the_other_end_says_so():
     vae.set_padding("circular")
     with pytest.raises(InputError, match=r"blended tiles cannot be padded with their other end"):
         vae.enable_tiling()
+    blending = model("sd", "numpy")
+    blending.enable_tiling(tile_sample_min_size=64)
+    with pytest.raises(InputError, match=r"blended tiles cannot be padded with their other end"):
+        blending.set_padding("circular")
+    assert blending.padding == ("zeros", "zeros")
     with pytest.raises(InputError, match=r"a module pads with zeros: set_padding\('zeros'\) first"):
         vae.module()

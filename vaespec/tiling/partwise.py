@@ -100,6 +100,8 @@ class Partwise:
         axes = (padding, padding) if isinstance(padding, str) else tuple(padding)
         if len(axes) != 2 or not set(axes) <= set(PADDINGS):
             raise InputError(f"padding {padding!r}: choose 'zeros' or 'circular', or two of them (height, width).")
+        if self._blends:
+            self._require_borders(axes)
         self.padding = axes
         self._model = self._model.on(self._padded(self._model.ops))
 
@@ -178,14 +180,18 @@ class Partwise:
         return self.use_tiling and self._mode == "blend"
 
     def _tiles(self) -> TileGeometry:
-        if "circular" in self.padding:
-            raise InputError("blended tiles cannot be padded with their other end: use enable_tiling('exact').")
+        self._require_borders(self.padding)
         return TileGeometry.from_config(
             self._model.config,
             tile_sample_min_size=self.tile_sample_min_size,
             tile_latent_min_size=self.tile_latent_min_size,
             tile_overlap_factor=self.tile_overlap_factor,
         )
+
+    @staticmethod
+    def _require_borders(padding: Sequence[str]) -> None:
+        if "circular" in padding:
+            raise InputError("blended tiles cannot be padded with their other end: use enable_tiling('exact').")
 
     def _cuts(self, half: str) -> tuple[Cut, Cut]:
         tiles = self._tiles()
