@@ -247,7 +247,8 @@ def test_the_installed_script_fails_with_one_line_and_exit_code_1():
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child on Windows")
 def test_ctrl_c_ends_quietly_with_130():
     waiting = (
-        "import time; from vaespec import autoencoder\n"
+        "import signal, time; from vaespec import autoencoder\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a shell starts in the background
         "def load(*args, **kwargs): print('ready', flush=True); time.sleep(60)\n"
         "autoencoder.load = load\n"
         "from vaespec.cli import main; main()"
