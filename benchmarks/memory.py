@@ -60,6 +60,7 @@ def diffusers(tiled):
     from diffusers import AutoencoderKL
 
     fields = {name: value for name, value in CONFIG.to_dict().items() if not name.startswith("_")}
+    torch.manual_seed(0)  # every process draws the same model
     vae = AutoencoderKL(**fields).eval()
     del vae.encoder
     vae.use_tiling = tiled

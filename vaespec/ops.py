@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 
@@ -123,6 +123,10 @@ class ReferenceOps:
         """(x, params) -> model(x, params, self), made ready to be called often, outside the framework's transforms."""
         return lambda x, params: model(x, params, self)
 
+    def for_one_run(self) -> Self:
+        """These, with working memory that goes with the run, where they need any."""
+        return self
+
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
         return layer(x, params, self)
 
@@ -155,10 +159,6 @@ class ReferenceOps:
 
     def settle(self, x: Array) -> Array:
         """x, computed by now, and holding nothing that it was made from."""
-        return x
-
-    def hold(self, x: Array) -> Array:
-        """x, to be kept for long: in memory that goes back to the system as soon as it is let go."""
         return x
 
     # -- memory ------------------------------------------------------------------------------------------

@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import copy
+from typing import Self
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from vaespec.hostmemory import in_own_pages
 from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.attention import Chunk, attend
@@ -40,14 +40,13 @@ class NumpyOps(ReferenceOps):
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
 
     def compile(self, model: Layer) -> Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]:
-        """(x, params) -> model(x, params, self), every layer with the scratch memory of the one before."""
+        return lambda x, params: model(x, params, self.for_one_run())
 
-        def run(x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
-            ops = copy(self)
-            ops.scratch = Scratch(self.arithmetic)
-            return model(x, params, ops)
-
-        return run
+    def for_one_run(self) -> Self:
+        """Every layer with the scratch memory of the one before."""
+        ops = copy(self)
+        ops.scratch = Scratch(self.arithmetic)
+        return ops
 
     def run(self, layer: Layer, x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
         """As the specification, with fewer maps: some layers are computed in one go (see vaespec_numpy.fused)."""
@@ -76,9 +75,6 @@ class NumpyOps(ReferenceOps):
 
     def from_host(self, a: np.ndarray) -> np.ndarray:
         return a
-
-    def hold(self, x: np.ndarray) -> np.ndarray:
-        return in_own_pages(x)
 
     def workspace(self, op: str, x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, ...] = ()) -> int:
         """What the form of a convolution holds; stride and padding hardly matter to that, and are taken to be usual."""

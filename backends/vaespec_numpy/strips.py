@@ -75,7 +75,7 @@ class Scratch(threading.local):
     """Arrays that each thread uses again for the next piece: fresh memory costs as much as what is done in it."""
 
     def __init__(self, dtype: np.dtype) -> None:
-        self.dtype, self.kept = dtype, dict[str, np.ndarray]()
+        self.dtype, self.kept, self.made = dtype, dict[str, np.ndarray](), dict[str, tuple[Sequence[object], Any]]()
 
     def __call__(self, name: str, *shape: int) -> np.ndarray:
         """An array of that shape, with whatever numbers were left in it; what is kept is at most twice as large."""
@@ -84,6 +84,13 @@ class Scratch(threading.local):
             self.kept.pop(name, None)  # given back before more is asked for
             self.kept[name] = np.empty(size, self.dtype)
         return self.kept[name][:size].reshape(shape)
+
+    def again(self, name: str, *of: object, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """What was made last, if it was of the same objects: a layer that runs in bands needs its kernels once."""
+        last, found = self.made.get(name, ((), None))
+        if len(last) != len(of) or any(one is not other for one, other in zip(last, of, strict=True)):
+            self.made[name] = of, (found := make())
+        return found
 
 
 def strips(rows: int, elements_per_row: int) -> Iterator[slice]:

@@ -57,7 +57,7 @@ def tiled_conv2d(
     """
     (h, wd), x = size, source.x
     A, B, G = (matrix.astype(x.dtype) for matrix in (algorithm.A, algorithm.B, algorithm.G))
-    kernels = transformed_kernels(G, w, scratch)
+    kernels = scratch.again("kernels", w, algorithm, make=lambda: transformed_kernels(G, w, scratch))
     y = np.empty((x.shape[0], h, wd, w.shape[3]), x.dtype)
 
     def compute(block: Block) -> None:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and pytrees)
-from vaespec.hostmemory import Memory, in_own_pages
+from vaespec.hostmemory import Memory
 from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter
 
@@ -66,9 +66,6 @@ class TorchOps(ReferenceOps):
 
     def settle(self, x: Tensor) -> Tensor:
         return x.detach()
-
-    def hold(self, x: Tensor) -> Tensor:
-        return _seen(in_own_pages(self.to_numpy(x))) if self.on_host else x
 
     @property
     def on_host(self) -> bool:  # type: ignore[override]

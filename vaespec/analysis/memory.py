@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -74,10 +74,13 @@ class MemoryOps(CostOps):
 
     # -- what BandedOps calls beside the operations -------------------------------------------------------------
 
+    def for_one_run(self) -> Self:
+        return self
+
     def settle(self, x: Any) -> Any:
         return x
 
-    hold = to_numpy = from_host = settle
+    to_numpy = from_host = settle
 
     def moments(self, x: Shape) -> tuple[np.ndarray, np.ndarray]:
         self.briefly(self.ops.workspace("moments", x.shape, x.shape))

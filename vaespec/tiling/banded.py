@@ -18,7 +18,6 @@ from typing import Any, TypedDict, TypeVar
 
 from vaespec.analysis.cost import CostOps
 from vaespec.errors import InputError
-from vaespec.hostmemory import given_back_at_once
 from vaespec.ops import Array, Layer, Padding
 from vaespec.tiling.circular import CircularOps
 from vaespec.tiling.maps import Lazy, Map, Tokens, group_moments, spans
@@ -26,15 +25,21 @@ from vaespec.tiling.stores import NewStore, Place, Read, cut, new_store
 
 L = TypeVar("L", bound=Lazy)
 
+BAND = 1 << 22
+"""Numbers, 16 MiB of float32. Memory from 32 MiB on comes from the system anew each time, which takes longer than what
+is done in it: most of the time of a whole map goes there.
+"""
+
 
 class Bands(TypedDict, total=False):
-    """How BandedOps works: at most `band_rows` rows of a map at one time (32), and `chunk` tokens of attention (1024).
+    """How BandedOps works: on `band_rows` rows of a map at one time, and `chunk` tokens of attention (1024).
 
+    Both at most. By default there are as many rows as make 16 MiB of a map in float32: fewer where it is wide.
     `store` is where maps are kept meanwhile: "device", "host", or a folder for temporary files. `progress(done, total)`
     is called after each band; what it raises ends the run, and frees what it held.
     """
 
-    band_rows: int
+    band_rows: int | None
     chunk: int
     store: Place
     progress: Callable[[int, int], None] | None
@@ -44,13 +49,14 @@ class Bands(TypedDict, total=False):
 class BandedOps:
     """The same results as `ops`, up to the order of sums, for inference: no gradient passes.
 
-    At most `band_rows` rows of a map are computed at one time, and `chunk` tokens against `chunk` others. `store` is
-    where maps are kept: "device", "host", or a folder for temporary files. `progress(done, total)`, in flops of
-    convolution and attention, is called after each piece of work by what `bands` returns; what it raises ends the run.
+    At most `band_rows` rows of a map are computed at one time, by default as many as make a `BAND`, and `chunk` tokens
+    against `chunk` others. `store` is where maps are kept: "device", "host", or a folder for temporary files.
+    `progress(done, total)`, in flops of convolution and attention, is called after each piece of work by what `bands`
+    returns; what it raises ends the run.
     """
 
     ops: Any  # ReferenceOps, or what stands for them
-    band_rows: int = 32
+    band_rows: int | None = None
     chunk: int = 1024
     store: Place | NewStore = "device"
     progress: Callable[[int, int], None] | None = None
@@ -58,7 +64,7 @@ class BandedOps:
 
     def __post_init__(self) -> None:
         for what, size in (("bands", self.band_rows), ("chunks", self.chunk)):
-            if size < 1:
+            if size is not None and size < 1:
                 raise InputError(f"{what} of {size}: expected at least 1.")
 
     # -- around the model ----------------------------------------------------------------------------------
@@ -70,13 +76,12 @@ class BandedOps:
         """
 
         def run(x: Any, params: Mapping[str, Array]) -> Iterator[Array]:
-            ops = self
+            ops = replace(self, ops=self.ops.for_one_run())
             if self.progress is not None:
-                ops = replace(self, report=_Progress(self.progress, _flops(model, x.shape)))
-            with given_back_at_once():
-                result: Map = model(x, params, ops)
-                for _, band in ops._bands(result.take(), result.length, self.band_rows):
-                    yield band
+                ops = replace(ops, report=_Progress(self.progress, _flops(model, x.shape)))
+            result: Map = model(x, params, ops)
+            for _, band in ops._bands(result.take(), result.length, result.most):
+                yield band
 
         return run
 
@@ -94,12 +99,17 @@ class BandedOps:
         def rows(start: int, stop: int) -> Array:
             return self.ops.from_nchw(x[:, :, start:stop, :])
 
-        return Map(x.shape[2], x.shape[3], rows, ())
+        B, C, H, W = x.shape
+        return Map((B, C, H, W), self._rows(B * C * W), rows, ())
 
     def to_nchw(self, x: Map) -> Map:
         return x.derive(lambda start, stop, read: self.ops.to_nchw(read(start, stop)))
 
     # -- what is kept --------------------------------------------------------------------------------------
+
+    def _rows(self, numbers: int) -> int:
+        """At one time, of maps with so many numbers in a row."""
+        return self.band_rows or max(1, BAND // numbers)
 
     def _bands(self, read: Read, length: int, most: int) -> Iterator[tuple[int, Array]]:
         """(rows, band) from the top down, each computed as `ops` runs a layer."""
@@ -123,7 +133,7 @@ class BandedOps:
     def _into_store(self, x: Map) -> Iterator[None]:
         """A band at each step."""
         kept = new_store(self.store, self.ops, self._axis)
-        for rows, band in self._bands(x.take(), x.length, self.band_rows):
+        for rows, band in self._bands(x.take(), x.length, x.most):
             kept.append(band)
             mean, sigma2 = map(self.ops.settle, self.ops.moments(band))
             x.moments.append((rows, mean, sigma2))
@@ -155,36 +165,43 @@ class BandedOps:
         """Rows start … stop - 1 are made from rows s · start - above … s · (stop - 1) - above + k - 1 of x."""
         (above, below), sides = padding
         kernel = dict(zip(self.ops.conv_layout, w.shape, strict=True))
-        length = (x.length + above + below - kernel["H"]) // stride + 1
-        width = (x.width + sum(sides) - kernel["W"]) // stride + 1
-        tallest = max(stop - start for start, stop in spans(length, self.band_rows))
-        load = functools.partial(self._load, x.length)
+        B, C, H, W = x.shape
+        h, wd = (H + above + below - kernel["H"]) // stride + 1, (W + sum(sides) - kernel["W"]) // stride + 1
+        most = self._rows(B * max(stride * C * W, kernel["O"] * wd))
+        tallest = max(stop - start for start, stop in spans(h, most)) if self.ops.fixed_shapes else 0
 
         def rows(start: int, stop: int, *reads: Read) -> Array:
             first, last = stride * start - above, stride * (stop - 1) - above + kernel["H"]
-            spare = stride * (tallest - (stop - start)) if self.ops.fixed_shapes else 0
-            band = load(first, last, spare, *reads)
-            y = cut(self.ops.conv2d(band, w, b, stride=stride, padding=((0, 0), sides)), self._axis, 0, stop - start)
-            self.report(2 * math.prod(y.shape) * math.prod(w.shape) // kernel["O"])
-            return y
+            band, borders = self._load(H, first, last, stride * max(0, tallest - (stop - start)), *reads)
+            y = self.ops.conv2d(band, w, b, stride=stride, padding=(borders, sides))
+            self.report(2 * math.prod(w.shape) * B * (stop - start) * wd)
+            return cut(y, self._axis, 0, stop - start) if tallest else y
 
         wraps = isinstance(self.ops, CircularOps) and self.ops.rows
-        y = Map(length, width, rows, (x, x, x) if wraps else (x,), cheap=False, before=self._settle_map)
+        y = Map((B, kernel["O"], h, wd), most, rows, (x, x, x) if wraps else (x,), cheap=False, before=self._settle_map)
         if kernel["H"] == 1 and kernel["O"] < kernel["I"]:
             x.substitutes.add(y)
         return y
 
-    def _load(self, length: int, first: int, last: int, spare: int, read: Read, *wrapped: Read) -> Array:
-        """Rows first … last - 1 of a map and `spare` of zeros; beyond its borders zeros, or the other end's rows."""
+    def _load(
+        self, length: int, first: int, last: int, spare: int, read: Read, *wrapped: Read
+    ) -> tuple[Array, tuple[int, int]]:
+        """Rows first … last - 1 of a map, and how many of zeros are missing above and below.
+
+        What lies beyond the borders is there already if it is the other end's rows, or if shapes are fixed: then with
+        `spare` rows more.
+        """
         above, below = max(0, -first), max(0, last - length)
         band = read(max(0, first), min(last, length))
+        if not wrapped and not self.ops.fixed_shapes:
+            return band, (above, below)
         zeros = [self.ops.xp.zeros_like(cut(band, self._axis, 0, 1))]
         top, bottom = zeros * above, zeros * below
         if wrapped:
             from_bottom, from_top = wrapped
             top = [from_bottom(length - above, length)] if above else []
             bottom = [from_top(0, below)] if below else []
-        return _join([*top, band, *bottom, *zeros * spare], self._axis, self.ops.xp)
+        return _join([*top, band, *bottom, *zeros * spare], self._axis, self.ops.xp), (0, 0)
 
     # -- elementwise ---------------------------------------------------------------------------------------
 
@@ -230,12 +247,14 @@ class BandedOps:
             doubled = self.ops.upsample_nearest2x(read(first, -(-stop // 2)))
             return cut(doubled, self._axis, start - 2 * first, stop - 2 * first)
 
-        return Map(2 * x.length, 2 * x.width, rows, (x,), before=self._settle_map)  # kept while it is small
+        B, C, H, W = x.shape
+        most = self._rows(B * C * 2 * W)
+        return Map((B, C, 2 * H, 2 * W), most, rows, (x,), before=self._settle_map)  # kept while it is small
 
     # -- tokens --------------------------------------------------------------------------------------------
 
     def tokens(self, x: Map) -> Tokens:
-        width = x.width
+        width = x.shape[3]
 
         def tokens(start: int, stop: int, read: Read) -> Array:
             first = start // width
@@ -245,14 +264,14 @@ class BandedOps:
         return Tokens(x.length * width, tokens, (x,))
 
     def pixels(self, t: Tokens, like: Map) -> Map:
-        width = like.width
+        width = like.shape[3]
 
         def rows(start: int, stop: int, read: Read) -> Array:
             piece = read(start * width, stop * width)
             sizes = {"N": piece.shape[0], "C": piece.shape[2], "H": stop - start, "W": width}
             return self.ops.pixels(piece, SimpleNamespace(shape=tuple(sizes[axis] for axis in self.ops.map_layout)))
 
-        return Map(like.length, width, rows, (t,))
+        return Map(like.shape, like.most, rows, (t,))
 
     def linear(self, t: Tokens, w: Array, b: Array | None) -> Tokens:
         def tokens(start: int, stop: int, read: Read) -> Array:

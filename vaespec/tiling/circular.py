@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 from vaespec.ops import Array, Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter
@@ -30,6 +30,10 @@ class CircularOps:
     def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
         """(x, params) -> model(x, params, self), made ready as `ops` makes it."""
         return self.ops.compile(_Wrapping(model, self.rows, self.columns))
+
+    def for_one_run(self) -> Self:
+        """On `ops` with working memory that goes with the run."""
+        return replace(self, ops=self.ops.for_one_run())
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
         """layer(x, params, self), as `ops` runs a layer."""

@@ -71,20 +71,23 @@ class Tokens(Lazy):
 
 
 class Map(Lazy):
-    """Maps of `length` rows of `width` pixels; `moments` of what is kept: rows, and the mean and variance of each.
+    """Maps (B, C, H, W), of which `most` rows are computed at one time.
 
-    `substitutes` are maps that take the place of this one for one of its readers, and less memory.
+    `moments` are those of what is kept: rows, and the mean and variance of each. `substitutes` are maps that take the
+    place of this one for one of its readers, and less memory.
     """
 
-    def __init__(self, length: int, width: int, compute: Compute, sources: tuple[Lazy, ...], **how: Any) -> None:
-        super().__init__(length, compute, sources, **how)
-        self.width = width
+    def __init__(
+        self, shape: tuple[int, int, int, int], most: int, compute: Compute, sources: tuple[Lazy, ...], **how: Any
+    ) -> None:
+        super().__init__(shape[2], compute, sources, **how)
+        self.shape, self.most = shape, most
         self.moments: list[tuple[int, Any, Any]] = []
         self.substitutes: WeakSet[Map] = WeakSet()
 
     def derive(self, compute: Compute, *others: Self, **how: Any) -> Self:
-        """As many rows of as many pixels."""
-        return type(self)(self.length, self.width, compute, (self, *others), **how)
+        """A map of the same shape."""
+        return type(self)(self.shape, self.most, compute, (self, *others), **how)
 
     def roots(self) -> Iterator[Map]:
         """The maps in stores that rows are made from."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 import shutil
@@ -21,7 +20,6 @@ from vaespec.tiling.banded import BandedOps, Bands
 
 SHARE = 0.8  # of what is free: the limit where none is given
 MARGIN = 1.15  # a run may take so many times what is estimated
-SIZES = ((32, 1024), (8, 256))  # of bands, in rows, and of chunks, in tokens
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -44,7 +42,7 @@ class Estimate(NamedTuple):
 
 @dataclass(frozen=True)
 class Plan:
-    """What to work on at one time: an item of the batch or all of them, bands of rows (`band_rows`, `store`) or all."""
+    """What to work on at one time: an item of the batch or all of them, bands of rows or all."""
 
     slicing: bool = False
     bands: Bands | None = None
@@ -54,7 +52,7 @@ class Plan:
             return "one image at a time" if self.slicing else "one piece"
         store = self.bands["store"]
         where = {"device": "on the device", "host": "in the host's memory"}.get(str(store), f"in {store}")
-        return f"bands of {self.bands['band_rows']} rows, kept {where}"
+        return f"bands of rows, kept {where}"
 
 
 def as_bytes(limit: int | str) -> int:
@@ -129,8 +127,8 @@ def _plans(model: Model, given: Bands, in_bands: bool, slicings: tuple[bool, ...
     if not in_bands:
         yield from map(Plan, slicings)
     stores = ("device", tempfile.gettempdir()) if model.ops.on_host else ("device", "host", tempfile.gettempdir())
-    for store, (rows, chunk) in itertools.product(stores, SIZES):
-        yield Plan(slicings[-1], {"store": store, "band_rows": rows, "chunk": chunk, **given})
+    for store in stores:
+        yield Plan(slicings[-1], {"store": store, **given})
 
 
 def _room(plan: Plan) -> float:

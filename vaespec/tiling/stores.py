@@ -18,7 +18,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from vaespec.errors import InputError
-from vaespec.hostmemory import in_own_pages
 from vaespec.ops import Array
 
 Place = str | os.PathLike[str]
@@ -46,10 +45,9 @@ def new_store(place: Place | NewStore, ops: Any, axis: int) -> Store:
     if callable(place):
         return place(ops, axis)
     if place == "device":
-        return MemoryStore(axis, ops.hold, lambda x: x, partial(ops.xp.concat, axis=axis))
+        return MemoryStore(axis, lambda x: x, lambda x: x, partial(ops.xp.concat, axis=axis))
     if place == "host":
-        keep = lambda x: in_own_pages(ops.to_numpy(x))  # noqa: E731
-        return MemoryStore(axis, keep, ops.from_host, partial(ops.xp.concat, axis=axis))
+        return MemoryStore(axis, ops.to_numpy, ops.from_host, partial(ops.xp.concat, axis=axis))
     return FileStore(axis, ops.to_numpy, ops.from_host, place)
 
 
