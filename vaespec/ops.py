@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, Self
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -121,11 +121,19 @@ class ReferenceOps:
 
     def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
         """(x, params) -> model(x, params, self), made ready to be called often, outside the framework's transforms."""
-        return lambda x, params: model(x, params, self)
 
-    def for_one_run(self) -> Self:
-        """These, with working memory that goes with the run, where they need any."""
-        return self
+        def run(x: Array, params: Mapping[str, Array]) -> Array:
+            ops, arrays = self.for_one_run(params)
+            return model(x, arrays, ops)
+
+        return run
+
+    def for_one_run(self, params: Mapping[str, Array]) -> tuple[Any, Mapping[str, Array]]:
+        """(ops, params) that compute a run outside the framework's transforms, without gradients.
+
+        These, or others that take and return the same arrays at both ends; with working memory that goes with the run.
+        """
+        return self, params
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
         return layer(x, params, self)

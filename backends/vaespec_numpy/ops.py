@@ -10,7 +10,7 @@ from typing import Self
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from vaespec.ops import Layer, Padding, ReferenceOps
+from vaespec.ops import KERNELS, Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.attention import Chunk, attend
 from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, gathered, plan
@@ -39,20 +39,17 @@ class NumpyOps(ReferenceOps):
         self.storage = storage_dtype(dtype)
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
 
-    def compile(self, model: Layer) -> Callable[[np.ndarray, Mapping[str, np.ndarray]], np.ndarray]:
-        return lambda x, params: model(x, params, self.for_one_run())
-
-    def for_one_run(self) -> Self:
+    def for_one_run(self, params: Mapping[str, np.ndarray]) -> tuple[Self, Mapping[str, np.ndarray]]:
         """Every layer with the scratch memory of the one before."""
         ops = copy(self)
         ops.scratch = Scratch(self.arithmetic)
-        return ops
+        return ops, params
 
     def run(self, layer: Layer, x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
         """As the specification, with fewer maps: some layers are computed in one go (see vaespec_numpy.fused)."""
-        if type(self) is not NumpyOps:  # which may have operations of its own, to be called
-            return layer(x, params, self)
-        return run_fused(self, layer, x, params)
+        if all(getattr(type(self), op) is getattr(NumpyOps, op) for op in KERNELS):
+            return run_fused(self, layer, x, params)
+        return layer(x, params, self)  # with operations of its own, to be called
 
     def from_numpy(self, a: np.ndarray) -> np.ndarray:
         """A copy, so that the model does not change with its source."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from typing import Any, Self
 
@@ -18,6 +18,7 @@ import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and py
 from vaespec.hostmemory import Memory
 from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter
+from vaespec_torch.engine import EngineOps, in_engine_order, tracked
 
 CHANNELS_LAST = ("cuda",)
 """The kinds of device whose maps and kernels lie in memory as (B, H, W, C), which their convolutions want.
@@ -51,6 +52,23 @@ class TorchOps(ReferenceOps):
     def __reduce__(self) -> tuple[Any, ...]:
         """To copy and pickle, with a module that holds it: the namespace, a Python module, cannot be."""
         return type(self), (str(self.device), self.dtype, self.precision)
+
+    @property
+    def on_engine(self) -> bool:
+        """Whether NumPy's engine computes where no gradient is wanted: it reads a CPU's tensors where they lie."""
+        return self.on_host and self.dtype == "float32" and self.precision == "default"
+
+    def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
+        run = super().compile(model)
+
+        def native_if_tracked(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+            result: Tensor = model(x, params, self) if tracked(x, *params.values()) else run(x, params)
+            return result
+
+        return native_if_tracked
+
+    def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
+        return EngineOps().for_one_run(params) if self.on_engine else (self, params)
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         switched = self.precision == "highest" and not torch.compiler.is_compiling()
@@ -92,9 +110,10 @@ class TorchOps(ReferenceOps):
         return x.numpy()
 
     def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Tensor]:
-        """Kernels in the memory order of the maps, so that no convolution reorders them."""
+        """Kernels in the memory order that convolutions want, so that none reorders them."""
+        order = in_engine_order if self.on_engine else in_device_order
         prepared = super().prepare(params, table).items()
-        return {name: in_device_order(t) if t.ndim == 4 else t for name, t in prepared}
+        return {name: order(t) if t.ndim == 4 else t for name, t in prepared}
 
     def cast(self, x: Tensor) -> Tensor:
         return x.to(device=self.device, dtype=self.storage)
@@ -152,6 +171,23 @@ class TorchOps(ReferenceOps):
 
 class CheckpointingOps(TorchOps):
     """Forgets what is inside each layer, and computes it again for the gradient: less memory for a third more time."""
+
+    @property
+    def on_engine(self) -> bool:
+        """Whether NumPy's engine computes where no gradient is wanted: it reads a CPU's tensors where they lie."""
+        return self.on_host and self.dtype == "float32" and self.precision == "default"
+
+    def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
+        run = super().compile(model)
+
+        def native_if_tracked(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+            result: Tensor = model(x, params, self) if tracked(x, *params.values()) else run(x, params)
+            return result
+
+        return native_if_tracked
+
+    def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
+        return EngineOps().for_one_run(params) if self.on_engine else (self, params)
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         recomputed: Tensor = checkpoint(super().run, layer, x, params, use_reentrant=False)

@@ -42,13 +42,6 @@ def arrays_held() -> int:
     return sum(trace.size for trace in tracemalloc.take_snapshot().filter_traces([of_numpy]).traces)
 
 
-@pytest.fixture(autouse=True)
-def traced(monkeypatch):
-    """Pages of the system's are not seen by tracemalloc: NumPy's memory in their place."""
-    for where in ("vaespec_numpy.ops", "vaespec.tiling.stores"):
-        monkeypatch.setattr(f"{where}.in_own_pages", np.array)
-
-
 def peak(height: int, **how) -> int:
     """Bytes that Python and NumPy held at most while a tall image was decoded."""
     ops, params = placed("sd", "numpy")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -74,8 +74,8 @@ class MemoryOps(CostOps):
 
     # -- what BandedOps calls beside the operations -------------------------------------------------------------
 
-    def for_one_run(self) -> Self:
-        return self
+    def for_one_run(self, params: Mapping[str, Any]) -> tuple[Self, Mapping[str, Any]]:
+        return self, params
 
     def settle(self, x: Any) -> Any:
         return x

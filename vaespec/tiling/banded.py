@@ -76,7 +76,8 @@ class BandedOps:
         """
 
         def run(x: Any, params: Mapping[str, Array]) -> Iterator[Array]:
-            ops = replace(self, ops=self.ops.for_one_run())
+            inner, params = self.ops.for_one_run(params)
+            ops = replace(self, ops=inner)
             if self.progress is not None:
                 ops = replace(ops, report=_Progress(self.progress, _flops(model, x.shape)))
             result: Map = model(x, params, ops)

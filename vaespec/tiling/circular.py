@@ -31,9 +31,10 @@ class CircularOps:
         """(x, params) -> model(x, params, self), made ready as `ops` makes it."""
         return self.ops.compile(_Wrapping(model, self.rows, self.columns))
 
-    def for_one_run(self) -> Self:
-        """On `ops` with working memory that goes with the run."""
-        return replace(self, ops=self.ops.for_one_run())
+    def for_one_run(self, params: Mapping[str, Array]) -> tuple[Self, Mapping[str, Array]]:
+        """On what `ops` have for it."""
+        ops, params = self.ops.for_one_run(params)
+        return replace(self, ops=ops), params
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
         """layer(x, params, self), as `ops` runs a layer."""

@@ -1,0 +1,49 @@
+"""NumPy's engine on PyTorch's tensors: in a CPU's memory they are the same numbers, and its convolutions are faster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Self
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vaespec_numpy.ops import NumpyOps
+
+
+class EngineOps(NumpyOps):
+    """Tensors in and out, and NumPy's arrays in between. Nothing is recorded for gradients."""
+
+    def __init__(self) -> None:
+        super().__init__("float32")
+
+    def for_one_run(  # type: ignore[override]
+        self, params: Mapping[str, Tensor]
+    ) -> tuple[Self, Mapping[str, np.ndarray]]:
+        """With the tensors as arrays: the same memory."""
+        return super().for_one_run({name: _weight(t) for name, t in params.items()})
+
+    def from_nchw(self, x: Tensor) -> np.ndarray:  # type: ignore[override]
+        """A tensor -> a map of the engine."""
+        return super().from_nchw(x.detach().numpy())
+
+    def to_nchw(self, x: np.ndarray) -> Tensor:  # type: ignore[override]
+        """A map of the engine -> a tensor."""
+        return torch.from_numpy(super().to_nchw(x))
+
+
+def _weight(t: Tensor) -> np.ndarray:
+    """The same memory with the engine's axes: HWIO and IO for OIHW and OI."""
+    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(t.ndim, tuple(range(t.ndim)))
+    return t.detach().permute(axes).numpy()
+
+
+def in_engine_order(kernel: Tensor) -> Tensor:
+    """A kernel OIHW that lies in memory as HWIO."""
+    return kernel.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+
+
+def tracked(*tensors: Tensor) -> bool:
+    """Whether PyTorch watches what is done with these: for a gradient, or to compile it."""
+    return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
