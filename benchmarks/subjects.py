@@ -1,0 +1,271 @@
+"""What `python -m benchmarks.run` measures: ours and the peers, each made ready to run from the same weights.
+
+A subject is a function (folder, direction, shape) -> run(x), NumPy to NumPy; `folder` holds a diffusers model and
+`shape` is that of x. As a program, `python -m benchmarks.subjects NAME FOLDER DIRECTION`, it is one process: for each
+line of stdin it runs once and tells the seconds and its highest resident memory; the line may name a file for the
+result.
+"""
+
+import importlib.util
+import json
+import sys
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+FLAX = ("diffusers==0.35.2", "flax==0.10.7", "jax==0.6.2", "transformers<4.57", "safetensors", "huggingface-hub<1")
+"""The last diffusers with FlaxAutoencoderKL, and what it runs with: an environment of its own."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """`needs` are the modules it imports; `precision` is what its numbers are held in. Ours begin with "vaespec"."""
+
+    prepare: object
+    needs: tuple[str, ...] = ()
+    precision: str = "float32"
+    environment: tuple[str, ...] = ()
+
+    @property
+    def missing(self):
+        """Modules that are not installed here."""
+        return [name for name in self.needs if not self.environment and importlib.util.find_spec(name) is None]
+
+
+# -- ours --------------------------------------------------------------------------------------------------------------
+
+
+def ours(backend, folder, direction, shape, *, device="cpu", dtype="float32", precision="default", tiling=False):
+    """AutoencoderKL on one of our backends."""
+    import vaespec
+
+    vae = vaespec.AutoencoderKL.from_pretrained(
+        folder, backend=backend, device=device, dtype=dtype, precision=precision
+    )
+    vae.enable_tiling(tiling)
+    if direction == "encode":
+        return lambda x: vae.to_numpy(vae.encode(x).latent_dist.mean)
+    return lambda z: vae.to_numpy(vae.decode(z).sample)
+
+
+# -- peers -------------------------------------------------------------------------------------------------------------
+
+
+def half_of_diffusers(folder, direction, dtype="float32", *, channels_last=False):
+    """encode (to the mean) or decode of diffusers' AutoencoderKL as a module."""
+    import diffusers
+    import torch
+
+    torch.set_grad_enabled(False)
+
+    class Half(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            vae = diffusers.AutoencoderKL.from_pretrained(folder, torch_dtype=getattr(torch, dtype)).eval()
+            self.vae = vae.to(memory_format=torch.channels_last) if channels_last else vae
+
+        def forward(self, x):
+            return self.vae.encode(x).latent_dist.mean if direction == "encode" else self.vae.decode(x).sample
+
+    return Half().eval()
+
+
+def diffusers(folder, direction, shape, *, dtype="float32", channels_last=False, compiled=False, device="cpu"):
+    """Eager, in another memory order, or compiled."""
+    import torch
+
+    half = half_of_diffusers(folder, direction, dtype, channels_last=channels_last).to(device)
+    call = torch.compile(half, fullgraph=True) if compiled else half
+    order = torch.channels_last if channels_last else torch.contiguous_format
+
+    def run(x):
+        y = call(torch.from_numpy(x).to(device, getattr(torch, dtype), memory_format=order))
+        return y.to(torch.promote_types(y.dtype, torch.float32)).cpu().numpy()
+
+    return run
+
+
+def onnxruntime(folder, direction, shape):
+    """diffusers' model, exported for this shape and optimised on loading."""
+    import onnxruntime as ort
+    import torch
+
+    path = Path(folder) / f"{direction}-{'x'.join(map(str, shape))}.onnx"
+    torch.onnx.export(half_of_diffusers(folder, direction), (torch.zeros(shape),), path, dynamo=True)
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    name = session.get_inputs()[0].name
+    return lambda x: session.run(None, {name: x})[0]
+
+
+def openvino(folder, direction, shape, *, precision):
+    """diffusers' model, converted for this shape, computed in `precision` ("f32" or "bf16")."""
+    import openvino as ov
+    import torch
+
+    converted = ov.convert_model(
+        half_of_diffusers(folder, direction), example_input=torch.zeros(shape), input=ov.PartialShape(shape)
+    )
+    compiled = ov.Core().compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": precision})
+    return lambda x: np.array(compiled(x)[0])
+
+
+def flax(folder, direction, shape):
+    """FlaxAutoencoderKL, jitted for this shape."""
+    import jax
+    from diffusers import FlaxAutoencoderKL
+
+    vae, params = FlaxAutoencoderKL.from_pretrained(folder, from_pt=True)
+
+    def encode(params, x):
+        return vae.apply({"params": params}, x, method=vae.encode).latent_dist.mean.transpose(0, 3, 1, 2)
+
+    def decode(params, z):
+        return vae.apply({"params": params}, z, method=vae.decode).sample
+
+    run = jax.jit({"encode": encode, "decode": decode}[direction])
+    return lambda x: np.asarray(run(params, x))
+
+
+def plain_mlx(folder, direction, shape):
+    """The same network of what mlx.nn offers, as its examples write it: our topology, mlx.nn's layers as operations."""
+    import mlx.core as mx
+    from mlx import nn
+
+    from vaespec import AutoencoderKL
+    from vaespec.model import Model
+    from vaespec_mlx.ops import MlxOps
+
+    class PlainOps(MlxOps):
+        def compile(self, model):
+            return lambda x, params: model(x, params, self)
+
+        def conv2d(self, x, w, b, *, stride, padding):
+            (top, bottom), (left, right) = padding
+            if (top, left) != (bottom, right):
+                x, (top, left) = mx.pad(x, ((0, 0), (top, bottom), (left, right), (0, 0))), (0, 0)
+            return mx.conv2d(x, w, stride=stride, padding=(top, left)) + b
+
+        def group_norm(self, x, scale, shift, *, groups, eps):
+            layer = nn.GroupNorm(groups, x.shape[3], eps=eps, pytorch_compatible=True)
+            layer.weight, layer.bias = scale, shift
+            return layer(x)
+
+        def silu(self, x):
+            return nn.silu(x)
+
+        def upsample_nearest2x(self, x):
+            return nn.Upsample(scale_factor=2)(x)
+
+        def attention(self, q, k, v, *, scale):
+            q, k, v = (t[:, None] for t in (q, k, v))
+            return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0]
+
+    vae = AutoencoderKL.from_pretrained(folder, backend="mlx", device="cpu")
+    table = vae._model.table()
+    ops = PlainOps("cpu", "float32")
+    placed = Model(
+        vae.config,
+        vae._model.encoder,
+        vae._model.decoder,
+        ops.prepare(vae._model.ops.export(vae._model.params, table), table),
+        ops,
+    )
+    half = {"encode": "encoder", "decode": "decoder"}[direction]
+    del vae
+
+    def run(x):
+        with mx.stream(mx.cpu):
+            y = getattr(placed, half)(mx.array(x), placed.params, ops)
+            mx.eval(y)
+        return np.array(y)[:, : y.shape[1] // 2] if direction == "encode" else np.array(y)
+
+    return run
+
+
+TORCH = ("torch", "diffusers")
+SUBJECTS = {
+    "vaespec numpy": Subject(partial(ours, "numpy")),
+    "vaespec numpy, highest": Subject(partial(ours, "numpy", precision="highest")),
+    "vaespec torch": Subject(partial(ours, "torch"), ("torch",)),
+    "vaespec torch bf16": Subject(partial(ours, "torch", dtype="bfloat16"), ("torch",), "bfloat16"),
+    "vaespec jax": Subject(partial(ours, "jax"), ("jax",)),
+    "vaespec mlx": Subject(partial(ours, "mlx"), ("mlx",)),
+    "diffusers": Subject(diffusers, TORCH),
+    "diffusers channels-last": Subject(partial(diffusers, channels_last=True), TORCH),
+    "diffusers compiled": Subject(partial(diffusers, compiled=True), TORCH),
+    "diffusers bf16 channels-last": Subject(
+        partial(diffusers, dtype="bfloat16", channels_last=True), TORCH, "bfloat16"
+    ),
+    "ONNX Runtime": Subject(onnxruntime, (*TORCH, "onnx", "onnxscript", "onnxruntime")),
+    "OpenVINO": Subject(partial(openvino, precision="f32"), (*TORCH, "openvino")),
+    "OpenVINO bf16": Subject(partial(openvino, precision="bf16"), (*TORCH, "openvino"), "bfloat16"),
+    "Flax": Subject(flax, environment=FLAX),
+    "mlx.nn": Subject(plain_mlx, ("mlx",)),
+}
+ON_CUDA = {
+    "vaespec torch": Subject(partial(ours, "torch", device="cuda"), ("torch",)),
+    "vaespec torch bf16": Subject(partial(ours, "torch", device="cuda", dtype="bfloat16"), ("torch",), "bfloat16"),
+    "diffusers": Subject(partial(diffusers, device="cuda"), TORCH),
+    "diffusers bf16": Subject(partial(diffusers, device="cuda", dtype="bfloat16"), TORCH, "bfloat16"),
+    "diffusers bf16 channels-last": Subject(
+        partial(diffusers, device="cuda", dtype="bfloat16", channels_last=True), TORCH, "bfloat16"
+    ),
+    "diffusers bf16 compiled": Subject(
+        partial(diffusers, device="cuda", dtype="bfloat16", channels_last=True, compiled=True), TORCH, "bfloat16"
+    ),
+}
+EXACT = partial(diffusers, dtype="float64")
+"""What errors are measured from."""
+
+
+def matrix_product():
+    """GFLOP/s of a product of two matrices of 2048 x 2048, float32."""
+    a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
+    a @ a
+    start = time.perf_counter()
+    for _ in range(5):
+        a @ a
+    return 5 * 2 * 2048**3 / (time.perf_counter() - start) / 1e9
+
+
+def used(device):
+    """The most bytes that a CUDA device, or this process, has held."""
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) * 1024
+
+
+def forget_peak(device):
+    """What was held until now, to load, export or compile, is not of a run."""
+    if device == "cuda":
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def serve(name, folder, direction, device):
+    """Run when told to; say how long it took."""
+    subjects = ON_CUDA if device == "cuda" else SUBJECTS
+    x = np.load(Path(folder) / f"{direction}.npy")
+    run = (EXACT if name == "exact" else subjects[name].prepare)(folder, direction, x.shape)
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        forget_peak(device)
+        start = time.perf_counter()
+        y = run(x)
+        seconds = time.perf_counter() - start
+        if line.strip():
+            np.save(line.strip(), y)
+        print(json.dumps({"seconds": seconds, "memory": used(device)}), flush=True)
+
+
+if __name__ == "__main__":
+    serve(*sys.argv[1:])
