@@ -18,6 +18,7 @@ from vaespec.architecture import decoder, encoder
 from vaespec.backend import get_backend, make_ops
 from vaespec.families import config
 from vaespec.layers import Upsample
+from vaespec_numpy.sources import Doubled
 
 
 class ListedOps(CostOps):
@@ -66,10 +67,9 @@ def measure(ops, listed, runs):
         w, b = rng.standard_normal((kh, kw, C, O), np.float32), rng.standard_normal(O, np.float32)
         plan = ops.plan((B, H, W, C), w.shape, stride=stride, padding=padding)
         if doubled:
-            taken = seconds(lambda x=x, w=w, b=b: ops.upsample_conv2d(x, w, b), runs)
-        else:
-            how = {"stride": stride, "padding": padding}
-            taken = seconds(lambda x=x, w=w, b=b, how=how: ops.conv2d(x, w, b, **how), runs)
+            x = Doubled.of(x)
+        how = {"stride": stride, "padding": padding}
+        taken = seconds(lambda x=x, w=w, b=b, how=how: ops.conv2d(x, w, b, **how), runs)
         flops = 2 * B * (H // stride) * (W // stride) * C * O * kh * kw
         what = f"{C} -> {O}, {kh} × {kw}, {H} × {W}" + (", halved" if stride == 2 else ", doubled" if doubled else "")
         yield what, times, "doubled" if doubled else plan.form, taken * 1e3, flops / taken / 1e9

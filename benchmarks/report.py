@@ -55,8 +55,9 @@ def _table(case, rows):
     yield ""
     yield f"{flops / 1e9:.0f} GFLOP as the model is written; a matrix product made {ceiling:.0f} GFLOP/s in this run."
     yield ""
-    yield "| subject | seconds | spread | x diffusers | x fastest peer | GFLOP/s | x product | MiB | x diffusers | error |"
-    yield "|---|---|---|---|---|---|---|---|---|---|"
+    columns = "subject, seconds, spread, x diffusers, x fastest peer, GFLOP/s, x product, MiB, x diffusers, error"
+    yield "| " + columns.replace(",", " |") + " |"
+    yield "|" + "---|" * 10
     for row in sorted(done, key=lambda row: row["seconds"]):
         rate = flops / row["seconds"] / 1e9
         peer = fastest_peer(done, row["precision"])

@@ -13,7 +13,6 @@ named. --quick: 256 px, NumPy, PyTorch and diffusers.
 
 import argparse
 import json
-import math
 import os
 import platform
 import statistics
@@ -87,7 +86,7 @@ def error(folder, name):
 
 
 def measure(folder, case, names, device, runs, pythons):
-    """A row for each subject; the process of one that fails, or does not fit the memory, ends with a row that says so."""
+    """A row for each subject; where one fails, or does not fit the memory, a row that says so."""
     direction, size, batch = case
     if size <= EXACT_TO:
         with Running("exact", folder, direction, device) as exact:

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vaespec.ops import Padding
-from vaespec_numpy.sources import Source, window
+from vaespec_numpy.sources import Doubled, Source, window
 from vaespec_numpy.strips import STRIP_ELEMENTS, Scratch, cores, side_by_side
 from vaespec_numpy.tiles import scratch_of_tiles, tiled_conv2d
-from vaespec_numpy.winograd import F2, F4, Algorithm
+from vaespec_numpy.winograd import DOUBLED, F2, F4, Algorithm
 
 MOVE = 16  # 0.3 ns for a number, 0.02 ns for a multiplication with an addition
 NARROW = 64  # channels: below, a layer costs little, and stays as exact as its products are
@@ -34,11 +34,14 @@ class Task:
     kernel: tuple[int, int]
     stride: int
     padding: Padding
+    doubled: bool  # whether every pixel of x is there twice along both sides
 
     @classmethod
-    def of(cls, x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: Padding) -> Task:
+    def of(
+        cls, x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: Padding, *, doubled: bool = False
+    ) -> Task:
         """From the shapes of x (B, H, W, C) and w (kh, kw, C, O)."""
-        return cls((x[1], x[2]), w[2], w[3], (w[0], w[1]), stride, padding)
+        return cls((x[1], x[2]), w[2], w[3], (w[0], w[1]), stride, padding, doubled)
 
     @property
     def result(self) -> tuple[int, int]:
@@ -104,7 +107,7 @@ def plan(task: Task, forms: Mapping[str, Form]) -> Plan:
 
 def pointwise(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
     """A 1 × 1 kernel is one matrix, and nothing is copied."""
-    y = np.empty((len(source.x), *task.result, task.outputs), w.dtype)
+    y = np.empty((source.shape[0], *task.result, task.outputs), w.dtype)
     x, out, kernel = source.whole().reshape(-1, task.inputs), y.reshape(-1, task.outputs), w[0, 0]
 
     def strip(rows: slice) -> None:
@@ -128,7 +131,7 @@ def gathered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: 
     """The k · k shifted views of a strip side by side, times the kernel as one matrix."""
     (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
     kernel, source = w.reshape(-1, task.outputs), Source(source.whole())
-    y = np.empty((len(source.x), h, wd, task.outputs), w.dtype)
+    y = np.empty((source.shape[0], h, wd, task.outputs), w.dtype)
 
     def strip(rows: slice) -> None:
         columns = scratch("columns", rows.stop - rows.start, wd, kh, kw, task.inputs)
@@ -156,7 +159,7 @@ def scattered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch:
     """Every pixel times all k · k taps, as one matrix, and the products added up where they belong: for few outputs."""
     (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
     taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3)).reshape(task.inputs, -1)
-    y = np.empty((len(source.x), h, wd, task.outputs), w.dtype)
+    y = np.empty((source.shape[0], h, wd, task.outputs), w.dtype)
 
     def strip(rows: slice) -> None:
         reached = s * (rows.stop - rows.start - 1) + kh, s * (wd - 1) + kw
@@ -200,6 +203,23 @@ def tiled(algorithm: Algorithm) -> Form:
     return Form(run, cost, scratch)
 
 
+def doubled(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
+    """From the map that is doubled. Its first output lies `above` rows below the first of all, or one with no zeros."""
+    assert isinstance(source, Doubled)
+    skipped = source.above + 1 - task.before[0]
+    return tiled_conv2d(DOUBLED, Source(source.x), w, b, (1, 1), task.result, scratch, skipped)
+
+
+def _cost_of_doubled(task: Task) -> float | None:
+    if not task.doubled or task.kernel != (3, 3) or task.stride > 1 or task.padding[1] != (1, 1):
+        return None
+    return _cost_of_tiles(DOUBLED, task.result, task.inputs, task.outputs)
+
+
+def _doubled_tiles(task: Task) -> int:
+    return scratch_of_tiles(DOUBLED, task.inputs, task.outputs)
+
+
 def _cost_of_tiles(algorithm: Algorithm, result: tuple[int, int], inputs: int, outputs: int) -> float:
     """The products; each number of the kernels written and read twice, of a tile's inputs and outputs moved once."""
     n, tiles = algorithm.products, math.prod(map(algorithm.tiles, result))
@@ -214,5 +234,5 @@ EXACT = {
 }
 """Which sum the products of the convolution as it is written."""
 
-FAST = EXACT | {"F(2, 3)": tiled(F2), "F(4, 3)": tiled(F4)}
+FAST = EXACT | {"F(2, 3)": tiled(F2), "F(4, 3)": tiled(F4), "doubled": Form(doubled, _cost_of_doubled, _doubled_tiles)}
 """With those that take fewer multiplications. F(2, 3) rounds less than the sum as it is written, F(4, 3) more."""

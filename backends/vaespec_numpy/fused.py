@@ -1,56 +1,96 @@
-"""Layers computed in one go: a map less to write and to read again for each norm, each activation and each doubling."""
+"""The operations of a run, put off until their results are read, so that fewer maps are written and read again.
+
+A norm, an activation and a doubling are computed while the convolution behind them reads. A convolution is computed
+when it is read, and where that is the sum with a residual, into the same map.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Any, Self
 
 import numpy as np
 
-from vaespec.layers import GROUP_NORM_EPS, Conv, NormAct, Resnet, Upsample
-from vaespec.ops import Layer
-from vaespec_numpy.convolution import EXACT
-from vaespec_numpy.sources import Normalised
+from vaespec.ops import Padding
+from vaespec_numpy.ops import NumpyOps, whole
+from vaespec_numpy.sources import Convolved, Doubled, Normalised
+from vaespec_numpy.strips import Scratch, side_by_side
 
-if TYPE_CHECKING:
-    from vaespec_numpy.ops import NumpyOps
-
-Params = Mapping[str, np.ndarray]
+Map = Any
+"""An array (B, H, W, C), or one of vaespec_numpy.sources."""
 
 
-def run_fused(ops: NumpyOps, layer: Layer, x: np.ndarray, params: Params) -> np.ndarray:
-    """layer(x, params, ops)."""
-    match layer:
-        case Resnet():
-            return _resnet(ops, layer, x, params)
-        case NormAct():
-            return _activated(ops, layer, x, params).whole()
-        case Upsample() if ops.forms is not EXACT:
-            return ops.upsample_conv2d(x, *_kernel(layer.conv(), params))
-    return layer(x, params, ops)
+class FusedOps(NumpyOps):
+    """NumpyOps for one run. Maps may be sources; tokens are arrays."""
 
+    fuses = True
 
-def _resnet(ops: NumpyOps, layer: Resnet, x: np.ndarray, params: Params) -> np.ndarray:
-    """The branch with norm and activation applied as the convolutions read, and the shortcut added in place."""
-    norm1, conv1, norm2, conv2 = layer.branch()
-    h = _convolved(ops, conv1, _activated(ops, norm1, x, params), params)
-    h = _convolved(ops, conv2, _activated(ops, norm2, h, params), params)
-    for shortcut in layer.shortcut():
-        x = shortcut(x, params, ops)
-    return ops.add_to(h, x)
+    def __init__(self, dtype: str, precision: str = "default") -> None:
+        super().__init__(dtype, precision)
+        self.scratch = Scratch(self.arithmetic)
 
+    def for_one_run(self, params: Mapping[str, np.ndarray]) -> tuple[Self, Mapping[str, np.ndarray]]:
+        """These."""
+        return self, params
 
-def _activated(ops: NumpyOps, layer: NormAct, x: np.ndarray, params: Params) -> Normalised:
-    norm = layer.norm
-    scale, shift = params[f"{norm.name}.weight"], params[f"{norm.name}.bias"]
-    normalised = ops.group_normalised(x, scale, shift, groups=norm.groups, eps=GROUP_NORM_EPS)
-    return replace(normalised, activation=ops.activation(layer.activation))
+    def settle(self, x: Map) -> np.ndarray:
+        """A map, made."""
+        return whole(x)
 
+    def to_nchw(self, x: Map) -> np.ndarray:
+        return super().to_nchw(whole(x))
 
-def _convolved(ops: NumpyOps, layer: Conv, x: Normalised, params: Params) -> np.ndarray:
-    return ops.conv2d(x, *_kernel(layer, params), stride=layer.stride, padding=layer.padding)
+    def conv2d(self, x: Map, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding) -> Convolved:  # type: ignore[override]
+        """Computed by the first who reads it."""
+        x = x.whole() if isinstance(x, Convolved) else x
+        return Convolved(partial(super().conv2d, x, w, b, stride=stride, padding=padding))
 
+    def group_norm(  # type: ignore[override]
+        self, x: Map, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
+    ) -> Normalised:
+        """Of moments that are known, computed by whoever reads it."""
+        return self.group_normalised(whole(x), scale, shift, groups=groups, eps=eps)
 
-def _kernel(layer: Conv, params: Params) -> tuple[np.ndarray, np.ndarray]:
-    return params[f"{layer.name}.weight"], params[f"{layer.name}.bias"]
+    def normalize(  # type: ignore[override]
+        self, x: Map, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, eps: float
+    ) -> Normalised:
+        return self.normalised(whole(x), mean, sigma2, scale, shift, eps=eps)
+
+    def moments(self, x: Map) -> tuple[np.ndarray, np.ndarray]:
+        return super().moments(whole(x))
+
+    def silu(self, x: Map) -> Map:
+        return self._activated("silu", x)
+
+    def mish(self, x: Map) -> Map:
+        return self._activated("mish", x)
+
+    def gelu(self, x: Map) -> Map:
+        return self._activated("gelu", x)
+
+    def relu(self, x: Map) -> Map:
+        return self._activated("relu", x)
+
+    def _activated(self, name: str, x: Map) -> Map:
+        """With the norm before it, where there is one."""
+        if isinstance(x, Normalised) and x.activation is None:
+            return replace(x, activation=self.activation(name))
+        return getattr(super(), name)(whole(x))
+
+    def upsample_nearest2x(self, x: Map) -> Doubled:  # type: ignore[override]
+        return Doubled.of(whole(x))
+
+    def add(self, x: Map, y: Map) -> np.ndarray:
+        """Into the map of a convolution that nobody has read."""
+        for one, other in ((y, x), (x, y)):
+            if isinstance(one, Convolved) and one.compute is not None:
+                total = one.take()
+                target, source = (a.reshape(-1, a.shape[3]) for a in (total, whole(other)))
+                side_by_side(lambda rows, t=target, s=source: np.add(t[rows], s[rows], out=t[rows]), *target.shape)
+                return total
+        return super().add(whole(x), whole(y))
+
+    def tokens(self, x: Map) -> np.ndarray:
+        return super().tokens(whole(x))

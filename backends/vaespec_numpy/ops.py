@@ -5,20 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import Self
+from typing import Any
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from vaespec.ops import KERNELS, Layer, Padding, ReferenceOps
+from vaespec.ops import Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.attention import Chunk, attend
 from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, gathered, plan
-from vaespec_numpy.fused import run_fused
-from vaespec_numpy.sources import Activation, Normalised, Source
+from vaespec_numpy.sources import Activation, Convolved, Doubled, Normalised, Source
 from vaespec_numpy.strips import Scratch, on_every_core, side_by_side
-from vaespec_numpy.tiles import tiled_conv2d
-from vaespec_numpy.winograd import DOUBLED
 
 COLUMNS = 16  # copied at a time, a line of the cache: kernels whose axes change places are copied twice as fast
 
@@ -29,27 +26,25 @@ class NumpyOps(ReferenceOps):
     map_layout = "NHWC"
     conv_layout = "HWIO"
     linear_layout = "IO"
-    fuses = True
 
     def __init__(self, dtype: str, precision: str = "default") -> None:
         """`forms` are those that a convolution may take: in float64, or with the highest precision, the exact ones."""
         super().__init__(array_namespace, dtype, "cpu")
+        self.precision = precision
         self.forms = EXACT if dtype == "float64" or precision == "highest" else FAST
         self.scratch: Scratch | None = None  # one for each convolution, but for the length of a compiled run
         self.storage = storage_dtype(dtype)
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
 
-    def for_one_run(self, params: Mapping[str, np.ndarray]) -> tuple[Self, Mapping[str, np.ndarray]]:
-        """Every layer with the scratch memory of the one before."""
+    def for_one_run(self, params: Mapping[str, np.ndarray]) -> tuple[NumpyOps, Mapping[str, np.ndarray]]:
+        """With the scratch memory of one layer for the next; with operations put off, unless some are not NumPy's."""
+        from vaespec_numpy.fused import FusedOps  # which are these, and more
+
+        if type(self) is NumpyOps:
+            return FusedOps(self.dtype, self.precision), params
         ops = copy(self)
         ops.scratch = Scratch(self.arithmetic)
         return ops, params
-
-    def run(self, layer: Layer, x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
-        """As the specification, with fewer maps: some layers are computed in one go (see vaespec_numpy.fused)."""
-        if all(getattr(type(self), op) is getattr(NumpyOps, op) for op in KERNELS):
-            return run_fused(self, layer, x, params)
-        return layer(x, params, self)  # with operations of its own, to be called
 
     def from_numpy(self, a: np.ndarray) -> np.ndarray:
         """A copy, so that the model does not change with its source."""
@@ -81,8 +76,8 @@ class NumpyOps(ReferenceOps):
         stride, k = 1 if y[2] > H // 2 else 2, kh // 2
         task = Task.of((B, H, W, C), (kh, kw, C, O), stride, ((k, k), (k, k)))
         form = self.forms[plan(task, self.forms).form]
-        whole = op == "norm_act_conv2d" and form.run is gathered  # reads what is normalised as a map
-        return self.arithmetic.itemsize * (form.scratch(task) + whole * math.prod(x))
+        made = op == "norm_act_conv2d" and form.run is gathered  # reads what is normalised as a map
+        return self.arithmetic.itemsize * (form.scratch(task) + made * math.prod(x))
 
     def cast(self, x: np.ndarray) -> np.ndarray:
         return self.from_numpy(x)
@@ -98,8 +93,10 @@ class NumpyOps(ReferenceOps):
             return np.ascontiguousarray(x.transpose(0, 3, 1, 2), dtype=self.storage)
 
     def _wide(self, x: np.ndarray) -> np.ndarray:
-        """A weight in the dtype of the arithmetic."""
-        return x.astype(self.arithmetic, copy=False)
+        """A weight in the dtype of the arithmetic; a kernel once for all bands of a map."""
+        if x.dtype == self.arithmetic or self.scratch is None or x.ndim < 4:
+            return x.astype(self.arithmetic, copy=False)
+        return self.scratch.again(f"wide {x.shape}", x, make=lambda: x.astype(self.arithmetic))
 
     def plan(self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding) -> Plan:
         """The form that a convolution of x (B, H, W, C) with w (kh, kw, C, O) takes, and what every form costs."""
@@ -110,15 +107,10 @@ class NumpyOps(ReferenceOps):
     ) -> np.ndarray:
         """As the specification, in the form that costs least."""
         source = Source(x) if isinstance(x, np.ndarray) else x
-        task = Task.of(source.x.shape, w.shape, stride, padding)
+        doubled = isinstance(source, Doubled) and source.ends(padding[0])
+        task = Task.of(source.shape, w.shape, stride, padding, doubled=doubled)
         run = self.forms[plan(task, self.forms).form].run
         return run(task, source, self._wide(w), self._wide(b), self.scratch or Scratch(self.arithmetic))
-
-    def upsample_conv2d(self, x: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
-        """A map doubled, then a 3 × 3 convolution with a border of zeros, without the doubled map."""
-        _, H, W, _ = x.shape
-        scratch = self.scratch or Scratch(self.arithmetic)
-        return tiled_conv2d(DOUBLED, Source(x), self._wide(w), self._wide(b), (1, 1), (2 * H, 2 * W), scratch)
 
     def group_norm(self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
         return self.group_normalised(x, scale, shift, groups=groups, eps=eps).whole()
@@ -128,7 +120,7 @@ class NumpyOps(ReferenceOps):
     ) -> Normalised:
         """As the specification, its moments known; centred moments of each strip, merged by Chan's formula."""
         mean, sigma2 = (part.repeat(x.shape[3] // groups, axis=1) for part in self._group_moments(x, groups))
-        return self._normalised(x, mean, sigma2, scale, shift, eps)
+        return self.normalised(x, mean, sigma2, scale, shift, eps=eps)
 
     def _group_moments(self, x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
         """Mean and biased variance, two of (B, groups) float64."""
@@ -142,11 +134,12 @@ class NumpyOps(ReferenceOps):
     def normalize(
         self, x: np.ndarray, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, eps: float
     ) -> np.ndarray:
-        return self._normalised(x, mean, sigma2, scale, shift, eps).whole()
+        return self.normalised(x, mean, sigma2, scale, shift, eps=eps).whole()
 
-    def _normalised(
-        self, x: np.ndarray, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, eps: float
+    def normalised(
+        self, x: np.ndarray, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, eps: float
     ) -> Normalised:
+        """As the specification."""
         factor = self._wide(scale) * (1.0 / np.sqrt(sigma2 + eps)).astype(x.dtype)
         return Normalised(x, mean.astype(x.dtype), factor, self._wide(shift))
 
@@ -160,20 +153,11 @@ class NumpyOps(ReferenceOps):
         op = getattr(self, name)
         return lambda source, out: np.copyto(out, op(source))
 
-    def add_to(self, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-        """y, with x added in place."""
-        target, source = y.reshape(-1, y.shape[3]), x.reshape(-1, x.shape[3])
-        side_by_side(lambda rows: np.add(target[rows], source[rows], out=target[rows]), *target.shape)
-        return y
-
     def relu(self, x: np.ndarray) -> np.ndarray:
         return np.maximum(x, 0)
 
     def upsample_nearest2x(self, x: np.ndarray) -> np.ndarray:
-        B, H, W, C = x.shape
-        y = np.empty((B, H, 2, W, 2, C), x.dtype)
-        y[...] = x[:, :, None, :, None, :]
-        return y.reshape(B, 2 * H, 2 * W, C)
+        return Doubled.of(x).whole()
 
     def tokens(self, x: np.ndarray) -> np.ndarray:
         B, H, W, C = x.shape
@@ -200,6 +184,11 @@ class NumpyOps(ReferenceOps):
 
     def attend_chunk(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> Chunk:
         return attend(q, k, v, scale)
+
+
+def whole(x: Any) -> Any:
+    """A map, made if it is none yet."""
+    return x.whole() if isinstance(x, Source | Convolved) else x
 
 
 def silu_into(x: np.ndarray, out: np.ndarray) -> None:

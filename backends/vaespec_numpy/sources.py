@@ -1,9 +1,10 @@
-"""What an operation reads: a map as it is, or one that is normalised and activated while it is read."""
+"""What an operation reads: a map, or what becomes one while it is read: normalised, activated, doubled, convolved."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -19,6 +20,12 @@ class Source:
 
     x: np.ndarray
 
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, W, C) of what is read."""
+        B, H, W, C = self.x.shape
+        return B, H, W, C
+
     def fill(self, item: int, rows: slice, columns: slice, out: np.ndarray) -> None:
         """A part of an item, into `out` (rows, columns, C)."""
         out[...] = self.x[item, rows, columns]
@@ -28,8 +35,26 @@ class Source:
         return self.x
 
 
+class Unmade(Source):
+    """A map that is not there yet."""
+
+    def whole(self) -> np.ndarray:
+        """All of it: a map."""
+        y = np.empty(self.shape, self.x.dtype)
+        for item, out in enumerate(y):
+
+            def strip(rows: slice, item: int = item, out: np.ndarray = out) -> None:
+                self.fill(item, rows, slice(0, self.shape[2]), out[rows])
+
+            side_by_side(strip, len(out), out[0].size)
+        return y
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.whole()[index]
+
+
 @dataclass(frozen=True)
-class Normalised(Source):
+class Normalised(Unmade):
     """act((x - centre) · factor + shift): centre and factor (B, C), shift (C,)."""
 
     centre: np.ndarray
@@ -46,21 +71,76 @@ class Normalised(Source):
         if self.activation is not None:
             self.activation(y, out)
 
+
+@dataclass(frozen=True)
+class Doubled(Unmade):
+    """x with every pixel twice along both sides: `height` rows of that, but for the first `above`."""
+
+    above: int
+    height: int
+
+    @classmethod
+    def of(cls, x: np.ndarray) -> Doubled:
+        """All rows."""
+        return cls(x, 0, 2 * x.shape[1])
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, W, C) of what is read."""
+        B, _, W, C = self.x.shape
+        return B, self.height, 2 * W, C
+
+    def fill(self, item: int, rows: slice, columns: slice, out: np.ndarray) -> None:
+        """A part of an item, into `out` (rows, columns, C)."""
+        i = (np.arange(rows.start, rows.stop, rows.step) + self.above) // 2
+        j = np.arange(columns.start, columns.stop, columns.step) // 2
+        out[...] = self.x[item, i[:, None], j]
+
+    def __getitem__(self, index: Any) -> Any:
+        """Of some rows it stays what it is."""
+        match index:
+            case (slice() as items, slice() as rows, e) if items == slice(None) and e is ... and rows.step is None:
+                start, stop, _ = rows.indices(self.height)
+                return Doubled(self.x, self.above + start, stop - start)
+        return super().__getitem__(index)
+
+    def ends(self, zeros: tuple[int, int]) -> bool:
+        """Whether x does where so many zeros lie (above, below)."""
+        above, below = zeros
+        return not (above and self.above) and not (below and self.above + self.height < 2 * self.x.shape[1])
+
+
+class Convolved:
+    """The result (B, H, W, C) of a convolution, computed by the first who reads it; then its source is let go."""
+
+    def __init__(self, compute: Callable[[], np.ndarray]) -> None:
+        self.compute: Callable[[], np.ndarray] | None = compute
+
     def whole(self) -> np.ndarray:
-        """All of it: a map."""
-        y = np.empty_like(self.x)
-        for item, out in enumerate(y):
+        """The map, for any number of readers."""
+        if self.compute is not None:
+            self.y = self.take()
+        return self.y
 
-            def strip(rows: slice, item: int = item, out: np.ndarray = out) -> None:
-                self.fill(item, rows, slice(None), out[rows])
-
-            side_by_side(strip, len(out), out[0].size)
+    def take(self) -> np.ndarray:
+        """The map, for the only reader, who may write into it."""
+        assert self.compute is not None, "a convolution that was read already"
+        y, self.compute = self.compute(), None
         return y
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(B, H, W, C)."""
+        return self.whole().shape
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        part: np.ndarray = self.whole()[index]
+        return part
 
 
 def window(source: Source, item: int, corner: tuple[int, int], stride: int, out: np.ndarray) -> np.ndarray:
     """Fills `out` (rows, columns, C): out[i, j] = x[item, top + stride · i, left + stride · j], or 0 beyond x."""
-    (_, H, W, _), (top, left) = source.x.shape, corner
+    (_, H, W, _), (top, left) = source.shape, corner
     rows, columns = _inside(top, stride, out.shape[0], H), _inside(left, stride, out.shape[1], W)
     out[: rows.start] = out[rows.stop :] = 0
     out[rows, : columns.start] = out[rows, columns.stop :] = 0

@@ -50,15 +50,17 @@ def tiled_conv2d(
     before: tuple[int, int],
     size: tuple[int, int],
     scratch: Scratch,
+    skipped: int = 0,
 ) -> np.ndarray:
     """The first `size` outputs from a source with (above, left) zeros `before` it and as many after as it takes.
 
-    w (3, 3, C, O), b (O,) -> (B, rows, columns, O). Each thread takes a block from its inputs to its outputs.
+    w (3, 3, C, O), b (O,) -> (B, rows, columns, O). The first rows may be `skipped`. Each thread takes a block from its
+    inputs to its outputs.
     """
-    (h, wd), x = size, source.x
-    A, B, G = (matrix.astype(x.dtype) for matrix in (algorithm.A, algorithm.B, algorithm.G))
+    (h, wd), lead = size, (algorithm.lead + skipped, algorithm.lead)
+    A, B, G = (matrix.astype(w.dtype) for matrix in (algorithm.A, algorithm.B, algorithm.G))
     kernels = scratch.again("kernels", w, algorithm, make=lambda: transformed_kernels(G, w, scratch))
-    y = np.empty((x.shape[0], h, wd, w.shape[3]), x.dtype)
+    y = np.empty((source.shape[0], h, wd, w.shape[3]), w.dtype)
 
     def compute(block: Block) -> None:
         across = inputs_across(algorithm, B, source, before, block, scratch)
@@ -70,9 +72,10 @@ def tiled_conv2d(
             np.matmul(A.T, products.reshape(n, k, j * O).transpose(1, 0, 2), out=half[:, :, v])
         found = scratch("found", k * algorithm.outputs, j, algorithm.outputs, O)
         np.matmul(A.T, half.reshape(-1, n, j, O).transpose(0, 2, 1, 3), out=found)
-        store(found.reshape(k * algorithm.outputs, j * algorithm.outputs, O), b, algorithm, block, y[block.item])
+        found = found.reshape(k * algorithm.outputs, j * algorithm.outputs, O)
+        store(found, b, algorithm.outputs, lead, block, y[block.item])
 
-    share(compute, list(blocks(x.shape[0], algorithm.tiles(h), algorithm.tiles(wd))))
+    share(compute, list(blocks(len(y), algorithm.tiles(h + skipped), algorithm.tiles(wd))))
     return y
 
 
@@ -83,11 +86,14 @@ def scratch_of_tiles(algorithm: Algorithm, C: int, O: int) -> int:
     return n * n * C * O + cores() * TILES * of_tile
 
 
-def store(found: np.ndarray, b: np.ndarray, algorithm: Algorithm, block: Block, y: np.ndarray) -> None:
-    """The outputs of a block, plus b, to where they belong in y (H, W, O), but for those that lie outside of it."""
-    m, lead = algorithm.outputs, algorithm.lead
-    top, left = (lead if part.start == 0 else 0 for part in (block.rows, block.columns))
-    rows, columns = (slice(max(0, m * part.start - lead), m * part.stop - lead) for part in (block.rows, block.columns))
+def store(found: np.ndarray, b: np.ndarray, m: int, lead: tuple[int, int], block: Block, y: np.ndarray) -> None:
+    """The outputs of a block, m of a tile, plus b, to where they belong in y (H, W, O).
+
+    `lead` rows and columns of the first tiles lie outside of it, and what is left of the last ones.
+    """
+    sides = list(zip((block.rows, block.columns), lead, strict=True))
+    top, left = (max(0, before - m * part.start) for part, before in sides)
+    rows, columns = (slice(max(0, m * part.start - before), m * part.stop - before) for part, before in sides)
     out = y[rows, columns]
     np.add(found[top : top + out.shape[0], left : left + out.shape[1]], b, out=out)
 
@@ -110,7 +116,7 @@ def inputs_across(
     algorithm: Algorithm, B: np.ndarray, source: Source, before: tuple[int, int], block: Block, scratch: Scratch
 ) -> np.ndarray:
     """Bᵀ d along the columns of a block: (rows, n, tiles across, C)."""
-    C, span, step = source.x.shape[3], algorithm.span, algorithm.step
+    C, span, step = source.shape[3], algorithm.span, algorithm.step
     rows, columns = (step * (len(part) - 1) + span for part in (block.rows, block.columns))
     corner = (step * block.rows.start - before[0], step * block.columns.start - before[1])
     inputs = window(source, block.item, corner, 1, scratch("inputs", rows, columns, C))

@@ -2,41 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Self
-
 import numpy as np
 import torch
 from torch import Tensor
 
-from vaespec_numpy.ops import NumpyOps
+from vaespec_numpy.fused import FusedOps, Map
+from vaespec_torch.views import as_numpy, as_tensor
 
 
-class EngineOps(NumpyOps):
+class EngineOps(FusedOps):
     """Tensors in and out, and NumPy's arrays in between. Nothing is recorded for gradients."""
-
-    def __init__(self) -> None:
-        super().__init__("float32")
-
-    def for_one_run(  # type: ignore[override]
-        self, params: Mapping[str, Tensor]
-    ) -> tuple[Self, Mapping[str, np.ndarray]]:
-        """With the tensors as arrays: the same memory."""
-        return super().for_one_run({name: _weight(t) for name, t in params.items()})
 
     def from_nchw(self, x: Tensor) -> np.ndarray:  # type: ignore[override]
         """A tensor -> a map of the engine."""
-        return super().from_nchw(x.detach().numpy())
+        return super().from_nchw(as_numpy(x))
 
-    def to_nchw(self, x: np.ndarray) -> Tensor:  # type: ignore[override]
+    def to_nchw(self, x: Map) -> Tensor:  # type: ignore[override]
         """A map of the engine -> a tensor."""
-        return torch.from_numpy(super().to_nchw(x))
+        return as_tensor(super().to_nchw(x))
 
 
-def _weight(t: Tensor) -> np.ndarray:
+def engine_weight(t: Tensor) -> np.ndarray:
     """The same memory with the engine's axes: HWIO and IO for OIHW and OI."""
     axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(t.ndim, tuple(range(t.ndim)))
-    return t.detach().permute(axes).numpy()
+    return as_numpy(t.permute(axes))
 
 
 def in_engine_order(kernel: Tensor) -> Tensor:

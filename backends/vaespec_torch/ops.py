@@ -18,7 +18,8 @@ import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and py
 from vaespec.hostmemory import Memory
 from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter
-from vaespec_torch.engine import EngineOps, in_engine_order, tracked
+from vaespec_torch.engine import EngineOps, engine_weight, in_engine_order, tracked
+from vaespec_torch.views import as_numpy, as_tensor
 
 CHANNELS_LAST = ("cuda",)
 """The kinds of device whose maps and kernels lie in memory as (B, H, W, C), which their convolutions want.
@@ -26,14 +27,6 @@ CHANNELS_LAST = ("cuda",)
 Not the CPU: there the sums of that order are 3 to 20 times less exact (oneDNN's convolutions, group_norm), and no
 sooner done.
 """
-
-
-def _seen(a: np.ndarray) -> Tensor:
-    """The same numbers, in the same memory unless PyTorch cannot look at that: read-only, or in another order."""
-    a = np.require(a, requirements=["C", "W"])
-    if a.dtype.name == "bfloat16":  # torch.from_numpy does not know ml_dtypes' type, but the bits are the same
-        return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(a)
 
 
 class TorchOps(ReferenceOps):
@@ -56,7 +49,7 @@ class TorchOps(ReferenceOps):
     @property
     def on_engine(self) -> bool:
         """Whether NumPy's engine computes where no gradient is wanted: it reads a CPU's tensors where they lie."""
-        return self.on_host and self.dtype == "float32" and self.precision == "default"
+        return self.on_host and self.dtype != "float64" and self.precision == "default"
 
     def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
         run = super().compile(model)
@@ -68,7 +61,9 @@ class TorchOps(ReferenceOps):
         return native_if_tracked
 
     def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
-        return EngineOps().for_one_run(params) if self.on_engine else (self, params)
+        if not self.on_engine:
+            return self, params
+        return EngineOps(self.dtype), {name: engine_weight(t) for name, t in params.items()}
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         switched = self.precision == "highest" and not torch.compiler.is_compiling()
@@ -77,10 +72,10 @@ class TorchOps(ReferenceOps):
             return result
 
     def from_numpy(self, a: np.ndarray) -> Tensor:
-        return _seen(a).to(device=self.device, dtype=self.storage, copy=True)  # a copy: its source may change
+        return as_tensor(a).to(device=self.device, dtype=self.storage, copy=True)  # a copy: its source may change
 
     def from_host(self, a: np.ndarray) -> Tensor:
-        return _seen(a).to(device=self.device, copy=True)
+        return as_tensor(a).to(device=self.device, copy=True)
 
     def settle(self, x: Tensor) -> Tensor:
         return x.detach()
@@ -102,12 +97,7 @@ class TorchOps(ReferenceOps):
         return reordered * max(math.prod(x), math.prod(y)) * self.storage.itemsize
 
     def to_numpy(self, x: Tensor) -> np.ndarray:
-        x = x.detach().cpu()
-        if x.dtype == torch.bfloat16:
-            import ml_dtypes
-
-            return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-        return x.numpy()
+        return as_numpy(x.detach().cpu())
 
     def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Tensor]:
         """Kernels in the memory order that convolutions want, so that none reorders them."""
@@ -175,7 +165,7 @@ class CheckpointingOps(TorchOps):
     @property
     def on_engine(self) -> bool:
         """Whether NumPy's engine computes where no gradient is wanted: it reads a CPU's tensors where they lie."""
-        return self.on_host and self.dtype == "float32" and self.precision == "default"
+        return self.on_host and self.dtype != "float64" and self.precision == "default"
 
     def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
         run = super().compile(model)
@@ -187,7 +177,9 @@ class CheckpointingOps(TorchOps):
         return native_if_tracked
 
     def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
-        return EngineOps().for_one_run(params) if self.on_engine else (self, params)
+        if not self.on_engine:
+            return self, params
+        return EngineOps(self.dtype), {name: engine_weight(t) for name, t in params.items()}
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         recomputed: Tensor = checkpoint(super().run, layer, x, params, use_reentrant=False)

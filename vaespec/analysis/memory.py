@@ -20,16 +20,16 @@ class Unmade(Shape):
 class MemoryOps(CostOps):
     """CostOps as BandedOps needs them, which count what `ops` hold inside an operation as well.
 
-    `fused` is for wholes, where `ops` fuse: what is done while a convolution reads makes no map of its own.
-    `stored_bytes` is the most that lay in stores elsewhere, see `Elsewhere`.
+    Where `ops` fuse, what is done while a convolution reads makes no map of its own. `stored_bytes` is the most that
+    lay in stores elsewhere, see `Elsewhere`.
     """
 
     map_layout = "NCHW"
     conv_layout = "OIHW"
 
-    def __init__(self, ops: ReferenceOps, *, fused: bool = False) -> None:
+    def __init__(self, ops: ReferenceOps) -> None:
         super().__init__(storage_dtype(ops.dtype).itemsize)
-        self.ops, self.xp, self.fused = ops, self, fused
+        self.ops, self.xp, self.fused = ops, self, ops.fuses
         self.fixed_shapes, self.on_host = ops.fixed_shapes, ops.on_host
         self.elsewhere = self.stored_bytes = 0
 
@@ -87,6 +87,8 @@ class MemoryOps(CostOps):
         return np.zeros(x.shape[:2]), np.zeros(x.shape[:2])
 
     def normalize(self, x: Shape, mean: Any, sigma2: Any, scale: Any, shift: Any, *, eps: float) -> Shape:
+        if self.fused:
+            return Unmade(x.shape, x.memory)
         y = self.array(*x.shape)
         self.briefly(self.ops.workspace("normalize", x.shape, y.shape))
         return y

@@ -196,6 +196,7 @@ class BandedOps:
         band = read(max(0, first), min(last, length))
         if not wrapped and not self.ops.fixed_shapes:
             return band, (above, below)
+        band = band[(...,)]  # an array, if it was something that makes one
         zeros = [self.ops.xp.zeros_like(cut(band, self._axis, 0, 1))]
         top, bottom = zeros * above, zeros * below
         if wrapped:

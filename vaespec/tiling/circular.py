@@ -50,7 +50,7 @@ class CircularOps:
         return self.ops.conv2d(x, w, b, stride=stride, padding=(vertical, horizontal))
 
     def _wrapped(self, x: Array, letter: str, before: int, after: int) -> Array:
-        axis = self.ops.map_layout.index(letter)
+        axis, x = self.ops.map_layout.index(letter), x[(...,)]  # an array, if it was something that makes one
         n = x.shape[axis]
         parts = [cut(x, axis, n - before, n), x, cut(x, axis, 0, after)]
         return self.ops.xp.concat(parts, axis=axis) if before or after else x

@@ -68,7 +68,7 @@ def as_bytes(limit: int | str) -> int:
 def estimate(model: Model, half: str, shape: tuple[int, ...], plan: Plan) -> Estimate:
     """Of running the encoder or the decoder, now, on an input of that shape (B, C, H, W)."""
     inner, _ = model.ops.for_one_run({})
-    ops, layers = MemoryOps(inner, fused=inner.fuses and plan.bands is None), model.layers(half)
+    ops, layers = MemoryOps(inner), model.layers(half)
     B, *item = shape
     items = [(1, *item)] * B if plan.slicing else [shape]
     results = [_results(ops, layers, one, plan) for one in items[:2]]  # the others are as the second
