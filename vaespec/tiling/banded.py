@@ -196,13 +196,13 @@ class BandedOps:
         band = read(max(0, first), min(last, length))
         if not wrapped and not self.ops.fixed_shapes:
             return band, (above, below)
-        band = band[(...,)]  # an array, if it was something that makes one
+        band = _array(band)
         zeros = [self.ops.xp.zeros_like(cut(band, self._axis, 0, 1))]
         top, bottom = zeros * above, zeros * below
         if wrapped:
             from_bottom, from_top = wrapped
-            top = [from_bottom(length - above, length)] if above else []
-            bottom = [from_top(0, below)] if below else []
+            top = [_array(from_bottom(length - above, length))] if above else []
+            bottom = [_array(from_top(0, below))] if below else []
         return _join([*top, band, *bottom, *zeros * spare], self._axis, self.ops.xp), (0, 0)
 
     # -- elementwise ---------------------------------------------------------------------------------------
@@ -315,6 +315,11 @@ class BandedOps:
             merged = tuple(map(self.ops.settle, self.ops.merge_chunks(merged, chunk) if merged else chunk))
             self.report(4 * B * n * (stop - start) * C)
         return self.ops.divide_chunks(merged, q)
+
+
+def _array(x: Any) -> Array:
+    """x, or what it makes when it is read."""
+    return x[(...,)]
 
 
 def _join(parts: list[Array], axis: int, xp: Any) -> Array:
