@@ -65,14 +65,14 @@ def measure(ops, listed, runs):
         (B, C, H, W), (O, _, kh, kw) = shape, kernel
         x = rng.standard_normal((B, H // 2, W // 2, C) if doubled else (B, H, W, C), np.float32)
         w, b = rng.standard_normal((kh, kw, C, O), np.float32), rng.standard_normal(O, np.float32)
-        plan = ops.plan((B, H, W, C), w.shape, stride=stride, padding=padding)
+        plan = ops.plan(shape, kernel, stride=stride, padding=padding, doubled=doubled)
         if doubled:
             x = Doubled.of(x)
         how = {"stride": stride, "padding": padding}
         taken = seconds(lambda x=x, w=w, b=b, how=how: ops.conv2d(x, w, b, **how), runs)
         flops = 2 * B * (H // stride) * (W // stride) * C * O * kh * kw
         what = f"{C} -> {O}, {kh} × {kw}, {H} × {W}" + (", halved" if stride == 2 else ", doubled" if doubled else "")
-        yield what, times, "doubled" if doubled else plan.form, taken * 1e3, flops / taken / 1e9
+        yield what, times, plan.form, taken * 1e3, flops / taken / 1e9
 
 
 def main(size, runs):

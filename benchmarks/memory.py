@@ -128,8 +128,11 @@ def compare(sizes, cases, runs):
             peak, seconds = (np.median([row[what] for row in rows[case]]) for what in ("peak", "seconds"))
             reference = rows.get("diffusers", [None])[0]
             share = f"{peak / reference['peak']:.2f}" if reference else ""
-            said = rows[case][0]["estimated"]
-            estimated = f"{said / 2**30:.2f} ({said / peak:.2f}x)" if said else ""
+            estimated = ""
+            if rows[case][0]["estimated"]:
+                said = np.median([row["estimated"] for row in rows[case]])
+                ratios = [row["estimated"] / row["peak"] for row in rows[case]]
+                estimated = f"{said / 2**30:.2f} ({min(ratios):.2f}x to {max(ratios):.2f}x)"
             whole = images.get(case.split(",")[0])
             error = "" if whole is None else f"{np.linalg.norm(images[case] - whole) / np.linalg.norm(whole):.1e}"
             figures = f"{peak / 2**30:.2f} | {share} | {estimated} | {seconds:.1f} | {error}"

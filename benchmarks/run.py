@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import shutil
 import statistics
 import subprocess
 import sys
@@ -163,7 +164,12 @@ def main(asked):
     report["left out"] = {name: f"{', '.join(missing)} not installed" for name, missing in left_out.items()}
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
-        AutoencoderKL.from_config(CONFIG, backend="numpy").save_pretrained(folder)
+        vae = AutoencoderKL.from_config(CONFIG, backend="numpy")
+        vae.save_pretrained(folder)
+        Path(f"{folder}/flax").mkdir()
+        vae.save_single_file(f"{folder}/flax/diffusion_flax_model.msgpack", dialect="flax")
+        shutil.copy(f"{folder}/config.json", f"{folder}/flax")
+        del vae
         pythons = {
             name: environment(offered[name].environment, f"{folder}/env-{i}")
             for i, name in enumerate(names)

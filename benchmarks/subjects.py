@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-FLAX = ("diffusers==0.35.2", "flax==0.10.7", "jax==0.6.2", "transformers<4.57", "safetensors", "huggingface-hub<1")
+FLAX = ("diffusers==0.35.2", "flax==0.10.7", "jax==0.6.2")
 """The last diffusers with FlaxAutoencoderKL, and what it runs with: an environment of its own."""
 
 
@@ -117,7 +117,7 @@ def flax(folder, direction, shape):
     import jax
     from diffusers import FlaxAutoencoderKL
 
-    vae, params = FlaxAutoencoderKL.from_pretrained(folder, from_pt=True)
+    vae, params = FlaxAutoencoderKL.from_pretrained(f"{folder}/flax")
 
     def encode(params, x):
         return vae.apply({"params": params}, x, method=vae.encode).latent_dist.mean.transpose(0, 3, 1, 2)

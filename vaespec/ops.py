@@ -182,6 +182,15 @@ class ReferenceOps:
         """Bytes that `op` holds for a while beside its arguments and its result, both in reference order (B, C, …)."""
         return 0
 
+    def plan(
+        self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding, doubled: bool = False
+    ) -> tuple[str, Mapping[str, float]] | None:
+        """(form, costs) of a convolution of shapes x (B, C, H, W) and w (O, C, kh, kw), where the backend chooses.
+
+        `doubled` tells that x is a map doubled. None where the framework decides.
+        """
+        return None
+
     def cast(self, x: Array) -> Array:
         """The backend's own array -> the same on this device, in this dtype."""
         return self.xp.astype(x, getattr(self.xp, self.dtype))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
@@ -88,8 +89,7 @@ class Form:
     scratch: Callable[[Task], int]
 
 
-@dataclass(frozen=True)
-class Plan:
+class Plan(NamedTuple):
     """The form that a convolution takes, and the costs of all that it could take."""
 
     form: str

@@ -86,11 +86,15 @@ class FusedOps(NumpyOps):
         """Into the map of a convolution that nobody has read."""
         for one, other in ((y, x), (x, y)):
             if isinstance(one, Convolved) and one.compute is not None:
-                total = one.take()
-                target, source = (a.reshape(-1, a.shape[3]) for a in (total, whole(other)))
-                side_by_side(lambda rows, t=target, s=source: np.add(t[rows], s[rows], out=t[rows]), *target.shape)
-                return total
+                return added(one.take(), whole(other))
         return super().add(whole(x), whole(y))
 
     def tokens(self, x: Map) -> np.ndarray:
         return super().tokens(whole(x))
+
+
+def added(total: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """`total`, with x added in place."""
+    target, source = total.reshape(-1, total.shape[3]), x.reshape(-1, x.shape[3])
+    side_by_side(lambda rows: np.add(target[rows], source[rows], out=target[rows]), *target.shape)
+    return total

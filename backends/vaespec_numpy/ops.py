@@ -98,9 +98,12 @@ class NumpyOps(ReferenceOps):
             return x.astype(self.arithmetic, copy=False)
         return self.scratch.again(f"wide {x.shape}", x, make=lambda: x.astype(self.arithmetic))
 
-    def plan(self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding) -> Plan:
-        """The form that a convolution of x (B, H, W, C) with w (kh, kw, C, O) takes, and what every form costs."""
-        return plan(Task.of(x, w, stride, padding), self.forms)
+    def plan(
+        self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding, doubled: bool = False
+    ) -> Plan:
+        """The form that a convolution of x (B, C, H, W) with w (O, C, kh, kw) takes, and what every form costs."""
+        (B, C, H, W), (O, _, kh, kw) = x, w
+        return plan(Task.of((B, H, W, C), (kh, kw, C, O), stride, padding, doubled=doubled), self.forms)
 
     def conv2d(
         self, x: np.ndarray | Source, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding

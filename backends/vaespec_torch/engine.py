@@ -22,15 +22,14 @@ class EngineOps(FusedOps):
         return as_tensor(super().to_nchw(x))
 
 
-def engine_weight(t: Tensor) -> np.ndarray:
+def to_engine(weight: Tensor) -> np.ndarray:
     """The same memory with the engine's axes: HWIO and IO for OIHW and OI."""
-    axes = {4: (2, 3, 1, 0), 2: (1, 0)}.get(t.ndim, tuple(range(t.ndim)))
-    return as_numpy(t.permute(axes))
+    return as_numpy(weight.permute({4: (2, 3, 1, 0), 2: (1, 0)}.get(weight.ndim, tuple(range(weight.ndim)))))
 
 
-def in_engine_order(kernel: Tensor) -> Tensor:
-    """A kernel OIHW that lies in memory as HWIO."""
-    return kernel.permute(2, 3, 1, 0).contiguous().permute(3, 2, 0, 1)
+def from_engine(weight: np.ndarray) -> Tensor:
+    """The inverse."""
+    return as_tensor(weight).permute({4: (3, 2, 0, 1), 2: (1, 0)}.get(weight.ndim, tuple(range(weight.ndim))))
 
 
 def tracked(*tensors: Tensor) -> bool:

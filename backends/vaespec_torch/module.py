@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vaespec.model import Model
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
-from vaespec_torch.ops import CheckpointingOps, TorchOps
+from vaespec_torch.ops import CheckpointingOps, TorchOps, in_device_order
 
 
 class AutoencoderKLModule(nn.Module):
@@ -23,7 +23,8 @@ class AutoencoderKLModule(nn.Module):
         self._model = model.bare(model.ops)
         table = model.table()
         for name, tensor in model.params.items():
-            _register(self, name, tensor, trains=table[name].trained)
+            own = in_device_order(tensor) if tensor.ndim == 4 else tensor.contiguous()  # files want PyTorch's order
+            _register(self, name, own, trains=table[name].trained)
         self._places = [(name, *name.rpartition(".")[::2]) for name, row in table.items() if row.trained]
 
     def encode(self, x: Tensor) -> AutoencoderKLOutput:

@@ -18,7 +18,7 @@ import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and py
 from vaespec.hostmemory import Memory
 from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter
-from vaespec_torch.engine import EngineOps, engine_weight, in_engine_order, tracked
+from vaespec_torch.engine import EngineOps, from_engine, to_engine, tracked
 from vaespec_torch.views import as_numpy, as_tensor
 
 CHANNELS_LAST = ("cuda",)
@@ -63,7 +63,7 @@ class TorchOps(ReferenceOps):
     def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
         if not self.on_engine:
             return self, params
-        return EngineOps(self.dtype), {name: engine_weight(t) for name, t in params.items()}
+        return EngineOps(self.dtype), {name: to_engine(t) for name, t in params.items()}
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         switched = self.precision == "highest" and not torch.compiler.is_compiling()
@@ -101,9 +101,10 @@ class TorchOps(ReferenceOps):
 
     def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Tensor]:
         """Kernels in the memory order that convolutions want, so that none reorders them."""
-        order = in_engine_order if self.on_engine else in_device_order
+        if self.on_engine:
+            return {name: from_engine(a) for name, a in EngineOps(self.dtype).prepare(params, table).items()}
         prepared = super().prepare(params, table).items()
-        return {name: order(t) if t.ndim == 4 else t for name, t in prepared}
+        return {name: in_device_order(t) if t.ndim == 4 else t for name, t in prepared}
 
     def cast(self, x: Tensor) -> Tensor:
         return x.to(device=self.device, dtype=self.storage)
@@ -179,7 +180,7 @@ class CheckpointingOps(TorchOps):
     def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
         if not self.on_engine:
             return self, params
-        return EngineOps(self.dtype), {name: engine_weight(t) for name, t in params.items()}
+        return EngineOps(self.dtype), {name: to_engine(t) for name, t in params.items()}
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         recomputed: Tensor = checkpoint(super().run, layer, x, params, use_reentrant=False)

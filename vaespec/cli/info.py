@@ -12,8 +12,9 @@ import typer
 from vaespec import autoencoder, families
 from vaespec.analysis.cost import Cost, cost
 from vaespec.architecture import count_parameters
-from vaespec.cli import options, words
+from vaespec.cli import forms, options, words
 from vaespec.cli.console import print_facts, print_json, print_table, progress
+from vaespec.cli.model import chosen_ops
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.weights.inspection import Inspection, inspect
@@ -32,6 +33,11 @@ def info(
     dialect: options.Dialect = None,
     ema: options.Ema = False,
     check: Annotated[bool, typer.Option("--check", help="Read every tensor too, for NaN and infinity.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="How the backend computes each convolution, too.")] = False,
+    backend: options.BackendName = None,
+    device: options.Device = None,
+    dtype: options.Dtype = "float32",
+    precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:
     """Describe weights by their headers: where they are from, their config, what encode and decode cost at a size.
@@ -43,13 +49,17 @@ def info(
     with progress(f"inspecting {source}"):
         found = inspect(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
     costs = {} if found.config is None else _costs(found.config, height, width, source)
+    plans = {}
+    if plan and found.config is not None:
+        plans = forms.plans(found.config, (height, width), chosen_ops(backend, device, dtype, precision))
     if as_json:
-        print_json(_document(source, found, (height, width), costs))
+        print_json(_document(source, found, (height, width), costs) | forms.document(plans))
     else:
         print_facts(_file_facts(source, found) | ({} if found.config is None else _config_facts(found.config)))
         if costs:
             print(f"\nCost at {height} x {width} px (height x width), one image, float32:")
             print_table(("", *costs), [list(row) for row in _cost_rows(costs)], numbers=(1, 2))
+        forms.show(plans)
         if found.problems:
             print("\n".join(["\nIt cannot be loaded:", *_shortened(found.problems)]))
     if found.problems:

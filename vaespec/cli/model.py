@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from vaespec import autoencoder, families
 from vaespec.autoencoder import AutoencoderKL
+from vaespec.backend import choose_backend, make_ops
 from vaespec.cli.console import progress
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
+from vaespec.ops import ReferenceOps
 
 
 def open_model(
@@ -17,6 +19,11 @@ def open_model(
         return autoencoder.load(
             weights, family=family, backend=backend, device=device, dtype=dtype, precision=precision
         )
+
+
+def chosen_ops(backend: str | None, device: str | None, dtype: str, precision: str) -> ReferenceOps:
+    """The operations that a model on that backend would be computed with."""
+    return make_ops(choose_backend(backend), device, dtype, precision)
 
 
 def require_scale(config: AutoencoderConfig, weights: str, instead: str = "") -> None:
