@@ -49,7 +49,7 @@ def test_diffusers_makes_the_same_image_of_a_converted_folder(source):
     x = images(PLAIN, 16, 24).astype(np.float32)
     with torch.no_grad():
         expected = theirs(torch.tensor(x)).sample.numpy()
-    ours = OURS.with_backend("torch", device="cpu")
+    ours = OURS.with_backend("torch", device="cpu", precision="highest")
     assert relative_l2(ours.to_numpy(ours(x).sample), expected) <= 2e-6
 
 
