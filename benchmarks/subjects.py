@@ -263,7 +263,7 @@ def serve(name, folder, direction, device):
         y = run(x)
         seconds = time.perf_counter() - start
         if line.strip():
-            np.save(line.strip(), y)
+            np.save(line.strip(), np.asarray(y, np.float64))  # .npy knows no bfloat16
         print(json.dumps({"seconds": seconds, "memory": used(device)}), flush=True)
 
 
