@@ -108,7 +108,7 @@ class Partwise:
     def estimate_memory(self, shape: Sequence[int], direction: Literal["encode", "decode"] = "decode") -> Estimate:
         """What encoding to, or decoding to, images of that shape (B, C, H, W) would take, in the parts that are set.
 
-        Within 15 % on NumPy, and on PyTorch on a CPU; elsewhere what kernels need inside is not known, and left out.
+        Within 15 % where NumPy's engine computes; elsewhere what kernels need inside is not all known, and left out.
         InputError for another shape, or as the run itself.
         """
         half = {"encode": "encoder", "decode": "decoder"}.get(direction)
