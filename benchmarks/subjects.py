@@ -38,14 +38,13 @@ class Subject:
 # -- ours --------------------------------------------------------------------------------------------------------------
 
 
-def ours(backend, folder, direction, shape, *, device="cpu", dtype="float32", precision="default", tiling=False):
+def ours(backend, folder, direction, shape, *, device="cpu", dtype="float32", precision="default"):
     """AutoencoderKL on one of our backends."""
     import vaespec
 
     vae = vaespec.AutoencoderKL.from_pretrained(
         folder, backend=backend, device=device, dtype=dtype, precision=precision
     )
-    vae.enable_tiling(tiling)
     if direction == "encode":
         return lambda x: vae.to_numpy(vae.encode(x).latent_dist.mean)
     return lambda z: vae.to_numpy(vae.decode(z).sample)

@@ -14,8 +14,8 @@ from typing import Any, Self
 import numpy as np
 
 from vaespec.ops import Padding
-from vaespec_numpy.ops import NumpyOps, whole
-from vaespec_numpy.sources import Convolved, Doubled, Normalised
+from vaespec_numpy.ops import NumpyOps
+from vaespec_numpy.sources import Convolved, Doubled, Normalised, whole
 from vaespec_numpy.strips import Scratch, side_by_side
 
 Map = Any

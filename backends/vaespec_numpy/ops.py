@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from copy import copy
-from typing import Any
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
@@ -14,7 +13,7 @@ from vaespec.ops import Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.attention import Chunk, attend
 from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, gathered, plan
-from vaespec_numpy.sources import Activation, Convolved, Doubled, Normalised, Source
+from vaespec_numpy.sources import Activation, Doubled, Normalised, Source
 from vaespec_numpy.strips import Scratch, on_every_core, side_by_side
 
 COLUMNS = 16  # copied at a time, a line of the cache: kernels whose axes change places are copied twice as fast
@@ -187,11 +186,6 @@ class NumpyOps(ReferenceOps):
 
     def attend_chunk(self, q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> Chunk:
         return attend(q, k, v, scale)
-
-
-def whole(x: Any) -> Any:
-    """A map, made if it is none yet."""
-    return x.whole() if isinstance(x, Source | Convolved) else x
 
 
 def silu_into(x: np.ndarray, out: np.ndarray) -> None:

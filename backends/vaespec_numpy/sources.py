@@ -138,6 +138,11 @@ class Convolved:
         return part
 
 
+def whole(x: Any) -> Any:
+    """A map, made if it is none yet."""
+    return x.whole() if isinstance(x, Source | Convolved) else x
+
+
 def window(source: Source, item: int, corner: tuple[int, int], stride: int, out: np.ndarray) -> np.ndarray:
     """Fills `out` (rows, columns, C): out[i, j] = x[item, top + stride · i, left + stride · j], or 0 beyond x."""
     (_, H, W, _), (top, left) = source.shape, corner

@@ -87,9 +87,11 @@ class Scratch(threading.local):
 
     def again(self, name: str, *of: object, make: Callable[[], np.ndarray]) -> np.ndarray:
         """What was made last, if it was of the same objects: a layer that runs in bands needs its kernels once."""
-        last, found = self.made.get(name, ((), None))
+        last, found = self.made.pop(name, ((), None))
         if len(last) != len(of) or any(one is not other for one, other in zip(last, of, strict=True)):
-            self.made[name] = of, (found := make())
+            del found  # given back before more is asked for
+            found = make()
+        self.made[name] = of, found
         return found
 
 

@@ -17,8 +17,7 @@ from vaespec.analysis.cost import cost
 from vaespec.layers import GroupNorm, NormAct, Resnet, Upsample
 from vaespec.tiling.banded import BandedOps
 from vaespec_numpy import backend
-from vaespec_numpy.ops import whole
-from vaespec_numpy.sources import Normalised
+from vaespec_numpy.sources import Normalised, whole
 
 WIDE = narrow((64, 128), norm_num_groups=32)
 """As narrow as may be, for forms with fewer multiplications to be taken."""
