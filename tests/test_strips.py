@@ -17,7 +17,8 @@ from vaespec import AutoencoderKL
 from vaespec_numpy.ops import group_moments
 
 
-def in_strips(monkeypatch, elements: int, cores: int):
+def in_strips(monkeypatch, elements: int, cores: int, grain: int = 1):
+    monkeypatch.setattr(vaespec_numpy.strips, "GRAIN", grain)
     monkeypatch.setattr(vaespec_numpy.strips, "STRIP_ELEMENTS", elements)
     monkeypatch.setattr(vaespec_numpy.strips, "cores", lambda: cores)
 
@@ -45,6 +46,13 @@ def test_strips_cover_every_row_once_and_occupy_every_core(rows, per_row, cores,
     assert [row for piece in pieces for row in range(rows)[piece]] == list(range(rows))
     assert len(pieces) >= min(cores, rows) or max(piece.stop - piece.start for piece in pieces) <= -(-rows // cores)
     assert all((piece.stop - piece.start) * per_row <= max(elements, per_row) for piece in pieces)
+
+
+@pytest.mark.parametrize("per_row", [1, 60, 10**6])
+def test_what_is_done_sooner_than_shared_is_not_cut(monkeypatch, per_row):
+    in_strips(monkeypatch, 1 << 18, 4, grain=1 << 13)
+    pieces = list(vaespec_numpy.strips.strips(100, per_row))
+    assert len(pieces) == {1: 1, 60: 1, 10**6: 100}[per_row]
 
 
 @pytest.mark.parametrize("elements", [1 << 4, 1 << 12, 1 << 30])

@@ -9,12 +9,12 @@ from copy import copy
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from vaespec.ops import Padding, ReferenceOps
+from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.attention import Chunk, attend
 from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, gathered, plan
 from vaespec_numpy.sources import Activation, Doubled, Normalised, Source
-from vaespec_numpy.strips import Scratch, on_every_core, side_by_side
+from vaespec_numpy.strips import Scratch, on_every_core, side_by_side, single_threaded_blas
 
 COLUMNS = 16  # copied at a time, a line of the cache: kernels whose axes change places are copied twice as fast
 
@@ -44,6 +44,12 @@ class NumpyOps(ReferenceOps):
         ops = copy(self)
         ops.scratch = Scratch(self.arithmetic)
         return ops, params
+
+    def run(self, layer: Layer, x: np.ndarray, params: Mapping[str, np.ndarray]) -> np.ndarray:
+        """BLAS is told once for all strips of a layer."""
+        with single_threaded_blas():
+            y: np.ndarray = layer(x, params, self)
+            return y
 
     def from_numpy(self, a: np.ndarray) -> np.ndarray:
         """A copy, so that the model does not change with its source."""

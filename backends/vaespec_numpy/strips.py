@@ -14,6 +14,7 @@ import numpy as np
 import threadpoolctl
 
 STRIP_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in a core's second-level cache from one step to the next
+GRAIN = 1 << 13  # elements that are computed sooner than half of them are handed to another core
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -60,8 +61,8 @@ class _SingleThreadedBlas:
 
 
 @cache
-def _single_threaded_blas() -> _SingleThreadedBlas:
-    _forget_after_fork(_single_threaded_blas)
+def single_threaded_blas() -> _SingleThreadedBlas:
+    _forget_after_fork(single_threaded_blas)
     return _SingleThreadedBlas()
 
 
@@ -96,8 +97,9 @@ class Scratch(threading.local):
 
 
 def strips(rows: int, elements_per_row: int) -> Iterator[slice]:
-    """Slices that cover `rows`, each of about STRIP_ELEMENTS, and at least one per core where rows allow."""
-    height = max(1, min(STRIP_ELEMENTS // max(1, elements_per_row), -(-rows // cores())))
+    """Slices that cover `rows`, each of about STRIP_ELEMENTS, and one per core unless that is less than GRAIN."""
+    of_a_core = max(-(-rows // cores()), GRAIN // max(1, elements_per_row))
+    height = max(1, min(STRIP_ELEMENTS // max(1, elements_per_row), of_a_core))
     for start in range(0, rows, height):
         yield slice(start, min(start + height, rows))
 
@@ -123,5 +125,5 @@ def share(work: Callable[[P], T], pieces: Sequence[P]) -> list[T]:
         with np.errstate(over="ignore", invalid="ignore"):
             return work(piece)
 
-    with _single_threaded_blas():
+    with single_threaded_blas():
         return [quietly(pieces[0])] if len(pieces) == 1 else list(_pool().map(quietly, pieces))
