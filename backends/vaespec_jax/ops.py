@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +27,13 @@ MAPS = ("NHWC", "HWIO", "NHWC")
 def _jitted(model: Layer, ops: JaxOps, x: Array, params: Mapping[str, Array]) -> Array:
     """Compiled once for each architecture, ops and shape, however many models share them."""
     return model(x, params, ops)
+
+
+def _at_once(op: Callable[..., Any]) -> Callable[..., Any]:
+    """An operation as one program where it is called by itself, as in bands; its keywords are numbers of the layer."""
+    numbers = [p.name for p in inspect.signature(op).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    jitted: Callable[..., Any] = jax.jit(op, static_argnums=0, static_argnames=numbers)
+    return jitted
 
 
 class JaxOps(ReferenceOps):
@@ -98,9 +107,11 @@ class JaxOps(ReferenceOps):
     def to_nchw(self, x: Array) -> Array:
         return x.transpose(0, 3, 1, 2)
 
+    @_at_once
     def conv2d(self, x: Array, w: Array, b: Array, *, stride: int, padding: Padding) -> Array:
         return lax.conv_general_dilated(x.astype(w.dtype), w, (stride, stride), padding, dimension_numbers=MAPS) + b
 
+    @_at_once
     def group_norm(self, x: Array, scale: Array, shift: Array, *, groups: int, eps: float) -> Array:
         B, H, W, C = x.shape
         x_g = widen(x, jnp).reshape(B, H, W, groups, C // groups)
@@ -109,21 +120,27 @@ class JaxOps(ReferenceOps):
         x_hat = (centred * lax.rsqrt(variance + eps)).reshape(B, H, W, C)
         return narrow(x_hat * scale + shift, x, jnp)
 
-    moments = jax.jit(ReferenceOps.moments, static_argnums=0)
-    normalize = jax.jit(ReferenceOps.normalize, static_argnums=0, static_argnames="eps")
+    moments = _at_once(ReferenceOps.moments)
+    normalize = _at_once(ReferenceOps.normalize)
+    eager_attention = _at_once(ReferenceOps.eager_attention)
+    chunked_attention = _at_once(ReferenceOps.chunked_attention)
 
+    @_at_once
     def silu(self, x: Array) -> Array:
         return narrow(jax.nn.silu(widen(x, jnp)), x, jnp)
 
+    @_at_once
     def mish(self, x: Array) -> Array:
         return narrow(jax.nn.mish(widen(x, jnp)), x, jnp)
 
+    @_at_once
     def gelu(self, x: Array) -> Array:
         return narrow(jax.nn.gelu(widen(x, jnp), approximate=False), x, jnp)
 
     def relu(self, x: Array) -> Array:
         return jax.nn.relu(x)  # its gradient at 0 is 0, as PyTorch's; that of jnp.maximum is 1/2
 
+    @_at_once
     def upsample_nearest2x(self, x: Array) -> Array:
         B, H, W, C = x.shape
         return jnp.broadcast_to(x[:, :, None, :, None, :], (B, H, 2, W, 2, C)).reshape(B, 2 * H, 2 * W, C)
@@ -135,10 +152,12 @@ class JaxOps(ReferenceOps):
     def pixels(self, t: Array, like: Array) -> Array:
         return t.reshape(like.shape)
 
+    @_at_once
     def linear(self, t: Array, w: Array, b: Array | None) -> Array:
         y = t.astype(w.dtype) @ w
         return y if b is None else y + b
 
+    @_at_once
     def attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
         logits = jnp.einsum("bnc,bmc->bnm", q, k, preferred_element_type=widen(q, jnp).dtype)
         weights = jax.nn.softmax(scale * logits, axis=-1)

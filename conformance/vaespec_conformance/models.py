@@ -27,10 +27,11 @@ def narrow(widths: tuple[int, ...], **fields: object) -> AutoencoderConfig:
 
 
 CONFIGS = {
-    "plain": narrow((8, 16)),
+    "plain": narrow((8, 16), layers_per_block=1),
     "attentive": narrow(
         (8, 16),
         norm_num_groups=8,
+        layers_per_block=1,
         down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
         up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
     ),

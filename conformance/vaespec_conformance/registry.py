@@ -51,7 +51,7 @@ class Examples(NamedTuple):
     thorough: int
 
 
-OPERATION, BLOCK, MODEL = Examples(8, 30, 300), Examples(3, 8, 50), Examples(1, 3, 10)
+OPERATION, BLOCK, MODEL = Examples(5, 30, 300), Examples(1, 8, 50), Examples(1, 3, 10)
 
 Run = Callable[["Subject", Case, str], Margin]
 

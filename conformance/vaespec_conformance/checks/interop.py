@@ -11,6 +11,7 @@ import numpy as np
 from vaespec.analysis.rounding import rounded
 from vaespec.ops import KERNELS
 from vaespec_conformance.cases import Case, among, cases
+from vaespec_conformance.checks.structure import MAPS
 from vaespec_conformance.comparison import equal
 from vaespec_conformance.errors import ConformanceError
 from vaespec_conformance.judge import judge
@@ -61,8 +62,8 @@ def _through_maps(subject: Any, case: Case, dtype: str) -> np.ndarray:
     level="L0",
     subjects=("backend",),
     examples=OPERATION,
-    cases=cases(shape=among((1, 2, 3, 4), (2, 4, 5, 3))),
-    pinned=(Case.of(shape=(2, 4, 5, 3), seed=1),),
+    cases=cases(shape=among(*MAPS)),
+    pinned=(Case.of(shape=(2, 4, 5, 7), seed=1),),
 )
 def layout(subject: Any, case: Case, dtype: str) -> Margin:
     """to_nchw undoes from_nchw."""
@@ -80,7 +81,7 @@ CALLS: dict[str, dict[str, Any]] = {
 
 def _call(subject: Any, op: str, case: Case, dtype: str) -> Any:
     """One operation on drawn numbers: see `DrivenOps.watched`."""
-    shape = (2, 6, 4) if op in ("linear", "attention") else (2, 4, 3, 5)
+    shape = (2, 6, 4) if op in ("linear", "attention") else (2, 4, 5, 7)
     count = {"attention": 3, "add": 2}.get(op, 1)
     numbers = dict(CALLS.get(op, {}))
     shapes = numbers.pop("weights", ())

@@ -37,8 +37,8 @@ def _convolved(subject: Any, case: Case, dtype: str) -> np.ndarray:
     subjects=("backend",),
     examples=OPERATION,
     cases=cases(
-        shape=among((1, 4, 4, 4), (2, 32, 5, 7), (1, 64, 6, 6), (1, 24, 9, 4)),
-        out=among(4, 32, 64),
+        shape=among((1, 4, 4, 4), (2, 32, 5, 7), (1, 64, 6, 6)),
+        out=among(4, 32),
         layer=among((1, 1, NONE), (3, 1, SAME), (3, 2, BELOW_AND_RIGHT)),
     ),
     pinned=(Case.of(shape=(2, 32, 5, 7), out=32, layer=(3, 1, SAME), seed=1),),
@@ -113,7 +113,7 @@ def _normalised(subject: Any, case: Case, dtype: str) -> np.ndarray:
     subjects=("backend",),
     examples=OPERATION,
     cases=cases(
-        shape=among((2, 8, 4, 4), (2, 8, 5, 3), (1, 16, 3, 7), (3, 8, 1, 1), (2, 32, 9, 8)),
+        shape=among((2, 8, 5, 3), (1, 16, 3, 7), (3, 8, 1, 1), (2, 32, 9, 8)),
         groups=among(2, 4, 4),
         regime=among(*REGIMES),
     ),
@@ -151,7 +151,7 @@ def _moments(subject: Any, case: Case, dtype: str) -> np.ndarray:
     requires=("banding",),
     examples=OPERATION,
     cases=cases(
-        shape=among((1, 4, 3, 3), (2, 8, 5, 3), (1, 4, 9, 8)), regime=among("plain", "faint", "offset", "loud")
+        shape=among((1, 4, 4, 4), (2, 8, 5, 3), (2, 32, 9, 8)), regime=among("plain", "faint", "offset", "loud")
     ),
     pinned=tuple(Case.of(shape=(2, 8, 5, 3), regime=regime, seed=1) for regime in ("plain", "faint", "offset", "loud")),
 )
@@ -175,7 +175,7 @@ def _from_moments(subject: Any, case: Case, dtype: str) -> np.ndarray:
     subjects=("backend",),
     requires=("banding",),
     examples=OPERATION,
-    cases=cases(shape=among((2, 8, 4, 4), (2, 8, 5, 3)), regime=among("plain", "faint", "offset")),
+    cases=cases(shape=among((1, 4, 4, 4), (2, 8, 5, 3)), regime=among("plain", "faint", "offset")),
     pinned=tuple(Case.of(shape=(2, 8, 5, 3), regime=regime, seed=1) for regime in ("plain", "faint")),
 )
 def normalize(subject: Any, case: Case, dtype: str) -> Margin:
@@ -222,7 +222,7 @@ def _register(op: str, explain: str) -> None:
         level="L1",
         subjects=("backend",),
         examples=OPERATION,
-        cases=cases(shape=among((1, 4, 2, 3), (2, 8, 5, 3)), regime=among("plain", "every magnitude")),
+        cases=cases(shape=among((1, 4, 4, 4), (2, 8, 5, 3)), regime=among("plain", "every magnitude")),
         pinned=tuple(Case.of(shape=(2, 8, 5, 3), regime=regime, seed=1) for regime in ("plain", "every magnitude")),
     )(run)
 
@@ -256,7 +256,7 @@ def _attended(subject: Any, case: Case, dtype: str) -> np.ndarray:
     subjects=("backend",),
     examples=OPERATION,
     cases=cases(
-        shape=among((1, 4, 8), (2, 9, 8), (2, 12, 16), (1, 30, 64)),
+        shape=among((1, 4, 8), (2, 12, 16), (1, 30, 64)),
         steepness=among(*STEEPNESS),
         kind=among("attention", "attention", "eager_attention", "chunked_attention"),
         size=among(4, 5),

@@ -18,8 +18,9 @@ SAME, NONE, BELOW_AND_RIGHT = ((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (0, 1
 CONVOLUTIONS = ((3, 1, SAME), (1, 1, NONE), (3, 2, BELOW_AND_RIGHT), (3, 1, ((1, 0), (1, 1))), (3, 1, ((0, 0), (1, 1))))
 """(kernel, stride, padding) of the model's convolutions, and of those of its bands of rows."""
 
-MAPS = ((1, 4, 4, 4), (1, 4, 5, 7), (2, 4, 6, 3), (1, 8, 3, 5), (3, 3, 7, 4))
-TOKENS = ((1, 4, 4), (1, 7, 8), (2, 6, 4), (3, 1, 3))
+MAPS = ((1, 4, 4, 4), (2, 4, 5, 7), (2, 8, 5, 3))
+TOKENS = ((1, 4, 4), (2, 6, 4), (1, 7, 8))
+"""Few, and the same in many checks, since some backends compile for each."""
 
 
 def small(case: Case, what: str, shape: tuple[int, ...], most: int) -> np.ndarray:
@@ -79,8 +80,8 @@ def _doubled(subject: Any, case: Case, dtype: str) -> np.ndarray:
     level="L1",
     subjects=("backend",),
     examples=OPERATION,
-    cases=cases(shape=among((1, 1, 1, 1), *MAPS)),
-    pinned=(Case.of(shape=(1, 4, 5, 7), seed=1),),
+    cases=cases(shape=among(*MAPS)),
+    pinned=(Case.of(shape=(2, 4, 5, 7), seed=1),),
 )
 def upsample(subject: Any, case: Case, dtype: str) -> Margin:
     """Doubling repeats each pixel twice in each direction, and computes nothing."""
@@ -98,7 +99,7 @@ def _added(subject: Any, case: Case, dtype: str) -> np.ndarray:
     subjects=("backend",),
     examples=OPERATION,
     cases=cases(shape=among(*MAPS)),
-    pinned=(Case.of(shape=(2, 4, 6, 3), seed=1),),
+    pinned=(Case.of(shape=(2, 4, 5, 7), seed=1),),
 )
 def add(subject: Any, case: Case, dtype: str) -> Margin:
     """The residual connection adds, and nothing else."""
@@ -115,7 +116,7 @@ def _tokens(subject: Any, case: Case, dtype: str) -> np.ndarray:
     subjects=("backend",),
     examples=OPERATION,
     cases=cases(shape=among(*MAPS)),
-    pinned=(Case.of(shape=(2, 4, 6, 3), seed=1),),
+    pinned=(Case.of(shape=(2, 4, 5, 7), seed=1),),
 )
 def tokens(subject: Any, case: Case, dtype: str) -> Margin:
     """Tokens are the pixels row by row, channels last: (B, H·W, C)."""
@@ -132,7 +133,7 @@ def _pixels(subject: Any, case: Case, dtype: str) -> np.ndarray:
     subjects=("backend",),
     examples=OPERATION,
     cases=cases(shape=among(*MAPS)),
-    pinned=(Case.of(shape=(2, 4, 6, 3), seed=1),),
+    pinned=(Case.of(shape=(2, 4, 5, 7), seed=1),),
 )
 def pixels(subject: Any, case: Case, dtype: str) -> Margin:
     """`pixels` undoes `tokens`."""
