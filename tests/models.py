@@ -14,8 +14,8 @@ from vaespec import AutoencoderConfig, AutoencoderKL
 BACKENDS = ("numpy", "torch", "jax", "mlx")
 FINEST = {"numpy": "float64", "torch": "float64", "jax": "float32", "mlx": "float32"}
 """The dtype to compare in. JAX has float64 only where a process asks for it, MLX has none."""
-NATIVE = {"torch": "highest"}
-"""The precision in which every operation is the framework's own; tests/test_torch_engine.py has the other."""
+NATIVE = {"torch": "highest", "jax": "highest", "mlx": "highest"}
+"""The precision in which every operation is the framework's own; tests/test_engine.py has the other."""
 EXACT = {"float64": 1e-13, "float32": 2e-6}
 """How far, in relative L2, a model may be from the specification in its float64."""
 
@@ -28,8 +28,16 @@ def model(name: str = "sd", backend: str = "numpy", dtype: str | None = None) ->
     return AutoencoderKL(CONFIGS[name], oracle(name)[1], backend=backend, device="cpu", **how)
 
 
-def tiny(backend: str = "numpy", dtype: str = "float32", config: AutoencoderConfig = TINY, **fields) -> AutoencoderKL:
-    return AutoencoderKL.from_config(config.replace(**fields), backend=backend, device="cpu", dtype=dtype)
+def tiny(
+    backend: str = "numpy",
+    dtype: str = "float32",
+    config: AutoencoderConfig = TINY,
+    *,
+    precision: str = "default",
+    **fields,
+) -> AutoencoderKL:
+    how = {"backend": backend, "device": "cpu", "dtype": dtype, "precision": precision}
+    return AutoencoderKL.from_config(config.replace(**fields), **how)
 
 
 def array(x) -> np.ndarray:

@@ -118,10 +118,10 @@ def test_each_shape_of_each_architecture_is_traced_once(monkeypatch):
         model.encode(images(config, height, 8).astype(dtype))
         return len(calls) / encoder_convs  # all but post_quant_conv
 
-    first = tiny("jax", config=config)
+    first = tiny("jax", precision="highest", config=config)
     assert [traces(first, height) for height in (8, 8, 12, 8)] == [1, 0, 1, 0]
     assert traces(first, 8, "float64") == 0  # the model's own dtype is what counts
-    second = AutoencoderKL.from_config(config, seed=1, backend="jax", device="cpu")
+    second = AutoencoderKL.from_config(config, seed=1, backend="jax", device="cpu", precision="highest")
     assert traces(second, 8) == 0
     assert [traces(first.to(dtype="bfloat16"), 8), traces(first, 8)] == [1, 0]
     second.set_attn_processor("eager")

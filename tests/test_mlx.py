@@ -215,7 +215,7 @@ def test_switches_are_told_with_their_values(monkeypatch, switch):
 @pytest.mark.parametrize("view", ["model", "functional", "module"])
 def test_every_view_runs_on_the_device_of_the_model(monkeypatch, view):
     """MLX's arrays are on no device: without being told, operations would take the default one."""
-    vae, entered = tiny("mlx"), []
+    vae, entered = tiny("mlx", precision="highest"), []
     params, _, decode = vae.functional()
     run = {"model": vae.decode, "functional": partial(decode, params), "module": vae.module().decode}[view]
     stream = mx.stream
@@ -228,7 +228,7 @@ def test_every_view_runs_on_the_device_of_the_model(monkeypatch, view):
 
 
 def test_the_model_evaluates_after_each_layer_and_functions_are_lazy(monkeypatch):
-    vae, evaluated = tiny("mlx"), []
+    vae, evaluated = tiny("mlx", precision="highest"), []
     evaluate = mx.eval
     monkeypatch.setattr(mx, "eval", lambda *arrays: evaluated.append(arrays) or evaluate(*arrays))
     vae.decode(noise())
@@ -252,7 +252,7 @@ def test_memory_is_that_of_one_layer():
         return mx.get_peak_memory() - before
 
     z = OPS.from_numpy(uniform("z", (1, 4, 32, 32)))
-    few, many = (tiny("mlx", config=narrow((8, 8), layers_per_block=layers)) for layers in (1, 12))
+    few, many = (tiny("mlx", precision="highest", config=narrow((8, 8), layers_per_block=layers)) for layers in (1, 12))
     params, _, decode = many.functional()
     mx.eval(z, params)
     by_layer, at_once = peak(lambda: many.decode(z).sample), peak(lambda: decode(params, z).sample)
@@ -279,7 +279,7 @@ def test_gradients_are_those_of_torch_in_float64(name):
 
 def test_gradients_pass_through_the_model_itself():
     """Its evaluations do not cut them."""
-    vae, z = tiny("mlx"), noise()
+    vae, z = tiny("mlx", precision="highest"), noise()
     params, _, decode = vae.functional()
     expected = mx.grad(lambda z: decode(params, z).sample.square().sum())(z)
     found = mx.grad(lambda z: vae.decode(z).sample.square().sum())(z)

@@ -19,6 +19,7 @@ from vaespec.hostmemory import Memory, host_memory
 from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import storage_dtype
 from vaespec.precision import narrow, widen
+from vaespec_numpy.engine import EngineOps
 
 MAPS = ("NHWC", "HWIO", "NHWC")
 
@@ -56,8 +57,27 @@ class JaxOps(ReferenceOps):
             raise BackendError("JAX makes float64 float32: jax.config.update('jax_enable_x64', True) comes first.")
         return storage_dtype(self.dtype)
 
+    @property
+    def on_engine(self) -> bool:
+        """Whether NumPy's engine computes what is not traced: it reads a CPU's arrays where they lie."""
+        return self.on_host and self.dtype != "float64" and self.precision == "default"
+
     def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
-        return partial(_jitted, model, self)
+        run, jitted = super().compile(model), partial(_jitted, model, self)
+        return lambda x, params: (run if self._takes(x, *params.values()) else jitted)(x, params)
+
+    def for_one_run(self, params: Mapping[str, Array]) -> tuple[Any, Mapping[str, Any]]:
+        if not self._takes(*params.values()):
+            return self, params
+        as_array = partial(jnp.asarray, device=self._commitment())
+        return EngineOps(self.dtype, np.asarray, as_array), {name: np.asarray(a) for name, a in params.items()}
+
+    def _takes(self, *arrays: Array) -> bool:
+        """Whether the engine may have these: not what is traced, cast to another dtype, or shared by devices."""
+        return self.on_engine and not any(
+            isinstance(a, jax.core.Tracer) or a.dtype != self.storage() or len(a.sharding.device_set) > 1
+            for a in arrays
+        )
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
         """Under "highest", so is every product inside, whoever wrote it, and every product of its gradients."""

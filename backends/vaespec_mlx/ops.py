@@ -15,9 +15,14 @@ import numpy as np
 import vaespec_mlx.arrays  # noqa: F401  (registers arrays and keys)
 from vaespec.errors import BackendError
 from vaespec.ops import Layer, Padding, ReferenceOps
-from vaespec.parameters import storage_dtype
+from vaespec.parameters import Parameter, storage_dtype
 from vaespec.precision import narrow, widen
+from vaespec_mlx.derivatives import with_derivatives
 from vaespec_mlx.quantized import QuantizedWeight
+from vaespec_numpy.engine import EngineOps
+
+TO_ENGINE, FROM_ENGINE = {4: (1, 2, 3, 0), 2: (1, 0)}, {4: (3, 0, 1, 2), 2: (1, 0)}
+"""The axes of kernels and matrices: HWIO and IO from OHWI and OI, and back."""
 
 
 class MlxOps(ReferenceOps):
@@ -44,9 +49,36 @@ class MlxOps(ReferenceOps):
         """To copy and pickle, with a module that holds it: the namespace, a Python module, cannot be."""
         return type(self), (self.device.type.name, self.dtype, self.precision)
 
+    @property
+    def on_engine(self) -> bool:
+        """Whether NumPy's engine computes outside of transforms: it reads a CPU's arrays where they lie."""
+        return self.device.type == mx.DeviceType.cpu and self.precision == "default"
+
     def compile(self, model: Layer) -> Callable[[mx.array, Mapping[str, mx.array]], mx.array]:
-        """Evaluated layer by layer, so that the graph, and the memory it holds, is that of one layer."""
-        return lambda x, params: model(x, params, _EvaluatingOps(self))
+        """To MLX, whose arrays do not say whether they are traced, the engine is one step with derivatives."""
+        run = super().compile(model)
+        step = with_derivatives(run, lambda x, params: model(x, params, self))
+        return lambda x, params: (step if self._takes(params) else run)(x, params)
+
+    def for_one_run(self, params: Mapping[str, mx.array]) -> tuple[Any, Mapping[str, Any]]:
+        """Else evaluated layer by layer, so that the graph, and the memory it holds, is that of one layer."""
+        if self._takes(params):
+            return self._engine(), {name: self.to_numpy(_in_order(a, TO_ENGINE)) for name, a in params.items()}
+        return _EvaluatingOps(self), params
+
+    def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, mx.array]:
+        """For the engine, weights lie in memory as it reads them, whatever the order of their axes here."""
+        if not self.on_engine:
+            return super().prepare(params, table)
+        prepared = self._engine().prepare(params, table).items()
+        return {name: self.settle(_in_order(mx.array(a), FROM_ENGINE)) for name, a in prepared}
+
+    def _takes(self, params: Mapping[str, Any]) -> bool:
+        """Whether the engine may have these: not what is quantized, or cast to another dtype."""
+        return self.on_engine and all(self.is_array(w) and w.dtype == self.storage for w in params.values())
+
+    def _engine(self) -> EngineOps:
+        return EngineOps(self.dtype, self.to_numpy, mx.array)
 
     def run(self, layer: Layer, x: mx.array, params: Mapping[str, mx.array]) -> mx.array:
         with mx.stream(self.device):
@@ -133,6 +165,11 @@ class MlxOps(ReferenceOps):
     def attention(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
         q_w, k_w, v_w = (widen(t, mx)[:, None] for t in (q, k, v))  # an axis of heads; of 16 bits, logits are rounded
         return narrow(mx.fast.scaled_dot_product_attention(q_w, k_w, v_w, scale=scale).squeeze(1), v, mx)
+
+
+def _in_order(weight: mx.array, axes: Mapping[int, tuple[int, ...]]) -> mx.array:
+    """The same memory with its axes in another order."""
+    return weight.transpose(*axes[weight.ndim]) if weight.ndim in axes else weight
 
 
 def _mean(x_g: mx.array) -> mx.array:

@@ -62,6 +62,7 @@ class _SingleThreadedBlas:
 
 @cache
 def single_threaded_blas() -> _SingleThreadedBlas:
+    """Matrix products inside run on one thread each; of this process."""
     _forget_after_fork(single_threaded_blas)
     return _SingleThreadedBlas()
 

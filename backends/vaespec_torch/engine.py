@@ -1,4 +1,4 @@
-"""NumPy's engine on PyTorch's tensors: in a CPU's memory they are the same numbers, and its convolutions are faster."""
+"""PyTorch's tensors for NumPy's engine: which it may have, and weights that lie in memory as it reads them."""
 
 from __future__ import annotations
 
@@ -6,20 +6,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaespec_numpy.fused import FusedOps, Map
+from vaespec_numpy.engine import EngineOps
 from vaespec_torch.views import as_numpy, as_tensor
 
 
-class EngineOps(FusedOps):
-    """Tensors in and out, and NumPy's arrays in between. Nothing is recorded for gradients."""
-
-    def from_nchw(self, x: Tensor) -> np.ndarray:  # type: ignore[override]
-        """A tensor -> a map of the engine."""
-        return super().from_nchw(as_numpy(x))
-
-    def to_nchw(self, x: Map) -> Tensor:  # type: ignore[override]
-        """A map of the engine -> a tensor."""
-        return as_tensor(super().to_nchw(x))
+def engine(dtype: str) -> EngineOps:
+    """The engine on a CPU's tensors."""
+    return EngineOps(dtype, as_numpy, as_tensor)
 
 
 def to_engine(weight: Tensor) -> np.ndarray:

@@ -18,7 +18,7 @@ import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and py
 from vaespec.hostmemory import Memory
 from vaespec.ops import Layer, Padding, ReferenceOps
 from vaespec.parameters import Parameter
-from vaespec_torch.engine import EngineOps, from_engine, to_engine, tracked
+from vaespec_torch.engine import engine, from_engine, to_engine, tracked
 from vaespec_torch.views import as_numpy, as_tensor
 
 CHANNELS_LAST = ("cuda",)
@@ -63,7 +63,7 @@ class TorchOps(ReferenceOps):
     def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
         if not self.on_engine:
             return self, params
-        return EngineOps(self.dtype), {name: to_engine(t) for name, t in params.items()}
+        return engine(self.dtype), {name: to_engine(t) for name, t in params.items()}
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         switched = self.precision == "highest" and not torch.compiler.is_compiling()
@@ -102,7 +102,7 @@ class TorchOps(ReferenceOps):
     def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Tensor]:
         """Kernels in the memory order that convolutions want, so that none reorders them."""
         if self.on_engine:
-            return {name: from_engine(a) for name, a in EngineOps(self.dtype).prepare(params, table).items()}
+            return {name: from_engine(a) for name, a in engine(self.dtype).prepare(params, table).items()}
         prepared = super().prepare(params, table).items()
         return {name: in_device_order(t) if t.ndim == 4 else t for name, t in prepared}
 
@@ -162,25 +162,6 @@ class TorchOps(ReferenceOps):
 
 class CheckpointingOps(TorchOps):
     """Forgets what is inside each layer, and computes it again for the gradient: less memory for a third more time."""
-
-    @property
-    def on_engine(self) -> bool:
-        """Whether NumPy's engine computes where no gradient is wanted: it reads a CPU's tensors where they lie."""
-        return self.on_host and self.dtype != "float64" and self.precision == "default"
-
-    def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
-        run = super().compile(model)
-
-        def native_if_tracked(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-            result: Tensor = model(x, params, self) if tracked(x, *params.values()) else run(x, params)
-            return result
-
-        return native_if_tracked
-
-    def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
-        if not self.on_engine:
-            return self, params
-        return EngineOps(self.dtype), {name: to_engine(t) for name, t in params.items()}
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         recomputed: Tensor = checkpoint(super().run, layer, x, params, use_reentrant=False)
