@@ -19,7 +19,7 @@ from vaespec.ops import Padding
 from vaespec_numpy.sources import Doubled, Source, window
 from vaespec_numpy.strips import STRIP_ELEMENTS, Scratch, cores, side_by_side
 from vaespec_numpy.tiles import scratch_of_tiles, tiled_conv2d
-from vaespec_numpy.winograd import DOUBLED, F2, F4, Algorithm
+from vaespec_numpy.winograd import DOUBLED, F2, F4, HALVED, Algorithm
 
 MOVE = 16  # 0.3 ns for a number, 0.02 ns for a multiplication with an addition
 NARROW = 64  # channels: below, a layer costs little, and stays as exact as its products are
@@ -186,14 +186,14 @@ def _cost_of_scattered(task: Task) -> float:
 # -- fewer multiplications -----------------------------------------------------------------------------------
 
 
-def tiled(algorithm: Algorithm) -> Form:
-    """One of vaespec_numpy.winograd."""
+def tiled(algorithm: Algorithm, stride: int = 1) -> Form:
+    """One of vaespec_numpy.winograd, and the stride it is for."""
 
     def run(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
         return tiled_conv2d(algorithm, source, w, b, task.before, task.result, scratch)
 
     def cost(task: Task) -> float | None:
-        if task.kernel != (3, 3) or task.stride > 1 or min(task.inputs, task.outputs) < NARROW:
+        if task.kernel != (3, 3) or task.stride != stride or min(task.inputs, task.outputs) < NARROW:
             return None
         return _cost_of_tiles(algorithm, task.result, task.inputs, task.outputs)
 
@@ -234,5 +234,10 @@ EXACT = {
 }
 """Which sum the products of the convolution as it is written."""
 
-FAST = EXACT | {"F(2, 3)": tiled(F2), "F(4, 3)": tiled(F4), "doubled": Form(doubled, _cost_of_doubled, _doubled_tiles)}
-"""With those that take fewer multiplications. F(2, 3) rounds less than the sum as it is written, F(4, 3) more."""
+FAST = EXACT | {
+    "F(2, 3)": tiled(F2),
+    "F(4, 3)": tiled(F4),
+    "halved": tiled(HALVED, stride=2),
+    "doubled": Form(doubled, _cost_of_doubled, _doubled_tiles),
+}
+"""With those that take fewer multiplications. F(4, 3) rounds more than the sum as it is written, the others do not."""

@@ -10,6 +10,8 @@ import numpy as np
 
 from vaespec_numpy.strips import side_by_side
 
+PIECE = 1 << 16  # elements
+
 Activation = Callable[[np.ndarray, np.ndarray], object]
 """Of `source` into `out`, of equal shapes."""
 
@@ -63,9 +65,14 @@ class Normalised(Unmade):
     activation: Activation | None = None
 
     def fill(self, item: int, rows: slice, columns: slice, out: np.ndarray) -> None:
-        """A part of an item, into `out` (rows, columns, C)."""
+        """A part of an item, into `out` (rows, columns, C); some rows at a time, which stay in the cache meanwhile."""
+        x, high = self.x[item, rows, columns], max(1, PIECE // out[0].size)
+        for i in range(0, len(out), high):
+            self._into(out[i : i + high], x[i : i + high], item)
+
+    def _into(self, out: np.ndarray, x: np.ndarray, item: int) -> None:
         y = out if self.activation is None else np.empty_like(out)
-        np.subtract(self.x[item, rows, columns], self.centre[item], out=y)
+        np.subtract(x, self.centre[item], out=y)
         y *= self.factor[item]
         y += self.shift
         if self.activation is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -13,28 +14,33 @@ from vaespec_numpy.strips import Scratch, cores, share
 from vaespec_numpy.winograd import Algorithm
 
 TILES = 128  # in a block: as many as the matrix products need to be efficient, and no more
+FEWEST = 128  # channels to make of a block: fewer are not worth the transforms of all its inputs
 KERNEL_ELEMENTS = 1 << 13  # kernels transformed at a time: such small matrix products go without packing
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some tiles of an item: `rows` and `columns` of them."""
+    """Some tiles of an item, `rows` and `columns` of them, and which channels of theirs are made."""
 
     item: int
     rows: range
     columns: range
+    channels: slice
 
 
-def blocks(items: int, rows: int, columns: int) -> Iterator[Block]:
-    """All tiles, in blocks of about TILES, of much the same size, as many for one core as for another."""
+def blocks(items: int, rows: int, columns: int, channels: int) -> Iterator[Block]:
+    """All tiles, in blocks of about TILES, of much the same size, as many for one core as for another.
+
+    Where tiles are few, cores share the channels: halves of a matrix are read once, halves of the tiles read it twice.
+    """
     wide = -(-columns // TILES)
     high = -(-rows // max(1, TILES // -(-columns // wide)))
-    while high < rows and items * wide * high % cores():
+    deep = max(1, min(cores() // (items * wide * high), channels // FEWEST))
+    while high < rows and items * wide * high * deep % cores():
         high += 1
-    for item in range(items):
-        for some_rows in _parts(rows, high):
-            for some_columns in _parts(columns, wide):
-                yield Block(item, some_rows, some_columns)
+    parts = product(range(items), _parts(rows, high), _parts(columns, wide), _parts(channels, deep))
+    for item, some_rows, some_columns, some in parts:
+        yield Block(item, some_rows, some_columns, slice(some.start, some.stop))
 
 
 def _parts(length: int, parts: int) -> Iterator[range]:
@@ -64,18 +70,20 @@ def tiled_conv2d(
 
     def compute(block: Block) -> None:
         across = inputs_across(algorithm, B, source, before, block, scratch)
-        k, j, n, O = len(block.rows), len(block.columns), algorithm.products, w.shape[3]
+        k, j, n, O = len(block.rows), len(block.columns), algorithm.products, len(b[block.channels])
         half = scratch("half", k, algorithm.outputs, n, j * O)
         products = scratch("products", n, k * j, O)
         for v in range(n):  # a column of products at a time: they stay in the cache
-            np.matmul(inputs_down(algorithm, B, across[:, v], k, scratch), kernels[:, v], out=products)
+            np.matmul(
+                inputs_down(algorithm, B, across[:, v], k, scratch), kernels[:, v, :, block.channels], out=products
+            )
             np.matmul(A.T, products.reshape(n, k, j * O).transpose(1, 0, 2), out=half[:, :, v])
         found = scratch("found", k * algorithm.outputs, j, algorithm.outputs, O)
         np.matmul(A.T, half.reshape(-1, n, j, O).transpose(0, 2, 1, 3), out=found)
         found = found.reshape(k * algorithm.outputs, j * algorithm.outputs, O)
-        store(found, b, algorithm.outputs, lead, block, y[block.item])
+        store(found, b[block.channels], algorithm.outputs, lead, block, y[block.item, ..., block.channels])
 
-    share(compute, list(blocks(len(y), algorithm.tiles(h + skipped), algorithm.tiles(wd))))
+    share(compute, list(blocks(len(y), algorithm.tiles(h + skipped), algorithm.tiles(wd), len(b))))
     return y
 
 
@@ -87,7 +95,7 @@ def scratch_of_tiles(algorithm: Algorithm, C: int, O: int) -> int:
 
 
 def store(found: np.ndarray, b: np.ndarray, m: int, lead: tuple[int, int], block: Block, y: np.ndarray) -> None:
-    """The outputs of a block, m of a tile, plus b, to where they belong in y (H, W, O).
+    """The outputs of a block, m of a tile, plus b, to where they belong in y (H, W, channels of the block).
 
     `lead` rows and columns of the first tiles lie outside of it, and what is left of the last ones.
     """

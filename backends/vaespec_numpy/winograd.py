@@ -108,4 +108,22 @@ def doubled() -> Algorithm:
     )
 
 
-DOUBLED = doubled()
+def halved() -> Algorithm:
+    """Every second output of a filter: 5 products for 2 of them.
+
+    Inputs d₀, d₂, d₄ meet the taps g₀ and g₂, as in F(2, 2), and d₁, d₃ meet g₁. With W = g₀ + g₂ the outputs are
+
+        g₀ d₀ + g₁ d₁ + g₂ d₂ = g₀ (d₀ - d₂) + W d₂ + g₁ d₁
+        g₀ d₂ + g₁ d₃ + g₂ d₄ = W d₂ + g₂ (d₄ - d₂) + g₁ d₃
+    """
+    before, centre, after = (1, 0, -1, 0, 0), (0, 0, 1, 0, 0), (0, 0, -1, 0, 1)
+    return Algorithm(
+        "halved",
+        A=np.array([[1, 0], [1, 1], [0, 1], [1, 0], [0, 1]], np.float64),
+        B=np.array([before, centre, after, (0, 1, 0, 0, 0), (0, 0, 0, 1, 0)], np.float64).T,
+        G=np.array([[1, 0, 0], [1, 0, 1], [0, 0, 1], [0, 1, 0], [0, 1, 0]], np.float64),
+        step=4,
+    )
+
+
+DOUBLED, HALVED = doubled(), halved()

@@ -18,7 +18,7 @@ from vaespec_numpy.convolution import EXACT, FAST, Task
 from vaespec_numpy.sources import Source
 from vaespec_numpy.strips import Scratch
 from vaespec_numpy.tiles import blocks, tiled_conv2d
-from vaespec_numpy.winograd import DOUBLED, F2, F4, Algorithm, winograd
+from vaespec_numpy.winograd import DOUBLED, F2, F4, HALVED, Algorithm, winograd
 
 REFERENCE = ReferenceOps(np)
 SAME = ((1, 1), (1, 1))
@@ -41,9 +41,26 @@ def drawn(B: int, H: int, W: int, C: int, O: int, k: int = 3) -> list[np.ndarray
 
 def tiled(algorithm: Algorithm, x, w, b, padding=SAME) -> np.ndarray:
     """By the algorithm, whether or not it would be chosen."""
-    (_, H, W, _), (vertical, horizontal) = x.shape, padding
-    size = (2 * H, 2 * W) if algorithm is DOUBLED else (H + sum(vertical) - 2, W + sum(horizontal) - 2)
-    return tiled_conv2d(algorithm, Source(x), w, b, (vertical[0], horizontal[0]), size, Scratch(x.dtype))
+    size = size_of_result(algorithm.name, x.shape[1:3], padding)
+    return tiled_conv2d(algorithm, Source(x), w, b, (padding[0][0], padding[1][0]), size, Scratch(x.dtype))
+
+
+def size_of_result(name: str, size: tuple[int, int], padding) -> tuple[int, int]:
+    """Height and width of what an algorithm gives for that of x."""
+    if name == "doubled":
+        return 2 * size[0], 2 * size[1]
+    stride = stride_of(name)
+    h, wd = ((n + sum(zeros) - 3) // stride + 1 for n, zeros in zip(size, padding, strict=True))
+    return h, wd
+
+
+def stride_of(name: str) -> int:
+    return 2 if name == "halved" else 1
+
+
+def seen(algorithm: Algorithm, x: np.ndarray) -> np.ndarray:
+    """What the convolution that an algorithm computes reads."""
+    return x.repeat(2, axis=1).repeat(2, axis=2) if algorithm is DOUBLED else x
 
 
 def tiled_bound(algorithm: Algorithm, x, w, b, padding=SAME) -> np.ndarray:
@@ -54,13 +71,7 @@ def tiled_bound(algorithm: Algorithm, x, w, b, padding=SAME) -> np.ndarray:
     magnitudes = Algorithm(
         algorithm.name, *(np.abs(m) for m in (algorithm.A, algorithm.B, algorithm.G)), algorithm.step, algorithm.lead
     )
-    if algorithm is DOUBLED:  # tiled() tells it by identity
-        size, before = (2 * x.shape[1], 2 * x.shape[2]), (1, 1)
-    else:
-        size = tuple(n + sum(zeros) - 2 for n, zeros in zip(x.shape[1:3], padding, strict=True))
-        before = (padding[0][0], padding[1][0])
-    x, w, b = (np.abs(a).astype(np.float64) for a in (x, w, b))
-    total = tiled_conv2d(magnitudes, Source(x), w, b, before, size, Scratch(x.dtype))
+    total = tiled(magnitudes, *(np.abs(a).astype(np.float64) for a in (x, w, b)), padding)
     roundings = x.shape[3] + 2 * (3 + algorithm.span + algorithm.products + 3) + 1
     return roundings * EPS["float32"] / 2 * total
 
@@ -74,7 +85,7 @@ def in_blocks(monkeypatch, tiles: int, cores: int) -> None:
 # -- the forms -----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", [F2, F4], ids=["F2", "F4"])
+@pytest.mark.parametrize("algorithm", [F2, F4, HALVED], ids=["F2", "F4", "HALVED"])
 @given(
     shape=st.tuples(st.integers(1, 3), extents, extents, st.integers(1, 5), st.integers(1, 5)),
     padding=st.tuples(*[st.tuples(st.integers(0, 2), st.integers(0, 2))] * 2),
@@ -87,7 +98,8 @@ def test_tiles_give_the_specification_whatever_the_blocks(algorithm, shape, padd
     with pytest.MonkeyPatch.context() as monkeypatch:
         in_blocks(monkeypatch, *cut)
         y = tiled(algorithm, x, w, b, padding)
-    assert_within(y, specified(x, w, b, 1, padding), tiled_bound(algorithm, x, w, b, padding))
+    expected = specified(x, w, b, stride_of(algorithm.name), padding)
+    assert_within(y, expected, tiled_bound(algorithm, x, w, b, padding))
 
 
 @given(
@@ -99,8 +111,7 @@ def test_doubling_and_a_convolution_are_one(shape, cut):
     with pytest.MonkeyPatch.context() as monkeypatch:
         in_blocks(monkeypatch, *cut)
         y = tiled(DOUBLED, x, w, b)
-    expected = specified(x.repeat(2, axis=1).repeat(2, axis=2), w, b, 1, SAME)
-    assert_within(y, expected, tiled_bound(DOUBLED, x, w, b))
+    assert_within(y, specified(seen(DOUBLED, x), w, b, 1, SAME), tiled_bound(DOUBLED, x, w, b))
 
 
 @pytest.mark.parametrize("name", EXACT)
@@ -124,13 +135,17 @@ def test_exact_forms_give_the_specification(name, shape, kernel, stride, padding
     assert_within(y, specified(x, w, b, stride, padding), bound)
 
 
-@pytest.mark.parametrize(("algorithm", "most"), [(F2, 3e-7), (F4, 2e-6), (DOUBLED, 4e-7)], ids=["F2", "F4", "DOUBLED"])
+@pytest.mark.parametrize(
+    ("algorithm", "most"),
+    [(F2, 3e-7), (F4, 2e-6), (DOUBLED, 4e-7), (HALVED, 4e-7)],
+    ids=["F2", "F4", "DOUBLED", "HALVED"],
+)
 @pytest.mark.parametrize("C", [64, 512])
 def test_a_layer_is_as_exact_as_documented(algorithm, most, C):
     """Relative L2; the convolution as it is written is within 4e-7."""
     x, w, b = drawn(1, 19, 22, C, 64)
-    seen = x.repeat(2, axis=1).repeat(2, axis=2) if algorithm is DOUBLED else x
-    assert relative_l2(tiled(algorithm, x, w, b), specified(seen, w, b, 1, SAME)) <= most
+    expected = specified(seen(algorithm, x), w, b, stride_of(algorithm.name), SAME)
+    assert relative_l2(tiled(algorithm, x, w, b), expected) <= most
 
 
 def test_the_points_of_f4_round_half_as_much_as_the_usual_ones():
@@ -140,24 +155,31 @@ def test_the_points_of_f4_round_half_as_much_as_the_usual_ones():
     assert relative_l2(tiled(F4, x, w, b), expected) <= 0.5 * relative_l2(tiled(usual, x, w, b), expected)
 
 
-@pytest.mark.parametrize("algorithm", [F2, F4, DOUBLED], ids=["F2", "F4", "DOUBLED"])
+@pytest.mark.parametrize("algorithm", [F2, F4, DOUBLED, HALVED], ids=["F2", "F4", "DOUBLED", "HALVED"])
 def test_whole_numbers_come_out_whole_to_the_border(algorithm):
     """Small ones: an index that is off by one, at a border or between blocks, is off by 1 at least."""
     x, w, b = (
         np.rint(3 * uniform(name, shape)) for name, shape in (("x", (2, 37, 41, 64)), ("w", (3, 3, 64, 8)), ("b", (8,)))
     )
-    seen = x.repeat(2, axis=1).repeat(2, axis=2) if algorithm is DOUBLED else x
     y = tiled(algorithm, *(a.astype(np.float32) for a in (x, w, b)))
-    assert np.abs(y - specified(seen, w, b, 1, SAME)).max() < 0.25
+    assert np.abs(y - specified(seen(algorithm, x), w, b, stride_of(algorithm.name), SAME)).max() < 0.25
 
 
-@given(items=st.integers(1, 3), rows=st.integers(1, 60), columns=st.integers(1, 300), cores=st.integers(1, 9))
-def test_blocks_cover_every_tile_once_and_occupy_every_core(items, rows, columns, cores):
+@given(
+    items=st.integers(1, 3),
+    rows=st.integers(1, 40),
+    columns=st.integers(1, 200),
+    channels=st.sampled_from([1, 256, 300]),
+    cores=st.integers(1, 9),
+)
+def test_blocks_cover_every_tile_once_and_occupy_every_core(items, rows, columns, channels, cores):
     with pytest.MonkeyPatch.context() as monkeypatch:
         in_blocks(monkeypatch, 128, cores)
-        found = list(blocks(items, rows, columns))
-    tiles = [(block.item, i, j) for block in found for i in block.rows for j in block.columns]
-    assert sorted(tiles) == [(item, i, j) for item in range(items) for i in range(rows) for j in range(columns)]
+        found = list(blocks(items, rows, columns, channels))
+    counts = np.zeros((items, rows, columns, channels), np.uint8)
+    for item, i, j, some in ((one.item, one.rows, one.columns, one.channels) for one in found):
+        counts[item, i.start : i.stop, j.start : j.stop, some] += 1
+    assert (counts == 1).all()
     assert max(len(block.rows) * len(block.columns) for block in found) <= 128
     assert len(found) >= min(cores, rows)
 
@@ -187,7 +209,9 @@ def test_bands_take_fewer_multiplications_too():
         ({"size": (32, 32), "C": 4, "O": 512}, "gathered"),
         ({"size": (256, 256), "C": 128, "O": 3}, "scattered"),
         ({"size": (256, 256), "C": 256, "O": 128, "k": 1, "padding": ((0, 0), (0, 0))}, "pointwise"),
-        ({"size": (256, 256), "C": 128, "O": 128, "stride": 2, "padding": ((0, 1), (0, 1))}, "gathered"),
+        ({"size": (256, 256), "C": 128, "O": 128, "stride": 2, "padding": ((0, 1), (0, 1))}, "halved"),
+        ({"size": (64, 64), "C": 512, "O": 512, "stride": 2, "padding": ((0, 1), (0, 1))}, "halved"),
+        ({"size": (256, 256), "C": 128, "O": 128, "stride": 3}, "gathered"),
         ({"size": (1, 1), "C": 512, "O": 512}, "gathered"),
         ({"size": (8, 8), "C": 512, "O": 512}, "gathered"),  # kernels to transform outweigh what is saved
         ({"size": (256, 256), "C": 48, "O": 64}, "gathered"),

@@ -8,9 +8,9 @@ from configs import uniform
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vaespec_numpy.winograd import DOUBLED, F2, F4, Algorithm, winograd
+from vaespec_numpy.winograd import DOUBLED, F2, F4, HALVED, Algorithm, winograd
 
-NAMED = pytest.mark.parametrize("algorithm", [F2, F4, DOUBLED], ids=lambda algorithm: algorithm.name)
+NAMED = pytest.mark.parametrize("algorithm", [F2, F4, DOUBLED, HALVED], ids=lambda algorithm: algorithm.name)
 eighths = st.integers(-16, 16).map(lambda n: n / 8)
 
 
@@ -38,6 +38,11 @@ def test_doubled_filters_the_doubled_signal():
     np.testing.assert_allclose(filtered(DOUBLED, s, g), np.correlate(s.repeat(2), g), rtol=0, atol=1e-15)
 
 
+def test_halved_gives_every_second_output():
+    d, g = uniform("d", (5,)), uniform("g", (3,))
+    np.testing.assert_allclose(filtered(HALVED, d, g), np.correlate(d, g)[::2], rtol=0, atol=1e-15)
+
+
 @NAMED
 def test_the_inner_and_outer_matrices_are_exact_in_float32(algorithm):
     for matrix in (algorithm.A, algorithm.B):
@@ -45,7 +50,8 @@ def test_the_inner_and_outer_matrices_are_exact_in_float32(algorithm):
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "products", "outputs", "inputs"), [(F2, 4, 2, 2), (F4, 6, 4, 4), (DOUBLED, 5, 4, 2)]
+    ("algorithm", "products", "outputs", "inputs"),
+    [(F2, 4, 2, 2), (F4, 6, 4, 4), (DOUBLED, 5, 4, 2), (HALVED, 5, 2, 4)],
 )
 def test_products_for_outputs(algorithm, products, outputs, inputs):
     assert (algorithm.products, algorithm.outputs, algorithm.step) == (products, outputs, inputs)
