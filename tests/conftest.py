@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+
+from vaespec import hardware
+
+os.environ["TRITON_INTERPRET"] = "0" if hardware.nvidia_gpus() else "1"  # Triton looks when it is imported, as by torch
+
 import jax
 import pytest
 import torch

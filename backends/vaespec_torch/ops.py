@@ -61,9 +61,13 @@ class TorchOps(ReferenceOps):
         return native_if_tracked
 
     def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
-        if not self.on_engine:
-            return self, params
-        return engine(self.dtype), {name: to_engine(t) for name, t in params.items()}
+        if self.on_engine:
+            return engine(self.dtype), {name: to_engine(t) for name, t in params.items()}
+        if self.precision == "default" and self.device.type in CHANNELS_LAST:
+            from vaespec_torch.fused import FusedOps
+
+            return FusedOps.like(self), params
+        return self, params
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         switched = self.precision == "highest" and not torch.compiler.is_compiling()

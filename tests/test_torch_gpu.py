@@ -1,0 +1,105 @@
+"""What PyTorch computes with on a GPU, as far as a CPU can tell: Triton's kernels run in its interpreter."""
+
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from configs import CONFIGS, relative_l2, uniform
+from models import array, model
+from torch.nn.functional import silu
+
+from vaespec_torch import fused
+from vaespec_torch.fused import FusedOps
+
+MAPS = [(2, 64, 9, 7), (1, 128, 16, 33), (2, 512, 3, 5), (1, 32, 1, 1)]
+"""Of one strip and of several, the last of them whole or in part."""
+
+
+pytest.importorskip("triton")
+from vaespec_torch import group_norm as kernels  # noqa: E402
+
+DEVICE = (
+    "cuda" if torch.cuda.is_available() else "cpu"
+)  # tests/conftest.py has Triton interpreted where there is no GPU
+
+
+@pytest.mark.filterwarnings("ignore:overflow")  # of rows beyond the map, which are not stored
+@pytest.mark.parametrize("activated", [False, True])
+@pytest.mark.parametrize("shape", MAPS)
+@pytest.mark.parametrize(("dtype", "eps"), [("float32", 2.0**-24), ("float16", 2.0**-11)])
+def test_the_kernels_are_group_norm_and_silu(dtype, eps, shape, activated):
+    B, C = shape[:2]
+    maps = uniform("x", shape, -3, 3) + uniform("mean", (B, C, 1, 1), -9, 9)
+    x, scale, shift = (
+        torch.tensor(a).to(getattr(torch, dtype))
+        for a in (maps, uniform("scale", (C,), 0.5, 2), uniform("shift", (C,)))
+    )
+    exact = torch.group_norm(x.double(), 32, scale.double(), shift.double(), 1e-6)
+    exact = silu(exact) if activated else exact
+    y = kernels.group_norm(x, scale, shift, groups=32, eps=1e-6, silu=activated)
+    assert y.dtype == x.dtype
+    assert y.is_contiguous(memory_format=torch.channels_last)
+    assert relative_l2(array(y.cpu()), array(exact.cpu())) <= 8 * eps
+
+
+def test_a_map_far_from_zero_loses_no_more_than_its_mean_is_rounded_by():
+    """The mean of squares less the square of the mean would lose a million times as much."""
+    x = torch.tensor(1000 + uniform("x", (1, 64, 20, 20)), dtype=torch.float32, device=DEVICE)
+    scale, shift = torch.ones(64, device=DEVICE), torch.zeros(64, device=DEVICE)
+    exact = torch.group_norm(x.double(), 32, scale.double(), shift.double(), 1e-6)
+    y = kernels.group_norm(x, scale, shift, groups=32, eps=1e-6, silu=False)
+    assert relative_l2(array(y.cpu()), array(exact.cpu())) <= 1000 * np.sqrt(3) * 2.0**-24 * 4
+
+
+COMPILED = """
+import warnings
+warnings.simplefilter("ignore")
+import triton
+from triton.backends.compiler import GPUTarget
+from vaespec_torch.group_norm import NUMBERS, _moments, _normalized
+maps, sizes = {"x": "*bf16", "y": "*bf16", "shift": "*bf16"}, {"C": 128, "G": 32, "ROWS": NUMBERS // 128, "SILU": True}
+for kernel in (_moments, _normalized):
+    signature = {name: maps.get(name, "i32" if name == "size" else "*fp32") for name in kernel.arg_names}
+    signature |= {name: "constexpr" for name in sizes if name in kernel.arg_names}
+    constants = {name: size for name, size in sizes.items() if name in kernel.arg_names}
+    source = triton.compiler.ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    assert triton.compile(source, target=GPUTarget("cuda", 90, 32)).asm["cubin"]
+"""
+
+
+def test_the_kernels_compile_for_a_gpu_that_is_not_there():
+    """The interpreter takes more than the compiler does."""
+    subprocess.run([sys.executable, "-c", COMPILED], env={**os.environ, "TRITON_INTERPRET": "0"}, check=True)
+
+
+@pytest.mark.parametrize(("channels", "groups", "suits"), [(512, 32, True), (96, 32, False), (64, 24, False)])
+def test_kernels_are_for_powers_of_two(channels, groups, suits):
+    assert kernels.suits(channels, groups) is suits
+
+
+@pytest.mark.parametrize("name", ["sd", "mish", "gelu", "relu", "attention-everywhere"])
+def test_without_triton_a_run_is_pytorchs_to_the_bit(monkeypatch, name):
+    monkeypatch.setattr(fused, "_triton", lambda: False)
+    run(name, exact=True)
+
+
+@pytest.mark.parametrize("name", ["sd", "mish"])
+def test_a_run_with_the_kernels_is_the_models(monkeypatch, name):
+    monkeypatch.setattr(fused, "_triton", lambda: True)
+    run(name, exact=False)
+
+
+def run(name: str, exact: bool) -> None:
+    """A decoder with FusedOps, beside the same with TorchOps."""
+    vae = model(name, "torch", "float32")
+    ops, decoder = vae._model.ops, vae._model.layers("decoder")
+    z = ops.from_numpy(uniform("z", (2, CONFIGS[name].latent_channels, 5, 4)))
+    found, expected = (decoder(z, vae._model.params, which) for which in (FusedOps.like(ops), ops))
+    if exact:
+        np.testing.assert_array_equal(array(found), array(expected))
+    else:
+        assert relative_l2(array(found), array(expected)) <= 4e-6
+        assert not torch.equal(found, expected)  # or no kernel has run
