@@ -48,10 +48,8 @@ def about(subject: Subject, *, profile: str, selection: dict[str, list[str]], se
 def checks_hash() -> str:
     """SHA-256 of the sources that decide a verdict; two runs of equal hash asked the same questions."""
     digest = hashlib.sha256()
-    for path in sorted(HERE.rglob("*.py")):
-        part = path.relative_to(HERE)
-        if part.parts[0] == "checks" or part.name in DECISIVE:
-            digest.update(f"{part.as_posix()}\n".encode() + path.read_bytes())
+    for path in sorted([*HERE.glob("checks/*.py"), *map(HERE.joinpath, DECISIVE)]):
+        digest.update(f"{path.relative_to(HERE).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
@@ -63,9 +61,14 @@ DECISIVE = (
     "drawing.py",
     "driven.py",
     "examination.py",
+    "goldens.npz",
+    "goldens.py",
+    "judge.py",
+    "models.py",
     "oracle.py",
     "plan.py",
     "registry.py",
+    "subjects.py",
 )
 
 

@@ -6,6 +6,8 @@ import base64
 import io
 import json
 import re
+import subprocess
+import sys
 from dataclasses import replace
 from html.parser import HTMLParser
 
@@ -18,6 +20,7 @@ from made_reports import ABOUT, ALL, BAD, ERROR, EXACT, FAIL, GAP, GOOD, HALF, P
 from made_reports import report as made
 from PIL import Image
 
+from vaespec_conformance.about import DECISIVE
 from vaespec_conformance.html import to_html
 from vaespec_conformance.markdown import matrix, to_markdown
 from vaespec_conformance.picture import LARGEST, error_picture
@@ -63,6 +66,15 @@ def test_a_report_comes_back_from_its_json(report):
     again = Report.from_json(report.to_json())
     assert (again.about, again.results) == (report.about, report.results)
     assert again.to_json() == report.to_json()
+
+
+def test_the_hash_is_of_all_that_the_checks_run_but_the_words():
+    run = "import sys, vaespec_conformance.checks, vaespec_conformance.examination; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True).stdout.split()
+    loaded = {name.partition(".")[2] for name in modules if name.startswith("vaespec_conformance.")}
+    decisive = {name.removesuffix(".py") for name in DECISIVE}
+    words = {"errors", "hints", "report"}
+    assert {name for name in loaded if not name.startswith("checks")} - words <= decisive
 
 
 def test_seconds_are_left_out_unless_asked_for():
