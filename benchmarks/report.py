@@ -1,7 +1,14 @@
-"""The results of `python -m benchmarks.run` as JSON, as a table, and as a plot of seconds and memory against pixels."""
+"""The results of `python -m benchmarks.run` as JSON, as a table, and as a plot of seconds and memory against pixels.
 
+    python -m benchmarks.report speed-256.json speed-1024.json --output docs/speed
+
+makes one of several, as where large images were run less often.
+"""
+
+import argparse
 import json
 import math
+from pathlib import Path
 
 import matplotlib
 
@@ -16,11 +23,23 @@ def write(report, output):
     plot(report, output.with_suffix(".png"))
 
 
+def joined(reports):
+    """One of several of the same machine and versions."""
+    first = reports[0]
+    for other in reports[1:]:
+        for what in ("machine", "device", "versions"):
+            if other[what] != first[what]:
+                raise SystemExit(f"{what} of two reports: {first[what]} and {other[what]}; join those that agree.")
+    left_out = {name: why for report in reports for name, why in report["left out"].items()}
+    return first | {"rows": [row for report in reports for row in report["rows"]], "left out": left_out}
+
+
 def markdown(report):
     """A table for each case: seconds, and every figure as a ratio to the fastest peer and to diffusers."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
-    told = ", ".join(f"{value} {name}" if name == "cores" else str(value) for name, value in report["machine"].items())
-    lines = ["# Speed", "", f"On {told}; {versions}. Medians of {report['runs']} runs, subjects in turns.", ""]
+    machine = report["machine"]
+    told = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory']}; Python {machine['python']}, {versions}"
+    lines = ["# Speed", "", f"Written by `python -m benchmarks.run`, on {told}.", ""]
     for case in cases(report):
         lines += _table(case, [row for row in report["rows"] if _case(row) == case])
     lines += [f"Left out: {name} ({why})." for name, why in report["left out"].items()]
@@ -53,7 +72,10 @@ def _table(case, rows):
     baseline = next((row for row in done if row["subject"] == "diffusers"), None)
     yield f"## {direction.capitalize()}, {size} px, batch {batch}"
     yield ""
-    yield f"{flops / 1e9:.0f} GFLOP as the model is written; a matrix product made {ceiling:.0f} GFLOP/s in this run."
+    yield (
+        f"{flops / 1e9:.0f} GFLOP as the model is written; a matrix product made {ceiling:.0f} GFLOP/s in this run. "
+        f"Medians of {rows[0]['runs']} runs, subjects in turns."
+    )
     yield ""
     columns = "subject, seconds, spread, x diffusers, x fastest peer, GFLOP/s, x product, MiB, x diffusers, error"
     yield "| " + columns.replace(",", " |") + " |"
@@ -103,3 +125,11 @@ def plot(report, path):
     figure.tight_layout(rect=(0, 0.02 + 0.025 * math.ceil(len(labels) / 5), 1, 1))
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description="One report of several.")
+    parser.add_argument("reports", type=Path, nargs="+", help="JSON files of `python -m benchmarks.run`")
+    parser.add_argument("--output", type=Path, required=True, help="files to write, without their ending")
+    asked = parser.parse_args()
+    write(joined([json.loads(path.read_text()) for path in asked.reports]), asked.output)

@@ -111,7 +111,7 @@ def measure(folder, case, names, device, runs, pythons):
                 one.run()
         rows = [_row(one) for one in alive] + rows
     flops = cost(CONFIG, direction, (size, size) if direction == "encode" else (size // 8, size // 8), batch).flops
-    told = {"direction": direction, "size": size, "batch": batch, "flops": flops}
+    told = {"direction": direction, "size": size, "batch": batch, "runs": runs, "flops": flops}
     return [told | {"ceiling": statistics.median(ceilings)} | row for row in rows]
 
 
@@ -160,7 +160,7 @@ def main(asked):
     names = asked.subjects or (QUICK if asked.quick else tuple(offered))
     left_out = {name: offered[name].missing for name in names if offered[name].missing}
     names = [name for name in names if name not in left_out]
-    report = {"machine": machine(), "device": asked.device, "versions": versions(), "runs": asked.runs, "rows": []}
+    report = {"machine": machine(), "device": asked.device, "versions": versions(), "rows": []}
     report["left out"] = {name: f"{', '.join(missing)} not installed" for name, missing in left_out.items()}
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -15,7 +15,7 @@ from configs import CONFIGS, narrow, relative_l2, uniform
 from models import array
 from oracle import oracle
 
-from vaespec import AutoencoderKL
+from vaespec import AutoencoderKL, hardware
 from vaespec.analysis.rounding import predicted_error, rounded
 from vaespec.architecture import decoder
 from vaespec_jax.ops import JaxOps
@@ -31,6 +31,12 @@ Z = uniform("z", (2, 4, 11, 9), -2, 2)
 
 def made(backend: str, name: str = "sd", **how) -> AutoencoderKL:
     return AutoencoderKL(CONFIGS[name], oracle(name)[1], backend=backend, device="cpu", **how)
+
+
+@pytest.fixture(autouse=True)
+def plain_cpu(monkeypatch):
+    """One without products of bfloat16."""
+    monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda: False)
 
 
 def image(backend: str) -> object:
@@ -114,6 +120,13 @@ def test_a_run_is_the_engines_unless_more_is_wanted(convolutions, backend):
 def test_float64_is_pytorchs(convolutions):
     made("torch", dtype="float64").decode(Z)
     assert set(convolutions) == {TorchOps}
+
+
+@pytest.mark.parametrize(("backend", "ops"), [("torch", TorchOps), ("jax", EngineOps), ("mlx", EngineOps)])
+def test_bfloat16_is_pytorchs_where_the_cpu_multiplies_it(convolutions, monkeypatch, backend, ops):
+    monkeypatch.setattr(hardware, "multiplies_bfloat16", lambda: True)
+    made(backend, dtype="bfloat16").decode(Z)
+    assert set(convolutions) == {ops}
 
 
 def gradients(backend: str, loss: Callable[[dict, object], object], params: dict, z: object) -> tuple[dict, object]:

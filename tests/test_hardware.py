@@ -17,6 +17,7 @@ def machine(tmp_path, monkeypatch):
         monkeypatch.setattr(hardware, places, moved)
     elsewhere = tuple(tmp_path / path.as_posix().replace("\\", "/").lstrip("/") for path in hardware.NVIDIA_ELSEWHERE)
     monkeypatch.setattr(hardware, "NVIDIA_ELSEWHERE", elsewhere)
+    monkeypatch.setattr(hardware, "CPUINFO", tmp_path / "cpuinfo")
     return tmp_path
 
 
@@ -145,3 +146,16 @@ def test_metal_is_on_apples_own_chips_only(monkeypatch, system, chip, has_gpu):
     monkeypatch.setattr("platform.system", lambda: system)
     monkeypatch.setattr("platform.machine", lambda: chip)
     assert hardware.apple_gpu() is has_gpu
+
+
+# -- CPUs --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("flags", "there"),
+    [("avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True), (None, False)],
+)
+def test_products_of_bfloat16_are_seen_in_the_flags_of_the_cpu(machine, flags, there):
+    if flags is not None:
+        (machine / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} flush_l1d\n")
+    assert hardware.multiplies_bfloat16.__wrapped__() is there

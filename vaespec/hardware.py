@@ -1,4 +1,4 @@
-"""Accelerators that are there, as far as can be seen without importing a framework: from the system's own files.
+"""What the machine has, as far as can be seen without importing a framework: from the system's own files.
 
 A file may promise what a framework then cannot use, as in a container that was given no GPU; never the reverse.
 """
@@ -9,6 +9,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable
+from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
@@ -18,6 +19,9 @@ NVIDIA = (Path("/proc/driver/nvidia/gpus"), "*"), (Path("/dev"), "nvidia[0-9]*")
 NVIDIA_ELSEWHERE = (Path("/usr/lib/wsl/lib/libcuda.so.1"), Path(r"C:\Windows\System32\nvcuda.dll"))
 # Up to v4, and since v5; /dev/accel/ is Linux's folder for chips of other makers, /dev/vfio/vfio is no device.
 TPU = (Path("/dev"), "accel[0-9]*"), (Path("/dev/vfio"), "[0-9]*")
+
+CPUINFO = Path("/proc/cpuinfo")
+BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # as Linux names them
 
 
 def nvidia_gpus() -> int:
@@ -50,6 +54,12 @@ def apple_gpu() -> bool:
 def tpus() -> int:
     """How many chips of a TPU this machine holds."""
     return _most(TPU)
+
+
+@cache
+def multiplies_bfloat16() -> bool:
+    """Whether the CPU has products of bfloat16, with sums in float32, that are quicker than those of float32."""
+    return CPUINFO.exists() and not BFLOAT16.isdisjoint(CPUINFO.read_text().split())
 
 
 def _most(places: Iterable[tuple[Path, str]]) -> int:
