@@ -1,4 +1,4 @@
-"""The operations of a run on a GPU, where a norm waits for its activation, so that both are one pass over a map."""
+"""The operations of a run on maps that lie as (B, H, W, C), whose order PyTorch's group norm would change and back."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from functools import cache
 from importlib.util import find_spec
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from vaespec_torch.ops import TorchOps
@@ -22,7 +23,7 @@ class Norm(NamedTuple):
 
 
 class FusedOps(TorchOps):
-    """TorchOps for one run without gradients; with kernels of our own where Triton is, as with PyTorch for CUDA."""
+    """TorchOps for one run without gradients. A norm waits for its activation: with Triton, both are one pass."""
 
     def group_norm(self, x: Tensor, scale: Tensor, shift: Tensor, *, groups: int, eps: float) -> Norm:  # type: ignore[override]
         return Norm(x, scale, shift, groups, eps)
@@ -48,15 +49,31 @@ class FusedOps(TorchOps):
         if isinstance(norm, Tensor):
             return norm
         x, scale, shift, groups, eps = norm
-        if _triton():
+        if _triton(x):
             from vaespec_torch import group_norm
 
             if group_norm.suits(x.shape[1], groups):
                 return group_norm.group_norm(x, scale, shift, groups=groups, eps=eps, silu=silu)
-        y = super().group_norm(x, scale, shift, groups=groups, eps=eps)
+        y = self._of_moments(norm)
         return super().silu(y) if silu else y
+
+    def _of_moments(self, norm: Norm) -> Tensor:
+        """Of x less one number of each group: PyTorch's σ² is E[x²] - E[x]² in this order, and cancels far from 0."""
+        x, scale, shift, groups, eps = norm
+        B, C, H, W = x.shape
+        width = C // groups
+        centre = x[:, ::width, :1, :1]
+        near = x - centre.repeat_interleave(width, 1)
+        _, mean, rstd = torch.native_group_norm(near, scale.float(), shift.float(), B, C, H * W, groups, eps)
+        moments = (centre.flatten(1) + mean, rstd**-2 - eps)
+        mean, sigma2 = (each.repeat_interleave(width, 1) for each in moments)
+        return self.normalize(x, mean, sigma2, scale, shift, eps=eps)
+
+
+def _triton(x: Tensor) -> bool:
+    return x.is_cuda and _installed("triton")
 
 
 @cache
-def _triton() -> bool:
-    return find_spec("triton") is not None
+def _installed(name: str) -> bool:
+    return find_spec(name) is not None

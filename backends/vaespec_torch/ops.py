@@ -23,11 +23,16 @@ from vaespec_torch.engine import engine, from_engine, to_engine, tracked
 from vaespec_torch.views import as_numpy, as_tensor
 
 CHANNELS_LAST = ("cuda",)
-"""The kinds of device whose maps and kernels lie in memory as (B, H, W, C), which their convolutions want.
+"""The kinds of device whose maps and kernels lie in memory as (B, H, W, C), which their convolutions want."""
 
-The CPU only in bfloat16: in float32 the sums of that order are 3 to 20 times less exact (oneDNN's convolutions,
-group_norm), and no sooner done.
-"""
+
+def channels_last(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether maps and kernels lie as (B, H, W, C); on a CPU only those of bfloat16.
+
+    There the sums of that order are 3 to 20 times less exact in float32 (oneDNN's convolutions, group_norm), and no
+    sooner done.
+    """
+    return device.type in CHANNELS_LAST or (device.type == "cpu" and dtype == torch.bfloat16)
 
 
 class TorchOps(ReferenceOps):
@@ -68,7 +73,7 @@ class TorchOps(ReferenceOps):
     def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
         if self.on_engine:
             return engine(self.dtype), {name: to_engine(t) for name, t in params.items()}
-        if self.precision == "default" and self.device.type in CHANNELS_LAST:
+        if self.precision == "default" and channels_last(self.device, self.storage):
             from vaespec_torch.fused import FusedOps
 
             return FusedOps.like(self), params
@@ -136,8 +141,8 @@ class TorchOps(ReferenceOps):
 
     def group_norm(self, x: Tensor, scale: Tensor, shift: Tensor, *, groups: int, eps: float) -> Tensor:
         # Where x is channels-last, CUDA's kernel copies it, and the CPU's computes E[x²] - E[x]², which cancels.
-        x = near_zero(x, groups) if rounded_on_host(x) else x.contiguous()
-        return in_device_order(torch.group_norm(x, groups, scale, shift, eps))  # F.group_norm refuses 1 x 1 maps
+        y = torch.group_norm(x.contiguous(), groups, scale, shift, eps)  # F.group_norm refuses 1 x 1 maps
+        return in_device_order(y)
 
     def normalize(self, x: Tensor, mean: Tensor, sigma2: Tensor, scale: Tensor, shift: Tensor, *, eps: float) -> Tensor:
         (B, C, H, W), wide = x.shape, mean.dtype
@@ -179,20 +184,9 @@ class CheckpointingOps(TorchOps):
 
 def in_device_order(x: Tensor) -> Tensor:
     """A map or kernel in the memory order of its device. By axes, since vmap knows no memory formats."""
-    if x.device.type in CHANNELS_LAST or rounded_on_host(x):
+    if channels_last(x.device, x.dtype):
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x.contiguous()
-
-
-def near_zero(x: Tensor, groups: int) -> Tensor:
-    """x less one number of each group: a norm does not tell, and of x far from zero the difference is exact."""
-    width = x.shape[1] // groups
-    return x - x[:, ::width, :1, :1].detach().repeat_interleave(width, 1)
-
-
-def rounded_on_host(x: Tensor) -> bool:
-    """Whether x is of bfloat16, on a CPU."""
-    return x.dtype == torch.bfloat16 and x.device.type == "cpu"
 
 
 @contextmanager
