@@ -74,7 +74,7 @@ def _table(case, rows):
     yield ""
     yield (
         f"{flops / 1e9:.0f} GFLOP as the model is written; a matrix product made {ceiling:.0f} GFLOP/s in this run. "
-        f"Medians of {rows[0]['runs']} runs, subjects in turns, in another order each time."
+        f"Medians of {rows[0]['runs']} runs, subjects in turns."
     )
     yield ""
     columns = "subject, seconds, spread, x diffusers, x fastest peer, GFLOP/s, x product, MiB, x diffusers, error"
