@@ -156,6 +156,22 @@ def test_gradients_are_those_of_the_frameworks_own_operations(convolutions, back
         assert np.abs(array(found[0][name])).max() > 0
 
 
+@pytest.mark.parametrize("what", ["input", "weights"])
+def test_pytorch_computes_where_one_of_them_wants_a_gradient_and_not_under_no_grad(convolutions, what):
+    vae = made("torch")
+    z = torch.tensor(Z, dtype=torch.float32, requires_grad=what == "input")
+    if what == "weights":
+        params = {name: t.requires_grad_(t.is_floating_point()) for name, t in vae._model.params.items()}
+    y = vae.decode(z).sample
+    y.square().sum().backward()
+    assert set(convolutions) == {TorchOps}
+    assert (z if what == "input" else params["decoder.conv_in.weight"]).grad.abs().sum() > 0
+    convolutions.clear()
+    with torch.no_grad():
+        assert relative_l2(array(vae.decode(z).sample), array(y)) <= 2e-6
+    assert set(convolutions) == {EngineOps}
+
+
 @each_backend
 def test_bands_are_the_engines_as_well(convolutions, backend):
     vae = made(backend)

@@ -17,13 +17,11 @@ from vaespec_torch.fused import FusedOps
 MAPS = [(2, 64, 9, 7), (1, 128, 16, 33), (2, 512, 3, 5), (1, 32, 1, 1)]
 """Of one strip and of several, the last of them whole or in part."""
 
-
 pytest.importorskip("triton")
 from vaespec_torch import group_norm as kernels  # noqa: E402
 
-DEVICE = (
-    "cuda" if torch.cuda.is_available() else "cpu"
-)  # tests/conftest.py has Triton interpreted where there is no GPU
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+"""Where there is no GPU, tests/conftest.py has Triton interpreted."""
 
 
 @pytest.mark.filterwarnings("ignore:overflow")  # of rows beyond the map, which are not stored
@@ -34,7 +32,7 @@ def test_the_kernels_are_group_norm_and_silu(dtype, eps, shape, activated):
     B, C = shape[:2]
     maps = uniform("x", shape, -3, 3) + uniform("mean", (B, C, 1, 1), -9, 9)
     x, scale, shift = (
-        torch.tensor(a).to(getattr(torch, dtype))
+        torch.tensor(a, device=DEVICE).to(getattr(torch, dtype))
         for a in (maps, uniform("scale", (C,), 0.5, 2), uniform("shift", (C,)))
     )
     exact = torch.group_norm(x.double(), 32, scale.double(), shift.double(), 1e-6)

@@ -167,8 +167,8 @@ def test_whole_numbers_come_out_whole_to_the_border(algorithm):
 
 @given(
     items=st.integers(1, 3),
-    rows=st.integers(1, 40),
-    columns=st.integers(1, 200),
+    rows=st.integers(1, 60),
+    columns=st.integers(1, 300),
     channels=st.sampled_from([1, 256, 300]),
     cores=st.integers(1, 9),
 )
