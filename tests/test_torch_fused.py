@@ -12,7 +12,9 @@ from models import array, model
 from torch.nn.functional import silu
 
 from vaespec_torch import fused
+from vaespec_torch.doubled import Doubled
 from vaespec_torch.fused import FusedOps
+from vaespec_torch.ops import TorchOps
 
 MAPS = [(2, 64, 9, 7), (1, 128, 16, 33), (2, 512, 3, 5), (1, 32, 1, 1)]
 """Of one strip and of several, the last of them whole or in part."""
@@ -106,7 +108,7 @@ def run(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     return decoder(z, vae._model.params, FusedOps.like(ops)), decoder(z, vae._model.params, ops)
 
 
-@pytest.mark.parametrize("mean", [0, 1000])
+@pytest.mark.parametrize("mean", [0, 5, 1000])
 def test_a_norm_of_bfloat16_on_a_cpu_is_rounded_once(mean):
     """It is not changed to another order in memory; far from zero, E[x²] - E[x]² would lose σ."""
     x = torch.tensor(mean + 8 * uniform("x", (2, 64, 9, 7), -3, 3)).bfloat16()
@@ -115,3 +117,47 @@ def test_a_norm_of_bfloat16_on_a_cpu_is_rounded_once(mean):
     ops = FusedOps("cpu", "bfloat16")
     y = ops.to_nchw(ops.relu(ops.group_norm(ops.from_nchw(x), scale, shift, groups=32, eps=1e-6)))
     assert relative_l2(array(y), array(exact.relu())) <= 2.0**-9
+
+
+WINDOWS = [(0, 10, (1, 1)), (0, 4, (1, 0)), (3, 5, (0, 0)), (4, 6, (0, 1)), (2, 8, (0, 0)), (1, 9, (0, 1))]
+"""Rows of a doubled map of 10: how many are left out, how many there are, zeros above and below."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("above", "height", "vertical"), WINDOWS)
+def test_a_convolution_of_a_doubled_map_is_made_of_the_map(monkeypatch, above, height, vertical, dtype):
+    x, w, b, padding = *doubling(dtype), (vertical, (1, 1))
+    doubled = torch.nn.functional.interpolate(x.double(), scale_factor=2.0)[:, :, above : above + height]
+    expected = TorchOps("cpu", "float64").conv2d(doubled, w.double(), b.double(), stride=1, padding=padding)
+    monkeypatch.setattr(Doubled, "whole", None)
+    ops = FusedOps("cpu", dtype)
+    y = ops.conv2d(ops.upsample_nearest2x(x)[:, :, above : above + height, ...], w, b, stride=1, padding=padding)
+    assert y.dtype == x.dtype
+    rounded_twice = 2 * {"float32": 2.0**-24, "bfloat16": 2.0**-9}[dtype]  # the sums of taps, and what comes of them
+    assert relative_l2(array(y.float()), array(expected)) <= rounded_twice
+
+
+OTHERS = [
+    (0, 10, 1, ((1, 1), (0, 0))),
+    (0, 10, 2, ((0, 1), (1, 1))),
+    (2, 8, 1, ((1, 1), (1, 1))),
+    (0, 8, 1, ((1, 1), (1, 1))),
+]
+
+
+@pytest.mark.parametrize(("above", "height", "stride", "padding"), OTHERS)
+def test_a_convolution_that_is_none_of_the_map_is_one_of_the_doubled(above, height, stride, padding):
+    """Other borders than zeros around all of the map, and other strides."""
+    x, w, b = doubling("float32")
+    doubled = torch.nn.functional.interpolate(x, scale_factor=2.0)[:, :, above : above + height]
+    expected = TorchOps("cpu", "float32").conv2d(doubled, w, b, stride=stride, padding=padding)
+    ops = FusedOps("cpu", "float32")
+    lazy = ops.upsample_nearest2x(x)[:, :, above : above + height, ...]
+    assert lazy.shape == doubled.shape
+    assert torch.equal(ops.conv2d(lazy, w, b, stride=stride, padding=padding), expected)
+
+
+def doubling(dtype: str) -> tuple[torch.Tensor, ...]:
+    """A map, a kernel and a bias."""
+    shapes = {"x": (2, 6, 5, 4), "w": (7, 6, 3, 3), "b": (7,)}
+    return tuple(torch.tensor(uniform(name, shape)).to(getattr(torch, dtype)) for name, shape in shapes.items())
