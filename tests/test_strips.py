@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -53,6 +55,29 @@ def test_what_is_done_sooner_than_shared_is_not_cut(monkeypatch, per_row):
     in_strips(monkeypatch, 1 << 18, 4, grain=1 << 13)
     pieces = list(vaespec_numpy.strips.strips(100, per_row))
     assert len(pieces) == {1: 1, 60: 1, 10**6: 100}[per_row]
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory as Linux tells it")
+def test_what_is_big_goes_back_to_the_system_when_nobody_holds_it():
+    before, y = resident(), vaespec_numpy.strips.fresh((3, 5 << 20), np.dtype(np.float32))
+    y[...] = 1
+    view = y[1:]
+    del y
+    held = resident()
+    assert float(view.sum(dtype=np.float64)) == 2 * (5 << 20)
+    del view
+    assert held - before >= 60 << 20
+    assert resident() - before <= 1 << 20
+
+
+def resident() -> int:
+    """Bytes of this process in memory."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_what_is_too_big_for_the_machine_is_a_memory_error():
+    with pytest.raises(MemoryError, match="Unable to allocate"):
+        vaespec_numpy.strips.fresh((1 << 45, 7), np.dtype(np.float32))
 
 
 @pytest.mark.parametrize("elements", [1 << 4, 1 << 12, 1 << 30])

@@ -17,7 +17,7 @@ import numpy as np
 
 from vaespec.ops import Padding
 from vaespec_numpy.sources import Doubled, Source, window
-from vaespec_numpy.strips import STRIP_ELEMENTS, Scratch, cores, side_by_side
+from vaespec_numpy.strips import STRIP_ELEMENTS, Scratch, cores, fresh, side_by_side
 from vaespec_numpy.tiles import scratch_of_tiles, tiled_conv2d
 from vaespec_numpy.winograd import DOUBLED, F2, F4, HALVED, Algorithm
 
@@ -107,7 +107,7 @@ def plan(task: Task, forms: Mapping[str, Form]) -> Plan:
 
 def pointwise(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
     """A 1 × 1 kernel is one matrix, and nothing is copied."""
-    y = np.empty((source.shape[0], *task.result, task.outputs), w.dtype)
+    y = fresh((source.shape[0], *task.result, task.outputs), w.dtype)
     x, out, kernel = source.whole().reshape(-1, task.inputs), y.reshape(-1, task.outputs), w[0, 0]
 
     def strip(rows: slice) -> None:
@@ -131,7 +131,7 @@ def gathered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: 
     """The k · k shifted views of a strip side by side, times the kernel as one matrix."""
     (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
     kernel, source = w.reshape(-1, task.outputs), Source(source.whole())
-    y = np.empty((source.shape[0], h, wd, task.outputs), w.dtype)
+    y = fresh((source.shape[0], h, wd, task.outputs), w.dtype)
 
     def strip(rows: slice) -> None:
         columns = scratch("columns", rows.stop - rows.start, wd, kh, kw, task.inputs)
@@ -159,7 +159,7 @@ def scattered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch:
     """Every pixel times all k · k taps, as one matrix, and the products added up where they belong: for few outputs."""
     (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
     taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3)).reshape(task.inputs, -1)
-    y = np.empty((source.shape[0], h, wd, task.outputs), w.dtype)
+    y = fresh((source.shape[0], h, wd, task.outputs), w.dtype)
 
     def strip(rows: slice) -> None:
         reached = s * (rows.stop - rows.start - 1) + kh, s * (wd - 1) + kw

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+import mmap
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -14,6 +16,8 @@ import numpy as np
 import threadpoolctl
 
 STRIP_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in a core's second-level cache from one step to the next
+HUGE_PAGE = 1 << 21  # bytes
+BIG = 1 << 24  # bytes, of a map or of transformed kernels; smaller ones do fit what others leave
 GRAIN = 1 << 13  # elements that are computed sooner than half of them are handed to another core
 
 P = TypeVar("P")
@@ -73,6 +77,22 @@ def _forget_after_fork(cached: Any) -> None:
         os.register_at_fork(after_in_child=cached.cache_clear)
 
 
+def fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """np.empty, but what is big has pages of its own, which go back to the system with it.
+
+    Of what a process frees it keeps gaps, which the next map may not fit: a tenth of what a run of 256 px takes. The
+    pages are huge where the system has any, since small ones cost as much as what is written into them.
+    """
+    size = math.prod(shape)
+    if size * dtype.itemsize >= BIG and hasattr(mmap, "MADV_HUGEPAGE"):
+        length = -(-size * dtype.itemsize // HUGE_PAGE) * HUGE_PAGE
+        with suppress(OSError):  # NumPy says better that there is no memory
+            pages = mmap.mmap(-1, length, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+            pages.madvise(mmap.MADV_HUGEPAGE)
+            return np.frombuffer(pages, dtype, size).reshape(shape)
+    return np.empty(shape, dtype)
+
+
 class Scratch(threading.local):
     """Arrays that each thread uses again for the next piece: fresh memory costs as much as what is done in it."""
 
@@ -84,7 +104,7 @@ class Scratch(threading.local):
         size = math.prod(shape)
         if name not in self.kept or not size <= self.kept[name].size <= 2 * size:
             self.kept.pop(name, None)  # given back before more is asked for
-            self.kept[name] = np.empty(size, self.dtype)
+            self.kept[name] = fresh((size,), self.dtype)
         return self.kept[name][:size].reshape(shape)
 
     def again(self, name: str, *of: object, make: Callable[[], np.ndarray]) -> np.ndarray:

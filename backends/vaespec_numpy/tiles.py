@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from vaespec_numpy.sources import Source, window
-from vaespec_numpy.strips import Scratch, cores, share
+from vaespec_numpy.strips import Scratch, cores, fresh, share
 from vaespec_numpy.winograd import Algorithm
 
 TILES = 128  # in a block: as many as the matrix products need to be efficient, and no more
@@ -66,7 +66,7 @@ def tiled_conv2d(
     (h, wd), lead = size, (algorithm.lead + skipped, algorithm.lead)
     A, B, G = (matrix.astype(w.dtype) for matrix in (algorithm.A, algorithm.B, algorithm.G))
     kernels = scratch.again("kernels", w, algorithm, make=lambda: transformed_kernels(G, w, scratch))
-    y = np.empty((source.shape[0], h, wd, w.shape[3]), w.dtype)
+    y = fresh((source.shape[0], h, wd, w.shape[3]), w.dtype)
 
     def compute(block: Block) -> None:
         across = inputs_across(algorithm, B, source, before, block, scratch)
