@@ -8,6 +8,7 @@ vaespec is installed.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -43,7 +44,18 @@ _MODULES = {
 }
 
 
+def require_hypothesis() -> None:
+    """Raise VaespecError where it is missing: vaespec is installed without it."""
+    from vaespec.errors import VaespecError
+
+    if find_spec("hypothesis") is None:
+        raise VaespecError(
+            'the conformance suite needs hypothesis, which is not installed: pip install "vaespec[conformance]".'
+        )
+
+
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require_hypothesis()
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

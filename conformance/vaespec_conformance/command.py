@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +15,7 @@ from vaespec.cli.console import print_json, print_table, progress
 from vaespec.cli.failures import in_words
 from vaespec.errors import VaespecError
 from vaespec.files import written_whole
+from vaespec_conformance import require_hypothesis
 
 _SUBJECT, _RUN, _REPORT, _SUITE = "Who is examined", "What is run", "What is written", "About the suite"
 PROFILES = ("quick", "default", "thorough")
@@ -145,7 +145,7 @@ def conformance(
     at too little for a pass to mean anything.
     """
     with _usage_errors():
-        _require_hypothesis()
+        require_hypothesis()
         if list_ or explain:
             _show_checks(explain)
         elif matrix:
@@ -177,13 +177,6 @@ def _usage_errors() -> Iterator[None]:
     except (VaespecError, OSError) as error:
         print(f"vaespec: error: {in_words(error)}", file=sys.stderr)
         raise typer.Exit(2) from None
-
-
-def _require_hypothesis() -> None:
-    if find_spec("hypothesis") is None:
-        raise VaespecError(
-            'the conformance suite needs hypothesis, which is not installed: pip install "vaespec[conformance]".'
-        )
 
 
 def _request(*, seed: int | None, **asked: Any) -> Any:

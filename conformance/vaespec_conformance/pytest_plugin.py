@@ -36,6 +36,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Where a subject is named, keep what its tests find, for the report."""
     if config.getoption("vaespec_backend") or config.getoption("vaespec_port"):
+        from vaespec.errors import VaespecError
+        from vaespec_conformance import require_hypothesis
+
+        try:
+            require_hypothesis()
+        except VaespecError as error:
+            raise pytest.UsageError(str(error)) from None
         from vaespec_conformance.recorder import Recorder
 
         config.pluginmanager.register(Recorder(config), "vaespec-recorder")

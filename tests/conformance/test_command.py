@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from vaespec.cli.app import app
 from vaespec.cli.extensions import add_extensions
 from vaespec.cli.failures import Guarded
+from vaespec.errors import VaespecError
 from vaespec_conformance.mutants import BENIGN, MUTANTS
 from vaespec_conformance.report import SCHEMA_FILE
 
@@ -263,8 +264,14 @@ def test_what_is_wrongly_asked_has_exit_code_2(arguments, told):
 
 
 def test_without_hypothesis_the_command_says_what_to_install(monkeypatch):
-    monkeypatch.setattr("vaespec_conformance.command.find_spec", lambda name: None)
+    monkeypatch.setattr("vaespec_conformance.find_spec", lambda name: None)
     assert 'pip install "vaespec[conformance]"' in run("--list", code=2).stderr
+
+
+def test_without_hypothesis_so_does_what_is_imported(monkeypatch):
+    monkeypatch.setattr("vaespec_conformance.find_spec", lambda name: None)
+    with pytest.raises(VaespecError, match=r'pip install "vaespec\[conformance\]"'):
+        from vaespec_conformance import conformance_suite  # noqa: F401
 
 
 @pytest.fixture

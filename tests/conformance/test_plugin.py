@@ -7,11 +7,13 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from typer.testing import CliRunner
 
 from vaespec.cli.app import app
+from vaespec_conformance import pytest_plugin
 
 SUBJECTS = Path(__file__).parent / "subjects_of_all_kinds.py"
 
@@ -122,6 +124,13 @@ def test_without_a_subject_one_sentence_says_what_is_missing(tmp_path):
 )
 def test_what_is_wrongly_asked_is_a_usage_error(tmp_path, options, told):
     assert told in run_pytest(tmp_path, *OF_SUITE, *options, code=4)
+
+
+def test_without_hypothesis_it_says_what_to_install(monkeypatch):
+    monkeypatch.setattr("vaespec_conformance.find_spec", lambda name: None)
+    config = SimpleNamespace(getoption=lambda name: "numpy")
+    with pytest.raises(pytest.UsageError, match=r'pip install "vaespec\[conformance\]"'):
+        pytest_plugin.pytest_configure(config)
 
 
 def test_elsewhere_it_does_nothing_and_imports_nothing(tmp_path):
