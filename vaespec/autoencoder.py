@@ -20,7 +20,7 @@ from vaespec.initialize import initialize
 from vaespec.inputs import as_diffusion_latents, as_images, as_latents
 from vaespec.model import Functional, Model
 from vaespec.noise import Seed
-from vaespec.ops import Array
+from vaespec.ops import Array, ReferenceOps
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.parameters import STORAGE_DTYPES, dtype_name
 from vaespec.posterior import DiagonalGaussian
@@ -34,13 +34,15 @@ class Where(TypedDict, total=False):
     """Where a model runs: a backend's name (default: the best here), its device (its best), and the dtype (float32).
 
     `precision`: "default" is what the framework makes of float32 (on some devices TF32 or bfloat16 products),
-    "highest" is float32 throughout.
+    "highest" is float32 throughout. `compile`: PyTorch and MLX compile each half before they first run it, once for a
+    family of shapes, to run it faster then (JAX always does); with PyTorch on CUDA, as CUDA graphs.
     """
 
     backend: str | None
     device: str | None
     dtype: Any
     precision: str
+    compile: bool
 
 
 class AutoencoderKL(Partwise):
@@ -60,12 +62,13 @@ class AutoencoderKL(Partwise):
         device: str | None = None,
         dtype: Any = "float32",
         precision: str = "default",
+        compile: bool = False,
     ) -> None:
         super().__init__()
         require_complete(weights, config)
-        self.precision = precision
+        self.precision, self._compile = precision, compile
         self._backend, self._device = choose_backend(backend), device
-        ops = make_ops(self._backend, device, dtype_name(dtype), precision)
+        ops = self._ops(dtype)
         self._model = Model.place(config, weights, ops)
 
     # -- made from -----------------------------------------------------------------------------------------
@@ -282,19 +285,26 @@ class AutoencoderKL(Partwise):
             else:
                 device = place
         self._device = self._device if device is None else str(device)
-        ops = make_ops(self._backend, self._device, dtype_name(dtype or self.dtype), self.precision)
-        self._model = self._model.move(self._padded(ops))
+        self._model = self._model.move(self._padded(self._ops(dtype or self.dtype)))
         return self
 
+    def _ops(self, dtype: Any) -> ReferenceOps:
+        return make_ops(self._backend, self._device, dtype_name(dtype), self.precision, compile=self._compile)
+
     def with_backend(
-        self, backend: str, *, device: str | None = None, dtype: Any = None, precision: str | None = None
+        self,
+        backend: str,
+        *,
+        device: str | None = None,
+        dtype: Any = None,
+        precision: str | None = None,
+        compile: bool = False,
     ) -> AutoencoderKL:
         """The same model on another backend; each weight is converted on its way, one at a time."""
         moved = copy.copy(self)
-        moved.precision = precision or self.precision
+        moved.precision, moved._compile = precision or self.precision, compile
         moved._backend, moved._device = choose_backend(backend), device
-        ops = make_ops(moved._backend, device, dtype_name(dtype or self.dtype), moved.precision)
-        moved._model = self._model.move(self._padded(ops))
+        moved._model = self._model.move(self._padded(moved._ops(dtype or self.dtype)))
         return moved
 
     def weights(self) -> dict[str, np.ndarray]:

@@ -148,8 +148,10 @@ def _installed(name: str) -> Backend:
     return backend
 
 
-def make_ops(backend: Backend, device: str | None, dtype: str, precision: str) -> ReferenceOps:
-    """The backend's operations; BackendError names the device, dtype or precision it does not have."""
+def make_ops(
+    backend: Backend, device: str | None, dtype: str, precision: str, *, compile: bool = False
+) -> ReferenceOps:
+    """The backend's operations; BackendError names what it does not have: the device, dtype, precision or compiler."""
     if dtype not in backend.dtypes:
         raise BackendError(f"backend {backend.name!r} has no dtype {dtype!r}: choose {', '.join(backend.dtypes)}.")
     if precision not in PRECISIONS:
@@ -160,7 +162,11 @@ def make_ops(backend: Backend, device: str | None, dtype: str, precision: str) -
         raise BackendError(
             f"backend {backend.name!r} has no device {device!r} here: choose {at_hand}, or another backend."
         )
-    return backend.ops(device or devices[0], dtype, precision)
+    ops = backend.ops(device or devices[0], dtype, precision)
+    try:
+        return ops.compiling() if compile else ops
+    except NotImplementedError:
+        raise BackendError(f"backend {backend.name!r} compiles nothing: leave out compile=True.") from None
 
 
 def _devices(backend: Backend) -> tuple[str, ...]:

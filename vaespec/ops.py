@@ -128,6 +128,10 @@ class ReferenceOps:
 
         return run
 
+    def compiling(self) -> ReferenceOps:
+        """These, for models that the framework compiles before they run; NotImplementedError where it compiles none."""
+        raise NotImplementedError
+
     def for_one_run(self, params: Mapping[str, Array]) -> tuple[Any, Mapping[str, Array]]:
         """(ops, params) that compute a run outside the framework's transforms, without gradients.
 

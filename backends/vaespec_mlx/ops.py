@@ -60,6 +60,9 @@ class MlxOps(ReferenceOps):
         step = with_derivatives(run, lambda x, params: model(x, params, self))
         return lambda x, params: (step if self._takes(params) else run)(x, params)
 
+    def compiling(self) -> CompilingOps:
+        return CompilingOps(self.device.type.name, self.dtype, self.precision)
+
     def for_one_run(self, params: Mapping[str, mx.array]) -> tuple[Any, Mapping[str, Any]]:
         """Else evaluated layer by layer, so that the graph, and the memory it holds, is that of one layer."""
         if self._takes(params):
@@ -193,6 +196,19 @@ def _mish(x: mx.array) -> mx.array:
 def _decay(x: mx.array) -> mx.array:
     """e^-|x|, from an exponent that is exact: mx.exp rounds |x| · log₂ e on the CPU, and is off by |x| roundings."""
     return mx.power(math.exp(64), -mx.abs(x) / 64)
+
+
+class CompilingOps(MlxOps):
+    """A run is what mx.compile makes of it, for each shape: one graph, whose memory is not that of one layer."""
+
+    def compile(self, model: Layer) -> Callable[[mx.array, Mapping[str, mx.array]], mx.array]:
+        run: Callable[[mx.array, Mapping[str, mx.array]], mx.array] = mx.compile(
+            lambda x, params: model(x, params, self)
+        )
+        return run
+
+    def compiling(self) -> CompilingOps:
+        return self
 
 
 class _EvaluatingOps:

@@ -70,6 +70,11 @@ class TorchOps(ReferenceOps):
 
         return native_if_tracked
 
+    def compiling(self) -> TorchOps:
+        from vaespec_torch.compiled import CompilingOps
+
+        return CompilingOps.like(self)
+
     def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
         if self.on_engine:
             return engine(self.dtype), {name: to_engine(t) for name, t in params.items()}
