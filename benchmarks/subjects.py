@@ -39,13 +39,11 @@ class Subject:
 # -- ours --------------------------------------------------------------------------------------------------------------
 
 
-def ours(backend, folder, direction, shape, *, device="cpu", dtype="float32", precision="default"):
+def ours(backend, folder, direction, shape, **where):
     """AutoencoderKL on one of our backends."""
     import vaespec
 
-    vae = vaespec.AutoencoderKL.from_pretrained(
-        folder, backend=backend, device=device, dtype=dtype, precision=precision
-    )
+    vae = vaespec.AutoencoderKL.from_pretrained(folder, **{"backend": backend, "device": "cpu", **where})
     if direction == "encode":
         return lambda x: vae.to_numpy(vae.encode(x).latent_dist.mean)
     return lambda z: vae.to_numpy(vae.decode(z).sample)
@@ -208,6 +206,9 @@ SUBJECTS = {
 ON_CUDA = {
     "vaespec torch": Subject(partial(ours, "torch", device="cuda"), ("torch",)),
     "vaespec torch bf16": Subject(partial(ours, "torch", device="cuda", dtype="bfloat16"), ("torch",), "bfloat16"),
+    "vaespec torch bf16 compiled": Subject(
+        partial(ours, "torch", device="cuda", dtype="bfloat16", compile=True), ("torch",), "bfloat16"
+    ),
     "diffusers": Subject(partial(diffusers, device="cuda"), TORCH),
     "diffusers bf16": Subject(partial(diffusers, device="cuda", dtype="bfloat16"), TORCH, "bfloat16"),
     "diffusers bf16 channels-last": Subject(
