@@ -16,7 +16,10 @@ def written_whole(path: Path) -> Iterator[Path]:
     An existing file stays as it was until then. Raises OSError where the folder cannot be written to.
     """
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
-    part.touch(exist_ok=False)
+    try:
+        part.touch(exist_ok=False)
+    except OSError as error:  # of the file that was asked for, not of one that nobody knows
+        raise type(error)(error.errno, error.strerror, str(path)) from None
     mode = part.stat().st_mode
     try:
         yield part

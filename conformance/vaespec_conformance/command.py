@@ -13,8 +13,8 @@ import typer
 from vaespec.cli import options
 from vaespec.cli.console import print_json, print_table, progress
 from vaespec.cli.failures import in_words
+from vaespec.cli.places import written
 from vaespec.errors import VaespecError
-from vaespec.files import written_whole
 from vaespec_conformance import require_hypothesis
 
 _SUBJECT, _RUN, _REPORT, _SUITE = "Who is examined", "What is run", "What is written", "About the suite"
@@ -207,18 +207,18 @@ def _examine(
 
     with progress(f"examining {asked.backend or asked.port}") as step:
         found = run_isolated(asked, lambda place, total: step())
-    for path, text in (
+    if as_json:
+        print_json(found.to_dict(seconds=seconds))
+    else:
+        print_summary(found)
+    for path, text in (  # after the summary: what has been found is told, wherever it can be written
         (json_file, found.to_json(seconds=seconds)),
         (markdown, to_markdown(found)),
         (html, to_html(found)),
     ):
         if path is not None:
-            with written_whole(path) as part:
+            with written(path) as part:
                 part.write_text(text, encoding="utf-8")
-    if as_json:
-        print_json(found.to_dict(seconds=seconds))
-    else:
-        print_summary(found)
     return found.exit_code
 
 

@@ -114,7 +114,7 @@ def _lacking(subject: Subject, check: Check, dtype: str) -> str | None:
 
 
 def _choose(name: str, choices: Iterable[str]) -> str:
-    """ "choose ops.conv2d, …": those that are spelled alike, or the first few."""
+    """ "choose ops.conv2d, …": those that share more than half of the letters, or the first few."""
     names = list(choices)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.5) or sorted(names)[:9]
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.51) or sorted(names)[:9]
     return f"choose {', '.join(near)}"

@@ -249,7 +249,10 @@ def test_a_check_is_explained():
         (("--backend", "nump"), "no backend named 'nump': choose numpy, "),
         (("--port", "nowhere"), "'nowhere': give package.module:object, or file.py:object."),
         (("--backend", "numpy", "--check", "ops.conv"), "no check called 'ops.conv': choose ops.conv2d"),
-        (("--backend", "numpy", "--level", "L3-L9"), "no level called 'L9'"),
+        (
+            ("--backend", "numpy", "--level", "L3-L9"),
+            "no level called 'L9': choose L0, L1, L2, L3, L4, L5, L6, L7, L8.",
+        ),
         (("--backend", "numpy", "--dtype", "fp16"), "no dtype called 'fp16': choose float16"),
         (("--backend", "numpy", "--case", "{}"), "--case goes with one check in one dtype, not with "),
         (
@@ -261,6 +264,14 @@ def test_a_check_is_explained():
 )
 def test_what_is_wrongly_asked_has_exit_code_2(arguments, told):
     assert told in " ".join(run(*arguments, code=2).stderr.replace("│", "").split())
+
+
+def test_a_report_that_cannot_be_written_is_told_after_what_was_found(tmp_path):
+    (tmp_path / "file").touch()
+    report = tmp_path / "file" / "report.json"
+    done = run("--backend", "numpy", "--check", "ops.relu[float32]", "--report", report, code=2)
+    assert "numpy: partial" in done.stdout
+    assert f"cannot write {report} (" in done.stderr
 
 
 def test_without_hypothesis_the_command_says_what_to_install(monkeypatch):

@@ -320,7 +320,7 @@ def test_levels_may_be_a_range_and_a_list():
     [
         ({"checks": ("ops.conv",)}, r"no check called 'ops.conv': choose ops.conv2d"),
         ({"dtypes": ("fp32",)}, r"no dtype called 'fp32': choose "),
-        ({"levels": ("L9",)}, r"no level called 'L9': choose L"),
+        ({"levels": ("L9",)}, r"no level called 'L9': choose L0"),
     ],
 )
 def test_what_does_not_exist_is_told_with_what_does(asked, told):
