@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from vaespec import AutoencoderConfig
-from vaespec.analysis.rounding import RoundingOps, rounded
+from vaespec.analysis.rounding import GRIDS, RoundingOps, rounded
 from vaespec.ops import Array, Layer, ReferenceOps
 from vaespec_conformance.assembly import Assembled
 from vaespec_conformance.subjects import Alter, BackendSubject, Capabilities, Subject, unaltered
@@ -57,12 +57,13 @@ class RoundingSubject(Subject):
 
     kind = "judge"
     name = "rounding"
+    grid: float = 1.0
     alter: Alter = unaltered
 
     def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Assembled:
         if dtype in ("float32", "float64"):
             return Assembled(config, weights, ReferenceOps(np, dtype))
-        return RoundedVae(config, weights, dtype)
+        return RoundedVae(config, weights, dtype, self.grid)
 
     @property
     def capabilities(self) -> Capabilities:
@@ -73,19 +74,21 @@ class RoundingSubject(Subject):
 class RoundedVae(Assembled):
     """The specification's model, what every operation and every method gives rounded to 16 bits."""
 
-    def __init__(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> None:
+    def __init__(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str, grid: float) -> None:
         super().__init__(config, weights, ReferenceOps(np, "float64"), self._rounding)
-        self.dtype = dtype
+        self.dtype, self.grid = dtype, grid
 
     def _rounding(self, model: Layer) -> Callable[[Array, Any], Array]:
-        return partial(_run, model, RoundingOps(self.ops, self.dtype))
+        return partial(_run, model, RoundingOps(self.ops, self.dtype, self.grid))
 
     def _out(self, x: Array) -> np.ndarray:
-        return rounded(x, self.dtype)
+        return rounded(x, self.dtype, self.grid)
 
 
 def _run(model: Layer, ops: Any, x: Array, params: Any) -> Array:
     return model(x, params, ops)
 
 
-ROUNDING = RoundingSubject()
+def roundings(dtype: str) -> tuple[RoundingSubject, ...]:
+    """For 16 bits, one on each grid."""
+    return tuple(RoundingSubject(grid=grid) for grid in (GRIDS if dtype in ("float16", "bfloat16") else (1.0,)))
