@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import TypeVar
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from typing import Any, TypeVar
 
 TIME_LIMITS = {"quick": 30.0, "default": 120.0, "thorough": 1200.0}
 """Seconds for one check in one dtype; what is correct needs a tenth of it on two cores."""
@@ -21,20 +23,42 @@ def within(seconds: float, call: Callable[[], T]) -> T:
 
     This cannot help against a call that never gives back the interpreter's lock; a process of its own can.
     """
-    results: list[T] = []
-    errors: list[BaseException] = []
-
-    def run() -> None:
-        try:
-            results.append(call())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if thread.is_alive():
+    worker = _kept.__dict__.pop("worker", None) or _Worker()
+    future = worker.call(call)
+    if not wait([future], seconds).done:
+        worker.leave()
         raise HungError
-    if errors:
-        raise errors[0]
-    return results[0]
+    _kept.worker = worker
+    result: T = future.result()
+    return result
+
+
+class _Worker:
+    """A thread that makes one call after another: in each that it first meets, Hypothesis collects all garbage."""
+
+    def __init__(self) -> None:
+        self.calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        threading.Thread(target=self._serve, daemon=True).start()
+
+    def call(self, call: Callable[[], Any]) -> Future[Any]:
+        """What will have its result, or what it raises."""
+        future: Future[Any] = Future()
+        self.calls.put((call, future))
+        return future
+
+    def leave(self) -> None:
+        """It ends with the call that it is at."""
+        self.calls.put(None)
+
+    def _serve(self) -> None:
+        while order := self.calls.get():
+            call, future = order
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+            del order, call, future  # which may hold a model
+
+
+_kept = threading.local()
+"""The worker of a thread, between its calls."""

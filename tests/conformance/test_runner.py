@@ -15,6 +15,7 @@ from subjects_of_all_kinds import DeclaresNonsense, Empty, Good, Narrow, Wrong
 from vaespec_conformance import BackendSubject, ConformanceError, Gap, Selection, run_conformance
 from vaespec_conformance.plan import PlanError, levels_between, plan
 from vaespec_conformance.registry import EXACT, Margin
+from vaespec_conformance.timing import HungError, within
 
 GOOD = BackendSubject(Good())
 FLOAT32 = Selection(dtypes=("float32",))
@@ -141,6 +142,17 @@ def test_modules_that_are_imported_do_not_change_what_is_drawn(tmp_path):
     ]
     assert drawn[0] == drawn[1]
     assert drawn[0].count(",") == 199
+
+
+def test_calls_share_a_thread_until_one_does_not_end():
+    first, gate = within(60, threading.get_ident), threading.Event()
+    assert within(60, threading.get_ident) == first != threading.get_ident()
+    with pytest.raises(ZeroDivisionError):
+        within(60, lambda: 1 // 0)
+    with pytest.raises(HungError):
+        within(0.1, lambda: gate.wait(60))
+    assert within(60, threading.get_ident) != first
+    gate.set()
 
 
 def test_the_host_s_hypothesis_is_left_as_it_was(tmp_path, monkeypatch):
