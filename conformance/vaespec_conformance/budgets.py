@@ -41,8 +41,8 @@ def model(dtype: str, predicted: float) -> float:
     """Of blocks and whole models: what rounding costs the specification, times 4 in 16 bits and 128 in float32.
 
     Correct backends are off by up to 2.6 times the prediction in 16 bits, where the rounding of results rules (PyTorch
-    and MLX, 200 seeds), and 1.2 to 2.6 in float32, where sums do; three bfloat16 products for one of float32 are off by up to 56 times of it,
-    and TF32's by 1700. `grade` tells them apart.
+    and MLX, 200 seeds), and by 1.2 to 2.6 in float32, where sums do; three bfloat16 products for one of float32 are off
+    by up to 56 times of it, and TF32's by 1700. `grade` tells them apart.
     """
     return MODEL[dtype] * max(predicted, EPS[dtype])
 
