@@ -34,8 +34,8 @@ class Where(TypedDict, total=False):
     """Where a model runs: a backend's name (default: the best here), its device (its best), and the dtype (float32).
 
     `precision`: "default" is what the framework makes of float32 (on some devices TF32 or bfloat16 products),
-    "highest" is float32 throughout. `compile`: PyTorch and MLX compile each half before they first run it, once for a
-    family of shapes, to run it faster then (JAX always does); with PyTorch on CUDA, as CUDA graphs.
+    "highest" is float32 throughout. `compile`: the framework compiles each half before its first run, PyTorch for a
+    family of shapes (on CUDA as CUDA graphs), MLX for each; JAX always does. BackendError where nothing is compiled.
     """
 
     backend: str | None
@@ -300,7 +300,7 @@ class AutoencoderKL(Partwise):
         precision: str | None = None,
         compile: bool = False,
     ) -> AutoencoderKL:
-        """The same model on another backend; each weight is converted on its way, one at a time."""
+        """The same model on another backend, compiled only if asked for; weights are converted one at a time."""
         moved = copy.copy(self)
         moved.precision, moved._compile = precision or self.precision, compile
         moved._backend, moved._device = choose_backend(backend), device

@@ -14,16 +14,7 @@ from models import array, model
 from oracle import decoded, diffusers_model, encoded, oracle
 
 from vaespec import AutoencoderKL
-from vaespec.attention import (
-    Chunked,
-    Eager,
-    Fused,
-    LoRA,
-    Processor,
-    Sdpa,
-    attention_layers,
-    with_processors,
-)
+from vaespec.attention import Chunked, Eager, Fused, LoRA, Processor, Sdpa, attention_layers, with_processors
 from vaespec.layers import Sequential
 
 SMALL = "one-level"

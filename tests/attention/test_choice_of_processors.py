@@ -8,31 +8,13 @@ import re
 import numpy as np
 import pytest
 import torch
-from attending import (
-    DECODER,
-    ENCODER,
-    SMALL,
-    Sharper,
-    distance,
-    state,
-    with_processor,
-)
+from attending import DECODER, ENCODER, SMALL, Sharper, distance, state, with_processor
 from diffusers.models import attention_processor
 from models import EXACT, each_backend, model
 from oracle import oracle
 
 from vaespec import InputError
-from vaespec.attention import (
-    MEANINGLESS,
-    NAMES,
-    Chunked,
-    Eager,
-    Fused,
-    LoRA,
-    Processor,
-    Sdpa,
-    as_processor,
-)
+from vaespec.attention import MEANINGLESS, NAMES, Chunked, Eager, Fused, LoRA, Processor, Sdpa, as_processor
 
 TEXT, TRAINED_TEXT = "it adds keys and values made from a text", "it trains the keys and values of a text"
 

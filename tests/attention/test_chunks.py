@@ -11,10 +11,7 @@ from hypothesis import strategies as st
 from models import EXACT, array, each_backend
 
 from vaespec import InputError, ReferenceOps
-from vaespec.attention import (
-    Chunked,
-    Eager,
-)
+from vaespec.attention import Chunked, Eager
 from vaespec.backend import get_backend, make_ops
 
 SPECIFICATION = ReferenceOps(np)

@@ -8,17 +8,7 @@ import array_api_strict
 import jax
 import numpy as np
 import pytest
-from attending import (
-    PROCESSORS,
-    SMALL,
-    Sharper,
-    changed,
-    compared,
-    distance,
-    each_processor,
-    processed,
-    with_processor,
-)
+from attending import PROCESSORS, SMALL, Sharper, changed, compared, distance, each_processor, processed, with_processor
 from configs import CONFIGS, drawn_weights, relative_l2, uniform
 from models import EXACT, array, each_backend, model
 from oracle import decoded, encoded, oracle
@@ -26,15 +16,7 @@ from oracle import decoded, encoded, oracle
 from vaespec import ReferenceOps, decoder, encoder
 from vaespec.analysis.cost import CostOps
 from vaespec.analysis.reach import Interval, ReachOps
-from vaespec.attention import (
-    Chunked,
-    Eager,
-    Fused,
-    LoRA,
-    Processor,
-    Sdpa,
-    attention_layers,
-)
+from vaespec.attention import Chunked, Eager, Fused, LoRA, Processor, Sdpa, attention_layers
 
 
 @each_processor

@@ -6,27 +6,12 @@ import re
 
 import numpy as np
 import pytest
-from attending import (
-    SMALL,
-    UPDATE,
-    Sharper,
-    changed,
-    distance,
-    loaded,
-    state,
-    with_processor,
-)
+from attending import SMALL, UPDATE, Sharper, changed, distance, loaded, state, with_processor
 from models import EXACT, each_backend, model
 from oracle import oracle
 
 from vaespec import InputError
-from vaespec.attention import (
-    QKV,
-    Chunked,
-    Eager,
-    Fused,
-    as_processor,
-)
+from vaespec.attention import QKV, Chunked, Eager, Fused, as_processor
 
 
 @each_backend

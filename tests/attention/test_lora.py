@@ -8,30 +8,14 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from attending import (
-    DECODER,
-    ENCODER,
-    SMALL,
-    UPDATE,
-    changed,
-    compared,
-    distance,
-    loaded,
-    state,
-    with_processor,
-)
+from attending import DECODER, ENCODER, SMALL, UPDATE, changed, compared, distance, loaded, state, with_processor
 from configs import EPS, uniform
 from models import BACKENDS, EXACT, array, each_backend, model
 from oracle import oracle
 
 from vaespec import AutoencoderKL, InputError
 from vaespec.architecture import parameters
-from vaespec.attention import (
-    Chunked,
-    Fused,
-    LoRA,
-    Sdpa,
-)
+from vaespec.attention import Chunked, Fused, LoRA, Sdpa
 
 
 def drawn_lora(vae: AutoencoderKL) -> dict[str, np.ndarray]:
