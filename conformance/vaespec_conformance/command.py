@@ -102,6 +102,16 @@ def conformance(
             "--time-limit", metavar="S", min=0.1, help="Seconds for a check, by the profile.", rich_help_panel=_RUN
         ),
     ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            "--jobs",
+            metavar="N",
+            min=1,
+            help="Processes that share the checks: two for a backend on the CPU, else one.",
+            rich_help_panel=_RUN,
+        ),
+    ] = None,
     report: Annotated[
         Path | None, typer.Option("--report", metavar="FILE", help="Write the report as JSON.", rich_help_panel=_REPORT)
     ] = None,
@@ -165,6 +175,7 @@ def conformance(
                 checks=tuple(check or ()),
                 case=case,
                 time_limit=time_limit,
+                jobs=jobs,
             )
             raise typer.Exit(_examine(asked, report, markdown, html, seconds=seconds, as_json=as_json))
 

@@ -55,6 +55,11 @@ class Place(NamedTuple):
     level: str
     dtype: str
 
+    @property
+    def id(self) -> str:
+        """ "ops.conv2d[float32]"."""
+        return f"{self.check}[{self.dtype}]"
+
 
 @dataclass(frozen=True)
 class Result:
@@ -78,8 +83,8 @@ class Result:
 
     @property
     def id(self) -> str:
-        """ "ops.conv2d[float32]"."""
-        return f"{self.check}[{self.dtype}]"
+        """That of its place."""
+        return Place(self.check, self.level, self.dtype).id
 
     @property
     def margin(self) -> float | None:

@@ -13,7 +13,8 @@ from typing import Self
 class Request:
     """A run of the suite on a backend or on a port: one of the two is named.
 
-    `levels` is as it was written, "L0-L3"; `case` is the JSON of a case, for one check in one dtype.
+    `levels` is as it was written, "L0-L3"; `case` is the JSON of a case, for one check in one dtype; `jobs` is how many
+    processes share the checks, where that is not left to the suite.
     """
 
     backend: str | None = None
@@ -27,6 +28,7 @@ class Request:
     checks: tuple[str, ...] = ()
     case: str | None = None
     time_limit: float | None = None
+    jobs: int | None = None
 
     @property
     def named(self) -> str:

@@ -43,9 +43,10 @@ class Tally:
         why = f"it was not begun, since {PATIENCE} checks before it did not end."
         self.results += [unfinished(place, why) for place in places]
 
-    def report(self) -> Report:
-        """All of it."""
-        return Report(self.about, tuple(self.results), self.seconds)
+    def report(self, places: Iterable[Place]) -> Report:
+        """All of it, in the order of the run's places, in whatever order it came."""
+        results = {result.id: result for result in self.results}
+        return Report(self.about, tuple(results[place.id] for place in places), self.seconds)
 
 
 def unfinished(place: Place, why: str) -> Result:

@@ -27,34 +27,30 @@ Send = Callable[..., None]
 
 
 def main() -> None:
-    """Serve one request, from the item that it says."""
-    order = json.loads(sys.stdin.readline())
+    """Serve one request: the first line of stdin. The second says which of its items."""
     send = _sender()
     try:
-        serve(Request.from_json(order["request"]), order["first"], send)
+        serve(Request.from_json(sys.stdin.readline()), send)
     except (VaespecError, PlanError) as error:
-        send("refused", message=str(error))
+        send(refused=str(error))
 
 
-def serve(request: Request, first: int, send: Send) -> None:
-    """Load the subject, tell what will be run, and run it from the first item on, or the preliminaries."""
+def serve(request: Request, send: Send) -> None:
+    """Load the subject, tell what there is to run, and run what is then asked for."""
     subject = _subject(request)
     selection = _selection(request)
     items = plan(subject, selection)
     case, named = _case(request, items), request.named
     asked = selection.to_dict() | ({"case": [case.to_json()]} if case else {})
     facts = about(subject, profile=request.profile, selection=asked, seed=request.seed)
-    send("ready", about=facts, places=[item.place for item in items])
-    if first == BEFORE:
-        send("begin", number=BEFORE)
-        send("known", facts=preliminaries(subject))
-    first = max(first, 0)
-    for number, item in enumerate(items[first:], first):
-        send("begin", number=number)
+    send(about=facts, places=[item.place for item in items])
+    for number in json.loads(sys.stdin.readline()):
+        if number == BEFORE:
+            send(known=preliminaries(subject))
+            continue
         start = time.perf_counter()
-        result = run_item(subject, item, profile=request.profile, seed=request.seed, case=case, named=named)
-        send("result", number=number, result=result.to_dict(), seconds=time.perf_counter() - start)
-    send("end")
+        result = run_item(subject, items[number], profile=request.profile, seed=request.seed, case=case, named=named)
+        send(result=result.to_dict(), seconds=time.perf_counter() - start)
 
 
 def _subject(request: Request) -> Subject:
@@ -86,8 +82,8 @@ def _sender() -> Send:
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)
 
-    def send(event: str, **content: Any) -> None:
-        print(json.dumps({"event": event, **content}), file=pipe, flush=True)
+    def send(**message: Any) -> None:
+        print(json.dumps(message), file=pipe, flush=True)
 
     return send
 

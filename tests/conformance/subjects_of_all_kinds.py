@@ -88,6 +88,18 @@ class Hangs(Good):
             threading.Event().wait()
 
 
+class Stuck(Good):
+    """No operation ever ends."""
+
+    name = "stuck"
+
+    class Ops(NumpyOps):
+        def _never(self, *args, **kwargs):
+            threading.Event().wait()
+
+        conv2d = group_norm = silu = mish = gelu = relu = add = upsample_nearest2x = linear = attention = _never
+
+
 class Crashes(Good):
     """SiLU takes the process with it."""
 

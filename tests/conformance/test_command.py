@@ -99,16 +99,36 @@ def test_a_backend_that_raises_not_implemented_everywhere_fails_everywhere():
 
 
 def test_a_backend_that_hangs_loses_one_check_and_the_others_go_on():
-    checks = ("--check", "ops.silu", "--check", "ops.mish", "--dtype", "float32")
-    document = of("Hangs", *checks, "--time-limit", 5, code=1)
-    assert statuses(document) == {"ops.silu[float32]": "error", "ops.mish[float32]": "pass"}
+    names = ("ops.silu", "ops.mish", "ops.gelu", "ops.relu")  # two in either process
+    checks = [word for name in names for word in ("--check", name)]
+    document = of("Hangs", *checks, "--dtype", "float32", "--time-limit", 5, code=1)
+    assert list(statuses(document).items()) == [
+        ("ops.silu[float32]", "error"),
+        *((f"{name}[float32]", "pass") for name in names[1:]),
+    ]
     assert document["checks"][0]["failure"]["message"] == "it did not end within 5 s."
+
+
+def test_a_backend_that_always_hangs_is_not_waited_for_at_every_check():
+    document = of("Stuck", "--level", "L1", "--dtype", "float32", "--time-limit", 2, code=1)
+    asked = [row for row in document["checks"] if row["status"] != "undeclared"]
+    assert {row["status"] for row in asked} == {"error"}
+    messages = [row["failure"]["message"] for row in asked]
+    assert 2 <= messages.count("it did not end within 2 s.") <= 4
+    assert messages[-1] == "it was not begun, since 3 checks before it did not end."
 
 
 def test_a_backend_that_takes_the_process_with_it_loses_one_check_and_the_others_go_on():
     document = of("Crashes", "--check", "ops.silu", "--check", "ops.mish", "--dtype", "float32", code=1)
     assert statuses(document) == {"ops.silu[float32]": "error", "ops.mish[float32]": "pass"}
     assert document["checks"][0]["failure"]["message"] == "the process was ended by SIGABRT during this check."
+
+
+def test_a_report_does_not_tell_how_many_processes_shared_the_checks():
+    asked = "--backend", f"{SUBJECTS}:Wrong", "--profile", "quick", "--level", "L0-L1", "--json"
+    alone, shared = (run(*asked, "--jobs", jobs, code=1).stdout for jobs in (1, 3))
+    assert alone == shared
+    assert '"fail"' in alone
 
 
 @pytest.mark.parametrize(
