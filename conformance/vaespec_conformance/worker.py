@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from vaespec.errors import VaespecError
 from vaespec_conformance.about import about
@@ -28,14 +28,14 @@ Send = Callable[..., None]
 
 def main() -> None:
     """Serve one request: the first line of stdin. The second says which of its items."""
-    send = _sender()
+    told, send = _told(), _sender()
     try:
-        serve(Request.from_json(sys.stdin.readline()), send)
+        serve(Request.from_json(told.readline()), told, send)
     except (VaespecError, PlanError) as error:
         send(refused=str(error))
 
 
-def serve(request: Request, send: Send) -> None:
+def serve(request: Request, told: TextIO, send: Send) -> None:
     """Load the subject, tell what there is to run, and run what is then asked for."""
     subject = _subject(request)
     selection = _selection(request)
@@ -44,7 +44,7 @@ def serve(request: Request, send: Send) -> None:
     asked = selection.to_dict() | ({"case": [case.to_json()]} if case else {})
     facts = about(subject, profile=request.profile, selection=asked, seed=request.seed)
     send(about=facts, places=[item.place for item in items])
-    for number in json.loads(sys.stdin.readline()):
+    for number in json.loads(told.readline()):
         if number == BEFORE:
             send(known=preliminaries(subject))
             continue
@@ -74,6 +74,15 @@ def _case(request: Request, items: tuple[Item, ...]) -> Case | None:
         return Case.from_json(request.case)
     except ValueError as error:
         raise PlanError(f"--case {request.case}: {error}") from error
+
+
+def _told() -> TextIO:
+    """Reads where stdin was; the subject finds it empty, and cannot take what is told."""
+    pipe = os.fdopen(os.dup(0), encoding="utf-8")
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return pipe
 
 
 def _sender() -> Send:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 
@@ -108,6 +109,17 @@ class Crashes(Good):
     class Ops(NumpyOps):
         def silu(self, x):
             os.abort()
+
+
+class Talks(Good):
+    """Prints, and waits for an answer."""
+
+    name = "talks"
+
+    def ops(self, device, dtype, precision):
+        print("{}")
+        assert sys.stdin.read() == ""
+        return super().ops(device, dtype, precision)
 
 
 class Fickle(Good):

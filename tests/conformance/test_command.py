@@ -131,6 +131,11 @@ def test_a_report_does_not_tell_how_many_processes_shared_the_checks():
     assert '"fail"' in alone
 
 
+def test_what_a_backend_prints_and_reads_is_not_taken_for_what_the_suite_says():
+    document = of("Talks", "--check", "ops.silu[float32]")
+    assert statuses(document) == {"ops.silu[float32]": "pass"}
+
+
 @pytest.mark.parametrize(
     ("code", "told"),
     [
