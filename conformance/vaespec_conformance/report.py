@@ -202,7 +202,7 @@ class Report:
         bad = self.counts["fail"] + self.counts["error"] + self.counts["xpass"]
         told = {
             "conformant": f"all {ran} checks passed",
-            "partial": f"all {ran} checks that were asked for passed, which is not the whole suite",
+            "partial": f"{ran} of {ran} checks passed, which is not the whole suite",
             "failed": f"{bad} of {ran} checks did not pass",
             "vacuous": "; ".join(self.unseen),
         }[self.verdict]
