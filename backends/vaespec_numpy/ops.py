@@ -152,14 +152,14 @@ class NumpyOps(ReferenceOps):
         return Normalised(x, mean.astype(x.dtype), factor, self._wide(shift))
 
     def silu(self, x: np.ndarray) -> np.ndarray:
-        return elementwise(silu_into, x)
+        return elementwise(lambda source, out: silu_of_negative(-source, out), x)
 
     def activation(self, name: str) -> Activation:
-        """The operation of that name, of `source` into `out`."""
+        """The operation of that name, for what is normalised before."""
         if name == "silu":
-            return silu_into
+            return Activation(silu_of_negative, -1.0)
         op = getattr(self, name)
-        return lambda source, out: np.copyto(out, op(source))
+        return Activation(lambda y, out: np.copyto(out, op(y)))
 
     def relu(self, x: np.ndarray) -> np.ndarray:
         return np.maximum(x, 0)
@@ -194,11 +194,10 @@ class NumpyOps(ReferenceOps):
         return attend(q, k, v, scale)
 
 
-def silu_into(x: np.ndarray, out: np.ndarray) -> None:
-    """x / (1 + e^-x); where that overflows, x / inf = 0 is the right limit."""
-    np.negative(x, out=out)
-    np.exp(out, out=out)
-    out += 1.0
+def silu_of_negative(x: np.ndarray, out: np.ndarray) -> None:
+    """silu(-x) = -x / (1 + e^x); where that overflows, / inf = 0 is the right limit."""
+    np.exp(x, out=out)
+    np.subtract(-1.0, out, out=out)
     np.divide(x, out, out=out)
 
 

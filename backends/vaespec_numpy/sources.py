@@ -10,10 +10,15 @@ import numpy as np
 
 from vaespec_numpy.strips import side_by_side
 
-PIECE = 1 << 16  # elements
+PIECE = 1 << 17  # elements
 
-Activation = Callable[[np.ndarray, np.ndarray], object]
-"""Of `source` into `out`, of equal shapes."""
+
+@dataclass(frozen=True)
+class Activation:
+    """act(y), as `of_scaled(scale · y, out)` into an array of the same shape: where y is made, it is scaled for free."""
+
+    of_scaled: Callable[[np.ndarray, np.ndarray], object]
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Unmade(Source):
 
 @dataclass(frozen=True)
 class Normalised(Unmade):
-    """act((x - centre) · factor + shift): centre and factor (B, C), shift (C,)."""
+    """act((x - centre) · factor + shift): x (B, H, W, C), centre and factor (B, C), shift (C,)."""
 
     centre: np.ndarray
     factor: np.ndarray
@@ -67,16 +72,20 @@ class Normalised(Unmade):
     def fill(self, item: int, rows: slice, columns: slice, out: np.ndarray) -> None:
         """A part of an item, into `out` (rows, columns, C); some rows at a time, which stay in the cache meanwhile."""
         x, high = self.x[item, rows, columns], max(1, PIECE // out[0].size)
+        centre, factor, shift = (np.tile(of_channels, (out.shape[1], 1)) for of_channels in self._affine(item))
         for i in range(0, len(out), high):
-            self._into(out[i : i + high], x[i : i + high], item)
+            part = out[i : i + high]
+            y = part if self.activation is None else np.empty_like(part)
+            np.subtract(x[i : i + high], centre, out=y)
+            y *= factor
+            y += shift
+            if self.activation is not None:
+                self.activation.of_scaled(y, part)
 
-    def _into(self, out: np.ndarray, x: np.ndarray, item: int) -> None:
-        y = out if self.activation is None else np.empty_like(out)
-        np.subtract(x, self.centre[item], out=y)
-        y *= self.factor[item]
-        y += self.shift
-        if self.activation is not None:
-            self.activation(y, out)
+    def _affine(self, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Centre, factor and shift of an item's channels, to what its activation takes."""
+        scale = self.x.dtype.type(1.0 if self.activation is None else self.activation.scale)
+        return self.centre[item], scale * self.factor[item], scale * self.shift
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from vaespec_numpy.sources import Source, window
 from vaespec_numpy.strips import Scratch, cores, fresh, share
 from vaespec_numpy.winograd import Algorithm
 
-TILES = 128  # in a block: as many as the matrix products need to be efficient, and no more
+TILES = 256  # in a block: as many as the matrix products need to be efficient, and no more
 FEWEST = 128  # channels to make of a block: fewer are not worth the transforms of all its inputs
 KERNEL_ELEMENTS = 1 << 13  # kernels transformed at a time: such small matrix products go without packing
 
