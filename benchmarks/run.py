@@ -162,7 +162,11 @@ def main(asked):
     left_out = {name: offered[name].missing for name in names if offered[name].missing}
     names = [name for name in names if name not in left_out]
     report = {"machine": machine(), "device": asked.device, "versions": versions(), "rows": []}
-    report["left out"] = {name: f"{', '.join(missing)} not installed" for name, missing in left_out.items()}
+    report["left out"] = {name: f"{', '.join(missing)} not installed" for name, missing in left_out.items()} | {
+        name: f"above {offered[name].up_to} px, where a run takes minutes"
+        for name in names
+        if max(asked.sizes) > offered[name].up_to
+    }
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
         vae = AutoencoderKL.from_config(CONFIG, backend="numpy")
@@ -177,6 +181,7 @@ def main(asked):
             if offered[name].environment
         }
         for size in asked.sizes:
+            running = [name for name in names if size <= offered[name].up_to]
             for batch in asked.batches:
                 for direction in ("decode", "encode"):
                     shape = (batch, 3, size, size) if direction == "encode" else (batch, 4, size // 8, size // 8)
@@ -184,7 +189,7 @@ def main(asked):
                     np.save(f"{folder}/{direction}.npy", x.astype(np.float32))
                     Path(f"{folder}/exact.npy").unlink(missing_ok=True)
                     case = direction, size, batch
-                    report["rows"] += measure(folder, case, names, asked.device, asked.runs, pythons)
+                    report["rows"] += measure(folder, case, running, asked.device, asked.runs, pythons)
                     write(report, asked.output)
                     print(f"{direction} {size} px, batch {batch}: done", file=sys.stderr, flush=True)
     print(asked.output.with_suffix(".md").read_text())

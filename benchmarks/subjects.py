@@ -8,6 +8,7 @@ result.
 
 import importlib.util
 import json
+import math
 import os
 import sys
 import time
@@ -23,12 +24,16 @@ FLAX = ("diffusers==0.35.2", "flax==0.10.7", "jax==0.6.2")
 
 @dataclass(frozen=True)
 class Subject:
-    """`needs` are the modules it imports; `precision` is what its numbers are held in. Ours begin with "vaespec"."""
+    """`needs` are the modules it imports; `precision` is what its numbers are held in. Ours begin with "vaespec".
+
+    Of images larger than `up_to` px a run takes minutes, so they are not measured.
+    """
 
     prepare: object
     needs: tuple[str, ...] = ()
     precision: str = "float32"
     environment: tuple[str, ...] = ()
+    up_to: float = math.inf
 
     @property
     def missing(self):
@@ -201,7 +206,7 @@ SUBJECTS = {
     "OpenVINO": Subject(partial(openvino, precision="f32"), (*TORCH, "openvino")),
     "OpenVINO bf16": Subject(partial(openvino, precision="bf16"), (*TORCH, "openvino"), "bfloat16"),
     "Flax": Subject(flax, environment=FLAX),
-    "mlx.nn": Subject(plain_mlx, ("mlx",)),
+    "mlx.nn": Subject(plain_mlx, ("mlx",), up_to=64),
 }
 ON_CUDA = {
     "vaespec torch": Subject(partial(ours, "torch", device="cuda"), ("torch",)),
