@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from vaespec_numpy.strips import side_by_side
+from vaespec_numpy.strips import fresh, side_by_side
 
 KEYS = 1024  # at a time; with as many queries as make a strip of logits
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -14,7 +14,7 @@ Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> Chunk:
     """Of all keys given, for queries (B, n, C); strips of queries on every core."""
     B, n, C = q.shape
-    m, l, o = (np.empty((B, n, width), q.dtype) for width in (1, 1, C))
+    m, l, o = (fresh((B, n, width), q.dtype) for width in (1, 1, C))
     for item in range(B):
         keys = np.ascontiguousarray(k[item].T) * q.dtype.type(scale)
 

@@ -14,7 +14,7 @@ from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.attention import Chunk, attend
 from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, gathered, plan
 from vaespec_numpy.sources import Activation, Doubled, Normalised, Source
-from vaespec_numpy.strips import Scratch, on_every_core, side_by_side, single_threaded_blas
+from vaespec_numpy.strips import Scratch, fresh, on_every_core, side_by_side, single_threaded_blas
 
 SAMPLE = 32  # pixels at most: their mean lies close enough to that of all for squares not to cancel
 COLUMNS = 16  # copied at a time, a line of the cache: kernels whose axes change places are copied twice as fast
@@ -176,7 +176,7 @@ class NumpyOps(ReferenceOps):
         return t.reshape(like.shape)
 
     def linear(self, t: np.ndarray, w: np.ndarray, b: np.ndarray | None) -> np.ndarray:
-        w, y = self._wide(w), np.empty((*t.shape[:2], w.shape[1]), self.arithmetic)
+        w, y = self._wide(w), fresh((*t.shape[:2], w.shape[1]), self.arithmetic)
         source, out, bias = t.reshape(-1, t.shape[2]), y.reshape(-1, w.shape[1]), None if b is None else self._wide(b)
 
         def strip(rows: slice) -> None:

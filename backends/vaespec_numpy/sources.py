@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vaespec_numpy.strips import side_by_side
+from vaespec_numpy.strips import fresh, side_by_side
 
 PIECE = 1 << 17  # elements
 
@@ -47,7 +47,7 @@ class Unmade(Source):
 
     def whole(self) -> np.ndarray:
         """All of it: a map."""
-        y = np.empty(self.shape, self.x.dtype)
+        y = fresh(self.shape, self.x.dtype)
         for item, out in enumerate(y):
 
             def strip(rows: slice, item: int = item, out: np.ndarray = out) -> None:

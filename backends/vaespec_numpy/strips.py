@@ -17,7 +17,7 @@ import threadpoolctl
 
 STRIP_ELEMENTS = 1 << 18  # 1 MiB of float32: stays in a core's second-level cache from one step to the next
 HUGE_PAGE = 1 << 21  # bytes
-BIG = 1 << 24  # bytes, of a map or of transformed kernels; smaller ones do fit what others leave
+BIG = 1 << 20  # bytes; smaller arrays do fit what others leave
 GRAIN = 1 << 13  # elements that are computed sooner than half of them are handed to another core
 
 P = TypeVar("P")

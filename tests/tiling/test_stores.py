@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 import os
 import resource
 import tracemalloc
@@ -23,8 +24,17 @@ from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps
 from vaespec.tiling.planner import Plan
 from vaespec.tiling.stores import new_store
+from vaespec_numpy import strips
 
 REFERENCE = ReferenceOps(np)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_array_has_pages_of_its_own():
+    """tracemalloc does not see those."""
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(strips, "BIG", math.inf)
+        yield
 
 
 def open_files(folder) -> int:
