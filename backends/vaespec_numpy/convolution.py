@@ -74,14 +74,15 @@ class Task:
         return self.pixels * self.taps * self.inputs * self.outputs
 
 
-Run = Callable[[Task, Source, np.ndarray, np.ndarray, Scratch], np.ndarray]
+Run = Callable[[Task, Source, np.ndarray, np.ndarray, np.ndarray | None, Scratch], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Form:
-    """A way to compute: `run(task, source, w, b, scratch)`, and its `cost`: None where the task is not of its kind.
+    """A way to compute: `run(task, source, w, b, residual, scratch)`, and its `cost`: None where it cannot do the task.
 
-    `scratch` is how many numbers it holds meanwhile, beside the map it reads and the one it makes.
+    `residual` is a map that is added to the result, if any; `scratch` is how many numbers it holds meanwhile, beside
+    the maps it reads and the one it makes.
     """
 
     run: Run
@@ -102,17 +103,27 @@ def plan(task: Task, forms: Mapping[str, Form]) -> Plan:
     return Plan(min(costs, key=costs.__getitem__), costs)
 
 
+def _add(out: np.ndarray, b: np.ndarray, residual: np.ndarray | None, *part: int | slice) -> None:
+    """b, and that part of a residual, to a part of the result that has just been written."""
+    out += b
+    if residual is not None:
+        out += residual[part].reshape(out.shape)
+
+
 # -- a product for each pixel --------------------------------------------------------------------------------
 
 
-def pointwise(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
+def pointwise(
+    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
+) -> np.ndarray:
     """A 1 × 1 kernel is one matrix, and nothing is copied."""
     y = fresh((source.shape[0], *task.result, task.outputs), w.dtype)
     x, out, kernel = source.whole().reshape(-1, task.inputs), y.reshape(-1, task.outputs), w[0, 0]
+    more = None if residual is None else residual.reshape(out.shape)
 
     def strip(rows: slice) -> None:
         np.matmul(x[rows], kernel, out=out[rows])
-        out[rows] += b
+        _add(out[rows], b, more, rows)
 
     side_by_side(strip, *x.shape)
     return y
@@ -127,7 +138,9 @@ def _cost_of_pointwise(task: Task) -> float | None:
 # -- strips of rows ------------------------------------------------------------------------------------------
 
 
-def gathered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
+def gathered(
+    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
+) -> np.ndarray:
     """The k · k shifted views of a strip side by side, times the kernel as one matrix."""
     (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
     kernel, source = w.reshape(-1, task.outputs), Source(source.whole())
@@ -140,7 +153,7 @@ def gathered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: 
                 window(source, item, (s * rows.start + u - above, v - left), s, columns[:, :, u, v])
             out = y[item, rows].reshape(-1, task.outputs)
             np.matmul(columns.reshape(len(out), -1), kernel, out=out)
-            out += b
+            _add(out, b, residual, item, rows)
 
     side_by_side(strip, h, wd * len(kernel))
     return y
@@ -155,7 +168,9 @@ def _strips(task: Task) -> int:
     return cores() * min(STRIP_ELEMENTS, task.pixels * task.taps * task.inputs)
 
 
-def scattered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
+def scattered(
+    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
+) -> np.ndarray:
     """Every pixel times all k · k taps, as one matrix, and the products added up where they belong: for few outputs."""
     (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
     taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3)).reshape(task.inputs, -1)
@@ -168,9 +183,10 @@ def scattered(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch:
             out = y[item, rows]
             window(source, item, (s * rows.start - above, -left), 1, pixels)
             products = (pixels.reshape(-1, task.inputs) @ taps).reshape(*reached, kh, kw, task.outputs)
-            out[...] = b
+            out[...] = 0
             for u, v in np.ndindex(kh, kw):
                 out += products[u:, v : v + s * (wd - 1) + 1, u, v][::s, ::s][: len(out)]
+            _add(out, b, residual, item, rows)
 
     side_by_side(strip, h, s * wd * (task.inputs + taps.shape[1]))
     return y
@@ -189,8 +205,10 @@ def _cost_of_scattered(task: Task) -> float:
 def tiled(algorithm: Algorithm, stride: int = 1) -> Form:
     """One of vaespec_numpy.winograd, and the stride it is for."""
 
-    def run(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
-        return tiled_conv2d(algorithm, source, w, b, task.before, task.result, scratch)
+    def run(
+        task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
+    ) -> np.ndarray:
+        return tiled_conv2d(algorithm, source, w, b, residual, task.before, task.result, scratch)
 
     def cost(task: Task) -> float | None:
         if task.kernel != (3, 3) or task.stride != stride or min(task.inputs, task.outputs) < NARROW:
@@ -203,11 +221,13 @@ def tiled(algorithm: Algorithm, stride: int = 1) -> Form:
     return Form(run, cost, scratch)
 
 
-def doubled(task: Task, source: Source, w: np.ndarray, b: np.ndarray, scratch: Scratch) -> np.ndarray:
+def doubled(
+    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
+) -> np.ndarray:
     """From the map that is doubled. Its first output lies `above` rows below the first of all, or one with no zeros."""
     assert isinstance(source, Doubled)
     skipped = source.above + 1 - task.before[0]
-    return tiled_conv2d(DOUBLED, Source(source.x), w, b, (1, 1), task.result, scratch, skipped)
+    return tiled_conv2d(DOUBLED, Source(source.x), w, b, residual, (1, 1), task.result, scratch, skipped)
 
 
 def _cost_of_doubled(task: Task) -> float | None:

@@ -1,7 +1,7 @@
 """The operations of a run, put off until their results are read, so that fewer maps are written and read again.
 
 A norm, an activation and a doubling are computed while the convolution behind them reads. A convolution is computed
-when it is read, and where that is the sum with a residual, into the same map.
+when it is read, and where that is for the sum with a residual, it is added while the convolution stores.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from vaespec.ops import Padding
 from vaespec_numpy.ops import NumpyOps
 from vaespec_numpy.sources import Convolved, Doubled, Normalised, whole
-from vaespec_numpy.strips import Scratch, side_by_side
+from vaespec_numpy.strips import Scratch
 
 Map = Any
 """An array (B, H, W, C), or one of vaespec_numpy.sources."""
@@ -45,7 +45,7 @@ class FusedOps(NumpyOps):
     def conv2d(self, x: Map, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding) -> Convolved:  # type: ignore[override]
         """Computed by the first who reads it."""
         x = x.whole() if isinstance(x, Convolved) else x
-        return Convolved(partial(super().conv2d, x, w, b, stride=stride, padding=padding))
+        return Convolved(partial(self.convolved, x, w, b, stride=stride, padding=padding))
 
     def group_norm(  # type: ignore[override]
         self, x: Map, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
@@ -83,18 +83,11 @@ class FusedOps(NumpyOps):
         return Doubled.of(whole(x))
 
     def add(self, x: Map, y: Map) -> np.ndarray:
-        """Into the map of a convolution that nobody has read."""
-        for one, other in ((y, x), (x, y)):
+        """By a convolution that nobody has read; of two, by the first, so that the source of the other is let go."""
+        for one, other in ((x, y), (y, x)):
             if isinstance(one, Convolved) and one.compute is not None:
-                return added(one.take(), whole(other))
+                return one.plus(whole(other))
         return super().add(whole(x), whole(y))
 
     def tokens(self, x: Map) -> np.ndarray:
         return super().tokens(whole(x))
-
-
-def added(total: np.ndarray, x: np.ndarray) -> np.ndarray:
-    """`total`, with x added in place."""
-    target, source = total.reshape(-1, total.shape[3]), x.reshape(-1, x.shape[3])
-    side_by_side(lambda rows: np.add(target[rows], source[rows], out=target[rows]), *target.shape)
-    return total

@@ -115,11 +115,24 @@ class NumpyOps(ReferenceOps):
         self, x: np.ndarray | Source, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding
     ) -> np.ndarray:
         """As the specification, in the form that costs least."""
+        return self.convolved(x, w, b, None, stride=stride, padding=padding)
+
+    def convolved(
+        self,
+        x: np.ndarray | Source,
+        w: np.ndarray,
+        b: np.ndarray,
+        residual: np.ndarray | None,
+        *,
+        stride: int,
+        padding: Padding,
+    ) -> np.ndarray:
+        """The convolution, with a map of the same shape added, if any."""
         source = Source(x) if isinstance(x, np.ndarray) else x
         doubled = isinstance(source, Doubled) and source.ends(padding[0])
         task = Task.of(source.shape, w.shape, stride, padding, doubled=doubled)
         run = self.forms[plan(task, self.forms).form].run
-        return run(task, source, self._wide(w), self._wide(b), self.scratch or Scratch(self.arithmetic))
+        return run(task, source, self._wide(w), self._wide(b), residual, self.scratch or Scratch(self.arithmetic))
 
     def group_norm(self, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
         return self.group_normalised(x, scale, shift, groups=groups, eps=eps).whole()

@@ -15,7 +15,7 @@ PIECE = 1 << 17  # elements
 
 @dataclass(frozen=True)
 class Activation:
-    """act(y), as `of_scaled(scale · y, out)` into an array of the same shape: where y is made, it is scaled for free."""
+    """act(y), as `of_scaled(scale · y, out)`, into an array of its shape: where y is made, scaling it is free."""
 
     of_scaled: Callable[[np.ndarray, np.ndarray], object]
     scale: float = 1.0
@@ -127,21 +127,24 @@ class Doubled(Unmade):
 
 
 class Convolved:
-    """The result (B, H, W, C) of a convolution, computed by the first who reads it; then its source is let go."""
+    """The result (B, H, W, C) of a convolution, computed by the first who reads it; then its source is let go.
 
-    def __init__(self, compute: Callable[[], np.ndarray]) -> None:
-        self.compute: Callable[[], np.ndarray] | None = compute
+    `compute(residual)` adds a map to it, or none.
+    """
+
+    def __init__(self, compute: Callable[[np.ndarray | None], np.ndarray]) -> None:
+        self.compute: Callable[[np.ndarray | None], np.ndarray] | None = compute
 
     def whole(self) -> np.ndarray:
         """The map, for any number of readers."""
         if self.compute is not None:
-            self.y = self.take()
+            self.y = self.plus(None)
         return self.y
 
-    def take(self) -> np.ndarray:
-        """The map, for the only reader, who may write into it."""
+    def plus(self, residual: np.ndarray | None) -> np.ndarray:
+        """The map with another added as it is stored, for the only reader."""
         assert self.compute is not None, "a convolution that was read already"
-        y, self.compute = self.compute(), None
+        y, self.compute = self.compute(residual), None
         return y
 
     @property

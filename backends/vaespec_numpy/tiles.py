@@ -14,7 +14,8 @@ from vaespec_numpy.strips import Scratch, cores, fresh, share
 from vaespec_numpy.winograd import Algorithm
 
 TILES = 256  # in a block: as many as the matrix products need to be efficient, and no more
-FEWEST = 128  # channels to make of a block: fewer are not worth the transforms of all its inputs
+FEW_TILES = 128  # for a core: fewer are not worth reading all kernels
+FEW_CHANNELS = 128  # to make of a block: fewer are not worth the transforms of all its inputs
 KERNEL_ELEMENTS = 1 << 13  # kernels transformed at a time: such small matrix products go without packing
 
 
@@ -35,7 +36,7 @@ def blocks(items: int, rows: int, columns: int, channels: int) -> Iterator[Block
     """
     wide = -(-columns // TILES)
     high = -(-rows // max(1, TILES // -(-columns // wide)))
-    deep = max(1, min(cores() // (items * wide * high), channels // FEWEST))
+    deep = max(1, min(cores() // max(1, items * rows * columns // FEW_TILES), channels // FEW_CHANNELS))
     while high < rows and items * wide * high * deep % cores():
         high += 1
     parts = product(range(items), _parts(rows, high), _parts(columns, wide), _parts(channels, deep))
@@ -53,6 +54,7 @@ def tiled_conv2d(
     source: Source,
     w: np.ndarray,
     b: np.ndarray,
+    residual: np.ndarray | None,
     before: tuple[int, int],
     size: tuple[int, int],
     scratch: Scratch,
@@ -60,8 +62,8 @@ def tiled_conv2d(
 ) -> np.ndarray:
     """The first `size` outputs from a source with (above, left) zeros `before` it and as many after as it takes.
 
-    w (3, 3, C, O), b (O,) -> (B, rows, columns, O). The first rows may be `skipped`. Each thread takes a block from its
-    inputs to its outputs.
+    w (3, 3, C, O), b (O,) -> (B, rows, columns, O), and as much of a residual is added, if any. The first rows may be
+    `skipped`. Each thread takes a block from its inputs to its outputs.
     """
     (h, wd), lead = size, (algorithm.lead + skipped, algorithm.lead)
     A, B, G = (matrix.astype(w.dtype) for matrix in (algorithm.A, algorithm.B, algorithm.G))
@@ -70,32 +72,50 @@ def tiled_conv2d(
 
     def compute(block: Block) -> None:
         across = inputs_across(algorithm, B, source, before, block, scratch)
-        k, j, n, O = len(block.rows), len(block.columns), algorithm.products, len(b[block.channels])
-        half = scratch("half", k, algorithm.outputs, n, j * O)
+        k, j, n, m = len(block.rows), len(block.columns), algorithm.products, algorithm.outputs
+        O = len(b[block.channels])
+        # A column of outputs takes the place of the inputs that it is made of, where it is as large.
+        half = across[: k * m] if in_place(algorithm, across.shape[3], O) else scratch("half", k * m, n, j, O)
+        half = half.reshape(k, m, n, j * O)
         products = scratch("products", n, k * j, O)
         for v in range(n):  # a column of products at a time: they stay in the cache
             np.matmul(
                 inputs_down(algorithm, B, across[:, v], k, scratch), kernels[:, v, :, block.channels], out=products
             )
             np.matmul(A.T, products.reshape(n, k, j * O).transpose(1, 0, 2), out=half[:, :, v])
-        found = scratch("found", k * algorithm.outputs, j, algorithm.outputs, O)
+        found = scratch("inputs", k * m, j, m, O)  # those are done with
         np.matmul(A.T, half.reshape(-1, n, j, O).transpose(0, 2, 1, 3), out=found)
-        found = found.reshape(k * algorithm.outputs, j * algorithm.outputs, O)
-        store(found, b[block.channels], algorithm.outputs, lead, block, y[block.item, ..., block.channels])
+        found, where = found.reshape(k * m, j * m, O), (block.item, ..., block.channels)
+        more = None if residual is None else residual[where]
+        store(found, b[block.channels], more, m, lead, block, y[where])
 
     share(compute, list(blocks(len(y), algorithm.tiles(h + skipped), algorithm.tiles(wd), len(b))))
     return y
 
 
+def in_place(algorithm: Algorithm, C: int, O: int) -> bool:
+    """Whether a tile's outputs, known along its rows only, are as many as its inputs are, known along the columns."""
+    return O == C and algorithm.outputs <= algorithm.step
+
+
 def scratch_of_tiles(algorithm: Algorithm, C: int, O: int) -> int:
     """Numbers: the kernels, and on every core a block of tiles on its way from inputs to outputs."""
     n, m, step = algorithm.products, algorithm.outputs, algorithm.step
-    of_tile = (step * step + step * n + n) * C + (n + m * n + m * m) * O
+    half = 0 if in_place(algorithm, C, O) else m * n * O
+    of_tile = max(step * step * C, m * m * O) + (step * n + n) * C + half + n * O
     return n * n * C * O + cores() * TILES * of_tile
 
 
-def store(found: np.ndarray, b: np.ndarray, m: int, lead: tuple[int, int], block: Block, y: np.ndarray) -> None:
-    """The outputs of a block, m of a tile, plus b, to where they belong in y (H, W, channels of the block).
+def store(
+    found: np.ndarray,
+    b: np.ndarray,
+    residual: np.ndarray | None,
+    m: int,
+    lead: tuple[int, int],
+    block: Block,
+    y: np.ndarray,
+) -> None:
+    """The outputs of a block, m of a tile, plus b and a residual, to where they belong in y (H, W, its channels).
 
     `lead` rows and columns of the first tiles lie outside of it, and what is left of the last ones.
     """
@@ -104,6 +124,8 @@ def store(found: np.ndarray, b: np.ndarray, m: int, lead: tuple[int, int], block
     rows, columns = (slice(max(0, m * part.start - before), m * part.stop - before) for part, before in sides)
     out = y[rows, columns]
     np.add(found[top : top + out.shape[0], left : left + out.shape[1]], b, out=out)
+    if residual is not None:
+        out += residual[rows, columns]
 
 
 def transformed_kernels(G: np.ndarray, w: np.ndarray, scratch: Scratch) -> np.ndarray:

@@ -39,10 +39,10 @@ def drawn(B: int, H: int, W: int, C: int, O: int, k: int = 3) -> list[np.ndarray
     return [a.astype(np.float32) for a in arrays]
 
 
-def tiled(algorithm: Algorithm, x, w, b, padding=SAME) -> np.ndarray:
+def tiled(algorithm: Algorithm, x, w, b, padding=SAME, residual=None) -> np.ndarray:
     """By the algorithm, whether or not it would be chosen."""
     size = size_of_result(algorithm.name, x.shape[1:3], padding)
-    return tiled_conv2d(algorithm, Source(x), w, b, (padding[0][0], padding[1][0]), size, Scratch(x.dtype))
+    return tiled_conv2d(algorithm, Source(x), w, b, residual, (padding[0][0], padding[1][0]), size, Scratch(x.dtype))
 
 
 def size_of_result(name: str, size: tuple[int, int], padding) -> tuple[int, int]:
@@ -130,9 +130,39 @@ def test_exact_forms_give_the_specification(name, shape, kernel, stride, padding
     x, w, b = drawn(*shape, kernel)
     task, form = Task.of(x.shape, w.shape, stride, padding), EXACT[name]
     assert form.cost(task) is not None
-    y = form.run(task, Source(x), w, b, Scratch(x.dtype))
+    y = form.run(task, Source(x), w, b, None, Scratch(x.dtype))
     bound = (kernel**2 * shape[3] + 2) * EPS["float32"] * specified(*map(np.abs, (x, w, b)), stride, padding)
     assert_within(y, specified(x, w, b, stride, padding), bound)
+
+
+@pytest.mark.parametrize("algorithm", [F2, F4, DOUBLED, HALVED], ids=["F2", "F4", "DOUBLED", "HALVED"])
+@given(
+    shape=st.tuples(st.integers(1, 3), extents, extents, st.integers(1, 5), st.integers(1, 5)),
+    cut=st.tuples(st.sampled_from([1, 3, 128]), st.sampled_from([1, 2, 7])),
+)
+def test_tiles_add_a_residual_where_they_belong(algorithm, shape, cut):
+    """The same bits as added after."""
+    x, w, b = drawn(*shape)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        in_blocks(monkeypatch, *cut)
+        alone = tiled(algorithm, x, w, b)
+        residual = uniform("residual", alone.shape).astype(x.dtype)
+        np.testing.assert_array_equal(tiled(algorithm, x, w, b, residual=residual), alone + residual)
+
+
+@pytest.mark.parametrize("name", EXACT)
+@given(shape=st.tuples(st.integers(1, 3), extents, extents, st.integers(1, 5), st.integers(1, 5)))
+def test_exact_forms_add_a_residual_where_it_belongs(name, shape):
+    """The same bits as added after."""
+    k = 1 if name == "pointwise" else 3
+    x, w, b = drawn(*shape, k)
+    task = Task.of(x.shape, w.shape, 1, ((k // 2, k // 2), (k // 2, k // 2)))
+
+    def result(residual):
+        return EXACT[name].run(task, Source(x), w, b, residual, Scratch(x.dtype))
+
+    residual = uniform("residual", (*x.shape[:3], len(b))).astype(x.dtype)
+    np.testing.assert_array_equal(result(residual), result(None) + residual)
 
 
 @pytest.mark.parametrize(
@@ -247,4 +277,4 @@ def test_the_choice_can_be_overridden(form):
     ops.forms = {form: FAST[form]}
     y = ops.conv2d(x, w, b, stride=1, padding=SAME)
     task = Task.of(x.shape, w.shape, 1, SAME)
-    np.testing.assert_array_equal(y, FAST[form].run(task, Source(x), w, b, Scratch(x.dtype)))
+    np.testing.assert_array_equal(y, FAST[form].run(task, Source(x), w, b, None, Scratch(x.dtype)))
