@@ -71,39 +71,102 @@ def tiled_conv2d(
     y = fresh((source.shape[0], h, wd, w.shape[3]), w.dtype)
 
     def compute(block: Block) -> None:
-        across = inputs_across(algorithm, B, source, before, block, scratch)
-        k, j, n, m = len(block.rows), len(block.columns), algorithm.products, algorithm.outputs
-        O = len(b[block.channels])
-        # A column of outputs takes the place of the inputs that it is made of, where it is as large.
-        half = across[: k * m] if in_place(algorithm, across.shape[3], O) else scratch("half", k * m, n, j, O)
-        half = half.reshape(k, m, n, j * O)
-        products = scratch("products", n, k * j, O)
-        for v in range(n):  # a column of products at a time: they stay in the cache
-            np.matmul(
-                inputs_down(algorithm, B, across[:, v], k, scratch), kernels[:, v, :, block.channels], out=products
-            )
-            np.matmul(A.T, products.reshape(n, k, j * O).transpose(1, 0, 2), out=half[:, :, v])
-        found = scratch("inputs", k * m, j, m, O)  # those are done with
-        np.matmul(A.T, half.reshape(-1, n, j, O).transpose(0, 2, 1, 3), out=found)
-        found, where = found.reshape(k * m, j * m, O), (block.item, ..., block.channels)
+        where, k = (block.item, ..., block.channels), len(block.rows)
+        inputs = inputs_of(algorithm, source, before, block, scratch)
+        across = inputs_across(algorithm, B, inputs, len(block.columns), scratch)
+        down = outputs_down(algorithm, A, B, across, kernels[..., block.channels], k, scratch)
+        found = outputs_across(A, down, inputs, scratch)
         more = None if residual is None else residual[where]
-        store(found, b[block.channels], more, m, lead, block, y[where])
+        store(found, b[block.channels], more, algorithm.outputs, lead, block, y[where])
 
     share(compute, list(blocks(len(y), algorithm.tiles(h + skipped), algorithm.tiles(wd), len(b))))
     return y
 
 
-def in_place(algorithm: Algorithm, C: int, O: int) -> bool:
-    """Whether a tile's outputs, known along its rows only, are as many as its inputs are, known along the columns."""
-    return O == C and algorithm.outputs <= algorithm.step
-
-
 def scratch_of_tiles(algorithm: Algorithm, C: int, O: int) -> int:
     """Numbers: the kernels, and on every core a block of tiles on its way from inputs to outputs."""
     n, m, step = algorithm.products, algorithm.outputs, algorithm.step
-    half = 0 if in_place(algorithm, C, O) else m * n * O
-    of_tile = max(step * step * C, m * m * O) + (step * n + n) * C + half + n * O
+    down = 0 if in_place(algorithm, C, O) else m * n * O
+    found = 0 if m * m * O <= step * step * C else m * m * O
+    of_tile = (step * step + step * n + n) * C + n * O + down + found
     return n * n * C * O + cores() * TILES * of_tile
+
+
+def transformed_kernels(G: np.ndarray, w: np.ndarray, scratch: Scratch) -> np.ndarray:
+    """G w Gᵀ of every pair of channels: w (3, 3, C, O) -> (n, n, C, O)."""
+    n, (_, _, C, O) = G.shape[0], w.shape
+    kernels = scratch("kernels", n, n, C * O)
+    taps = w.reshape(3, 3, C * O)
+
+    def strip(part: slice) -> None:
+        columns = np.matmul(G, taps[:, :, part])  # (3, n, part)
+        np.matmul(G, columns.transpose(1, 0, 2), out=kernels[:, :, part].transpose(1, 0, 2))
+
+    share(strip, [slice(i, i + KERNEL_ELEMENTS) for i in range(0, C * O, KERNEL_ELEMENTS)])
+    return kernels.reshape(n, n, C, O)
+
+
+def inputs_of(
+    algorithm: Algorithm, source: Source, before: tuple[int, int], block: Block, scratch: Scratch
+) -> np.ndarray:
+    """What the tiles of a block read: (rows, columns, C)."""
+    rows, columns = (algorithm.step * (len(part) - 1) + algorithm.span for part in (block.rows, block.columns))
+    corner = (algorithm.step * block.rows.start - before[0], algorithm.step * block.columns.start - before[1])
+    return window(source, block.item, corner, 1, scratch("inputs", rows, columns, source.shape[3]))
+
+
+def inputs_across(algorithm: Algorithm, B: np.ndarray, inputs: np.ndarray, j: int, scratch: Scratch) -> np.ndarray:
+    """Bᵀ d along the columns of j tiles: (rows, columns, C) -> (rows, n, j, C)."""
+    (rows, _, C), (row, pixel, channel) = inputs.shape, inputs.strides
+    tiles = as_strided(inputs, (rows, j, algorithm.span, C), (row, algorithm.step * pixel, pixel, channel))
+    across = scratch("across", rows, algorithm.products, j, C)
+    np.matmul(B.T, tiles, out=across.transpose(0, 2, 1, 3))
+    return across
+
+
+def inputs_down(algorithm: Algorithm, B: np.ndarray, across: np.ndarray, k: int, scratch: Scratch) -> np.ndarray:
+    """Bᵀ d along the rows: (rows, tiles across, C) -> (n, k · tiles across, C)."""
+    (_, j, C), (row, _, channel) = across.shape, across.strides
+    tiles = as_strided(across, (k, algorithm.span, j * C), (algorithm.step * row, row, channel))
+    both = scratch("both", algorithm.products, k, j * C)
+    np.matmul(B.T, tiles, out=both.transpose(1, 0, 2))
+    return both.reshape(algorithm.products, k * j, C)
+
+
+def outputs_down(
+    algorithm: Algorithm,
+    A: np.ndarray,
+    B: np.ndarray,
+    across: np.ndarray,
+    kernels: np.ndarray,
+    k: int,
+    scratch: Scratch,
+) -> np.ndarray:
+    """The products, and Aᵀ of them along the rows: (rows, n, j, C) of k tiles, (n, n, C, O) -> (k · m, n, j, O).
+
+    A column of products at a time, which stay in the cache; it takes the place of its inputs, where it is as large.
+    """
+    (_, n, j, C), m, O = across.shape, algorithm.outputs, kernels.shape[3]
+    down = across[: k * m] if in_place(algorithm, C, O) else scratch("down", k * m, n, j, O)
+    columns, products = down.reshape(k, m, n, j * O), scratch("products", n, k * j, O)
+    for v in range(n):
+        np.matmul(inputs_down(algorithm, B, across[:, v], k, scratch), kernels[:, v], out=products)
+        np.matmul(A.T, products.reshape(n, k, j * O).transpose(1, 0, 2), out=columns[:, :, v])
+    return down
+
+
+def in_place(algorithm: Algorithm, C: int, O: int) -> bool:
+    """Whether the outputs of tiles down their columns are as many as the inputs that they take."""
+    return O == C and algorithm.outputs <= algorithm.step
+
+
+def outputs_across(A: np.ndarray, down: np.ndarray, inputs: np.ndarray, scratch: Scratch) -> np.ndarray:
+    """Aᵀ of products along the columns: (rows, n, j, O) -> (rows, j · m, O), in the place of as many inputs."""
+    (rows, _, j, O), m = down.shape, A.shape[1]
+    size = rows * j * m * O
+    found = inputs.reshape(-1)[:size] if size <= inputs.size else scratch("found", size)
+    np.matmul(A.T, down.transpose(0, 2, 1, 3), out=found.reshape(rows, j, m, O))
+    return found.reshape(rows, j * m, O)
 
 
 def store(
@@ -126,41 +189,3 @@ def store(
     np.add(found[top : top + out.shape[0], left : left + out.shape[1]], b, out=out)
     if residual is not None:
         out += residual[rows, columns]
-
-
-def transformed_kernels(G: np.ndarray, w: np.ndarray, scratch: Scratch) -> np.ndarray:
-    """G w Gᵀ of every pair of channels: w (3, 3, C, O) -> (n, n, C, O)."""
-    n, (_, _, C, O) = G.shape[0], w.shape
-    kernels = scratch("kernels", n, n, C * O)
-    taps = w.reshape(3, 3, C * O)
-
-    def strip(part: slice) -> None:
-        columns = np.matmul(G, taps[:, :, part])  # (3, n, part)
-        np.matmul(G, columns.transpose(1, 0, 2), out=kernels[:, :, part].transpose(1, 0, 2))
-
-    share(strip, [slice(i, i + KERNEL_ELEMENTS) for i in range(0, C * O, KERNEL_ELEMENTS)])
-    return kernels.reshape(n, n, C, O)
-
-
-def inputs_across(
-    algorithm: Algorithm, B: np.ndarray, source: Source, before: tuple[int, int], block: Block, scratch: Scratch
-) -> np.ndarray:
-    """Bᵀ d along the columns of a block: (rows, n, tiles across, C)."""
-    C, span, step = source.shape[3], algorithm.span, algorithm.step
-    rows, columns = (step * (len(part) - 1) + span for part in (block.rows, block.columns))
-    corner = (step * block.rows.start - before[0], step * block.columns.start - before[1])
-    inputs = window(source, block.item, corner, 1, scratch("inputs", rows, columns, C))
-    row, pixel, channel = inputs.strides
-    tiles = as_strided(inputs, (rows, len(block.columns), span, C), (row, step * pixel, pixel, channel))
-    across = scratch("across", rows, algorithm.products, len(block.columns), C)
-    np.matmul(B.T, tiles, out=across.transpose(0, 2, 1, 3))
-    return across
-
-
-def inputs_down(algorithm: Algorithm, B: np.ndarray, across: np.ndarray, k: int, scratch: Scratch) -> np.ndarray:
-    """Bᵀ d along the rows: (rows, tiles across, C) -> (n, k · tiles across, C)."""
-    (_, j, C), (row, _, channel) = across.shape, across.strides
-    tiles = as_strided(across, (k, algorithm.span, j * C), (algorithm.step * row, row, channel))
-    both = scratch("both", algorithm.products, k, j * C)
-    np.matmul(B.T, tiles, out=both.transpose(1, 0, 2))
-    return both.reshape(algorithm.products, k * j, C)
