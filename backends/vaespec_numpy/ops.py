@@ -14,7 +14,7 @@ from vaespec.parameters import Parameter, storage_dtype
 from vaespec_numpy.attention import Chunk, attend
 from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, gathered, plan
 from vaespec_numpy.sources import Activation, Doubled, Normalised, Source
-from vaespec_numpy.strips import Scratch, fresh, on_every_core, side_by_side, single_threaded_blas
+from vaespec_numpy.strips import Scratch, fresh, give_back, on_every_core, side_by_side, single_threaded_blas
 
 SAMPLE = 32  # pixels at most: their mean lies close enough to that of all for squares not to cancel
 COLUMNS = 16  # copied at a time, a line of the cache: kernels whose axes change places are copied twice as fast
@@ -40,6 +40,7 @@ class NumpyOps(ReferenceOps):
         """With the scratch memory of one layer for the next; with operations put off, unless some are not NumPy's."""
         from vaespec_numpy.fused import FusedOps  # which are these, and more
 
+        give_back()  # what loading left, or the run before
         if type(self) is NumpyOps:
             return FusedOps(self.dtype, self.precision), params
         ops = copy(self)

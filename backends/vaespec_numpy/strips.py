@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 import mmap
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -91,6 +93,13 @@ def fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
             pages.madvise(mmap.MADV_HUGEPAGE)
             return np.frombuffer(pages, dtype, size).reshape(shape)
     return np.empty(shape, dtype)
+
+
+def give_back() -> None:
+    """What was freed goes back to the system, where the C library is one that can be asked: threads' heaps keep it."""
+    if sys.platform == "linux":
+        with suppress(AttributeError):
+            ctypes.CDLL(None).malloc_trim(0)
 
 
 class Scratch(threading.local):
