@@ -13,7 +13,7 @@ from pathlib import Path
 import matplotlib
 
 matplotlib.use("Agg")
-from matplotlib import pyplot
+from matplotlib import pyplot, ticker
 
 
 def write(report, output):
@@ -31,7 +31,8 @@ def joined(reports):
             if other[what] != first[what]:
                 raise SystemExit(f"{what} of two reports: {first[what]} and {other[what]}; join those that agree.")
     left_out = {name: why for report in reports for name, why in report["left out"].items()}
-    return first | {"rows": [row for report in reports for row in report["rows"]], "left out": left_out}
+    rows = sorted((row for report in reports for row in report["rows"]), key=lambda row: (row["size"], row["batch"]))
+    return first | {"rows": rows, "left out": left_out}
 
 
 def markdown(report):
@@ -105,19 +106,23 @@ def _table(case, rows):
 def plot(report, path):
     """Seconds and memory against pixels, both axes logarithmic: batch 1, decode and encode."""
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), sharex=True)
+    names = list(dict.fromkeys(row["subject"] for row in report["rows"]))
     for column, direction in enumerate(("decode", "encode")):
         rows = [r for r in report["rows"] if r["direction"] == direction and r["batch"] == 1 and "failed" not in r]
         for line, (what, unit) in enumerate((("seconds", 1), ("memory", 2**20))):
             axis = axes[line][column]
             for name in dict.fromkeys(row["subject"] for row in rows):
-                points = [(row["size"] ** 2, row[what] / unit) for row in rows if row["subject"] == name]
+                points = sorted((row["size"] ** 2, row[what] / unit) for row in rows if row["subject"] == name)
                 style = {"linewidth": 2.5, "zorder": 3} if name.startswith("vaespec") else {"linewidth": 1}
-                axis.loglog(*zip(*points, strict=True), marker="o", markersize=4, label=name, **style)
+                colour = matplotlib.colormaps["tab20"](names.index(name))  # the same one in all four
+                axis.loglog(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colour, **style)
             axis.set_title(f"{direction}: {'seconds' if what == 'seconds' else 'MiB at most'}")
             axis.grid(which="both", alpha=0.2)
             axis.set_xticks([size**2 for size in sorted({row["size"] for row in rows})])
             axis.set_xticklabels([f"{size}²" for size in sorted({row["size"] for row in rows})])
             axis.minorticks_off()
+            axis.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axis.yaxis.set_major_formatter(ticker.StrMethodFormatter("{x:g}"))
     for axis in axes[1]:
         axis.set_xlabel("pixels")
     handles, labels = axes[0][0].get_legend_handles_labels()
