@@ -111,11 +111,12 @@ def plot(report, path):
         rows = [r for r in report["rows"] if r["direction"] == direction and r["batch"] == 1 and "failed" not in r]
         for line, (what, unit) in enumerate((("seconds", 1), ("memory", 2**20))):
             axis = axes[line][column]
+            axis.set(xscale="log", yscale="log")
             for name in dict.fromkeys(row["subject"] for row in rows):
                 points = sorted((row["size"] ** 2, row[what] / unit) for row in rows if row["subject"] == name)
                 style = {"linewidth": 2.5, "zorder": 3} if name.startswith("vaespec") else {"linewidth": 1}
                 colour = matplotlib.colormaps["tab20"](names.index(name))  # the same one in all four
-                axis.loglog(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colour, **style)
+                axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colour, **style)
             axis.set_title(f"{direction}: {'seconds' if what == 'seconds' else 'MiB at most'}")
             axis.grid(which="both", alpha=0.2)
             axis.set_xticks([size**2 for size in sorted({row["size"] for row in rows})])

@@ -1,7 +1,7 @@
 """How fast, beside every peer? Stable Diffusion's VAE at full width, encode and decode, in one run on one machine.
 
-    python -m benchmarks.run [--quick] [--sizes 256 512 1024] [--batches 1 4] [--runs 5] [--subjects ...] [--peers ...]
-                             [--device cuda] [--output docs/speed]
+    python -m benchmarks.run [--quick] [--sizes 256 512 1024] [--batches 1 4] [--directions decode encode]
+                             [--runs 5] [--subjects ...] [--peers ...] [--device cuda] [--output docs/speed]
 
 Each subject is a process of its own, which makes itself ready from the same weights and waits; they run in turns, so
 that whatever else the machine does falls on all of them. Measured are the median and the spread of the seconds, the
@@ -183,7 +183,7 @@ def main(asked):
         for size in asked.sizes:
             running = [name for name in names if size <= offered[name].up_to]
             for batch in asked.batches:
-                for direction in ("decode", "encode"):
+                for direction in asked.directions:
                     shape = (batch, 3, size, size) if direction == "encode" else (batch, 4, size // 8, size // 8)
                     x = rng.uniform(-1, 1, shape) if direction == "encode" else rng.standard_normal(shape)
                     np.save(f"{folder}/{direction}.npy", x.astype(np.float32))
@@ -200,6 +200,7 @@ if __name__ == "__main__":
     parser.add_argument("--quick", action="store_true", help="256 px, one image, NumPy, PyTorch and diffusers")
     parser.add_argument("--sizes", type=int, nargs="+", help="of the images, in px", default=None)
     parser.add_argument("--batches", type=int, nargs="+", default=None)
+    parser.add_argument("--directions", choices=("decode", "encode"), nargs="+", default=("decode", "encode"))
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--subjects", "--peers", nargs="+", help="by name; all by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
