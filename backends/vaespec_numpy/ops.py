@@ -113,22 +113,16 @@ class NumpyOps(ReferenceOps):
         return plan(Task.of((B, H, W, C), (kh, kw, C, O), stride, padding, doubled=doubled), self.forms)
 
     def conv2d(
-        self, x: np.ndarray | Source, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding
-    ) -> np.ndarray:
-        """As the specification, in the form that costs least."""
-        return self.convolved(x, w, b, None, stride=stride, padding=padding)
-
-    def convolved(
         self,
         x: np.ndarray | Source,
         w: np.ndarray,
         b: np.ndarray,
-        residual: np.ndarray | None,
         *,
         stride: int,
         padding: Padding,
+        residual: np.ndarray | None = None,
     ) -> np.ndarray:
-        """The convolution, with a map of the same shape added, if any."""
+        """As the specification, in the form that costs least; a residual of the result's shape is added, if any."""
         source = Source(x) if isinstance(x, np.ndarray) else x
         doubled = isinstance(source, Doubled) and source.ends(padding[0])
         task = Task.of(source.shape, w.shape, stride, padding, doubled=doubled)
@@ -228,7 +222,8 @@ def group_moments(x: np.ndarray, groups: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and biased variance of each group of channels, (groups,) float64, of pixels x (N, C).
 
     Each strip gives count, mean and sum of squared deviations M per channel, from the deviations from the mean of a few
-    pixels; merged as mean = Σ nᵢ mᵢ / n, M = Σ Mᵢ + Σ nᵢ (mᵢ - mean)². Chan, Golub & LeVeque 1983.
+    pixels, corrected by the mean of those; merged as mean = Σ nᵢ mᵢ / n, M = Σ Mᵢ + Σ nᵢ (mᵢ - mean)².
+    Chan, Golub & LeVeque 1983.
     """
 
     def strip(rows: slice) -> tuple[int, np.ndarray, np.ndarray]:
