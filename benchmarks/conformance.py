@@ -12,8 +12,8 @@ import os
 import platform
 import time
 
-from vaespec_conformance.isolated import run_isolated
-from vaespec_conformance.request import Request
+from vaespec_conformance.running.isolated import run_isolated
+from vaespec_conformance.running.request import Request
 
 BACKENDS = ("numpy", "torch", "jax", "mlx")
 

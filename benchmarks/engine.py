@@ -15,10 +15,10 @@ import numpy as np
 
 from vaespec.analysis.cost import CostOps
 from vaespec.architecture import decoder, encoder
-from vaespec.backend import get_backend, make_ops
 from vaespec.families import config
 from vaespec.layers import Upsample
-from vaespec_numpy.sources import Doubled
+from vaespec.registry import get_backend, make_ops
+from vaespec_cpu.lazy import Doubled
 
 
 class ListedOps(CostOps):
@@ -65,7 +65,7 @@ def measure(ops, listed, runs):
         (B, C, H, W), (O, _, kh, kw) = shape, kernel
         x = rng.standard_normal((B, H // 2, W // 2, C) if doubled else (B, H, W, C), np.float32)
         w, b = rng.standard_normal((kh, kw, C, O), np.float32), rng.standard_normal(O, np.float32)
-        plan = ops.plan(shape, kernel, stride=stride, padding=padding, doubled=doubled)
+        plan = ops.convolution_form(shape, kernel, stride=stride, padding=padding, doubled=doubled)
         if doubled:
             x = Doubled.of(x)
         how = {"stride": stride, "padding": padding}

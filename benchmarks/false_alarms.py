@@ -16,13 +16,13 @@ from collections import defaultdict
 from itertools import product
 
 import vaespec_conformance.checks  # noqa: F401  (registers)
-from vaespec.backend import get_backend
-from vaespec_conformance.cases import Case
-from vaespec_conformance.drawing import run_drawn
-from vaespec_conformance.errors import ConformanceError
-from vaespec_conformance.oracle import ReferenceBackend
-from vaespec_conformance.registry import CHECKS, DTYPES, Check
-from vaespec_conformance.subjects import BackendSubject
+from vaespec.registry import get_backend
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.drawing import run_drawn
+from vaespec_conformance.judging.registry import CHECKS, DTYPES, Check
+from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.subjects.oracle import ReferenceBackend
+from vaespec_conformance.subjects.subjects import BackendSubject
 
 
 class Margins:

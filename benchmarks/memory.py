@@ -21,9 +21,9 @@ import numpy as np
 
 from vaespec import families
 from vaespec.architecture import decoder
-from vaespec.backend import get_backend, make_ops
 from vaespec.layers import Sequential
 from vaespec.model import Model
+from vaespec.registry import get_backend, make_ops
 from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps
 from vaespec.tiling.planner import Plan
@@ -44,7 +44,7 @@ def ours(backend, how):
     layers, rng = decoder(CONFIG), np.random.default_rng(0)
     table, params = dict(layers.parameters()), {}
     for name, row in table.items():  # one at a time: nothing but the weights is in memory
-        params |= ops.prepare({name: drawn(row, rng)}, table)
+        params |= ops.load_params({name: drawn(row, rng)}, table)
     model = Model(CONFIG, Sequential(()), layers, params, ops)
     plan = Plan(bands={"store": how} if how else None)
     run = (BandedOps(ops, **plan.bands) if how else ops).compile(layers)

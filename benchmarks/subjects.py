@@ -173,7 +173,7 @@ def plain_mlx(folder, direction, shape):
         vae.config,
         vae._model.encoder,
         vae._model.decoder,
-        ops.prepare(vae._model.ops.export(vae._model.params, table), table),
+        ops.load_params(vae._model.ops.export_params(vae._model.params, table), table),
         ops,
     )
     half = {"encode": "encoder", "decode": "decoder"}[direction]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 
-from vaespec import hardware
+from vaespec import machine
 
-os.environ["TRITON_INTERPRET"] = "0" if hardware.nvidia_gpus() else "1"  # Triton looks when it is imported, as by torch
+os.environ["TRITON_INTERPRET"] = "0" if machine.nvidia_gpus() else "1"  # Triton looks when it is imported, as by torch
 
 import jax
 import pytest

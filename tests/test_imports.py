@@ -42,7 +42,7 @@ def test_a_model_on_numpy_loads_no_framework():
 
 def test_where_nothing_is_accelerated_a_model_is_loaded_on_numpy_without_a_framework():
     code = (
-        "import vaespec, vaespec.hardware as hardware\n"
+        "import vaespec, vaespec.machine as hardware\n"
         "hardware.nvidia_gpus = hardware.tpus = hardware.apple_gpu = lambda: 0\n"
         "assert vaespec.load().backend == 'numpy'"
     )
@@ -51,7 +51,7 @@ def test_where_nothing_is_accelerated_a_model_is_loaded_on_numpy_without_a_frame
 
 def test_an_accelerator_imports_the_framework_that_promises_it_and_no_other():
     code = (
-        "import vaespec, vaespec.hardware as hardware, vaespec_mlx\n"
+        "import vaespec, vaespec.machine as hardware, vaespec_mlx\n"
         "hardware.nvidia_gpus = hardware.tpus = hardware.apple_gpu = lambda: 0\n"
         "vaespec_mlx.MlxBackend.accelerators = lambda self: ('gpu',)\n"
         "vaespec.load()"

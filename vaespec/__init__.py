@@ -2,7 +2,6 @@
 
 from vaespec.architecture import decoder, encoder, parameters
 from vaespec.autoencoder import AutoencoderKL, load
-from vaespec.backend import backends, register_backend
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import (
     BackendError,
@@ -13,9 +12,11 @@ from vaespec.errors import (
     WeightFileError,
     WeightMapError,
 )
-from vaespec.ops import Ops, ReferenceOps
+from vaespec.ops import Ops
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.posterior import DiagonalGaussian
+from vaespec.reference import ReferenceOps
+from vaespec.registry import backends, register_backend
 
 __version__ = "0.1.0"
 

@@ -22,7 +22,7 @@ from vaespec.layers import (
     pointwise,
 )
 from vaespec.ops import Layer
-from vaespec.parameters import Parameter
+from vaespec.parameter import Parameter
 
 
 def encoder(config: AutoencoderConfig) -> Sequential:

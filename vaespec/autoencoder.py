@@ -13,17 +13,18 @@ import numpy as np
 
 from vaespec import families, latents, weights
 from vaespec.attention import Fused, LoRA, Processor, assign
-from vaespec.backend import choose_backend, make_ops
 from vaespec.config import AutoencoderConfig
+from vaespec.dtypes import STORAGE_DTYPES, dtype_name
 from vaespec.errors import BackendError, InputError, WeightFileError
 from vaespec.initialize import initialize
 from vaespec.inputs import as_diffusion_latents, as_images, as_latents
 from vaespec.model import Functional, Model
 from vaespec.noise import Seed
-from vaespec.ops import Array, ReferenceOps
+from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
-from vaespec.parameters import STORAGE_DTYPES, dtype_name
 from vaespec.posterior import DiagonalGaussian
+from vaespec.reference import ReferenceOps
+from vaespec.registry import choose_backend, make_ops
 from vaespec.tiling.partwise import Partwise
 from vaespec.weights import require_complete
 

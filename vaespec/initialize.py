@@ -8,7 +8,7 @@ import numpy as np
 
 from vaespec.architecture import parameters
 from vaespec.config import AutoencoderConfig
-from vaespec.parameters import Parameter
+from vaespec.parameter import Parameter
 
 
 def initialize(config: AutoencoderConfig, seed: int) -> dict[str, np.ndarray]:

@@ -12,7 +12,8 @@ from array_api_compat import array_namespace
 from vaespec import pictures
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, NonFiniteError
-from vaespec.ops import Array, ReferenceOps
+from vaespec.ops import Array
+from vaespec.reference import ReferenceOps
 
 
 class Source:

@@ -14,9 +14,9 @@ from array_api_compat import array_namespace
 from vaespec import families
 from vaespec.arrays import asarray_like
 from vaespec.config import AutoencoderConfig
+from vaespec.dtypes import narrow, widen
 from vaespec.errors import ConfigError, InputError
 from vaespec.ops import Array
-from vaespec.precision import narrow, widen
 
 
 def normalize(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]) -> Array:

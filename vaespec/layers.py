@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 from vaespec.ops import Array, Layer, Ops, Padding
-from vaespec.parameters import Parameter
+from vaespec.parameter import Parameter
 
 GROUP_NORM_EPS = 1e-6  # of every norm in this VAE (diffusers, vae.py); most frameworks' default is 1e-5
 SAME: Padding = ((1, 1), (1, 1))

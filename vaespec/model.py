@@ -16,10 +16,11 @@ from vaespec.attention import Attention, LoRA, Processor, attention_layers, with
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, NonFiniteError
 from vaespec.layers import Sequential
-from vaespec.ops import Array, ReferenceOps
+from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
-from vaespec.parameters import Parameter
+from vaespec.parameter import Parameter
 from vaespec.posterior import DiagonalGaussian
+from vaespec.reference import ReferenceOps
 
 Run = Callable[[Array, Mapping[str, Array]], Array]
 Stream = Callable[[Any, Mapping[str, Array]], Iterator[Array]]
@@ -48,12 +49,12 @@ class Model:
         """A model with canonical weights: of both halves, or of one, the other then being empty."""
         halves = halves_among(weights, config)
         layers = {half: build(config) if half in halves else Sequential(()) for half, build in HALVES.items()}
-        return cls(config, **layers, params=ops.prepare(weights, parameters(config, halves)), ops=ops)
+        return cls(config, **layers, params=ops.load_params(weights, parameters(config, halves)), ops=ops)
 
     def move(self, ops: ReferenceOps) -> Self:
         """The same on other ops; each weight is converted on its way, one at a time."""
         table = self.table()
-        return self._replace(params=ops.prepare(self.ops.export(self.params, table), table), ops=ops)
+        return self._replace(params=ops.load_params(self.ops.export_params(self.params, table), table), ops=ops)
 
     def with_config(self, config: AutoencoderConfig) -> Self:
         """The same layers under another config, which differs in nothing that weights show."""
@@ -143,7 +144,7 @@ class Model:
 
     def weights(self) -> dict[str, np.ndarray]:
         """See AutoencoderKL.weights."""
-        weights = self.ops.export(self.params, self.table())
+        weights = self.ops.export_params(self.params, self.table())
         for layer in self.attention_layers():
             if isinstance(layer.processor, LoRA):
                 raise InputError(
@@ -194,9 +195,9 @@ class Model:
         params, chosen = self.params, {layer.name: processor}
         before, after = (dict(p.parameters(layer)) for p in (layer.processor, processor))
         if before != after:
-            canonical = release(layer, self.ops.export({name: params[name] for name in before}, before))
+            canonical = release(layer, self.ops.export_params({name: params[name] for name in before}, before))
             kept = {name: p for name, p in params.items() if name not in before}
-            params = kept | self.ops.prepare(processor.adopt(layer, canonical), after)
+            params = kept | self.ops.load_params(processor.adopt(layer, canonical), after)
         return self._replace(
             encoder=with_processors(self.encoder, chosen), decoder=with_processors(self.decoder, chosen), params=params
         )

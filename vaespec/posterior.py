@@ -13,9 +13,9 @@ from array_api_compat import array_namespace
 
 from vaespec import noise
 from vaespec.arrays import asarray_like, normal_like
+from vaespec.dtypes import narrow, widen
 from vaespec.errors import InputError
 from vaespec.ops import Array
-from vaespec.precision import narrow, widen
 
 ITEM = (-3, -2, -1)  # channels, height, width; a transform such as vmap may put more axes before the batch
 LOGVAR_RANGE = (-30.0, 20.0)  # diffusers' clamp (vae.py): keeps std between 3e-7 and 2.2e4

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
 
-from vaespec import hardware
+from vaespec import machine
 
 if TYPE_CHECKING:
     from vaespec_jax.ops import JaxOps
@@ -26,8 +26,8 @@ class JaxBackend:
     }
 
     def accelerators(self) -> tuple[str, ...]:
-        gpus = hardware.nvidia_gpus() if any(map(_installed, GPU_PLUGINS)) else 0
-        tpus = hardware.tpus() if _installed("libtpu") else 0
+        gpus = machine.nvidia_gpus() if any(map(_installed, GPU_PLUGINS)) else 0
+        tpus = machine.tpus() if _installed("libtpu") else 0
         return (*(f"gpu:{i}" for i in range(gpus)), *(f"tpu:{i}" for i in range(tpus)))
 
     def devices(self) -> tuple[str, ...]:

@@ -14,12 +14,12 @@ import numpy as np
 from jax import Array, lax
 
 import vaespec_jax.arrays  # noqa: F401  (registers arrays, keys and pytrees)
+from vaespec.dtypes import narrow, storage_dtype, widen
 from vaespec.errors import BackendError
-from vaespec.hostmemory import Memory, host_memory
-from vaespec.ops import Layer, Padding, ReferenceOps
-from vaespec.parameters import storage_dtype
-from vaespec.precision import narrow, widen
-from vaespec_numpy.engine import EngineOps
+from vaespec.machine import Memory, host_memory
+from vaespec.ops import Layer, Padding
+from vaespec.reference import ReferenceOps
+from vaespec_cpu.engine import EngineOps
 
 MAPS = ("NHWC", "HWIO", "NHWC")
 
@@ -66,11 +66,11 @@ class JaxOps(ReferenceOps):
         run, jitted = super().compile(model), partial(_jitted, model, self)
         return lambda x, params: (run if self._takes(x, *params.values()) else jitted)(x, params)
 
-    def compiling(self) -> Self:
+    def with_compiler(self) -> Self:
         """They do."""
         return self
 
-    def for_one_run(self, params: Mapping[str, Array]) -> tuple[Any, Mapping[str, Any]]:
+    def inference_ops(self, params: Mapping[str, Array]) -> tuple[Any, Mapping[str, Any]]:
         if not self._takes(*params.values()):
             return self, params
         as_array = partial(jnp.asarray, device=self._commitment())
@@ -144,7 +144,7 @@ class JaxOps(ReferenceOps):
         x_hat = (centred * lax.rsqrt(variance + eps)).reshape(B, H, W, C)
         return narrow(x_hat * scale + shift, x, jnp)
 
-    moments = _at_once(ReferenceOps.moments)
+    channel_statistics = _at_once(ReferenceOps.channel_statistics)
     normalize = _at_once(ReferenceOps.normalize)
     eager_attention = _at_once(ReferenceOps.eager_attention)
     chunked_attention = _at_once(ReferenceOps.chunked_attention)

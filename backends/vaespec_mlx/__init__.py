@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
-from vaespec import hardware
+from vaespec import machine
 
 if TYPE_CHECKING:
     from vaespec.model import Model
@@ -25,7 +25,7 @@ class MlxBackend:
     }
 
     def accelerators(self) -> tuple[str, ...]:
-        return ("gpu",) if hardware.apple_gpu() else ()
+        return ("gpu",) if machine.apple_gpu() else ()
 
     def devices(self) -> tuple[str, ...]:
         import mlx.core as mx

@@ -13,13 +13,14 @@ import mlx.nn as nn
 import numpy as np
 
 import vaespec_mlx.arrays  # noqa: F401  (registers arrays and keys)
+from vaespec.dtypes import narrow, storage_dtype, widen
 from vaespec.errors import BackendError
-from vaespec.ops import Layer, Padding, ReferenceOps
-from vaespec.parameters import Parameter, storage_dtype
-from vaespec.precision import narrow, widen
+from vaespec.ops import Layer, Padding
+from vaespec.parameter import Parameter
+from vaespec.reference import ReferenceOps
+from vaespec_cpu.engine import EngineOps
 from vaespec_mlx.derivatives import with_derivatives
 from vaespec_mlx.quantized import QuantizedWeight
-from vaespec_numpy.engine import EngineOps
 
 TO_ENGINE, FROM_ENGINE = {4: (1, 2, 3, 0), 2: (1, 0)}, {4: (3, 0, 1, 2), 2: (1, 0)}
 """The axes of kernels and matrices: HWIO and IO from OHWI and OI, and back."""
@@ -60,21 +61,21 @@ class MlxOps(ReferenceOps):
         step = with_derivatives(run, lambda x, params: model(x, params, self))
         return lambda x, params: (step if self._takes(params) else run)(x, params)
 
-    def compiling(self) -> CompilingOps:
+    def with_compiler(self) -> CompilingOps:
         return CompilingOps(self.device.type.name, self.dtype, self.precision)
 
-    def for_one_run(self, params: Mapping[str, mx.array]) -> tuple[Any, Mapping[str, Any]]:
+    def inference_ops(self, params: Mapping[str, mx.array]) -> tuple[Any, Mapping[str, Any]]:
         """Else evaluated layer by layer, so that the graph, and the memory it holds, is that of one layer."""
         if self._takes(params):
             return self._engine(), {name: self.to_numpy(_in_order(a, TO_ENGINE)) for name, a in params.items()}
         return _EvaluatingOps(self), params
 
-    def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, mx.array]:
+    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, mx.array]:
         """For the engine, weights lie in memory as it reads them, whatever the order of their axes here."""
         if not self.on_engine:
-            return super().prepare(params, table)
-        prepared = self._engine().prepare(params, table).items()
-        return {name: self.settle(_in_order(mx.array(a), FROM_ENGINE)) for name, a in prepared}
+            return super().load_params(params, table)
+        prepared = self._engine().load_params(params, table).items()
+        return {name: self.materialize(_in_order(mx.array(a), FROM_ENGINE)) for name, a in prepared}
 
     def _takes(self, params: Mapping[str, Any]) -> bool:
         """Whether the engine may have these: not what is quantized, or cast to another dtype."""
@@ -94,7 +95,7 @@ class MlxOps(ReferenceOps):
     def from_host(self, a: np.ndarray) -> mx.array:
         return mx.array(a)
 
-    def settle(self, x: mx.array) -> mx.array:
+    def materialize(self, x: mx.array) -> mx.array:
         mx.eval(x)
         return x
 
@@ -207,7 +208,7 @@ class CompilingOps(MlxOps):
         )
         return run
 
-    def compiling(self) -> CompilingOps:
+    def with_compiler(self) -> CompilingOps:
         return self
 
 

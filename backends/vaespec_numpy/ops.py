@@ -9,12 +9,14 @@ from copy import copy
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
-from vaespec.ops import Layer, Padding, ReferenceOps
-from vaespec.parameters import Parameter, storage_dtype
-from vaespec_numpy.attention import Chunk, attend
-from vaespec_numpy.convolution import EXACT, FAST, Plan, Task, gathered, plan
-from vaespec_numpy.sources import Activation, Doubled, Normalised, Source
-from vaespec_numpy.strips import Scratch, fresh, give_back, on_every_core, side_by_side, single_threaded_blas
+from vaespec.dtypes import storage_dtype
+from vaespec.ops import Layer, Padding
+from vaespec.parameter import Parameter
+from vaespec.reference import ReferenceOps
+from vaespec_cpu.attention import Chunk, attend
+from vaespec_cpu.convolution import EXACT, FAST, Plan, Task, gathered, plan
+from vaespec_cpu.lazy import Activation, Doubled, Normalised, Source
+from vaespec_cpu.threads import Scratch, fresh, give_back, on_every_core, side_by_side, single_threaded_blas
 
 SAMPLE = 32  # pixels at most: their mean lies close enough to that of all for squares not to cancel
 COLUMNS = 16  # copied at a time, a line of the cache: kernels whose axes change places are copied twice as fast
@@ -36,9 +38,9 @@ class NumpyOps(ReferenceOps):
         self.storage = storage_dtype(dtype)
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
 
-    def for_one_run(self, params: Mapping[str, np.ndarray]) -> tuple[NumpyOps, Mapping[str, np.ndarray]]:
+    def inference_ops(self, params: Mapping[str, np.ndarray]) -> tuple[NumpyOps, Mapping[str, np.ndarray]]:
         """With the scratch memory of one layer for the next; with operations put off, unless some are not NumPy's."""
-        from vaespec_numpy.fused import FusedOps  # which are these, and more
+        from vaespec_cpu.lazy_ops import FusedOps  # which are these, and more
 
         give_back()  # what loading left, or the run before
         if type(self) is NumpyOps:
@@ -63,11 +65,11 @@ class NumpyOps(ReferenceOps):
                 copied[..., i : i + COLUMNS] = a[..., i : i + COLUMNS]
             return copied
 
-    def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
+    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
         """As the specification, a tensor on each core: they are read from their file meanwhile."""
 
         def one(name: str) -> np.ndarray:
-            prepared: np.ndarray = super(NumpyOps, self).prepare({name: params[name]}, table)[name]
+            prepared: np.ndarray = super(NumpyOps, self).load_params({name: params[name]}, table)[name]
             return prepared
 
         return dict(zip(params, on_every_core(one, params), strict=True))
@@ -105,7 +107,7 @@ class NumpyOps(ReferenceOps):
             return x.astype(self.arithmetic, copy=False)
         return self.scratch.again(f"wide {x.shape}", x, make=lambda: x.astype(self.arithmetic))
 
-    def plan(
+    def convolution_form(
         self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding, doubled: bool = False
     ) -> Plan:
         """The form that a convolution of x (B, C, H, W) with w (O, C, kh, kw) takes, and what every form costs."""
@@ -145,7 +147,7 @@ class NumpyOps(ReferenceOps):
         mean, sigma2 = zip(*(group_moments(item, groups) for item in x.reshape(B, H * W, C)), strict=True)
         return np.stack(mean), np.stack(sigma2)
 
-    def moments(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def channel_statistics(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         return self._group_moments(x, x.shape[3])
 
     def normalize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
 
-from vaespec import hardware
+from vaespec import machine
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -30,10 +30,10 @@ class TorchBackend:
     }
 
     def accelerators(self) -> tuple[str, ...]:
-        if hardware.apple_gpu():
+        if machine.apple_gpu():
             return ("mps",)
         built_for_cpu = "+cpu" in metadata.version("torch")
-        return () if built_for_cpu else tuple(f"cuda:{i}" for i in range(hardware.nvidia_gpus()))
+        return () if built_for_cpu else tuple(f"cuda:{i}" for i in range(machine.nvidia_gpus()))
 
     def devices(self) -> tuple[str, ...]:
         import torch

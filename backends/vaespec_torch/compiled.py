@@ -36,6 +36,6 @@ class CompilingOps(TorchOps):
 
         return compiled
 
-    def compiling(self) -> Self:
+    def with_compiler(self) -> Self:
         """They do."""
         return self

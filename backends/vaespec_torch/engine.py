@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vaespec_numpy.engine import EngineOps
+from vaespec_cpu.engine import EngineOps
 from vaespec_torch.views import as_numpy, as_tensor
 
 

@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and pytrees)
-from vaespec import hardware
-from vaespec.hostmemory import Memory
-from vaespec.ops import Layer, Padding, ReferenceOps
-from vaespec.parameters import Parameter
+from vaespec import machine
+from vaespec.machine import Memory
+from vaespec.ops import Layer, Padding
+from vaespec.parameter import Parameter
+from vaespec.reference import ReferenceOps
 from vaespec_torch.engine import engine, from_engine, to_engine, tracked
 from vaespec_torch.views import as_numpy, as_tensor
 
@@ -58,7 +59,7 @@ class TorchOps(ReferenceOps):
 
         In bfloat16 not where the CPU multiplies that itself, and PyTorch twice as fast.
         """
-        kept = self.dtype == "float64" or (self.dtype == "bfloat16" and hardware.multiplies_bfloat16())
+        kept = self.dtype == "float64" or (self.dtype == "bfloat16" and machine.multiplies_bfloat16())
         return self.on_host and self.precision == "default" and not kept
 
     def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
@@ -70,12 +71,12 @@ class TorchOps(ReferenceOps):
 
         return native_if_tracked
 
-    def compiling(self) -> TorchOps:
+    def with_compiler(self) -> TorchOps:
         from vaespec_torch.compiled import CompilingOps
 
         return CompilingOps.like(self)
 
-    def for_one_run(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
+    def inference_ops(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
         if self.on_engine:
             return engine(self.dtype), {name: to_engine(t) for name, t in params.items()}
         if self.precision == "default" and channels_last(self.device, self.storage):
@@ -96,7 +97,7 @@ class TorchOps(ReferenceOps):
     def from_host(self, a: np.ndarray) -> Tensor:
         return as_tensor(a).to(device=self.device, copy=True)
 
-    def settle(self, x: Tensor) -> Tensor:
+    def materialize(self, x: Tensor) -> Tensor:
         return x.detach()
 
     @property
@@ -118,11 +119,11 @@ class TorchOps(ReferenceOps):
     def to_numpy(self, x: Tensor) -> np.ndarray:
         return as_numpy(x.detach().cpu())
 
-    def prepare(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Tensor]:
+    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Tensor]:
         """Kernels in the memory order that convolutions want, so that none reorders them."""
         if self.on_engine:
-            return {name: from_engine(a) for name, a in engine(self.dtype).prepare(params, table).items()}
-        prepared = super().prepare(params, table).items()
+            return {name: from_engine(a) for name, a in engine(self.dtype).load_params(params, table).items()}
+        prepared = super().load_params(params, table).items()
         return {name: in_device_order(t) if t.ndim == 4 else t for name, t in prepared}
 
     def cast(self, x: Tensor) -> Tensor:

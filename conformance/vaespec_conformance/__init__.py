@@ -12,11 +12,11 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vaespec_conformance.errors import ConformanceError
-    from vaespec_conformance.plan import Selection
-    from vaespec_conformance.report import Report
-    from vaespec_conformance.runner import run_conformance
-    from vaespec_conformance.subjects import BackendSubject, Capabilities, Gap, PortSubject
+    from vaespec_conformance.reports.report import Report
+    from vaespec_conformance.running.agenda import Selection
+    from vaespec_conformance.running.runner import run_conformance
+    from vaespec_conformance.subjects.errors import ConformanceError
+    from vaespec_conformance.subjects.subjects import BackendSubject, Capabilities, Gap, PortSubject
     from vaespec_conformance.suite import conformance_suite
 
 __all__ = [
@@ -32,15 +32,15 @@ __all__ = [
 ]
 
 _MODULES = {
-    "BackendSubject": "subjects",
-    "Capabilities": "subjects",
-    "ConformanceError": "errors",
-    "Gap": "subjects",
-    "PortSubject": "subjects",
-    "Report": "report",
-    "Selection": "plan",
+    "BackendSubject": "subjects.subjects",
+    "Capabilities": "subjects.subjects",
+    "ConformanceError": "subjects.errors",
+    "Gap": "subjects.subjects",
+    "PortSubject": "subjects.subjects",
+    "Report": "reports.report",
+    "Selection": "running.agenda",
     "conformance_suite": "suite",
-    "run_conformance": "runner",
+    "run_conformance": "running.runner",
 }
 
 

@@ -13,7 +13,7 @@ import typer
 from vaespec.cli import options
 from vaespec.cli.console import print_json, print_table, progress
 from vaespec.cli.failures import in_words
-from vaespec.cli.places import written
+from vaespec.cli.paths import written
 from vaespec.errors import VaespecError
 from vaespec_conformance import require_hypothesis
 
@@ -194,7 +194,7 @@ def _request(*, seed: int | None, **asked: Any) -> Any:
     """What was asked for, as a value; a usage error where it makes no sense."""
     import secrets
 
-    from vaespec_conformance.request import Request
+    from vaespec_conformance.running.request import Request
 
     if (asked["backend"] is None) == (asked["port"] is None):
         raise typer.BadParameter("name one of the two: what is to be examined.", param_hint="--backend / --port")
@@ -211,10 +211,10 @@ def _examine(
     asked: Any, json_file: Path | None, markdown: Path | None, html: Path | None, *, seconds: bool, as_json: bool
 ) -> int:
     """Run, write what is to be written, print a summary; the exit code."""
-    from vaespec_conformance.html import to_html
-    from vaespec_conformance.isolated import run_isolated
-    from vaespec_conformance.markdown import to_markdown
-    from vaespec_conformance.summary import print_summary
+    from vaespec_conformance.reports.html import to_html
+    from vaespec_conformance.reports.markdown import to_markdown
+    from vaespec_conformance.reports.summary import print_summary
+    from vaespec_conformance.running.isolated import run_isolated
 
     with progress(f"examining {asked.backend or asked.port}") as step:
         found = run_isolated(asked, lambda place, total: step())
@@ -234,8 +234,8 @@ def _examine(
 
 
 def _print_matrix(paths: list[Path]) -> None:
-    from vaespec_conformance.markdown import matrix
-    from vaespec_conformance.report import Report
+    from vaespec_conformance.reports.markdown import matrix
+    from vaespec_conformance.reports.report import Report
 
     reports = []
     for path in paths:
@@ -247,8 +247,8 @@ def _print_matrix(paths: list[Path]) -> None:
 
 
 def _show_checks(name: str | None) -> None:
-    from vaespec_conformance.plan import Selection
-    from vaespec_conformance.registry import CHECKS, LEVELS
+    from vaespec_conformance.judging.registry import CHECKS, LEVELS
+    from vaespec_conformance.running.agenda import Selection
 
     if name is None:
         rows = [
@@ -263,9 +263,9 @@ def _show_checks(name: str | None) -> None:
 
 
 def _check_itself(backend: str | None, port: str | None, device: str | None, dtypes: list[str]) -> int:
-    from vaespec_conformance.loading import load_backend
-    from vaespec_conformance.plan import Selection
-    from vaespec_conformance.selfcheck import self_check
+    from vaespec_conformance.running.agenda import Selection
+    from vaespec_conformance.running.selfcheck import self_check
+    from vaespec_conformance.subjects.loading import load_backend
 
     if port:
         raise typer.BadParameter("mistakes are put into a backend, not into a port.", param_hint="--self-check")

@@ -11,13 +11,13 @@ import pytest
 
 from vaespec.errors import VaespecError
 from vaespec.files import written_whole
-from vaespec_conformance.asked import KNOWN, RESULT, SECONDS, Asked
-from vaespec_conformance.html import to_html
-from vaespec_conformance.loading import load_backend, load_port
-from vaespec_conformance.markdown import to_markdown
-from vaespec_conformance.plan import Selection, levels_between
-from vaespec_conformance.report import Report, Result
-from vaespec_conformance.request import Request
+from vaespec_conformance.pytest_request import KNOWN, RESULT, SECONDS, Asked
+from vaespec_conformance.reports.html import to_html
+from vaespec_conformance.reports.markdown import to_markdown
+from vaespec_conformance.reports.report import Report, Result
+from vaespec_conformance.running.agenda import Selection, levels_between
+from vaespec_conformance.running.request import Request
+from vaespec_conformance.subjects.loading import load_backend, load_port
 
 WRITERS: dict[str, Callable[[Report], str]] = {
     "vaespec_report": Report.to_json,

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 
-from vaespec_conformance.asked import Asked, Record
-from vaespec_conformance.loading import as_subject
-from vaespec_conformance.plan import EVERYTHING, Item, Selection
+from vaespec_conformance.pytest_request import Asked, Record
+from vaespec_conformance.running.agenda import EVERYTHING, Item, Selection
+from vaespec_conformance.subjects.loading import as_subject
 
 
 def conformance_suite(

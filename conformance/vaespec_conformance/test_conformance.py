@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vaespec_conformance.asked import Asked, Record
-from vaespec_conformance.plan import Item
+from vaespec_conformance.pytest_request import Asked, Record
+from vaespec_conformance.running.agenda import Item
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

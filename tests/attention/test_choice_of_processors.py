@@ -8,10 +8,10 @@ import re
 import numpy as np
 import pytest
 import torch
-from attending import DECODER, ENCODER, SMALL, Sharper, distance, state, with_processor
 from diffusers.models import attention_processor
-from models import EXACT, each_backend, model
-from oracle import oracle
+from support.attending import DECODER, ENCODER, SMALL, Sharper, distance, state, with_processor
+from support.models import EXACT, each_backend, model
+from support.oracle import oracle
 
 from vaespec import InputError
 from vaespec.attention import MEANINGLESS, NAMES, Chunked, Eager, Fused, LoRA, Processor, Sdpa, as_processor

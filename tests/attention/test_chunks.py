@@ -5,14 +5,14 @@ from __future__ import annotations
 import array_api_strict
 import numpy as np
 import pytest
-from configs import EPS, assert_within, relative_l2, uniform
 from hypothesis import example, given
 from hypothesis import strategies as st
-from models import EXACT, array, each_backend
+from support.configs import EPS, assert_within, relative_l2, uniform
+from support.models import EXACT, array, each_backend
 
 from vaespec import InputError, ReferenceOps
 from vaespec.attention import Chunked, Eager
-from vaespec.backend import get_backend, make_ops
+from vaespec.registry import get_backend, make_ops
 
 SPECIFICATION = ReferenceOps(np)
 

@@ -8,10 +8,20 @@ import array_api_strict
 import jax
 import numpy as np
 import pytest
-from attending import PROCESSORS, SMALL, Sharper, changed, compared, distance, each_processor, processed, with_processor
-from configs import CONFIGS, drawn_weights, relative_l2, uniform
-from models import EXACT, array, each_backend, model
-from oracle import decoded, encoded, oracle
+from support.attending import (
+    PROCESSORS,
+    SMALL,
+    Sharper,
+    changed,
+    compared,
+    distance,
+    each_processor,
+    processed,
+    with_processor,
+)
+from support.configs import CONFIGS, drawn_weights, relative_l2, uniform
+from support.models import EXACT, array, each_backend, model
+from support.oracle import decoded, encoded, oracle
 
 from vaespec import ReferenceOps, decoder, encoder
 from vaespec.analysis.cost import CostOps
@@ -39,7 +49,7 @@ def test_every_processor_runs_on_array_api_strict(processor):
     layers, ops = processed(encoder(CONFIGS[SMALL]), processor), ReferenceOps(array_api_strict)
     (attention,) = attention_layers(layers)
     table = dict(layers.parameters())
-    params = ops.prepare({k: a for k, a in processor.adopt(attention, weights).items() if k in table}, table)
+    params = ops.load_params({k: a for k, a in processor.adopt(attention, weights).items() if k in table}, table)
     moments = ops.to_numpy(layers(ops.from_numpy(x), params, ops))
     assert relative_l2(moments, np.concatenate(encoded(model, x), axis=1)) <= EXACT["float64"]
 

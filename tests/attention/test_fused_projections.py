@@ -6,9 +6,9 @@ import re
 
 import numpy as np
 import pytest
-from attending import SMALL, UPDATE, Sharper, changed, distance, loaded, state, with_processor
-from models import EXACT, each_backend, model
-from oracle import oracle
+from support.attending import SMALL, UPDATE, Sharper, changed, distance, loaded, state, with_processor
+from support.models import EXACT, each_backend, model
+from support.oracle import oracle
 
 from vaespec import InputError
 from vaespec.attention import QKV, Chunked, Eager, Fused, as_processor
@@ -23,7 +23,7 @@ def test_fusing_the_projections_makes_one_of_three(backend):
     (layer, other) = (key.removesuffix(".processor") for key in vae.attn_processors)
     assert params.keys() - before[1].keys() == {f"{n}.to_qkv.{e}" for n in (layer, other) for e in ("weight", "bias")}
     assert not any(f".{part}." in name for name in params for part in QKV)
-    fused = vae._model.ops.export(vae._model.params, vae._model.table())[f"{layer}.to_qkv.weight"]
+    fused = vae._model.ops.export_params(vae._model.params, vae._model.table())[f"{layer}.to_qkv.weight"]
     thirds = [oracle(SMALL)[1][f"{layer}.{part}.weight"] for part in QKV]
     np.testing.assert_array_equal(fused, np.concatenate(thirds).astype(vae.dtype))
     vae.unfuse_qkv_projections()

@@ -8,10 +8,21 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 import torch
-from attending import DECODER, ENCODER, SMALL, UPDATE, changed, compared, distance, loaded, state, with_processor
-from configs import EPS, uniform
-from models import BACKENDS, EXACT, array, each_backend, model
-from oracle import oracle
+from support.attending import (
+    DECODER,
+    ENCODER,
+    SMALL,
+    UPDATE,
+    changed,
+    compared,
+    distance,
+    loaded,
+    state,
+    with_processor,
+)
+from support.configs import EPS, uniform
+from support.models import BACKENDS, EXACT, array, each_backend, model
+from support.oracle import oracle
 
 from vaespec import AutoencoderKL, InputError
 from vaespec.architecture import parameters
@@ -25,7 +36,7 @@ def drawn_lora(vae: AutoencoderKL) -> dict[str, np.ndarray]:
 
 def with_lora(vae: AutoencoderKL, weights: Mapping[str, np.ndarray]) -> AutoencoderKL:
     """The model after a training that led to these."""
-    return vae.with_params(vae.functional().params | vae._model.ops.prepare(weights, vae._model.table()))
+    return vae.with_params(vae.functional().params | vae._model.ops.load_params(weights, vae._model.table()))
 
 
 def updated(lora: Mapping[str, np.ndarray], factor: float, name: str = SMALL) -> torch.nn.Module:
@@ -94,7 +105,7 @@ def test_down_is_normal_with_deviation_one_over_rank_and_up_is_zero():
 def test_each_lora_is_drawn_for_itself_from_the_seed_and_alike_on_every_backend():
     def drawn(backend: str, seed: int) -> dict[str, np.ndarray]:
         vae = with_processor(LoRA(seed=seed), backend=backend, dtype="float32")
-        params = vae._model.ops.export(vae._model.params, vae._model.table())
+        params = vae._model.ops.export_params(vae._model.params, vae._model.table())
         return {name: params[name] for name in params if "_lora.down." in name}
 
     first, *others = (drawn(backend, 0) for backend in BACKENDS)

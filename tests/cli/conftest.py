@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from workplace import NARROW, saved
+from support.workplace import NARROW, saved
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from workplace import COMMANDS, MODEL, files, picture, pixels, run, vae
+from support.workplace import COMMANDS, MODEL, files, picture, pixels, run, vae
 
 import vaespec
 from vaespec import autoencoder, pictures

@@ -9,10 +9,10 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from checkpoints import PLAIN, assert_same_bits, stored, written
-from configs import images, relative_l2
 from safetensors.numpy import load_file
-from workplace import error, run
+from support.checkpoints import PLAIN, assert_same_bits, stored, written
+from support.configs import images, relative_l2
+from support.workplace import error, run
 
 import vaespec
 from vaespec import parameters
@@ -34,7 +34,7 @@ def test_there_and_back_in_every_dialect(source, dialect):
     run("convert", source, path, "--to", dialect, "--prefix", "some.vae.")
     told = json.loads(run("info", path, "--json").stdout)
     assert (told["prefix"], told["tensors"], told["problems"]) == ("some.vae.", len(parameters(PLAIN)), [])
-    assert told["layout"] == DIALECTS[dialect].layout.conv_layout
+    assert told["layout"] == DIALECTS[dialect].layout.conv
     assert told["dtypes"] == {"float32": OURS.num_parameters()}
     run("convert", path, "back.safetensors", "--to", "diffusers")
     assert_same_bits(vaespec.load("back.safetensors", backend="numpy").weights(), OURS.weights())

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from configs import CONFIGS, narrow
 from PIL import Image
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
-from workplace import MODEL, NARROW, error, picture, pixels, run, saved, vae
+from support.configs import CONFIGS, narrow
+from support.workplace import MODEL, NARROW, error, picture, pixels, run, saved, vae
 
 import vaespec
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from configs import CONFIGS
 from PIL import Image
-from workplace import MODEL, error, files, picture, run, saved
+from support.configs import CONFIGS
+from support.workplace import MODEL, error, files, picture, run, saved
 
 from vaespec import autoencoder
 from vaespec.cli import picture_files

@@ -10,17 +10,17 @@ import diffusers
 import gguf
 import numpy as np
 import pytest
-from checkpoints import PLAIN, stored, tagged, written
-from configs import narrow
 from hypothesis import given
 from hypothesis import strategies as st
-from workplace import NARROW, error, run, saved, vae
+from support.checkpoints import PLAIN, stored, tagged, written
+from support.configs import narrow
+from support.workplace import NARROW, error, run, saved, vae
 
 from vaespec import families, parameters
 from vaespec.errors import VaespecError
 from vaespec.weights import load_file, save_file
 from vaespec.weights.containers import write_safetensors
-from vaespec.weights.inspection import inspect
+from vaespec.weights.inspect import inspect
 
 TWO_LEVELS = {
     "block_out_channels": (32, 64),

@@ -8,11 +8,11 @@ import re
 import numpy as np
 import pytest
 from PIL import Image
-from workplace import MODEL, error, files, picture, pixels, run
+from support.workplace import MODEL, error, files, picture, pixels, run
 
 from vaespec.cli import console
 from vaespec.cli.sheet import CAPTION, MARGIN
-from vaespec.hostmemory import Memory
+from vaespec.machine import Memory
 from vaespec.model import Model
 from vaespec_numpy.ops import NumpyOps
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from vaespec_conformance import runner
-from vaespec_conformance.registry import CHECKS
+from vaespec_conformance.judging.registry import CHECKS
+from vaespec_conformance.running import runner
 
 
 @pytest.fixture

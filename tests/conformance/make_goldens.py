@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 sys.path.append(str(Path(__file__).parent.parent))
-from oracle import decoded, diffusers_model, encoded
+from support.oracle import decoded, diffusers_model, encoded
 
-from vaespec_conformance.goldens import FILE, SIZES, golden_images, golden_latents, golden_weights
-from vaespec_conformance.models import CONFIGS
+from vaespec_conformance.cases.goldens import FILE, SIZES, golden_images, golden_latents, golden_weights
+from vaespec_conformance.cases.models import CONFIGS
 
 
 def frozen(name: str) -> dict[str, np.ndarray]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from configs import relative_l2
+from support.configs import relative_l2
 
 from vaespec.analysis.rounding import rounded
-from vaespec_conformance import budgets
+from vaespec_conformance.judging import budgets
 from vaespec_conformance.mutants.products import tf32
 
 RNG = np.random.default_rng(0)

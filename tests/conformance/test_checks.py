@@ -7,22 +7,22 @@ import json
 import numpy as np
 import pytest
 import torch
-from configs import relative_l2
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracle import decoded, diffusers_model, encoded
+from support.configs import relative_l2
+from support.oracle import decoded, diffusers_model, encoded
 
-from vaespec.backend import get_backend
-from vaespec_conformance import models
-from vaespec_conformance.cases import Case
+from vaespec.registry import get_backend
+from vaespec_conformance.cases import models
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.goldens import FILE, goldens
 from vaespec_conformance.checks import behaviour
-from vaespec_conformance.comparison import equal, within
-from vaespec_conformance.driven import DrivenVae
-from vaespec_conformance.errors import ConformanceError, blamed
-from vaespec_conformance.goldens import FILE, goldens
-from vaespec_conformance.oracle import ORACLE, ReferenceBackend
-from vaespec_conformance.registry import CHECKS, DTYPES, LEVELS
-from vaespec_conformance.subjects import BackendSubject, PortSubject
+from vaespec_conformance.judging.comparison import equal, within
+from vaespec_conformance.judging.registry import CHECKS, DTYPES, LEVELS
+from vaespec_conformance.subjects.errors import ConformanceError, blamed
+from vaespec_conformance.subjects.numpy_facade import DrivenVae
+from vaespec_conformance.subjects.oracle import ORACLE, ReferenceBackend
+from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject
 
 ROOM = 0.75
 """The share of a budget that those who are right may use."""

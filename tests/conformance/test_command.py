@@ -20,9 +20,9 @@ from vaespec.cli.extensions import add_extensions
 from vaespec.cli.failures import Guarded
 from vaespec.errors import VaespecError
 from vaespec_conformance.mutants import BENIGN, MUTANTS
-from vaespec_conformance.report import SCHEMA_FILE
+from vaespec_conformance.reports.report import SCHEMA_FILE
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1] / "support"
 SUBJECTS = HERE / "subjects_of_all_kinds.py"
 
 
@@ -315,8 +315,8 @@ def few_mistakes(monkeypatch):
     """Some mistakes and a variant, in a table that a test may add to; all are tried in the tests of the mutants."""
     mistakes = {name: mutant for name, mutant in MUTANTS.items() if mutant.owner in ("ops.silu", "structure.add")}
     variants = dict(list(BENIGN.items())[:1])
-    monkeypatch.setattr("vaespec_conformance.selfcheck.MUTANTS", mistakes)
-    monkeypatch.setattr("vaespec_conformance.selfcheck.BENIGN", variants)
+    monkeypatch.setattr("vaespec_conformance.running.selfcheck.MUTANTS", mistakes)
+    monkeypatch.setattr("vaespec_conformance.running.selfcheck.BENIGN", variants)
     return mistakes, variants
 
 

@@ -9,8 +9,8 @@ import pytest
 from typer.testing import CliRunner
 
 from vaespec.cli.app import app
-from vaespec_conformance.plan import plan  # noqa: F401  (registers the checks)
-from vaespec_conformance.registry import BLOCK, CHECKS, MODEL, OPERATION, PROFILES
+from vaespec_conformance.judging.registry import BLOCK, CHECKS, MODEL, OPERATION, PROFILES
+from vaespec_conformance.running.agenda import plan  # noqa: F401  (registers the checks)
 
 ROOT = Path(__file__).parents[2]
 PORT_THE_VAE, CHECK_YOUR_VAE = (

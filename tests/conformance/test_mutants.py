@@ -6,12 +6,12 @@ import os
 
 import pytest
 
-from vaespec.backend import get_backend
+from vaespec.registry import get_backend
 from vaespec_conformance.checks import weights
-from vaespec_conformance.errors import ConformanceError
+from vaespec_conformance.judging.registry import CHECKS
 from vaespec_conformance.mutants import BENIGN, MUTANTS, canary, owned_by
-from vaespec_conformance.registry import CHECKS
-from vaespec_conformance.subjects import BackendSubject, PortSubject, Subject
+from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject, Subject
 
 NUMPY = BackendSubject(get_backend("numpy"))
 IN_16_BITS = ("bfloat16", "float16")

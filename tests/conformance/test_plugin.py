@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from vaespec.cli.app import app
 from vaespec_conformance import pytest_plugin
 
-SUBJECTS = Path(__file__).parent / "subjects_of_all_kinds.py"
+SUBJECTS = Path(__file__).parents[1] / "support" / "subjects_of_all_kinds.py"
 
 
 def run_pytest(folder, *arguments, code=0):
@@ -138,7 +138,7 @@ def test_elsewhere_it_does_nothing_and_imports_nothing(tmp_path):
         "import sys\n"
         "def test_nothing_is_imported():\n"
         "    assert 'vaespec_conformance.pytest_plugin' in sys.modules\n"
-        "    assert not {'vaespec', 'numpy', 'hypothesis', 'vaespec_conformance.registry'} & set(sys.modules)\n"
+        "    assert not {'vaespec', 'numpy', 'hypothesis', 'vaespec_conformance.judging.registry'} & set(sys.modules)\n"
     )
     output = run_pytest(tmp_path, "-p", "no:hypothesispytest", "-p", "no:xdist")
     assert counts(output) == {"passed": 1}

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 from diffusers.utils import logging
-from oracle import diffusers_model
+from support.oracle import diffusers_model
 
 import vaespec_conformance.checks  # noqa: F401  (registers)
-from vaespec_conformance.errors import ConformanceError
-from vaespec_conformance.registry import CHECKS
-from vaespec_conformance.subjects import Capabilities, PortSubject
+from vaespec_conformance.judging.registry import CHECKS
+from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.subjects.subjects import Capabilities, PortSubject
 
 FEATURES = frozenset({"tiling", "slicing", "sample", "weights", "deterministic", "threads", "legacy_names"})
 logging.set_verbosity_error()  # it warns of half precision, which is meant

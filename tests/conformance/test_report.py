@@ -16,16 +16,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from made_reports import ABOUT, ALL, BAD, ERROR, EXACT, FAIL, GAP, GOOD, HALF, PASS, UNDECLARED, VACUOUS, XPASS
-from made_reports import report as made
 from PIL import Image
+from support.made_reports import ABOUT, ALL, BAD, ERROR, EXACT, FAIL, GAP, GOOD, HALF, PASS, UNDECLARED, VACUOUS, XPASS
+from support.made_reports import report as made
 
-from vaespec_conformance.about import DECISIVE
-from vaespec_conformance.html import to_html
-from vaespec_conformance.markdown import matrix, to_markdown
-from vaespec_conformance.picture import LARGEST, error_picture
-from vaespec_conformance.report import SCHEMA_FILE, STATUSES, Failure, Report, Result, rounded
-from vaespec_conformance.words import margin
+from vaespec_conformance.reports.html import to_html
+from vaespec_conformance.reports.markdown import matrix, to_markdown
+from vaespec_conformance.reports.picture import LARGEST, error_picture
+from vaespec_conformance.reports.report import SCHEMA_FILE, STATUSES, Failure, Report, Result, rounded
+from vaespec_conformance.reports.text import margin
+from vaespec_conformance.running.facts import DECISIVE
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
 each_report = pytest.mark.parametrize("report", ALL.values(), ids=ALL)
@@ -69,7 +69,7 @@ def test_a_report_comes_back_from_its_json(report):
 
 
 def test_the_hash_is_of_all_that_the_checks_run_but_the_words():
-    run = "import sys, vaespec_conformance.checks, vaespec_conformance.examination; print(*sys.modules)"
+    run = "import sys, vaespec_conformance.checks, vaespec_conformance.running.examination; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", run], capture_output=True, text=True, check=True).stdout.split()
     loaded = {name.partition(".")[2] for name in modules if name.startswith("vaespec_conformance.")}
     decisive = {name.removesuffix(".py") for name in DECISIVE}

@@ -9,13 +9,13 @@ import threading
 import numpy as np
 import pytest
 from hypothesis import settings
-from own_checks import define, pinned
-from subjects_of_all_kinds import DeclaresNonsense, Empty, Good, Narrow, Wrong
+from support.own_checks import define, pinned
+from support.subjects_of_all_kinds import DeclaresNonsense, Empty, Good, Narrow, Wrong
 
 from vaespec_conformance import BackendSubject, ConformanceError, Gap, Selection, run_conformance
-from vaespec_conformance.plan import PlanError, levels_between, plan
-from vaespec_conformance.registry import EXACT, Margin
-from vaespec_conformance.timing import HungError, within
+from vaespec_conformance.judging.registry import EXACT, Margin
+from vaespec_conformance.running.agenda import PlanError, levels_between, plan
+from vaespec_conformance.running.timing import HungError, within
 
 GOOD = BackendSubject(Good())
 FLOAT32 = Selection(dtypes=("float32",))
@@ -96,7 +96,7 @@ def test_the_greatest_margin_is_kept():
 def _nothing():
     from hypothesis import strategies as st
 
-    from vaespec_conformance.cases import cases
+    from vaespec_conformance.cases.cases import cases
 
     return cases(number=st.just(0))
 
@@ -122,8 +122,8 @@ def test_a_check_draws_alone_what_it_draws_among_others():
 DRAW = """
 import sys
 from hypothesis import strategies as st
-from vaespec_conformance.cases import cases
-from vaespec_conformance.drawing import run_drawn
+from vaespec_conformance.cases.cases import cases
+from vaespec_conformance.cases.drawing import run_drawn
 {local}
 drawn = []
 run_drawn(lambda case: drawn.append(case["number"]), cases(number=st.integers(0, 10**6)),
@@ -284,7 +284,7 @@ def test_float32_cannot_be_left_out():
 
 def test_a_canary_that_survives_is_vacuous(monkeypatch):
     canary = {"status": "survived", "mutant": "no bias", "check": "ops.conv2d[float32]"}
-    monkeypatch.setattr("vaespec_conformance.runner.preliminaries", lambda subject: {"canary": canary})
+    monkeypatch.setattr("vaespec_conformance.running.runner.preliminaries", lambda subject: {"canary": canary})
     define("own")
     report = run()
     assert (report.verdict, report.exit_code) == ("vacuous", 3)
@@ -294,7 +294,7 @@ def test_a_canary_that_survives_is_vacuous(monkeypatch):
 def test_a_check_whose_cases_cannot_be_drawn_is_an_error():
     from hypothesis import strategies as st
 
-    from vaespec_conformance.cases import cases
+    from vaespec_conformance.cases.cases import cases
 
     define("own", cases=cases(number=st.integers(0, 9).filter(lambda n: n > 9)))
     assert only(run()).status == "error"

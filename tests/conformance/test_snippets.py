@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import subjects_of_all_kinds as subjects
+from support import subjects_of_all_kinds as subjects
 
-from vaespec.backend import get_backend
+from vaespec.registry import get_backend
 from vaespec_conformance import BackendSubject
-from vaespec_conformance.plan import plan
-from vaespec_conformance.snippets import FORMULAS, snippet
+from vaespec_conformance.running.agenda import plan
+from vaespec_conformance.running.snippets import FORMULAS, snippet
 
 LONGEST = 15
 BACKENDS = ("numpy", "torch", "jax", "mlx")

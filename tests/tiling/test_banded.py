@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from banded import CLOSE, difference, layers, placed, run, source
-from configs import CONFIGS, relative_l2, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import FINEST
+from support.banded import CLOSE, difference, layers, placed, run, source
+from support.configs import CONFIGS, relative_l2, uniform
+from support.models import FINEST
 
 from vaespec.analysis.cost import CostOps
 from vaespec.attention import Chunked, Eager, Fused, LoRA, Sdpa, attention_layers
 from vaespec.errors import InputError
-from vaespec.ops import ReferenceOps
+from vaespec.reference import ReferenceOps
 from vaespec.tiling import banded
 from vaespec.tiling.banded import BandedOps
-from vaespec.tiling.maps import spans
+from vaespec.tiling.lazy import spans
 
 VARIED = ("sd", "flux1", "flux2-small-decoder", "cogview", "kl-f16", "attention-everywhere", "one-level", "mish")
 directions = st.sampled_from(["encode", "decode"])
@@ -159,7 +159,7 @@ def test_every_processor_attends_as_it_does_to_the_whole(backend, processor):
     whole = layers("attention-everywhere", "decode", {a.name: processor for a in attention_layers(whole)})
     table = dict(whole.parameters())
     new = {n: uniform(n, p.shape, -0.4, 0.4) for n, p in table.items() if n not in params}
-    params = {**params, **ops.prepare(new, table)}
+    params = {**params, **ops.load_params(new, table)}
     x = source("sd", "decode", 5, 4)
     expected = run(ops, params, whole, x)
     assert relative_l2(run(BandedOps(ops, band_rows=3, chunk=7), params, whole, x), expected) <= CLOSE[FINEST[backend]]
@@ -202,12 +202,12 @@ def attention_per_band(monkeypatch):
 
 def halo_rows_counted(monkeypatch):
     ops = type(placed("sd", "numpy")[0])
-    right = ops.moments
+    right = ops.channel_statistics
 
-    def moments(self, x):
+    def channel_statistics(self, x):
         return right(self, np.concatenate((x, x[:, -1:]), axis=1))
 
-    monkeypatch.setattr(ops, "moments", moments)
+    monkeypatch.setattr(ops, "channel_statistics", channel_statistics)
 
 
 @pytest.mark.parametrize("mistake", [short_halo, unmerged_variances, attention_per_band, halo_rows_counted])

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import torch
 from array_api_compat import array_namespace
-from configs import narrow, relative_l2, uniform
-from geometries import geometries
 from hypothesis import given
 from hypothesis import strategies as st
-from models import EXACT, FINEST, array, each_backend, tiny
-from oracle import diffusers_model, weighted
+from support.configs import narrow, relative_l2, uniform
+from support.geometries import geometries
+from support.models import EXACT, FINEST, array, each_backend, tiny
+from support.oracle import diffusers_model, weighted
 
 from vaespec import AutoencoderKL, InputError
 from vaespec.arrays import asarray_like

@@ -7,10 +7,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from configs import narrow
-from geometries import geometries
 from hypothesis import given
 from hypothesis import strategies as st
+from support.configs import narrow
+from support.geometries import geometries
 
 from vaespec import InputError
 from vaespec.tiling.geometry import Cut, TileGeometry

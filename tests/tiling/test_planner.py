@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from banded import CLOSE
-from configs import narrow, relative_l2, uniform
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import array, each_backend, model
+from support.banded import CLOSE
+from support.configs import narrow, relative_l2, uniform
+from support.models import array, each_backend, model
 
 from vaespec import AutoencoderKL, InputError
-from vaespec.hostmemory import Memory, host_memory
+from vaespec.machine import Memory, host_memory
 from vaespec.model import Model
 from vaespec.tiling import planner
 from vaespec.tiling.planner import Plan

@@ -13,18 +13,18 @@ from functools import partial
 
 import numpy as np
 import pytest
-from banded import layers, placed, run, source
 from hypothesis import given
 from hypothesis import strategies as st
-from models import model
+from support.banded import layers, placed, run, source
+from support.models import model
 
 from vaespec.errors import InputError
-from vaespec.ops import ReferenceOps
+from vaespec.reference import ReferenceOps
 from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps
 from vaespec.tiling.planner import Plan
 from vaespec.tiling.stores import new_store
-from vaespec_numpy import strips
+from vaespec_cpu import threads
 
 REFERENCE = ReferenceOps(np)
 
@@ -33,7 +33,7 @@ REFERENCE = ReferenceOps(np)
 def no_array_has_pages_of_its_own():
     """tracemalloc does not see those."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(strips, "BIG", math.inf)
+        monkeypatch.setattr(threads, "BIG", math.inf)
         yield
 
 

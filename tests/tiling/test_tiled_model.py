@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from banded import CLOSE
-from configs import narrow, relative_l2, uniform
-from models import array, each_backend, model
-from oracle import weighted
+from support.banded import CLOSE
+from support.configs import narrow, relative_l2, uniform
+from support.models import array, each_backend, model
+from support.oracle import weighted
 
 from vaespec import AutoencoderKL, InputError, NonFiniteError
 from vaespec.model import Model

@@ -17,10 +17,10 @@ import pytest
 import safetensors.numpy
 import safetensors.torch
 import torch
-from files import WRITERS, gguf_file, tensors, torch_tensors
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
+from support.weight_files import WRITERS, gguf_file, tensors, torch_tensors
 
 from vaespec import WeightFileError
 from vaespec.weights.containers import TensorFile, flax, open_tensors, write_msgpack, write_safetensors

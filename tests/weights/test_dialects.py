@@ -12,12 +12,12 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from checkpoints import WEIGHTS_FILE
-from configs import CONFIGS, uniform
-from oracle import diffusers_model
-from real_files import FILES
 from safetensors.numpy import load_file as read_safetensors
-from wild import FORMATS, assert_same, in_the_file, listing, tagged
+from support.checkpoints import WEIGHTS_FILE
+from support.configs import CONFIGS, uniform
+from support.oracle import diffusers_model
+from support.real_files import FILES
+from support.wild import FORMATS, assert_same, in_the_file, listing, tagged
 
 from vaespec import AutoencoderConfig, AutoencoderKL, WeightMapError, parameters
 from vaespec.weights import load_file, save_file

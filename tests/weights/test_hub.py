@@ -13,8 +13,8 @@ from types import SimpleNamespace
 import huggingface_hub
 import pytest
 from diffusers import AutoencoderKL as Diffusers
-from hub_server import Hub, Repository, published
 from huggingface_hub import constants, file_download
+from support.hub_server import Hub, Repository, published
 
 from vaespec import WeightFileError
 from vaespec.weights.hub import REMEDIES, fetch

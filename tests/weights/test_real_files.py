@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_files import (
+from support.real_files import (
     FILES,
     ONE_OF_EACH,
     RealFile,
@@ -21,11 +21,11 @@ from real_files import (
     half_of,
     with_prefix,
 )
-from wild import FORMATS, Wild, assert_same, in_the_file, listing, listings, read, tagged
+from support.wild import FORMATS, Wild, assert_same, in_the_file, listing, listings, read, tagged
 
 from vaespec import VaespecError, WeightMapError, families
 from vaespec.weights.dialects import DIALECTS
-from vaespec.weights.located import locate
+from vaespec.weights.locate import locate
 
 DIFFUSIONKIT_SD3 = RealFile("sd3", "diffusionkit", "first_stage_model.")
 

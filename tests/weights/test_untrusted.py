@@ -17,7 +17,7 @@ import msgpack
 import numpy as np
 import pytest
 import torch
-from files import WRITERS, safetensors_file, tensors
+from support.weight_files import WRITERS, safetensors_file, tensors
 
 from vaespec import WeightFileError
 from vaespec.weights.containers import open_tensors
@@ -370,9 +370,9 @@ def test_counts_of_gguf_are_bounded_by_the_file(tmp_path, content, words):
 
 @pytest.mark.parametrize("container", WRITERS)
 def test_random_damage_is_refused_or_harmless(container):
-    """See mutations.py: every file is read in full or refused, in 5 s and twice its size."""
-    script = Path(__file__).with_name("mutations.py")
-    run = subprocess.run([sys.executable, str(script), container, "2000"], capture_output=True, text=True, timeout=300)
+    """See tests/support/mutations.py: every file is read in full or refused, in 5 s and twice its size."""
+    command, tests = [sys.executable, "-m", "support.mutations", container, "2000"], Path(__file__).parents[1]
+    run = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tests)
     assert run.returncode == 0, run.stderr[-3000:]
     tally = json.loads(run.stdout)
     assert tally["loaded"] + tally["refused"] == 2000

@@ -8,19 +8,19 @@ import mlx.core as mx
 import numpy as np
 import pytest
 import torch
-from checkpoints import PLAIN, WEIGHTS_FILE, assert_same_bits, stored, tagged, written
-from configs import CONFIGS, images, narrow, relative_l2, sizes
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-from oracle import decoded, diffusers_model, encoded, oracle
 from safetensors.numpy import load_file as read_safetensors
+from support.checkpoints import PLAIN, WEIGHTS_FILE, assert_same_bits, stored, tagged, written
+from support.configs import CONFIGS, images, narrow, relative_l2, sizes
+from support.oracle import decoded, diffusers_model, encoded, oracle
 
 import vaespec
 from vaespec import AutoencoderKL, InputError, WeightFileError, WeightMapError, parameters
 from vaespec.weights import load_file, save_file
+from vaespec.weights.config_from_weights import infer_config
 from vaespec.weights.containers import open_tensors, write_safetensors
 from vaespec.weights.dialects import DIALECTS
-from vaespec.weights.inference import infer_config
-from vaespec.weights.located import locate
+from vaespec.weights.locate import locate
 
 NAMES = ("sd", "sd3", "flux2-small-decoder", "kl-f16", "kl-f32", "cogview", "attention-in-the-decoder-only")
 NAMES += ("one-level", "quant-conv-only", "three-layers")

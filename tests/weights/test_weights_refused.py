@@ -8,9 +8,9 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from checkpoints import PLAIN, WEIGHTS_FILE, assert_same_bits, stored, tagged, written
-from configs import CONFIGS, drawn_weights
 from safetensors import SafetensorError
+from support.checkpoints import PLAIN, WEIGHTS_FILE, assert_same_bits, stored, tagged, written
+from support.configs import CONFIGS, drawn_weights
 
 from vaespec import (
     AutoencoderKL,

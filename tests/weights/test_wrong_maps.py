@@ -12,14 +12,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from real_files import FILES, RealFile, check, filled
-from wild import LOAD
+from support.real_files import FILES, RealFile, check, filled
+from support.wild import LOAD
 
 from vaespec import VaespecError, families
-from vaespec.parameters import Parameter
-from vaespec.weights import inference, layouts, located
+from vaespec.layouts import HWIO, OHWI, OIHW, Layout
+from vaespec.parameter import Parameter
+from vaespec.weights import config_from_weights, layouts, locate
 from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, MLX, Dialect
-from vaespec.weights.layouts import HWIO, OHWI, OIHW, Layout
 
 CAUGHT = (AssertionError, VaespecError)
 FULL = "ldm-kl-f32"
@@ -189,14 +189,14 @@ def test_a_kernel_is_not_merely_reshaped(monkeypatch):
 @pytest.mark.parametrize("form", ["mlx", "diffusionkit"])
 def test_levels_cannot_be_in_the_other_order(monkeypatch, form):
     wrong = {"mlx": DIFFUSIONKIT, "diffusionkit": MLX}[form]
-    monkeypatch.setattr(located, "_flipped", lambda file, prefix: wrong)
+    monkeypatch.setattr(locate, "_flipped", lambda file, prefix: wrong)
     with pytest.raises(CAUGHT):
         check(RealFile("sd3", form, "first_stage_model."))
 
 
 @pytest.mark.parametrize("name", ["sd1-flax", "flux1-mflux", "flux2-mflux", "sd1-mlx-examples", "flux1-mlx-examples"])
 def test_the_layout_cannot_be_taken_for_granted(monkeypatch, name):
-    monkeypatch.setattr(located, "detect", lambda shapes, preferred: OIHW)
+    monkeypatch.setattr(locate, "detect", lambda shapes, preferred: OIHW)
     with pytest.raises(CAUGHT):
         check(FILES[name])
 
@@ -207,7 +207,7 @@ def test_layers_of_three_channels_cannot_vote_for_the_layout(monkeypatch, voters
     file = RealFile("ldm-kl-f4", "diffusers")
     arrays = filled(file, "OHWI")
     check(file, arrays)
-    monkeypatch.setattr(located, "RESNET_KERNEL", re.compile(voters))
+    monkeypatch.setattr(locate, "RESNET_KERNEL", re.compile(voters))
     with pytest.raises(CAUGHT):
         check(file, arrays)
 
@@ -227,8 +227,8 @@ WRONG_FIELDS = [
 @pytest.mark.parametrize(("name", "half", "fields"), WRONG_FIELDS)
 def test_no_field_can_be_inferred_wrong(monkeypatch, name, half, fields):
     side = half.removeprefix("_")
-    right = inference.READ[side]
-    monkeypatch.setitem(inference.READ, side, lambda here: replace(right(here), **fields))
+    right = config_from_weights.READ[side]
+    monkeypatch.setitem(config_from_weights.READ, side, lambda here: replace(right(here), **fields))
     with pytest.raises(CAUGHT):
         check(FILES[name])
 

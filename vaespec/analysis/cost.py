@@ -12,7 +12,7 @@ from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.layers import Params
 from vaespec.ops import Layer, Padding
-from vaespec.parameters import Parameter
+from vaespec.parameter import Parameter
 
 Direction = Literal["encode", "decode"]
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from vaespec.analysis.watched import WatchedOps
+from vaespec.analysis.observe import WatchedOps
+from vaespec.dtypes import all_finite
 from vaespec.layers import Params
-from vaespec.ops import Array, Layer, ReferenceOps
-from vaespec.precision import all_finite
+from vaespec.ops import Array, Layer
+from vaespec.reference import ReferenceOps
 
 
 def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -> str | None:

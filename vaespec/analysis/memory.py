@@ -9,8 +9,10 @@ from typing import Any, Self
 import numpy as np
 
 from vaespec.analysis.cost import CostOps, Shape
-from vaespec.ops import Padding, ReferenceOps
-from vaespec.parameters import Parameter, storage_dtype
+from vaespec.dtypes import storage_dtype
+from vaespec.ops import Padding
+from vaespec.parameter import Parameter
+from vaespec.reference import ReferenceOps
 
 
 class Unmade(Shape):
@@ -74,16 +76,16 @@ class MemoryOps(CostOps):
 
     # -- what BandedOps calls beside the operations -------------------------------------------------------------
 
-    def for_one_run(self, params: Mapping[str, Any]) -> tuple[Self, Mapping[str, Any]]:
+    def inference_ops(self, params: Mapping[str, Any]) -> tuple[Self, Mapping[str, Any]]:
         return self, params
 
-    def settle(self, x: Any) -> Any:
+    def materialize(self, x: Any) -> Any:
         return x
 
-    to_numpy = from_host = settle
+    to_numpy = from_host = materialize
 
-    def moments(self, x: Shape) -> tuple[np.ndarray, np.ndarray]:
-        self.briefly(self.ops.workspace("moments", x.shape, x.shape))
+    def channel_statistics(self, x: Shape) -> tuple[np.ndarray, np.ndarray]:
+        self.briefly(self.ops.workspace("channel_statistics", x.shape, x.shape))
         return np.zeros(x.shape[:2]), np.zeros(x.shape[:2])
 
     def normalize(self, x: Shape, mean: Any, sigma2: Any, scale: Any, shift: Any, *, eps: float) -> Shape:

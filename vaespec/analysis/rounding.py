@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vaespec.analysis.watched import WatchedOps
-from vaespec.ops import Layer, ReferenceOps
-from vaespec.parameters import storage_dtype
+from vaespec.analysis.observe import WatchedOps
+from vaespec.dtypes import storage_dtype
+from vaespec.ops import Layer
+from vaespec.reference import ReferenceOps
 
 GRIDS = (1.0, 7 / 8, 3 / 4)
 """What is rounded is first scaled by this: roundings that have nothing in common but their size.

@@ -6,17 +6,17 @@ from typing import Annotated
 
 import typer
 
-from vaespec.cli.backends import backends
-from vaespec.cli.compare import compare
-from vaespec.cli.convert import convert
-from vaespec.cli.decode import decode
-from vaespec.cli.demo import demo
-from vaespec.cli.encode import encode
+from vaespec.cli.commands.backends import backends
+from vaespec.cli.commands.compare import compare
+from vaespec.cli.commands.convert import convert
+from vaespec.cli.commands.decode import decode
+from vaespec.cli.commands.demo import demo
+from vaespec.cli.commands.encode import encode
+from vaespec.cli.commands.info import info
+from vaespec.cli.commands.roundtrip import roundtrip
 from vaespec.cli.extensions import add_extensions
 from vaespec.cli.failures import Guarded
-from vaespec.cli.info import info
 from vaespec.cli.options import example
-from vaespec.cli.roundtrip import roundtrip
 
 app = typer.Typer(
     name="vaespec",

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from vaespec.analysis.plan import PlannedConvolution, planned
+from vaespec.analysis.convolutions import PlannedConvolution, planned
 from vaespec.architecture import decoder, encoder
-from vaespec.cli import words
+from vaespec.cli import text
 from vaespec.cli.console import print_table
 from vaespec.config import AutoencoderConfig
-from vaespec.ops import ReferenceOps
+from vaespec.reference import ReferenceOps
 
 Plans = dict[str, list[PlannedConvolution]]
 
@@ -41,7 +41,7 @@ def show(plans: Plans) -> None:
 
 def _row(one: PlannedConvolution) -> tuple[str, ...]:
     (_, C, H, W), (O, _, kh, kw) = one.x, one.kernel
-    shape = words.shape((C, H, W)) + (", doubled" if one.doubled else "")
+    shape = text.shape((C, H, W)) + (", doubled" if one.doubled else "")
     written = one.costs.get("gathered")
     share = f"{one.costs[one.form] / written:.0%}" if written else ""
-    return one.name, shape, words.shape((O, kh, kw)), one.form, share
+    return one.name, shape, text.shape((O, kh, kw)), one.form, share

@@ -31,7 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from vaespec.cli.framing import Pad, latent_shape
-from vaespec.cli.places import written
+from vaespec.cli.paths import written
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, VaespecError
 from vaespec.families import SCALING

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from vaespec import autoencoder, families
 from vaespec.autoencoder import AutoencoderKL
-from vaespec.backend import choose_backend, make_ops
 from vaespec.cli.console import progress
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
-from vaespec.ops import ReferenceOps
+from vaespec.reference import ReferenceOps
+from vaespec.registry import choose_backend, make_ops
 
 
 def open_model(

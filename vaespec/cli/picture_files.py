@@ -14,7 +14,7 @@ import numpy as np
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli.failures import about
 from vaespec.cli.framing import Pad
-from vaespec.cli.places import written
+from vaespec.cli.paths import written
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.ops import Array

@@ -19,8 +19,8 @@ from typing import Any, TypedDict, TypeVar
 from vaespec.analysis.cost import CostOps
 from vaespec.errors import InputError
 from vaespec.ops import Array, Layer, Padding
-from vaespec.tiling.circular import CircularOps
-from vaespec.tiling.maps import Lazy, Map, Tokens, group_moments, spans
+from vaespec.tiling.lazy import Lazy, Map, Tokens, group_moments, spans
+from vaespec.tiling.padding import CircularOps
 from vaespec.tiling.stores import NewStore, Place, Read, cut, new_store
 
 L = TypeVar("L", bound=Lazy)
@@ -76,7 +76,7 @@ class BandedOps:
         """
 
         def run(x: Any, params: Mapping[str, Array]) -> Iterator[Array]:
-            inner, params = self.ops.for_one_run(params)
+            inner, params = self.ops.inference_ops(params)
             ops = replace(self, ops=inner)
             if self.progress is not None:
                 ops = replace(ops, report=_Progress(self.progress, _flops(model, x.shape)))
@@ -116,7 +116,7 @@ class BandedOps:
         """(rows, band) from the top down, each computed as `ops` runs a layer."""
         for start, stop in spans(length, most):
             band = self.ops.run(lambda span, *_: read(*span), (start, stop), {})
-            yield stop - start, self.ops.settle(band)
+            yield stop - start, self.ops.materialize(band)
 
     def _keep_map(self, x: Map) -> Map:
         """x, with its rows in a store and their moments known.
@@ -136,7 +136,7 @@ class BandedOps:
         kept = new_store(self.store, self.ops, self._axis)
         for rows, band in self._bands(x.take(), x.length, x.most):
             kept.append(band)
-            mean, sigma2 = map(self.ops.settle, self.ops.moments(band))
+            mean, sigma2 = map(self.ops.materialize, self.ops.channel_statistics(band))
             x.moments.append((rows, mean, sigma2))
             yield
         x.kept = kept
@@ -312,7 +312,7 @@ class BandedOps:
         merged: tuple[Array, ...] = ()
         for start, stop in spans(k.length, size):
             chunk = self.ops.attend_chunk(q, keys(start, stop), values(start, stop), scale)
-            merged = tuple(map(self.ops.settle, self.ops.merge_chunks(merged, chunk) if merged else chunk))
+            merged = tuple(map(self.ops.materialize, self.ops.merge_chunks(merged, chunk) if merged else chunk))
             self.report(4 * B * n * (stop - start) * C)
         return self.ops.divide_chunks(merged, q)
 

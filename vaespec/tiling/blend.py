@@ -12,8 +12,8 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from vaespec.arrays import asarray_like
+from vaespec.dtypes import narrow, widen
 from vaespec.ops import Array
-from vaespec.precision import narrow, widen
 from vaespec.tiling.geometry import Cut
 
 HEIGHT, WIDTH = 2, 3

@@ -11,12 +11,13 @@ from array_api_compat import array_namespace
 from vaespec.errors import InputError
 from vaespec.inputs import Source
 from vaespec.model import Model
-from vaespec.ops import Array, ReferenceOps
+from vaespec.ops import Array
+from vaespec.reference import ReferenceOps
 from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps, Bands
 from vaespec.tiling.blend import blended, fits
-from vaespec.tiling.circular import CircularOps
 from vaespec.tiling.geometry import Cut, TileGeometry
+from vaespec.tiling.padding import CircularOps
 from vaespec.tiling.planner import Estimate, Plan
 
 MODES = (True, False, "blend", "exact", "auto")

@@ -13,7 +13,7 @@ from typing import NamedTuple
 from vaespec.analysis.cost import Shape
 from vaespec.analysis.memory import Elsewhere, MemoryOps
 from vaespec.errors import InputError
-from vaespec.hostmemory import host_memory
+from vaespec.machine import host_memory
 from vaespec.model import Model
 from vaespec.ops import Layer
 from vaespec.tiling.banded import BandedOps, Bands
@@ -67,7 +67,7 @@ def as_bytes(limit: int | str) -> int:
 
 def estimate(model: Model, half: str, shape: tuple[int, ...], plan: Plan) -> Estimate:
     """Of running the encoder or the decoder, now, on an input of that shape (B, C, H, W)."""
-    inner, _ = model.ops.for_one_run({})
+    inner, _ = model.ops.inference_ops({})
     ops, layers = MemoryOps(inner), model.layers(half)
     B, *item = shape
     items = [(1, *item)] * B if plan.slicing else [shape]

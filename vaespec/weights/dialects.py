@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from vaespec.errors import InputError
-from vaespec.parameters import Parameter
-from vaespec.weights.layouts import HWIO, OHWI, OIHW, Layout
+from vaespec.layouts import HWIO, OHWI, OIHW, Layout
+from vaespec.parameter import Parameter
 
 NORMS = ("norm1", "norm2", "group_norm", "conv_norm_out")
 

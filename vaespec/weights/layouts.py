@@ -3,35 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 
 from vaespec.errors import WeightMapError
-from vaespec.parameters import Parameter
+from vaespec.layouts import HWIO, OHWI, OIHW, Layout
+from vaespec.parameter import Parameter
 
 Shape = tuple[int, ...]
 
-
-@dataclass(frozen=True)
-class Layout:
-    """Convolution kernels and linear maps, as in `KernelLayout`: a permutation of "OIHW" and of "OI"."""
-
-    conv_layout: str
-    linear_layout: str = "OI"
-
-    def canonical_axes(self, ndim: int) -> list[int]:
-        """For each canonical axis of a stored kernel, where it is. What has three axes is a linear map (O, I, 1)."""
-        if ndim == 4:
-            return [self.conv_layout.index(axis) for axis in "OIHW"]
-        if ndim == 2:
-            return [self.linear_layout.index(axis) for axis in "OI"]
-        return list(range(ndim))
-
-
-OIHW = Layout("OIHW")  # PyTorch
-OHWI = Layout("OHWI")  # MLX
-HWIO = Layout("HWIO", "IO")  # Flax; its linear maps are square here, so no shape can tell
 LAYOUTS = (OIHW, OHWI, HWIO)
 
 
@@ -40,18 +20,18 @@ def canonical_shape(shape: Shape, row: Parameter, layout: Layout) -> Shape:
 
     Linear maps may be stored as 1 × 1 convolutions, and those as linear maps.
     """
-    if row.role == "counter" and shape == (1,):
+    if row.is_counter and shape == (1,):
         return row.shape  # some writers have no 0-d arrays
     if row.role not in ("conv", "linear"):
         return shape
-    ordered = tuple(shape[axis] for axis in layout.canonical_axes(len(shape)))
+    ordered = tuple(shape[axis] for axis in layout.permutation(len(shape), OIHW))
     return row.shape if _kernel(ordered) == _kernel(row.shape) else ordered
 
 
 def to_canonical(a: np.ndarray, row: Parameter, layout: Layout) -> np.ndarray:
     """A stored tensor in the parameter's shape; a view."""
     if row.role in ("conv", "linear"):
-        a = a.transpose(layout.canonical_axes(a.ndim))
+        a = layout.convert(a, OIHW)
     return a.reshape(row.shape)
 
 
@@ -60,7 +40,7 @@ def to_stored(a: np.ndarray, row: Parameter, layout: Layout, axes: int) -> np.nd
     if row.role not in ("conv", "linear"):
         return a
     kernel = a.reshape(_kernel(row.shape)[:axes])
-    return kernel.transpose(np.argsort(layout.canonical_axes(axes)))
+    return OIHW.convert(kernel, layout)
 
 
 def _kernel(shape: Shape) -> Shape:
@@ -84,4 +64,4 @@ def detect(shapes: Iterable[tuple[str, Shape]], preferred: Layout) -> Layout:
 
 
 def _is_3x3(shape: Shape, layout: Layout) -> bool:
-    return tuple(shape[layout.conv_layout.index(axis)] for axis in "HW") == (3, 3)
+    return tuple(shape[layout.conv.index(axis)] for axis in "HW") == (3, 3)

@@ -13,13 +13,13 @@ import numpy as np
 
 from vaespec.architecture import halves_among, parameters
 from vaespec.config import AutoencoderConfig
+from vaespec.dtypes import STORAGE_DTYPES
 from vaespec.errors import InputError, NonFiniteError, WeightFileError, WeightMapError
-from vaespec.parameters import STORAGE_DTYPES
+from vaespec.weights.config_from_weights import contradictions, infer_config
 from vaespec.weights.containers import open_tensors, require_plain
 from vaespec.weights.folders import choose
-from vaespec.weights.inference import contradictions, infer_config
 from vaespec.weights.layouts import canonical_shape, to_canonical
-from vaespec.weights.located import Located, locate
+from vaespec.weights.locate import Located, locate
 
 LOG = logging.getLogger("vaespec")
 CONFIG_KEY = "vaespec.config"  # in the metadata of a file
@@ -66,7 +66,7 @@ def load_file(
         raise InputError(f"give config= or family={family!r}, not both: either says everything.")
     here = open_vae(path, **how)
     config = config or (own_config(here) if family is None else None) or infer_config(here, family)
-    numbers = [here.stored(name) for name, row in parameters(config, here.halves).items() if row.role != "counter"]
+    numbers = [here.stored(name) for name, row in parameters(config, here.halves).items() if not row.is_counter]
     require_plain(here.file, filter(here.file.__contains__, numbers))
     left = unexpected(here, config)
     never_spare = [key for key in left if "attn" in key or "attention" in key]
@@ -109,10 +109,10 @@ class CanonicalWeights(Mapping[str, np.ndarray]):
     def __getitem__(self, name: str) -> np.ndarray:
         """In the file's dtype; what no backend stores (float8) as float32."""
         row, stored = self.table[name], self.here.stored(name)
-        if row.role == "counter" and stored not in self.here.file:
+        if row.is_counter and stored not in self.here.file:
             return np.zeros((), np.int64)  # nothing reads it, and some writers drop it
         array = to_canonical(self.here.file[stored], row, self.here.layout)
-        if row.role != "counter" and array.dtype.name not in STORAGE_DTYPES:
+        if not row.is_counter and array.dtype.name not in STORAGE_DTYPES:
             array = array.astype(np.float32)
         if not self.allow_nonfinite and not np.isfinite(array).all():
             self._refuse_nonfinite()
@@ -164,7 +164,7 @@ def misfits(here: Located, config: AutoencoderConfig) -> list[str]:
     missing = [
         f"missing     {stored}   (needed for {name})"
         for name, stored, row in rows
-        if stored not in here.file and row.role != "counter"
+        if stored not in here.file and not row.is_counter
     ]
     shapes = [
         f"shape       {stored}   file {shape}, config wants {row.shape}"

@@ -11,9 +11,10 @@ import numpy as np
 
 from vaespec.architecture import halves_among, parameters
 from vaespec.config import AutoencoderConfig
+from vaespec.dtypes import storage_dtype
 from vaespec.errors import InputError, NonFiniteError, WeightFileError
 from vaespec.files import written_whole
-from vaespec.parameters import Parameter, storage_dtype
+from vaespec.parameter import Parameter
 from vaespec.weights.containers import quantise, write_msgpack, write_safetensors
 from vaespec.weights.containers.quantised import GROUP
 from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect, known_dialect
@@ -116,7 +117,7 @@ def _quantised(tensors: dict[str, np.ndarray], dialect: Dialect, bits: int) -> d
 
 def _as_stored(a: np.ndarray, name: str, row: Parameter, dialect: Dialect, dtype: str | None) -> np.ndarray:
     """Contiguous, in the dtype asked for, in the dialect's shape."""
-    if row.role == "counter":
+    if row.is_counter:
         return a.astype(np.int64)
     if dtype is not None:
         with np.errstate(over="ignore"):

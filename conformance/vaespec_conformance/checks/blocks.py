@@ -12,10 +12,10 @@ from vaespec.analysis.rounding import predicted_error, rounded
 from vaespec.attention import Attention
 from vaespec.layers import Resnet, Sequential, Upsample, downsample
 from vaespec.ops import Layer
-from vaespec_conformance import budgets
-from vaespec_conformance.cases import Case, among, cases
-from vaespec_conformance.judge import judge
-from vaespec_conformance.registry import BLOCK, Margin, check
+from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.judging import budgets
+from vaespec_conformance.judging.judge import judge
+from vaespec_conformance.judging.registry import BLOCK, Margin, check
 
 C = 16
 LAYERS: dict[str, tuple[str, Layer]] = {

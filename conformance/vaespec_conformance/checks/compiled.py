@@ -6,12 +6,12 @@ from typing import Any
 
 import numpy as np
 
-from vaespec_conformance import models
-from vaespec_conformance.cases import Case, among, cases
+from vaespec_conformance.cases import models
+from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.checks.model import built
-from vaespec_conformance.errors import ConformanceError
-from vaespec_conformance.judge import judge
-from vaespec_conformance.registry import MODEL, Margin, check
+from vaespec_conformance.judging.judge import judge
+from vaespec_conformance.judging.registry import MODEL, Margin, check
+from vaespec_conformance.subjects.errors import ConformanceError
 
 CASES = cases(config=among("plain"), regime=among("plain", "faint"), size=among((3, 4)), more=among(0))
 PINNED = (Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1),)

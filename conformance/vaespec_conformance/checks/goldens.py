@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from vaespec import parameters
-from vaespec_conformance.cases import Case, among, cases
-from vaespec_conformance.goldens import SIZES, golden_images, golden_latents, golden_weights, goldens
-from vaespec_conformance.judge import judge
-from vaespec_conformance.models import CONFIGS
-from vaespec_conformance.registry import MODEL, Margin, check
+from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.cases.goldens import SIZES, golden_images, golden_latents, golden_weights, goldens
+from vaespec_conformance.cases.models import CONFIGS
+from vaespec_conformance.judging.judge import judge
+from vaespec_conformance.judging.registry import MODEL, Margin, check
 
 
 def _built(subject: Any, case: Case, dtype: str) -> Any:

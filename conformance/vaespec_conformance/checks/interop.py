@@ -10,13 +10,13 @@ import numpy as np
 
 from vaespec.analysis.rounding import rounded
 from vaespec.ops import KERNELS
-from vaespec_conformance.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.checks.structure import MAPS
-from vaespec_conformance.comparison import equal
-from vaespec_conformance.errors import ConformanceError
-from vaespec_conformance.judge import judge
-from vaespec_conformance.registry import EXACT, OPERATION, Margin, check
-from vaespec_conformance.subjects import given
+from vaespec_conformance.judging.comparison import equal
+from vaespec_conformance.judging.judge import judge
+from vaespec_conformance.judging.registry import EXACT, OPERATION, Margin, check
+from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.subjects.subjects import given
 
 SHAPES = ((3,), (4, 6), (2, 4, 5, 3))
 ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 
 from vaespec.analysis.rounding import rounded
-from vaespec_conformance import budgets, models
-from vaespec_conformance.cases import Case, among, cases
-from vaespec_conformance.comparison import elementwise
-from vaespec_conformance.judge import judge, specified
-from vaespec_conformance.registry import MODEL, Margin, check
+from vaespec_conformance.cases import models
+from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.judging import budgets
+from vaespec_conformance.judging.comparison import elementwise
+from vaespec_conformance.judging.judge import judge, specified
+from vaespec_conformance.judging.registry import MODEL, Margin, check
 
 SIZES = ((3, 4), (2, 3))
 CONFIGS = ("plain", "attentive", "plain", "bare")

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from vaespec.analysis.rounding import rounded
-from vaespec_conformance import budgets
-from vaespec_conformance.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.checks.structure import BELOW_AND_RIGHT, NONE, SAME
-from vaespec_conformance.comparison import elementwise
-from vaespec_conformance.judge import judge, specified
-from vaespec_conformance.registry import OPERATION, Margin, check
+from vaespec_conformance.judging import budgets
+from vaespec_conformance.judging.comparison import elementwise
+from vaespec_conformance.judging.judge import judge, specified
+from vaespec_conformance.judging.registry import OPERATION, Margin, check
 
 
 def normal(case: Case, what: str, shape: tuple[int, ...], dtype: str, size: float = 1.0) -> np.ndarray:
@@ -139,7 +139,7 @@ def group_norm(subject: Any, case: Case, dtype: str) -> Margin:
 def _moments(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """(2, B, C): means in deviations of their channel, and variances relative to the true ones."""
     x = to_normalise(case, dtype)
-    mean, sigma2 = subject.ops(dtype).moments(x)
+    mean, sigma2 = subject.ops(dtype).channel_statistics(x)
     true = x.var((2, 3))
     return np.stack((mean.astype(np.float64) / np.sqrt(true), sigma2.astype(np.float64) / true))
 

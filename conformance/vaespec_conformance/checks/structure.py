@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from vaespec_conformance.cases import Case, among, cases
-from vaespec_conformance.comparison import integers
-from vaespec_conformance.judge import judge
-from vaespec_conformance.registry import OPERATION, Margin, check
+from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.judging.comparison import integers
+from vaespec_conformance.judging.judge import judge
+from vaespec_conformance.judging.registry import OPERATION, Margin, check
 
 SAME, NONE, BELOW_AND_RIGHT = ((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (0, 1))
 CONVOLUTIONS = ((3, 1, SAME), (1, 1, NONE), (3, 2, BELOW_AND_RIGHT), (3, 1, ((1, 0), (1, 1))), (3, 1, ((0, 0), (1, 1))))

@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from vaespec_conformance import models
-from vaespec_conformance.cases import Case, among, cases
+from vaespec_conformance.cases import models
+from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.checks.model import built
-from vaespec_conformance.judge import judge
-from vaespec_conformance.registry import MODEL, Margin, check
+from vaespec_conformance.judging.judge import judge
+from vaespec_conformance.judging.registry import MODEL, Margin, check
 
 TILED = (14, 9)
 """Latents of an image that is cut into tiles of 8 latents, one every 6: into 3 × 2, the last ones cut short."""

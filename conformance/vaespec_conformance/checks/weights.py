@@ -8,13 +8,14 @@ import numpy as np
 from hypothesis import strategies as st
 
 from vaespec.analysis.rounding import rounded
-from vaespec_conformance import models
-from vaespec_conformance.cases import Case, among, cases
-from vaespec_conformance.comparison import equal
-from vaespec_conformance.errors import ConformanceError
-from vaespec_conformance.judge import judge
-from vaespec_conformance.registry import EXACT, MODEL, Margin, check
-from vaespec_conformance.subjects import given
+from vaespec.weights.dialects import DIFFUSERS_DEPRECATED
+from vaespec_conformance.cases import models
+from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.judging.comparison import equal
+from vaespec_conformance.judging.judge import judge
+from vaespec_conformance.judging.registry import EXACT, MODEL, Margin, check
+from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.subjects.subjects import given
 
 FAULTS = ("missing", "unexpected", "misshapen")
 MODELS: dict[str, Any] = {
@@ -79,7 +80,7 @@ def _legacy(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return subject.build(config, named, dtype).decode(models.latents(case, dtype))
 
 
-LEGACY = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+LEGACY = DIFFUSERS_DEPRECATED.leaves
 
 
 def legacy_names(weights: dict[str, np.ndarray], axes: int) -> dict[str, np.ndarray]:

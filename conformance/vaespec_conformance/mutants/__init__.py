@@ -19,7 +19,7 @@ from vaespec_conformance.mutants import (  # noqa: F401  (registers)
 )
 from vaespec_conformance.mutants.benign import BENIGN
 from vaespec_conformance.mutants.mutant import MUTANTS, Mutant
-from vaespec_conformance.subjects import Subject
+from vaespec_conformance.subjects.subjects import Subject
 
 __all__ = ["BENIGN", "MUTANTS", "Mutant", "canary", "owned_by"]
 

@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 
 from vaespec.analysis.rounding import rounded
-from vaespec.ops import ReferenceOps
+from vaespec.reference import ReferenceOps
+from vaespec_conformance.judging.registry import DTYPES
 from vaespec_conformance.mutants.loading import NAMES, renamed
 from vaespec_conformance.mutants.mutant import (
     ChangedVae,
@@ -24,7 +25,6 @@ from vaespec_conformance.mutants.mutant import (
 )
 from vaespec_conformance.mutants.products import SPECIFICATION
 from vaespec_conformance.mutants.tiling import Tiles, decoded, encoded
-from vaespec_conformance.registry import DTYPES
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ import numpy as np
 from vaespec.analysis.rounding import rounded
 from vaespec.attention import Attention
 from vaespec.layers import Conv, Resnet, Table, Upsample
-from vaespec.ops import Layer, ReferenceOps
+from vaespec.ops import Layer
+from vaespec.reference import ReferenceOps
 from vaespec_conformance.mutants.mutant import (
     _register,
     as_map,

@@ -8,7 +8,7 @@ import numpy as np
 
 from vaespec import parameters
 from vaespec.initialize import initialize
-from vaespec_conformance.checks.weights import LEGACY
+from vaespec.weights.dialects import DIFFUSERS_DEPRECATED
 from vaespec_conformance.mutants.mutant import building, method
 
 STRICT: dict[str, Any] = {"owner": "weights.strict"}
@@ -86,7 +86,7 @@ def renamed(
     return factory(config, taken, dtype)
 
 
-NAMES = {old: new for new, old in LEGACY.items()}
+NAMES = {old: new for new, old in DIFFUSERS_DEPRECATED.leaves.items()}
 
 
 @building("query and key swapped in older names", owner="weights.legacy_names", cause="query and value are swapped")

@@ -12,10 +12,9 @@ import numpy as np
 
 from vaespec import AutoencoderConfig
 from vaespec.backend import Backend
-from vaespec.ops import ReferenceOps
-from vaespec.parameters import Parameter
-from vaespec_conformance.driven import ROLES
-from vaespec_conformance.subjects import Factory, Subject
+from vaespec.layouts import OIHW
+from vaespec.reference import ReferenceOps
+from vaespec_conformance.subjects.subjects import Factory, Subject
 
 Wrap = Callable[[Any], Subject]
 Equivalent = Mapping[str, str]
@@ -161,7 +160,7 @@ def token_numbers(ops: ReferenceOps, t: Any) -> np.ndarray:
 def weight_numbers(ops: ReferenceOps, w: Any) -> np.ndarray:
     """A weight as NumPy's float64 in canonical order."""
     a = ops.to_numpy(w)
-    return Parameter(a.shape, ROLES[a.ndim]).from_layout(a, ops).astype(np.float64)
+    return ops.layout.convert(a, OIHW).astype(np.float64)
 
 
 READS: dict[str, tuple[Callable[[ReferenceOps, Any], np.ndarray], ...]] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from vaespec.parameters import storage_dtype
+from vaespec.dtypes import storage_dtype
 from vaespec_conformance.mutants.mutant import as_map, map_numbers, reformulated, replaced, weight_numbers
 
 OWNED: dict[str, Any] = {"owner": "ops.group_norm", "seen_in_ports": "model.encode"}
@@ -140,7 +140,7 @@ def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: 
     return _norm(x, scale, shift, groups=groups, eps=eps, normalise=normalise)
 
 
-@replaced("moments", "unbiased variance", owner="ops.moments", cause="the variance is divided by n - 1")
+@replaced("channel_statistics", "unbiased variance", owner="ops.moments", cause="the variance is divided by n - 1")
 def _(ops: Any, call: Any, x: Any) -> Any:
     mean, sigma2 = call(x)
     n = map_numbers(ops, x)[0, 0].size

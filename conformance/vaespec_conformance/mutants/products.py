@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from vaespec.analysis.rounding import rounded
-from vaespec.ops import ReferenceOps
+from vaespec.reference import ReferenceOps
 from vaespec_conformance.mutants.mutant import reformulated, replaced
 
 SPECIFICATION = ReferenceOps(np)

@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from vaespec.backend import backends, get_backend
 from vaespec.errors import BackendError, WeightFileError
+from vaespec.registry import backends, get_backend
 from vaespec.weights.containers.flax import begins_msgpack, open_msgpack
 from vaespec.weights.containers.gguf import open_gguf
 from vaespec.weights.containers.quantised import dequantised

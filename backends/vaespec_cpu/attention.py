@@ -1,0 +1,47 @@
+"""Attention in blocks of queries and keys that stay in a core's cache. See ReferenceOps.chunked_attention."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vaespec_cpu.threads import fresh, side_by_side
+
+KEYS = 1024  # at a time; with as many queries as make a strip of logits
+Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
+"""(m, l, o): (B, n, 1), (B, n, 1), (B, n, C)."""
+
+
+def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> Chunk:
+    """Of all keys given, for queries (B, n, C); strips of queries on every core."""
+    B, n, C = q.shape
+    m, l, o = (fresh((B, n, width), q.dtype) for width in (1, 1, C))
+    for item in range(B):
+        keys = np.ascontiguousarray(k[item].T) * q.dtype.type(scale)
+
+        def strip(rows: slice, item: int = item, keys: np.ndarray = keys) -> None:
+            _attend(q[item, rows], keys, v[item], m[item, rows], l[item, rows], o[item, rows])
+
+        side_by_side(strip, n, min(KEYS, k.shape[1]))
+    return m, l, o
+
+
+def _attend(q: np.ndarray, keys: np.ndarray, v: np.ndarray, m: np.ndarray, l: np.ndarray, o: np.ndarray) -> None:
+    """One strip, into m, l and o: what was summed is scaled down whenever a greater logit comes."""
+    for start in range(0, keys.shape[1], KEYS):
+        chunk = slice(start, start + KEYS)
+        logits = q @ keys[:, chunk]
+        peak = logits.max(axis=1, keepdims=True)
+        if start:
+            np.maximum(peak, m, out=peak)
+            fading = np.exp(m - peak)
+            l *= fading
+            o *= fading
+        logits -= peak
+        np.exp(logits, out=logits)
+        m[...] = peak
+        if start:
+            l += logits.sum(axis=1, keepdims=True)
+            o += logits @ v[chunk]
+        else:
+            logits.sum(axis=1, keepdims=True, out=l)
+            np.matmul(logits, v[chunk], out=o)

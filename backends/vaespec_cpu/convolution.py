@@ -1,0 +1,263 @@
+"""The forms that a convolution can take, what each costs, and the choice between them.
+
+Every form gives the same result up to rounding. Costs are in multiplications with an addition, the unit of a matrix
+product; a number that is copied or added takes as long as MOVE of them. They depend on the shapes of an item and a
+kernel alone, so a layer takes the same form on every machine and in every batch. `plan` tells which, and what the
+others would cost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from vaespec.ops import Padding
+from vaespec_cpu.lazy import Doubled, Source, window
+from vaespec_cpu.threads import STRIP_ELEMENTS, Scratch, cores, fresh, side_by_side
+from vaespec_cpu.winograd import DOUBLED, F2, F4, HALVED, Algorithm
+from vaespec_cpu.winograd_conv import scratch_of_tiles, tiled_conv2d
+
+MOVE = 16  # 0.3 ns for a number, 0.02 ns for a multiplication with an addition
+NARROW = 64  # channels: below, a layer costs little, and stays as exact as its products are
+
+
+@dataclass(frozen=True)
+class Task:
+    """A convolution by the shapes of an item and a kernel: `size` and `kernel` are (height, width)."""
+
+    size: tuple[int, int]
+    inputs: int
+    outputs: int
+    kernel: tuple[int, int]
+    stride: int
+    padding: Padding
+    doubled: bool  # whether every pixel of x is there twice along both sides
+
+    @classmethod
+    def of(
+        cls, x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: Padding, *, doubled: bool = False
+    ) -> Task:
+        """From the shapes of x (B, H, W, C) and w (kh, kw, C, O)."""
+        return cls((x[1], x[2]), w[2], w[3], (w[0], w[1]), stride, padding, doubled)
+
+    @property
+    def result(self) -> tuple[int, int]:
+        """Height and width of the result."""
+        h, wd = (
+            (n + sum(zeros) - k) // self.stride + 1
+            for n, zeros, k in zip(self.size, self.padding, self.kernel, strict=True)
+        )
+        return h, wd
+
+    @property
+    def before(self) -> tuple[int, int]:
+        """Zeros (above, left)."""
+        return self.padding[0][0], self.padding[1][0]
+
+    @property
+    def pixels(self) -> int:
+        """Of the result."""
+        return math.prod(self.result)
+
+    @property
+    def taps(self) -> int:
+        """Of the kernel."""
+        return math.prod(self.kernel)
+
+    @property
+    def multiplications(self) -> int:
+        """Of the convolution as it is written."""
+        return self.pixels * self.taps * self.inputs * self.outputs
+
+
+Run = Callable[[Task, Source, np.ndarray, np.ndarray, np.ndarray | None, Scratch], np.ndarray]
+
+
+@dataclass(frozen=True)
+class Form:
+    """A way to compute: `run(task, source, w, b, residual, scratch)`, and its `cost`: None where it cannot do the task.
+
+    `residual` is a map that is added to the result, if any; `scratch` is how many numbers it holds meanwhile, beside
+    the maps it reads and the one it makes.
+    """
+
+    run: Run
+    cost: Callable[[Task], float | None]
+    scratch: Callable[[Task], int]
+
+
+class Plan(NamedTuple):
+    """The form that a convolution takes, and the costs of all that it could take."""
+
+    form: str
+    costs: Mapping[str, float]
+
+
+def plan(task: Task, forms: Mapping[str, Form]) -> Plan:
+    """The cheapest of `forms`."""
+    costs = {name: cost for name, form in forms.items() if (cost := form.cost(task)) is not None}
+    return Plan(min(costs, key=costs.__getitem__), costs)
+
+
+def _add(out: np.ndarray, b: np.ndarray, residual: np.ndarray | None, *part: int | slice) -> None:
+    """b, and that part of a residual, to a part of the result that has just been written."""
+    out += b
+    if residual is not None:
+        out += residual[part].reshape(out.shape)
+
+
+# -- a product for each pixel --------------------------------------------------------------------------------
+
+
+def pointwise(
+    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
+) -> np.ndarray:
+    """A 1 × 1 kernel is one matrix, and nothing is copied."""
+    y = fresh((source.shape[0], *task.result, task.outputs), w.dtype)
+    x, out, kernel = source.whole().reshape(-1, task.inputs), y.reshape(-1, task.outputs), w[0, 0]
+    more = None if residual is None else residual.reshape(out.shape)
+
+    def strip(rows: slice) -> None:
+        np.matmul(x[rows], kernel, out=out[rows])
+        _add(out[rows], b, more, rows)
+
+    side_by_side(strip, *x.shape)
+    return y
+
+
+def _cost_of_pointwise(task: Task) -> float | None:
+    if task.taps > 1 or task.stride > 1 or any(map(any, task.padding)):
+        return None
+    return task.multiplications + MOVE * task.pixels * task.outputs
+
+
+# -- strips of rows ------------------------------------------------------------------------------------------
+
+
+def gathered(
+    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
+) -> np.ndarray:
+    """The k · k shifted views of a strip side by side, times the kernel as one matrix."""
+    (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
+    kernel, source = w.reshape(-1, task.outputs), Source(source.whole())
+    y = fresh((source.shape[0], h, wd, task.outputs), w.dtype)
+
+    def strip(rows: slice) -> None:
+        columns = scratch("columns", rows.stop - rows.start, wd, kh, kw, task.inputs)
+        for item in range(len(y)):
+            for u, v in np.ndindex(kh, kw):
+                window(source, item, (s * rows.start + u - above, v - left), s, columns[:, :, u, v])
+            out = y[item, rows].reshape(-1, task.outputs)
+            np.matmul(columns.reshape(len(out), -1), kernel, out=out)
+            _add(out, b, residual, item, rows)
+
+    side_by_side(strip, h, wd * len(kernel))
+    return y
+
+
+def _cost_of_gathered(task: Task) -> float:
+    return task.multiplications + MOVE * task.pixels * (task.taps * task.inputs + task.outputs)
+
+
+def _strips(task: Task) -> int:
+    """One on every core."""
+    return cores() * min(STRIP_ELEMENTS, task.pixels * task.taps * task.inputs)
+
+
+def scattered(
+    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
+) -> np.ndarray:
+    """Every pixel times all k · k taps, as one matrix, and the products added up where they belong: for few outputs."""
+    (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
+    taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3)).reshape(task.inputs, -1)
+    y = fresh((source.shape[0], h, wd, task.outputs), w.dtype)
+
+    def strip(rows: slice) -> None:
+        reached = s * (rows.stop - rows.start - 1) + kh, s * (wd - 1) + kw
+        pixels = scratch("pixels", *reached, task.inputs)
+        for item in range(len(y)):
+            out = y[item, rows]
+            window(source, item, (s * rows.start - above, -left), 1, pixels)
+            products = (pixels.reshape(-1, task.inputs) @ taps).reshape(*reached, kh, kw, task.outputs)
+            out[...] = 0
+            for u, v in np.ndindex(kh, kw):
+                out += products[u:, v : v + s * (wd - 1) + 1, u, v][::s, ::s][: len(out)]
+            _add(out, b, residual, item, rows)
+
+    side_by_side(strip, h, s * wd * (task.inputs + taps.shape[1]))
+    return y
+
+
+def _cost_of_scattered(task: Task) -> float:
+    """A product is written, read and added, in short rows; every pixel is copied once."""
+    reached = (task.stride * (n - 1) + k for n, k in zip(task.result, task.kernel, strict=True))
+    products = task.taps * task.outputs
+    return math.prod(reached) * (products * (task.inputs + 3 * MOVE) + MOVE * task.inputs)
+
+
+# -- fewer multiplications -----------------------------------------------------------------------------------
+
+
+def tiled(algorithm: Algorithm, stride: int = 1) -> Form:
+    """One of vaespec_cpu.winograd, and the stride it is for."""
+
+    def run(
+        task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
+    ) -> np.ndarray:
+        return tiled_conv2d(algorithm, source, w, b, residual, task.before, task.result, scratch)
+
+    def cost(task: Task) -> float | None:
+        if task.kernel != (3, 3) or task.stride != stride or min(task.inputs, task.outputs) < NARROW:
+            return None
+        return _cost_of_tiles(algorithm, task.result, task.inputs, task.outputs)
+
+    def scratch(task: Task) -> int:
+        return scratch_of_tiles(algorithm, task.inputs, task.outputs)
+
+    return Form(run, cost, scratch)
+
+
+def doubled(
+    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
+) -> np.ndarray:
+    """From the map that is doubled. Its first output lies `above` rows below the first of all, or one with no zeros."""
+    assert isinstance(source, Doubled)
+    skipped = source.above + 1 - task.before[0]
+    return tiled_conv2d(DOUBLED, Source(source.x), w, b, residual, (1, 1), task.result, scratch, skipped)
+
+
+def _cost_of_doubled(task: Task) -> float | None:
+    if not task.doubled or task.kernel != (3, 3) or task.stride > 1 or task.padding[1] != (1, 1):
+        return None
+    return _cost_of_tiles(DOUBLED, task.result, task.inputs, task.outputs)
+
+
+def _doubled_tiles(task: Task) -> int:
+    return scratch_of_tiles(DOUBLED, task.inputs, task.outputs)
+
+
+def _cost_of_tiles(algorithm: Algorithm, result: tuple[int, int], inputs: int, outputs: int) -> float:
+    """The products; each number of the kernels written and read twice, of a tile's inputs and outputs moved once."""
+    n, tiles = algorithm.products, math.prod(map(algorithm.tiles, result))
+    moved = 3 * n**2 * inputs * outputs + tiles * n**2 * (inputs + outputs)
+    return tiles * n**2 * inputs * outputs + MOVE * moved
+
+
+EXACT = {
+    "pointwise": Form(pointwise, _cost_of_pointwise, lambda task: 0),
+    "gathered": Form(gathered, _cost_of_gathered, _strips),
+    "scattered": Form(scattered, _cost_of_scattered, _strips),
+}
+"""Which sum the products of the convolution as it is written."""
+
+FAST = EXACT | {
+    "F(2, 3)": tiled(F2),
+    "F(4, 3)": tiled(F4),
+    "halved": tiled(HALVED, stride=2),
+    "doubled": Form(doubled, _cost_of_doubled, _doubled_tiles),
+}
+"""With those that take fewer multiplications. F(4, 3) rounds more than the sum as it is written, the others do not."""

@@ -1,0 +1,1 @@
+"""Cases: what a subject is given, drawn or stored."""

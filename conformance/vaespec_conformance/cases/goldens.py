@@ -1,0 +1,59 @@
+"""Frozen results of diffusers, in float64, of the models that are examined: they hold without diffusers and without us.
+
+Weights and inputs come from Philox's raw bits, which NumPy promises never to change, keyed by a name.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from vaespec import AutoencoderConfig
+from vaespec_conformance.cases.models import CONFIGS
+
+FILE = Path(__file__).with_name("goldens.npz")
+SIZES = {"plain": (5, 7), "attentive": (6, 8), "bare": (12, 16)}
+"""Of the images, in px, and ⌊n / f⌋ of the latents: those of the other checks, so that nothing is compiled for them."""
+
+
+def uniform(key: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Multiples of 2⁻⁷ in [-1, 1), which every dtype holds; float64."""
+    bits = np.random.Philox(key=zlib.crc32(key.encode())).random_raw(math.prod(shape))
+    return ((bits >> np.uint64(56)) * 2.0**-7 - 1.0).reshape(shape)
+
+
+def golden_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Canonical weights by names and shapes, which every dtype holds; no norm is the identity."""
+    return {name: _weight(name, shape) for name, shape in shapes.items()}
+
+
+def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Kernels of a variance of about 1 / fan-in; scales in [½, 1)."""
+    drawn = uniform(name, shape)
+    if name.endswith("bias"):
+        return drawn / 4
+    return (drawn + 3) / 4 if len(shape) == 1 else drawn * 2.0 ** round(0.5 * math.log2(3.6 / math.prod(shape[1:])))
+
+
+def golden_images(name: str) -> np.ndarray:
+    """(2, C, H, W)."""
+    return uniform(f"images {name}", (2, CONFIGS[name].in_channels, *SIZES[name]))
+
+
+def golden_latents(name: str) -> np.ndarray:
+    """(2, C, h, w)."""
+    config: AutoencoderConfig = CONFIGS[name]
+    size = (n // config.downsampling_factor for n in SIZES[name])
+    return 2 * uniform(f"latents {name}", (2, config.latent_channels, *size))
+
+
+@cache
+def goldens() -> dict[str, np.ndarray]:
+    """ "plain/moments", "plain/decoded" …, and the "version" of diffusers."""
+    with np.load(FILE) as file:
+        return dict(file)

@@ -1,0 +1,108 @@
+"""The configs, weights and inputs that models are examined with: narrow, and made to show the known mistakes.
+
+There are few configs and sizes, since some backends compile for each, and many regimes of weights, which cost nothing.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+
+from vaespec import AutoencoderConfig, parameters
+from vaespec.analysis.rounding import rounded
+from vaespec_conformance.cases.cases import Case
+
+Weights = dict[str, np.ndarray]
+
+
+def narrow(widths: tuple[int, ...], **fields: object) -> AutoencoderConfig:
+    """As many levels as widths, with attention only in the middle, unless block types are given."""
+    blocks = {
+        "block_out_channels": widths,
+        "down_block_types": ("DownEncoderBlock2D",) * len(widths),
+        "up_block_types": ("UpDecoderBlock2D",) * len(widths),
+    }
+    return AutoencoderConfig(**{**blocks, "norm_num_groups": 4, "sample_size": 16, **fields})  # type: ignore[arg-type]
+
+
+CONFIGS = {
+    "plain": narrow((8, 16), layers_per_block=1),
+    "attentive": narrow(
+        (8, 16),
+        norm_num_groups=8,
+        layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    ),
+    "bare": narrow(
+        (4, 8, 8),
+        norm_num_groups=2,
+        latent_channels=6,
+        act_fn="mish",
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        mid_block_add_attention=False,
+        shift_factor=0.3,
+    ),
+}
+"""As of SD 1; with attention in the outer blocks, a group for every two channels; and with all that may be left out."""
+
+REGIMES = ("plain", "faint", "offset", "loud", "sharp")
+"""Weights after which a mistake shows.
+
+plain: of the size of new weights, no norm the identity. faint: every normalised map has a deviation of 10⁻³, where eps
+matters. offset: maps have a mean of twenty deviations, which norms take away. loud: they have a deviation of
+100, whose squares overflow float16. sharp: queries and keys give logits of a deviation of 10 around 100, where the
+scale matters and exponentials overflow.
+"""
+
+SIZES = {"faint": 1e-3, "loud": 1e2}
+OFFSET = 20.0
+"""The mean of maps, in deviations of about 1. Beyond it, PyTorch's own group norm on CPUs is off: `ops.group_norm`."""
+INTO_NORMS = ("conv_in", "conv1", "conv2", "to_out.0")
+"""The layers whose results are summed up and normalised."""
+
+
+@lru_cache(64)
+def _weights(config: str, regime: str, seed: int, dtype: str) -> Weights:
+    rng = Case.of(seed=seed).rng("weights")
+    drawn = {name: _drawn(name, row.shape, regime, rng) for name, row in parameters(CONFIGS[config]).items()}
+    return {name: rounded(w, dtype) for name, w in drawn.items()}
+
+
+def weights(case: Case, dtype: str) -> Weights:
+    """Canonical float64 weights that the dtype holds: of the case's config, regime and seed."""
+    return dict(_weights(case["config"], case["regime"], case["seed"], dtype))
+
+
+def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Generator) -> np.ndarray:
+    module, leaf = name.rsplit(".", 1)
+    if "norm" in module.rsplit(".", 1)[-1]:
+        return rng.uniform(0.5, 1.5, shape) if leaf == "weight" else rng.uniform(-0.5, 0.5, shape)
+    w = (
+        rng.uniform(-0.3, 0.3, shape)
+        if leaf == "bias"
+        else rng.standard_normal(shape) * (1.2 / np.prod(shape[1:])) ** 0.5
+    )
+    into_norm = module.endswith(INTO_NORMS)
+    if regime in SIZES and (into_norm or (leaf == "bias" and module.endswith((".conv", "shortcut")))):
+        return SIZES[regime] * w
+    if regime == "offset" and into_norm and leaf == "bias":
+        return w + OFFSET
+    if regime == "sharp" and module.endswith(("to_q", "to_k")):
+        return 2 * w + (5.0 if leaf == "bias" else 0.0)
+    return w
+
+
+def images(case: Case, dtype: str) -> np.ndarray:
+    """(2, C, f h + more, f w + more) in [-1, 1], of latents (h, w) = case["size"]."""
+    config = CONFIGS[case["config"]]
+    height, width = (config.downsampling_factor * n + case["more"] for n in case["size"])
+    return rounded(case.rng("images").uniform(-1, 1, (2, config.in_channels, height, width)), dtype)
+
+
+def latents(case: Case, dtype: str) -> np.ndarray:
+    """(2, C, h, w), N(0, 1)."""
+    config = CONFIGS[case["config"]]
+    return rounded(case.rng("latents").standard_normal((2, config.latent_channels, *case["size"])), dtype)

@@ -1,0 +1,1 @@
+"""Judging: results compared with the specification, within a budget."""

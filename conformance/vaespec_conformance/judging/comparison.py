@@ -1,0 +1,91 @@
+"""Two arrays, a budget, and one sentence about where they differ."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vaespec_conformance.judging.budgets import WORST_ELEMENT
+from vaespec_conformance.judging.registry import EXACT, Margin
+from vaespec_conformance.subjects.errors import ConformanceError
+
+
+def within(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -> Margin:
+    """The share of the budget that is used; ConformanceError where that is more than all of it."""
+    difference = _difference(actual, expected, what)
+    size = float(np.linalg.norm(expected)) or 1.0
+    rms = size / max(1.0, expected.size**0.5)
+    eta2 = float(np.linalg.norm(difference)) / size / budget
+    etainf = float(abs(difference).max(initial=0.0)) / rms / (WORST_ELEMENT * budget)
+    if eta2 > 1 or etainf > 1:
+        raise _failure(
+            f"{what} is off by {eta2 * budget:.2g} of its size: {max(eta2, etainf):.3g} budgets of {budget:.2g}",
+            difference,
+            eta2,
+            etainf,
+        )
+    return Margin(eta2, etainf)
+
+
+def elementwise(actual: np.ndarray, expected: np.ndarray, bound: np.ndarray, what: str) -> Margin:
+    """The same for a bound of each element."""
+    difference = _difference(actual, expected, what)
+    worst = float((abs(difference) / bound).max(initial=0.0))
+    if worst > 1:
+        raise _failure(f"{what} is {worst:.3g} times the bound of an element", difference, worst, worst)
+    return Margin(worst, worst)
+
+
+def equal(actual: np.ndarray, expected: np.ndarray, what: str) -> Margin:
+    """For what must be the same number."""
+    difference = _difference(actual, expected, what)
+    if difference.any():
+        wrong = np.count_nonzero(difference)
+        raise _failure(f"{what} differs in {wrong} of {difference.size} numbers that must be equal", difference)
+    return EXACT
+
+
+def integers(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -> Margin:
+    """For integers: each must be off by less than `budget`, so that sums by Winograd's method pass, no other number."""
+    difference = _difference(actual, expected, what)
+    wrong = np.count_nonzero(abs(difference) >= budget)
+    if wrong:
+        raise _failure(f"{what} differs in {wrong} of {difference.size} integers that must be exact", difference)
+    return EXACT
+
+
+def _difference(actual: np.ndarray, expected: np.ndarray, what: str) -> np.ndarray:
+    """actual - expected in float64."""
+    if actual.shape != expected.shape:
+        raise ConformanceError(f"{what} is of shape {actual.shape}: expected {expected.shape}.")
+    wide = np.asarray(actual).astype(np.float64)
+    if not np.isfinite(wide).all():
+        bad = np.count_nonzero(~np.isfinite(wide))
+        raise ConformanceError(
+            f"{what} has {bad} of {wide.size} numbers that are NaN or infinite: expected finite ones."
+        )
+    return np.asarray(wide - np.asarray(expected, np.float64))
+
+
+def _failure(
+    message: str, difference: np.ndarray, eta2: float = float("inf"), etainf: float = float("inf")
+) -> ConformanceError:
+    return ConformanceError(f"{message}.", where=where(difference), difference=difference, eta2=eta2, etainf=etainf)
+
+
+def where(difference: np.ndarray) -> str:
+    """The worst element, and whether the error lies at the border or inside, in one channel or item or in all."""
+    worst = tuple(map(int, np.unravel_index(abs(difference).argmax(), difference.shape)))
+    return f"worst at {worst}, {_region(difference)}" if difference.ndim == 4 else f"worst at {worst}"
+
+
+def _region(difference: np.ndarray) -> str:
+    """Of a map (B, C, H, W)."""
+    size = abs(difference)
+    wrong = size > 0.1 * size.max()
+    items, channels = wrong.any((1, 2, 3)), wrong.any((0, 2, 3))
+    inside = wrong[:, :, 1:-1, 1:-1].any()
+    place = "inside and at the border" if inside else "at the border only"
+    return (
+        f"{place}, in {np.count_nonzero(items)} of {len(items)} items and {np.count_nonzero(channels)} of "
+        f"{len(channels)} channels"
+    )

@@ -1,0 +1,1 @@
+"""Reports: what a run found, as data, Markdown, HTML and text."""

@@ -1,0 +1,277 @@
+"""What a run found: a value, written as JSON, and read from it. Pages are made from it by `markdown` and `html`.
+
+Nothing in it depends on when, where or how fast the run was: the same subject, suite and seed give the same bytes.
+Seconds are kept beside it, and written only where they are asked for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from vaespec_conformance.judging import budgets
+
+OF_OPERATIONS = ("L0", "L1")
+"""Levels whose budgets are those of one operation; the others' are of what rounding costs a whole model."""
+SCHEMA = "vaespec-conformance/1"
+SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
+
+STATUSES = {
+    "pass": "within the budget",
+    "fail": "not what the specification says",
+    "error": "the check could not be done: something else was raised, or it did not end",
+    "gap": "fails, as the subject declares",
+    "xpass": "passes, though the subject declares a gap",
+    "undeclared": "not claimed by the subject",
+}
+BAD = ("fail", "error", "xpass")
+EXIT_CODES = {"conformant": 0, "partial": 0, "failed": 1, "vacuous": 3}
+"""2 is for what was wrongly asked: there is no report then."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why a check did not pass: in words, and as something to run. `picture` is a PNG of the error, as a data URI."""
+
+    message: str
+    where: str | None = None
+    hint: str | None = None
+    case: dict[str, Any] | None = None
+    snippet: str | None = None
+    command: str | None = None
+    picture: str | None = None
+
+
+class Place(NamedTuple):
+    """Where a result stands: one check in one dtype."""
+
+    check: str
+    level: str
+    dtype: str
+
+    @property
+    def id(self) -> str:
+        """ "ops.conv2d[float32]"."""
+        return f"{self.check}[{self.dtype}]"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One check in one dtype. `eta2` and `etainf` are the greatest parts of the budget that were used.
+
+    `works` is of what is undeclared: whether the one case that was tried passed.
+    """
+
+    check: str
+    level: str
+    dtype: str
+    status: str
+    examples: int = 0
+    required: int = 0
+    eta2: float | None = None
+    etainf: float | None = None
+    reason: str | None = None
+    url: str | None = None
+    works: bool | None = None
+    failure: Failure | None = None
+
+    @property
+    def id(self) -> str:
+        """That of its place."""
+        return Place(self.check, self.level, self.dtype).id
+
+    @property
+    def margin(self) -> float | None:
+        """The part of the budget that was used; more than 1 is a failure, None where nothing was measured."""
+        measured = [m for m in (self.eta2, self.etainf) if m is not None]
+        return max(measured) if measured else None
+
+    @property
+    def grade(self) -> str | None:
+        """A: at most half of the budget; B: more. C: of a model in float32, more than four times what it must cost."""
+        if self.status != "pass" or self.eta2 is None or self.margin is None:
+            return None
+        if self.level in OF_OPERATIONS:
+            return "A" if self.margin <= 0.5 else "B"
+        return budgets.grade(self.dtype, self.eta2)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Without what is not known."""
+        nested = {"failure": _known(self.failure)} if self.failure else {}
+        return {**_known(self), **nested, **({"grade": self.grade} if self.grade else {})}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """The inverse."""
+        failure = document.get("failure")
+        fields = {name: value for name, value in document.items() if name != "grade"}
+        return cls(**{**fields, "failure": failure and Failure(**failure)})
+
+
+@dataclass(frozen=True)
+class Report:
+    """All that a run found.
+
+    `about` is what was examined and how (subject, suite, run, environment, claims, precision, ops, canary), as it
+    stands in the JSON; `results` are in the order of the registry; `seconds` are by the id of the result.
+    """
+
+    about: dict[str, Any]
+    results: tuple[Result, ...]
+    seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+
+    # -- the verdict ---------------------------------------------------------------------------------------
+
+    @cached_property
+    def counts(self) -> dict[str, int]:
+        """How many results have each status."""
+        found = Counter(result.status for result in self.results)
+        return {status: found[status] for status in STATUSES}
+
+    @cached_property
+    def bad(self) -> tuple[Result, ...]:
+        """What keeps the subject from being conformant."""
+        return tuple(result for result in self.results if result.status in BAD)
+
+    @cached_property
+    def unseen(self) -> tuple[str, ...]:
+        """Why a pass would mean nothing: what the run must look at and did not."""
+        reasons = [
+            f"{result.id} ran {result.examples} of {result.required} examples"
+            for result in self.results
+            if result.status in ("pass", "xpass") and result.examples < result.required
+        ]
+        if not any(result.status in ("pass", "fail", "error", "gap", "xpass") for result in self.results):
+            reasons.append("no check was run")
+        canary = self.about["canary"]
+        if canary["status"] != "caught":
+            passed = f": {canary['mutant']} passed {canary['check']}" if canary["status"] == "survived" else ""
+            reasons.append(f"the canary was not caught{passed}")
+        claims = self.about["claims"]
+        reasons += [f"{dtype} is not claimed" for dtype in claims["required"] if dtype not in claims["dtypes"]]
+        return tuple(reasons)
+
+    @property
+    def verdict(self) -> str:
+        """ "conformant"; "partial" where only some checks were asked for, and passed; "failed"; or "vacuous"."""
+        if self.bad:
+            return "failed"
+        if self.unseen:
+            return "vacuous"
+        return "partial" if self.about["run"]["selection"] else "conformant"
+
+    @property
+    def exit_code(self) -> int:
+        """0, 1 or 3."""
+        return EXIT_CODES[self.verdict]
+
+    # -- in summary ----------------------------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """What was examined."""
+        return str(self.about["subject"]["name"])
+
+    @cached_property
+    def dtypes(self) -> tuple[str, ...]:
+        """Those of any result that was run, in the order of the results."""
+        return tuple(dict.fromkeys(result.dtype for result in self.results if result.status != "undeclared"))
+
+    @cached_property
+    def worst(self) -> Result | None:
+        """The passing result that used most of its budget."""
+        passing = [result for result in self.results if result.status == "pass" and result.margin is not None]
+        return max(passing, key=lambda result: result.margin or 0.0, default=None)
+
+    def grade(self, dtype: str) -> str | None:
+        """The worst grade of a dtype's results; None where one of them is bad, or none has a grade."""
+        own = [result for result in self.results if result.dtype == dtype]
+        grades = [result.grade for result in own if result.grade]
+        return None if not grades or any(result in self.bad for result in own) else max(grades)
+
+    @property
+    def headline(self) -> str:
+        """The verdict in a sentence."""
+        ran = sum(self.counts[status] for status in self.counts if status != "undeclared")
+        bad = self.counts["fail"] + self.counts["error"] + self.counts["xpass"]
+        told = {
+            "conformant": f"all {ran} checks passed",
+            "partial": f"{ran} of {ran} checks passed, which is not the whole suite",
+            "failed": f"{bad} of {ran} checks did not pass",
+            "vacuous": "; ".join(self.unseen),
+        }[self.verdict]
+        gaps = f", but for {self.counts['gap']} declared gaps" if self.counts["gap"] and not self.unseen else ""
+        return f"{self.name}: {self.verdict}. {told[0].upper()}{told[1:]}{gaps}."
+
+    # -- as a document -------------------------------------------------------------------------------------
+
+    def to_dict(self, *, seconds: bool = False) -> dict[str, Any]:
+        """What the JSON holds; see report.schema.json."""
+        return {
+            "schema": SCHEMA,
+            **self.about,
+            "checks": [result.to_dict() for result in self.results],
+            "summary": {
+                "verdict": self.verdict,
+                "exit_code": self.exit_code,
+                "headline": self.headline,
+                "unseen": list(self.unseen),
+                "counts": self.counts,
+                "grades": {dtype: self.grade(dtype) for dtype in self.dtypes},
+                "worst": None if self.worst is None else {"id": self.worst.id, "margin": self.worst.margin},
+            },
+            **({"seconds": dict(self.seconds)} if seconds else {}),
+        }
+
+    def to_json(self, *, seconds: bool = False) -> str:
+        """One JSON document, ending with a newline."""
+        return json.dumps(self.to_dict(seconds=seconds), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`; ValueError for a document that is no report of this version."""
+        if document.get("schema") != SCHEMA:
+            raise ValueError(f"schema {document.get('schema')!r}: a report of {SCHEMA!r} is expected; make it again.")
+        about = {name: part for name, part in document.items() if name not in _COMPUTED}
+        results = tuple(Result.from_dict(row) for row in document["checks"])
+        return cls(about, results, document.get("seconds", {}))
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """The inverse of `to_json`."""
+        return cls.from_dict(json.loads(text))
+
+
+_COMPUTED = ("schema", "checks", "summary", "seconds")
+
+
+def rounded(number: float | None) -> float | None:
+    """Three significant digits: what is worth comparing between two runs. Infinity is written as 1e308."""
+    return None if number is None else float(f"{min(number, 1e308):.3g}")
+
+
+def by_check(results: Sequence[Result]) -> dict[tuple[str, str], dict[str, Result]]:
+    """(level, check) -> dtype -> result: the rows of a table."""
+    rows: dict[tuple[str, str], dict[str, Result]] = {}
+    for result in results:
+        rows.setdefault((result.level, result.check), {})[result.dtype] = result
+    return rows
+
+
+def by_level(report: Report) -> dict[str, dict[str, list[Result]]]:
+    """Level -> dtype -> the results that were run: the rows of a shorter table."""
+    rows: dict[str, dict[str, list[Result]]] = {}
+    for result in report.results:
+        if result.status != "undeclared":
+            rows.setdefault(result.level, {}).setdefault(result.dtype, []).append(result)
+    return rows
+
+
+def _known(value: Any) -> dict[str, Any]:
+    return {name: part for name, part in dataclasses.asdict(value).items() if part is not None}

@@ -1,0 +1,46 @@
+"""What is printed after a run: enough to know what to do next."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterator
+
+from vaespec.cli.console import print_table
+from vaespec_conformance.judging.registry import LEVELS
+from vaespec_conformance.reports.report import Report, Result, by_level
+from vaespec_conformance.reports.text import COLUMNS, MARKS, failure_lines, margin
+
+FAILURES = 5
+"""That are told in full; the reports have all of them."""
+
+
+def print_summary(report: Report) -> None:
+    """A row for each level, the failures, and the verdict last, where it is seen."""
+    if rows := list(_rows(report)):
+        print_table(("level", "", *report.dtypes), rows)
+    for result in report.bad[:FAILURES]:
+        print("\n" + "\n".join(failure_lines(result)))
+    if len(report.bad) > FAILURES:
+        others = ", ".join(result.id for result in report.bad[FAILURES:])
+        print("\n" + textwrap.fill(f"and {others}", COLUMNS, break_on_hyphens=False))
+    print()
+    label = report.about["subject"]["label"]
+    grades = ", ".join(f"{dtype} {report.grade(dtype)}" for dtype in report.dtypes if report.grade(dtype))
+    if grades:
+        print(f"grades: {grades}" + (f" ({label})" if label == "array-api-only" else ""))
+    print(report.headline)
+
+
+def _rows(report: Report) -> Iterator[list[str]]:
+    """Per level and dtype: how many passed of how many, and the greatest margin."""
+    for level, cells in by_level(report).items():
+        yield [level, LEVELS[level], *(_cell(cells.get(dtype, [])) for dtype in report.dtypes)]
+
+
+def _cell(results: list[Result]) -> str:
+    if not results:
+        return ""
+    passed = [result for result in results if result.status in ("pass", "gap")]
+    mark = MARKS["pass"] if len(passed) == len(results) else MARKS["fail"]
+    used = max((result.margin or 0.0 for result in passed), default=0.0)
+    return f"{mark} {len(passed)}/{len(results)}" + (f"  {margin(used)}" if used else "")

@@ -1,0 +1,88 @@
+"""How a report's numbers and facts are said, the same in every form of it."""
+
+from __future__ import annotations
+
+import json
+import textwrap
+from collections.abc import Iterator
+
+from vaespec_conformance.reports.report import STATUSES, Report, Result
+
+MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–"}
+COLUMNS = 100
+NOTE = (
+    "Grade A: at most half of a budget was used; of a whole model's, at most twice what rounding must cost. B: more; "
+    "of a model's, at most four times. C: beyond that."
+)
+
+
+def margin(used: float | None) -> str:
+    """A part of the budget: "0.41", "3.2", "570", "2e6"."""
+    if used is None:
+        return "unknown"
+    if used >= 1e5:
+        return f"{used:.0e}".replace("e+0", "e").replace("e+", "e")
+    return f"{used:.2g}" if used < 100 else f"{used:.0f}"
+
+
+def subject_rows(report: Report) -> Iterator[tuple[str, str]]:
+    """What was examined, and how."""
+    subject, run, suite = (report.about[part] for part in ("subject", "run", "suite"))
+    yield "kind", subject["kind"]
+    if subject["distribution"]:
+        yield "from", subject["distribution"]
+    if subject["device"]:
+        yield "device", subject["device"]
+    yield "claims", ", ".join(report.about["claims"]["dtypes"]) or "nothing"
+    yield "features", ", ".join(report.about["claims"]["features"]) or "none"
+    yield "profile", f"{run['profile']}, seed {run['seed']}"
+    if run["selection"]:
+        yield "only", ", ".join(f"{name} {', '.join(asked)}" for name, asked in run["selection"].items())
+    canary = report.about["canary"]
+    yield "canary", f"{canary['mutant']}: {canary['status']}" if canary["mutant"] else canary["status"]
+    yield "suite", f"{suite['version']}, checks {suite['checks_hash'][:12]}"
+
+
+def precision_rows(report: Report) -> Iterator[tuple[str, str]]:
+    """What float32 is worth, for each precision that can be asked for."""
+    for precision, found in report.about["precision"].items():
+        yield precision, f"{found['class']} ({found['error']:.1e})" if found["error"] is not None else found["class"]
+
+
+def gap_rows(report: Report) -> Iterator[tuple[str, str, str | None]]:
+    """(what, why, link) of each declared gap; then of each thing that is not claimed, how many checks of it work."""
+    for result in report.results:
+        if result.status in ("gap", "xpass"):
+            yield result.id, result.reason or "", result.url
+    unclaimed: dict[str, list[bool]] = {}
+    for result in report.results:
+        if result.status == "undeclared":
+            unclaimed.setdefault(result.reason or "", []).append(bool(result.works))
+    for reason, works in unclaimed.items():
+        yield reason, f"{sum(works)} of {len(works)} checks pass the one case that was tried", None
+
+
+def environment_rows(report: Report) -> Iterator[tuple[str, str]]:
+    """Versions, machine, and the variables that change numbers."""
+    yield from report.about["environment"].items()
+
+
+def failure_lines(result: Result) -> Iterator[str]:
+    """A failure, with what helps to find its cause."""
+    failure = result.failure
+    yield f"{MARKS[result.status]} {result.id}: {result.status}"
+    if failure is None:
+        yield f"  {STATUSES[result.status]}: {result.reason}"
+        return
+    yield from textwrap.wrap(failure.message, COLUMNS, initial_indent="  ", subsequent_indent="  ")
+    if failure.where:
+        yield f"  where:  {failure.where}"
+    if failure.hint:
+        yield f"  likely: {failure.hint}"
+    if failure.case is not None:
+        yield f"  case:   {json.dumps(failure.case)}"
+    if failure.command:
+        yield f"  again:  {failure.command}"
+    if failure.snippet:
+        yield "  without the suite:"
+        yield from textwrap.indent(failure.snippet.rstrip("\n"), "    ").split("\n")

@@ -1,0 +1,1 @@
+"""Running: which checks, in which processes, and what came out."""

@@ -1,0 +1,81 @@
+"""One check on one subject in one dtype: its cases are run, counted, and the smallest that fails is kept."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+
+from hypothesis.errors import Flaky
+
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.drawing import run_drawn
+from vaespec_conformance.judging.registry import EXACT, PROFILES, Margin
+from vaespec_conformance.running.agenda import Item
+from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.subjects.subjects import Subject
+
+
+class Examination:
+    """Calls a check: counts the cases until one fails, and keeps the greatest margin, or the last failure."""
+
+    def __init__(self, subject: Subject, item: Item, *, required: int) -> None:
+        self.subject, self.item, self.required = subject, item, required
+        self.examples = 0
+        self.margin: Margin = EXACT
+        self.failure: tuple[Case | None, Exception] | None = None  # no case: none could be drawn
+        self.flaky = False
+
+    def __call__(self, case: Case) -> None:
+        """Raises what the check raises, and ConformanceError where more than the budget was used."""
+        self.examples += self.failure is None
+        try:
+            margin = self.item.check.run(self.subject, case, self.item.dtype)
+            if not max(margin) <= 1:  # NaN is no pass
+                raise ConformanceError("the error is beyond the budget.", eta2=margin.eta2, etainf=margin.etainf)
+        except Exception as error:
+            self.failure = case, error
+            raise
+        self.margin = Margin(max(self.margin.eta2, margin.eta2), max(self.margin.etainf, margin.etainf))
+
+
+def examine(
+    subject: Subject, item: Item, *, profile: str, seed: int, case: Case | None = None, shrink: bool = True
+) -> Examination:
+    """Run an item: the pinned cases and as many drawn ones as the profile asks for, or the one case that is given.
+
+    What the subject does not claim is tried with one drawn case. A failure is made smaller with `shrink`, unless it is
+    a declared gap.
+    """
+    check = item.check
+    pinned = (case,) if case else () if item.lacking else check.pinned
+    drawn = 0 if case else 1 if item.lacking else check.examples[PROFILES.index(profile)]
+    examination = Examination(subject, item, required=len(pinned) + drawn)
+    _run_all(examination, pinned)
+    if drawn and examination.failure is None:
+        _run_drawn(examination, drawn, seed, shrink=shrink and not (item.lacking or item.gap))
+    return examination
+
+
+def _run_all(examination: Examination, cases: Sequence[Case]) -> None:
+    for case in cases:
+        try:
+            examination(case)
+        except Exception:  # kept by the examination
+            return
+
+
+def _run_drawn(examination: Examination, examples: int, seed: int, *, shrink: bool) -> None:
+    """Each item has a seed of its own: alone, it draws what it draws among the others."""
+    item = examination.item
+    try:
+        run_drawn(
+            examination,
+            item.check.cases,
+            examples=examples,
+            seed=zlib.crc32(f"{seed} {item.id}".encode()),
+            shrink=shrink,
+        )
+    except Flaky:
+        examination.flaky = True
+    except Exception as error:
+        examination.failure = examination.failure or (None, error)

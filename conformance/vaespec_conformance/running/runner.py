@@ -1,0 +1,65 @@
+"""Runs the checks on a subject. A run that did not look is no pass: examples are counted, a canary must be caught."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.reports.report import Report, Result
+from vaespec_conformance.running.agenda import EVERYTHING, Item, Selection, plan
+from vaespec_conformance.running.examination import examine
+from vaespec_conformance.running.facts import about
+from vaespec_conformance.running.outcome import outcome
+from vaespec_conformance.running.preliminaries import preliminaries
+from vaespec_conformance.running.tally import Tally
+from vaespec_conformance.running.timing import TIME_LIMITS, HungError, within
+from vaespec_conformance.subjects.subjects import Subject
+
+
+def run_conformance(
+    subject: Subject,
+    *,
+    profile: str = "default",
+    selection: Selection = EVERYTHING,
+    seed: int = 0,
+    time_limit: float | None = None,
+    named: str | None = None,
+    progress: Callable[[Item], None] = lambda item: None,
+) -> Report:
+    """Examine a subject in this process.
+
+    `profile` is quick, default or thorough: how many examples, and how many seconds (`time_limit`) a check may take.
+    One that takes longer is an error, and its thread is left behind. `named` is how the command line would name the
+    subject, for the commands in the report; `progress` is called before each check. PlanError for a gap that names no
+    check. `vaespec conformance` does the same in a process of its own, which may also crash.
+    """
+    limit = TIME_LIMITS[profile] if time_limit is None else time_limit
+    items = plan(subject, selection)
+    tally = Tally(about(subject, profile=profile, selection=selection.to_dict(), seed=seed))
+    slow = f"it did not end within {limit:g} s."
+    try:
+        tally.about |= within(limit, lambda: preliminaries(subject))
+    except HungError:
+        tally.lose(None, slow)
+    for number, item in enumerate(items):
+        if not tally.patient:
+            tally.give_up(item.place for item in items[number:])
+            break
+        progress(item)
+        start = time.perf_counter()
+        try:
+            result = within(limit, partial(run_item, subject, item, profile=profile, seed=seed, named=named))
+        except HungError:
+            tally.lose(item.place, slow)
+        else:
+            tally.add(result, time.perf_counter() - start)
+    return tally.report([item.place for item in items])
+
+
+def run_item(
+    subject: Subject, item: Item, *, profile: str, seed: int, case: Case | None = None, named: str | None = None
+) -> Result:
+    """One check in one dtype, for as long as it takes."""
+    return outcome(examine(subject, item, profile=profile, seed=seed, case=case), named)

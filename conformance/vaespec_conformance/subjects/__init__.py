@@ -1,0 +1,1 @@
+"""Subjects: a backend or a port, loaded and driven from outside."""

@@ -1,0 +1,43 @@
+"""What a failed check raises. Anything else that a check raises is a mistake of the suite: an error, not a failure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+
+class ConformanceError(Exception):
+    """The subject is wrong. `where` is the place in the array, `difference` actual - expected in float64.
+
+    `eta2` and `etainf` are the ratios to the budget, as of a Margin; infinite where there is nothing to measure.
+    `evidence` is (compute, case, dtype, actual, expected) of the computation that failed, from which
+    `vaespec_conformance.mutants.hints` finds the likely cause; None if nothing was computed.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        where: str | None = None,
+        difference: np.ndarray | None = None,
+        eta2: float = float("inf"),
+        etainf: float = float("inf"),
+    ) -> None:
+        super().__init__(message)
+        self.where, self.difference = where, difference
+        self.eta2, self.etainf = eta2, etainf
+        self.evidence: tuple[Any, ...] | None = None
+
+
+@contextmanager
+def blamed(call: str) -> Iterator[None]:
+    """What the subject raises inside is its failure, told with the name of what was called."""
+    try:
+        yield
+    except ConformanceError:
+        raise
+    except Exception as error:
+        raise ConformanceError(f"{call} raised {type(error).__name__}: {error}") from error

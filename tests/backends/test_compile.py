@@ -1,0 +1,86 @@
+"""`compile=True`: what the framework compiles is run, and computes the same."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import pytest
+import torch
+from support.configs import TINY, images, relative_l2, uniform
+from support.models import EXACT, array
+
+from vaespec import AutoencoderKL, BackendError
+from vaespec_mlx.ops import CompilingOps as MlxCompilingOps
+from vaespec_torch.compiled import CompilingOps
+
+COMPILERS = {"torch": CompilingOps, "mlx": MlxCompilingOps}
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """What Dynamo hands to PyTorch's compiler, in place of which it is run as it is: inductor takes minutes."""
+    found = []
+
+    def as_it_is(graph, inputs):
+        found.append(graph)
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend=as_it_is, fullgraph=True))
+    yield found
+    torch._dynamo.reset()
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("precision", ["default", "highest"])
+@pytest.mark.parametrize("backend", ["torch", "jax", "mlx"])
+def test_a_compiled_model_computes_the_same(backend, precision):
+    vae = AutoencoderKL.from_config(TINY, backend=backend, device="cpu", precision=precision, compile=True)
+    plain = vae.with_backend("numpy", dtype="float64")
+    x, z = images(TINY, 16, 24, 2), uniform("z", (1, TINY.latent_channels, 5, 7))
+    assert relative_l2(array(vae.encode(x).latent_dist.mean), plain.encode(x).latent_dist.mean) <= EXACT["float32"]
+    assert relative_l2(array(vae.decode(z).sample), plain.decode(z).sample) <= EXACT["float32"]
+
+
+def test_pytorch_makes_a_graph_of_the_first_shape_and_one_for_other_sizes(graphs):
+    vae = AutoencoderKL.from_config(TINY, backend="torch", device="cpu", compile=True)
+    made = []
+    for shape in ((2, 5, 7), (2, 5, 7), (2, 6, 9), (2, 8, 10), (2, 11, 5)):
+        batch, height, width = shape
+        vae.decode(uniform("z", (batch, TINY.latent_channels, height, width)))
+        made.append(len(graphs))
+    assert made == [1, 1, 2, 2, 2]
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.parametrize("backend", COMPILERS)
+def test_a_model_that_compiles_does_so_when_it_has_moved(backend):
+    vae = AutoencoderKL.from_config(TINY, backend=backend, device="cpu", compile=True)
+    assert type(vae.to("float16")._model.ops) is COMPILERS[backend]
+    assert type(vae.with_backend(backend, device="cpu")._model.ops) is not COMPILERS[backend]
+    assert type(vae.with_backend(backend, device="cpu", compile=True)._model.ops) is COMPILERS[backend]
+
+
+@pytest.mark.usefixtures("graphs")
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
+def test_gradients_pass_through_what_pytorch_compiled():
+    vae = AutoencoderKL.from_config(TINY, backend="torch", device="cpu", compile=True)
+    z = torch.tensor(uniform("z", (1, TINY.latent_channels, 3, 4)), requires_grad=True)
+    (compiled,) = torch.autograd.grad(vae.decode(z).sample.square().mean(), z)
+    (plain,) = torch.autograd.grad(vae.with_backend("torch", device="cpu").decode(z).sample.square().mean(), z)
+    assert relative_l2(array(compiled), array(plain)) <= EXACT["float32"]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
+def test_what_a_cuda_graph_gave_is_not_written_over_by_its_next_run():
+    vae = AutoencoderKL.from_config(TINY, backend="torch", device="cuda", compile=True)
+    z = [uniform(name, (1, TINY.latent_channels, 4, 4)) for name in "abc"]
+    results = [vae.decode(each).sample for each in z]
+    alone = [vae.with_backend("torch", device="cuda").decode(each).sample for each in z]
+    for result, expected in zip(results, alone, strict=True):
+        assert relative_l2(array(result.cpu()), array(expected.cpu())) <= 1e-2  # TF32
+
+
+def test_a_backend_that_compiles_nothing_says_so():
+    with pytest.raises(BackendError, match=r"^backend 'numpy' compiles nothing: leave out compile=True\.$"):
+        AutoencoderKL.from_config(TINY, backend="numpy", compile=True)

@@ -1,0 +1,236 @@
+"""A config is checked once, in words; it reads the config.json of every age and writes what diffusers reads."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+
+import diffusers
+import pytest
+from support.configs import CONFIGS
+from support.oracle import diffusers_model
+
+from vaespec import AutoencoderConfig, ConfigError, families
+
+# What diffusers 0.10 wrote for Stable Diffusion 1.
+OLD = {
+    "_class_name": "AutoencoderKL",
+    "_diffusers_version": "0.10.0",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "in_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+    "norm_num_groups": 32,
+    "out_channels": 3,
+    "sample_size": 512,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+}
+
+# field(s), words that the message must hold
+MISTAKES = [
+    ({"in_channels": 0}, "in_channels=0: expected a positive integer"),
+    ({"in_channels": True}, "in_channels=True"),
+    ({"out_channels": -3}, "out_channels=-3"),
+    ({"out_channels": 3.0}, "out_channels=3.0"),
+    ({"latent_channels": "4"}, "latent_channels='4'"),
+    ({"layers_per_block": 0}, "layers_per_block=0"),
+    ({"norm_num_groups": 0}, "norm_num_groups=0"),
+    ({"force_upcast": 1}, "force_upcast=1: expected true or false"),
+    ({"use_quant_conv": None}, "use_quant_conv=None"),
+    ({"use_post_quant_conv": "no"}, "use_post_quant_conv='no'"),
+    ({"mid_block_add_attention": 0}, "mid_block_add_attention=0"),
+    ({"block_out_channels": ()}, r"block_out_channels=\(\): expected one positive width per level"),
+    ({"block_out_channels": 64}, "block_out_channels=64"),
+    ({"block_out_channels": (64, 0)}, r"block_out_channels=\(64, 0\)"),
+    ({"block_out_channels": None}, "block_out_channels=None"),
+    ({"decoder_block_out_channels": (0,)}, r"decoder_block_out_channels=\(0,\)"),
+    ({"sample_size": 0}, "sample_size=0: expected a positive integer or a pair"),
+    ({"sample_size": (1, 2, 3)}, r"sample_size=\(1, 2, 3\)"),
+    ({"act_fn": "tanh"}, "act_fn='tanh': expected one of silu, swish, mish, gelu, relu"),
+    ({"act_fn": None}, "act_fn=None"),
+    ({"down_block_types": "DownEncoderBlock2D"}, "down_block_types='DownEncoderBlock2D': expected a list"),
+    ({"down_block_types": ("DownBlock",)}, "down_block_types='DownBlock': expected DownEncoderBlock2D or Attn"),
+    ({"up_block_types": ("DownEncoderBlock2D",)}, "up_block_types='DownEncoderBlock2D': expected UpDecoderBlock2D"),
+    ({"down_block_types": ("DownEncoderBlock2D",) * 2}, "down_block_types has 2 entries but block_out_channels has 1"),
+    ({"up_block_types": ()}, "up_block_types has 0 entries but block_out_channels has 1"),
+    ({"decoder_block_out_channels": (64, 64)}, "decoder_block_out_channels has 2 entries but block_out_channels has 1"),
+    ({"norm_num_groups": 24}, r"norm_num_groups=24 does not divide 64 in block_out_channels=\(64,\)"),
+    ({"decoder_block_out_channels": (48,)}, r"norm_num_groups=32 does not divide 48 in decoder_block_out_channels"),
+    ({"scaling_factor": 0}, "scaling_factor=0: expected a number other than 0"),
+    ({"scaling_factor": float("nan")}, "scaling_factor=nan: expected a finite number or null"),
+    ({"shift_factor": "0.1"}, "shift_factor='0.1'"),
+    ({"latents_mean": (0.0,), "latents_std": (1.0,)}, r"latents_mean=\(0.0,\): expected one number per latent channel"),
+    ({"latents_mean": (0.0,) * 4}, "latents_mean and latents_std belong together"),
+    ({"latents_std": (1.0,) * 4}, "latents_mean and latents_std belong together"),
+    ({"latents_mean": (0.0,) * 4, "latents_std": (1.0, 1.0, 0.0, 1.0)}, "latents_std=.*: expected positive numbers"),
+    ({"patch_size": 2}, "patch_size=2: expected a pair of positive integers"),
+    ({"patch_size": (2, 0)}, r"patch_size=\(2, 0\)"),
+    ({"patch_size": (2, 2)}, "batch_norm_eps=None: expected a positive number, since patch_size is set"),
+    ({"patch_size": (2, 2), "batch_norm_eps": 0.0}, "batch_norm_eps=0.0"),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), MISTAKES)
+def test_a_mistake_is_named_with_its_value(fields, words):
+    with pytest.raises(ConfigError, match=words):
+        AutoencoderConfig(**fields)
+
+
+def test_an_unknown_field_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"unknown config fields \['dropout'\].*latent_channels"):
+        AutoencoderConfig.from_dict({**OLD, "dropout": 0.1})
+
+
+def test_what_is_no_mapping_is_refused():
+    with pytest.raises(ConfigError, match=r"a config is a mapping of field names to values, got \[7\]"):
+        AutoencoderConfig.from_dict([7])
+
+
+def test_replace_checks_again():
+    config = CONFIGS["sd"].replace(latent_channels=16)
+    assert config.latent_channels == 16
+    assert config.block_out_channels == CONFIGS["sd"].block_out_channels
+    with pytest.raises(ConfigError, match="latent_channels=0"):
+        config.replace(latent_channels=0)
+
+
+def test_a_config_is_immutable_and_can_be_a_key():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        CONFIGS["sd"].in_channels = 4
+    assert len({CONFIGS["sd"], CONFIGS["sd"].replace()}) == 1
+
+
+def test_lists_and_tuples_mean_the_same():
+    fields = dataclasses.asdict(CONFIGS["playground"])
+    listed = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+    assert AutoencoderConfig(**listed) == CONFIGS["playground"]
+
+
+def test_a_config_without_newer_fields_means_what_it_meant_then():
+    config = AutoencoderConfig.from_dict(OLD)
+    assert config == families.config("sd1")
+    assert (config.scaling_factor, config.shift_factor, config.latents_mean) == (0.18215, None, None)
+    assert config.force_upcast
+    assert config.use_quant_conv
+    assert config.use_post_quant_conv
+    assert config.mid_block_add_attention
+
+
+def test_an_empty_config_is_the_class_defaults_of_diffusers():
+    defaults = diffusers.AutoencoderKL().config
+    config = AutoencoderConfig.from_dict({})
+    for name in vars(config).keys() & defaults.keys():
+        value = defaults[name]
+        assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value), name
+
+
+def test_an_empty_flux2_config_is_the_class_defaults_of_diffusers():
+    config = AutoencoderConfig.from_dict({"_class_name": "AutoencoderKLFlux2"})
+    for name, parameter in inspect.signature(diffusers.AutoencoderKLFlux2).parameters.items():
+        assert getattr(config, name) == parameter.default, name
+    assert config.scaling_factor is None
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_config_survives_its_dict_and_json(name, tmp_path):
+    config = CONFIGS[name]
+    assert AutoencoderConfig.from_dict(config.to_dict()) == config
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(config.to_dict()), encoding="utf-8")
+    assert AutoencoderConfig.from_json(path) == config
+
+
+@pytest.mark.parametrize("family", families.names())
+def test_a_family_survives_its_dict(family):
+    assert AutoencoderConfig.from_dict(families.config(family).to_dict()) == families.config(family)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_the_config_that_diffusers_saves_is_read(name, tmp_path):
+    diffusers_model(CONFIGS[name]).save_config(tmp_path)
+    assert AutoencoderConfig.from_json(tmp_path / "config.json") == CONFIGS[name]
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_diffusers_reads_the_config_we_write(name):
+    config = CONFIGS[name]
+    model = getattr(diffusers, config.class_name).from_config(config.to_dict())
+    assert model.config.latent_channels == config.latent_channels
+    assert tuple(model.config.block_out_channels) == config.block_out_channels
+
+
+@pytest.mark.parametrize(
+    "told_by", [{"_class_name": "AutoencoderKLFlux2"}, {"patch_size": [2, 2]}, {"batch_norm_eps": 1e-4}]
+)
+def test_flux2_is_told_by_its_class_or_its_own_fields(told_by):
+    config = AutoencoderConfig.from_dict(told_by)
+    assert config == families.config("flux2")
+    assert config.class_name == "AutoencoderKLFlux2"
+
+
+def test_notes_in_a_config_are_not_fields():
+    noted = {**OLD, "_name_or_path": "x", "_commit_hash": None}
+    assert AutoencoderConfig.from_dict(noted) == AutoencoderConfig.from_dict(OLD)
+
+
+def test_an_asymmetric_decoder_survives_its_dict_whatever_the_class():
+    config = AutoencoderConfig(decoder_block_out_channels=(32,))
+    assert AutoencoderConfig.from_dict(config.to_dict()) == config
+
+
+@pytest.mark.parametrize(("content", "words"), [("{", "cannot be read as JSON"), ('{"act_fn": "elu"}', "act_fn='elu'")])
+def test_a_bad_config_file_is_named(tmp_path, content, words):
+    path = tmp_path / "config.json"
+    path.write_text(content, encoding="utf-8")
+    with pytest.raises(ConfigError, match=words) as caught:
+        AutoencoderConfig.from_json(path)
+    assert str(path) in str(caught.value)
+
+
+def test_bytes_that_are_no_text_are_a_bad_config_file(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(ConfigError, match="cannot be read as JSON"):
+        AutoencoderConfig.from_json(path)
+
+
+def test_a_missing_config_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match=r"no config file at .*config\.json"):
+        AutoencoderConfig.from_json(tmp_path / "config.json")
+
+
+def test_an_unknown_family_is_refused_with_the_known_ones():
+    with pytest.raises(ConfigError, match=r"unknown family 'sd9': choose one of sd1, .*kl-f32"):
+        families.config("sd9")
+
+
+def test_the_factor_and_the_decoder_widths_follow_from_the_widths():
+    assert [CONFIGS[name].downsampling_factor for name in ("one-level", "kl-f4", "sd", "kl-f32")] == [1, 4, 8, 32]
+    assert CONFIGS["sd"].decoder_widths == CONFIGS["sd"].block_out_channels
+    assert CONFIGS["flux2-small-decoder"].decoder_widths == (4, 12, 16, 16)
+
+
+@pytest.mark.parametrize(("act_fn", "meant"), [("silu", "silu"), ("swish", "silu"), ("SiLU", "silu"), ("gelu", "gelu")])
+def test_activations_have_one_canonical_name(act_fn, meant):
+    assert AutoencoderConfig(act_fn=act_fn).activation == meant
+
+
+@pytest.mark.parametrize("name", ["VQModel", "AutoencoderTiny", "AsymmetricAutoencoderKL"])
+def test_another_autoencoder_is_refused_by_its_class(name):
+    with pytest.raises(ConfigError, match=f"_class_name='{name}': expected AutoencoderKL or AutoencoderKLFlux2"):
+        AutoencoderConfig.from_dict({"_class_name": name})
+
+
+def test_a_subclass_of_somebody_is_read_by_its_fields():
+    assert AutoencoderConfig.from_dict({"_class_name": "ZImageVAE", "latent_channels": 16}).latent_channels == 16
+
+
+def test_flux2_has_no_scaling_factor_and_others_no_batch_norm():
+    with pytest.raises(ConfigError, match=r"scaling_factor=0\.5: expected null where patch_size is set"):
+        AutoencoderConfig.from_dict({"_class_name": "AutoencoderKLFlux2", "scaling_factor": 0.5})
+    with pytest.raises(ConfigError, match=r"batch_norm_eps=0\.1: expected nothing, unless patch_size is set"):
+        AutoencoderConfig(batch_norm_eps=0.1)
+    assert AutoencoderConfig.from_dict({"batch_norm_eps": None}) == AutoencoderConfig()

@@ -1,0 +1,49 @@
+"""Models in bands, compared with the same models whole."""
+
+from __future__ import annotations
+
+import numpy as np
+from support.configs import CONFIGS, images, relative_l2, uniform
+from support.models import model
+
+from vaespec.architecture import decoder, encoder
+from vaespec.attention import with_processors
+from vaespec.tiling.banded import BandedOps
+from vaespec.tiling.padding import CircularOps
+
+CLOSE = {"float64": 1e-12, "float32": 2e-6}
+"""Relative L2 between bands and the whole."""
+
+
+def layers(name: str, direction: str, processors=None):
+    whole = {"encode": encoder, "decode": decoder}[direction](CONFIGS[name])
+    return with_processors(whole, processors or {})
+
+
+def source(name: str, direction: str, height: int, width: int, batch: int = 1) -> np.ndarray:
+    """Latents of that size, or images."""
+    config = CONFIGS[name]
+    if direction == "encode":
+        return images(config, height, width, batch)
+    return uniform(f"latents {height} {width}", (batch, config.latent_channels, height, width))
+
+
+def placed(name: str, backend: str, dtype: str | None = None):
+    """(ops, params)."""
+    made = model(name, backend, dtype)._model
+    return made.ops, made.params
+
+
+def run(ops, params, layers, x: np.ndarray) -> np.ndarray:
+    """layers(x) on these ops, banded or not, as NumPy."""
+    inner = ops.ops if isinstance(ops, BandedOps) else ops
+    return inner.to_numpy(ops.compile(layers)(inner.from_numpy(x), params))
+
+
+def difference(name: str, backend: str, direction: str, size, *, circular=None, dtype=None, batch=1, **how) -> float:
+    """Between bands, made with BandedOps(…, **how), and the whole."""
+    ops, params = placed(name, backend, dtype)
+    ops = CircularOps(ops, *circular) if circular else ops
+    x = source(name, direction, *size, batch)
+    whole = layers(name, direction)
+    return relative_l2(run(BandedOps(ops, **how), params, whole, x), run(ops, params, whole, x))

@@ -1,0 +1,63 @@
+"""`vaespec backends`: what is installed, and what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import textwrap
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+
+from vaespec.cli.console import print_json, print_table
+from vaespec.cli.options import Json
+from vaespec.registry import BackendInfo
+from vaespec.registry import backends as known_backends
+
+COLUMNS = 100  # of the notes; the table is no wider with the backends that vaespec brings
+
+
+def backends(as_json: Json = False) -> None:
+    """List the backends known here, whether they can be used, and what with; no framework is started for it."""
+    found = known_backends()
+    if as_json:
+        print_json([{**dataclasses.asdict(info), "available": info.available} for info in found])
+        return
+    print_table(("backend", "usable", "framework", "devices", "dtypes", "fallback ops"), [_row(info) for info in found])
+    print()
+    for note in _notes(found):
+        print(textwrap.fill(note, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+
+
+def _row(info: BackendInfo) -> list[str]:
+    framework = f"{info.framework} {info.version or ''}".strip()
+    fallback = [op for op, provenance in info.ops.items() if provenance == "fallback"]
+    return [
+        info.name,
+        "yes" if info.available else "no",
+        framework,
+        _devices(info.devices),
+        " ".join(info.dtypes),
+        " ".join(fallback) or ("none" if info.ops else ""),
+    ]
+
+
+def _devices(names: Sequence[str]) -> str:
+    """ "8 x cuda, cpu" for cuda:0 to cuda:7 and cpu."""
+    kinds = Counter(name.partition(":")[0] for name in names)
+    return ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in kinds.items())
+
+
+def _notes(found: Sequence[BackendInfo]) -> Iterator[str]:
+    """What is wrong, what the environment changes, and where the backends come from."""
+    yield from (info.problem for info in found if info.problem)
+    if chosen := os.environ.get("VAESPEC_BACKEND"):
+        known = chosen in (info.name for info in found)
+        yield f"VAESPEC_BACKEND={chosen}: {'used where no backend is named' if known else 'no backend of that name'}."
+    for info in found:
+        for name, switch in info.switches.items():
+            if switch.value is not None:
+                yield f"{info.name}: {name}={switch.value} ({switch.default})."
+    brought = defaultdict(list)
+    for info in found:
+        brought[info.distribution].append(info.name)
+    yield from (f"from {distribution}: {', '.join(names)}" for distribution, names in brought.items())

@@ -1,0 +1,39 @@
+"""Layout: the order of axes in which a framework, or a file, holds its kernels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The axes of convolution kernels, a permutation of "OIHW", and of linear maps, a permutation of "OI"."""
+
+    conv: str = "OIHW"
+    linear: str = "OI"
+
+    def permutation(self, ndim: int, to: Layout) -> tuple[int, ...]:
+        """The axes by which a kernel of `ndim` axes in this layout is transposed into the layout `to`.
+
+        Arrays with another number of axes than 4 or 2 are no kernels; their axes stay.
+        """
+        match ndim:
+            case 4:
+                return tuple(self.conv.index(axis) for axis in to.conv)
+            case 2:
+                return tuple(self.linear.index(axis) for axis in to.linear)
+        return tuple(range(ndim))
+
+    def convert(self, kernel: np.ndarray, to: Layout) -> np.ndarray:
+        """A kernel in this layout -> the same kernel in the layout `to`; a view."""
+        return kernel.transpose(self.permutation(kernel.ndim, to))
+
+
+OIHW = Layout("OIHW", "OI")
+"""The canonical layout: diffusers', and PyTorch's."""
+OHWI = Layout("OHWI", "OI")
+"""MLX's layout."""
+HWIO = Layout("HWIO", "IO")
+"""The layout of JAX, Flax and vaespec's CPU engine."""
