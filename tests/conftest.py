@@ -13,7 +13,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from vaespec import backend
+from vaespec import registry
 
 settings.register_profile("vaespec", deadline=None, derandomize=True, database=None, max_examples=40)
 settings.load_profile("vaespec")
@@ -25,4 +25,4 @@ jax.config.update("jax_num_cpu_devices", 4)  # to shard over
 def _clean_surroundings(monkeypatch):
     """No backend chosen from outside, and none that an earlier test registered."""
     monkeypatch.delenv("VAESPEC_BACKEND", raising=False)
-    monkeypatch.setattr(backend, "_registered", {})
+    monkeypatch.setattr(registry, "_registered", {})

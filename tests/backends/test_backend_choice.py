@@ -101,17 +101,17 @@ def install(tmp_path, monkeypatch):
         info = tmp_path / f"{module}-1.0.dist-info"
         info.mkdir()
         (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {distribution}\nVersion: 1.0\n")
-        (info / "entry_points.txt").write_text(f"[{vaespec.backend.GROUP}]\nmine = {module}:backend\n")
+        (info / "entry_points.txt").write_text(f"[{vaespec.registry.GROUP}]\nmine = {module}:backend\n")
         importlib.invalidate_caches()
-        vaespec.backend._entry_points.cache_clear()
+        vaespec.registry._entry_points.cache_clear()
 
     yield install
-    vaespec.backend._entry_points.cache_clear()
+    vaespec.registry._entry_points.cache_clear()
     for module in modules:
         sys.modules.pop(module, None)
 
 
-def described(name: str) -> vaespec.backend.BackendInfo:
+def described(name: str) -> vaespec.registry.BackendInfo:
     """The row of `backends()`; the rows of vaespec's own backends are there and good, whatever this one is."""
     rows = {info.name: info for info in backends()}
     assert all(rows[own].available for own in BACKENDS if own != name)

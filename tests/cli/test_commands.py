@@ -181,7 +181,7 @@ def rows() -> dict[str, str]:
 
 @pytest.fixture
 def _fewer_frameworks(monkeypatch):
-    monkeypatch.setattr("vaespec.backend._framework_version", lambda name: "2.4" if name == "numpy" else None)
+    monkeypatch.setattr("vaespec.registry._framework_version", lambda name: "2.4" if name == "numpy" else None)
 
 
 def test_the_json_of_backends_tells_all_of_each():

@@ -209,7 +209,7 @@ def test_other_code_is_refused_by_name_and_not_run(tmp_path, new):
 @pytest.mark.parametrize("container", ["torch-zip", "torch-legacy"])
 def test_without_pytorch_its_files_are_told_with_the_remedy(tmp_path, monkeypatch, container):
     path = WRITERS[container](tmp_path, tensors())
-    monkeypatch.setattr("vaespec.backend._framework_version", lambda name: None)
+    monkeypatch.setattr("vaespec.registry._framework_version", lambda name: None)
     words = (
         r"as PyTorch w.* needs torch, which is not installed: pip install .vaespec\[torch\].*convert .* \.safetensors"
     )
