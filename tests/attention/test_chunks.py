@@ -126,5 +126,5 @@ def test_logits_of_16_bits_are_not_rounded_and_do_not_overflow(backend, dtype, p
 
 @pytest.mark.parametrize("size", [0, -1])
 def test_chunks_of_nothing_are_refused(size):
-    with pytest.raises(InputError, match=f"chunks of {size} tokens: expected at least 1"):
+    with pytest.raises(InputError, match=f"attention in chunks of {size} tokens: expected a size of at least 1"):
         Chunked(size)

@@ -26,7 +26,8 @@ from support.oracle import decoded, encoded, oracle
 from vaespec import ReferenceOps, decoder, encoder
 from vaespec.analysis.cost import CostOps
 from vaespec.analysis.reach import Interval, ReachOps
-from vaespec.attention import Chunked, Eager, Fused, LoRA, Processor, Sdpa, attention_layers
+from vaespec.attention import Chunked, Eager, FusedQKV, LoRA, Processor, Sdpa
+from vaespec.processors import attention_layers
 
 
 @each_processor
@@ -37,7 +38,7 @@ def test_every_processor_gives_what_diffusers_gives(backend, processor):
     assert distance(vae, oracle(SMALL)[0]) <= EXACT[vae.dtype]
 
 
-@pytest.mark.parametrize("processor", [Eager(), Chunked(11), Fused(core=Chunked(64))])
+@pytest.mark.parametrize("processor", [Eager(), Chunked(11), FusedQKV(core=Chunked(64))])
 @pytest.mark.parametrize("name", ["sd", "kl-f16", "attention-everywhere", "attention-in-the-decoder-only"])
 def test_attention_at_every_level_is_that_of_diffusers(name, processor):
     assert distance(with_processor(processor, name), oracle(name)[0], name) <= EXACT["float64"]
@@ -79,11 +80,11 @@ ASKED = {
     Eager(): "eager",
     Chunked(): "chunks of 1024",
     Chunked(5): "chunks of 5",
-    Fused(): "attention",
-    Fused(core=Eager()): "eager",
+    FusedQKV(): "attention",
+    FusedQKV(core=Eager()): "eager",
     LoRA(): "attention",
     LoRA(core=Chunked(3)): "chunks of 3",
-    LoRA(core=Fused(core=Eager())): "eager",
+    LoRA(core=FusedQKV(core=Eager())): "eager",
 }
 
 
@@ -96,7 +97,7 @@ def test_each_processor_asks_for_its_own_kind_of_attention(processor, asked):
 
 @each_backend
 def test_a_model_encodes_and_decodes_with_its_processors(backend):
-    vae = with_processor(Fused(core=Chunked(4)), backend=backend)
+    vae = with_processor(FusedQKV(core=Chunked(4)), backend=backend)
     (x, z), theirs = compared(SMALL), oracle(SMALL)[0]
     assert relative_l2(array(vae.encode(x).latent_dist.mean), encoded(theirs, x)[0]) <= EXACT[vae.dtype]
     assert relative_l2(array(vae.decode(z).sample), decoded(theirs, z)) <= EXACT[vae.dtype]

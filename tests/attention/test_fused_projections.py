@@ -11,7 +11,8 @@ from support.models import EXACT, each_backend, model
 from support.oracle import oracle
 
 from vaespec import InputError
-from vaespec.attention import QKV, Chunked, Eager, Fused, as_processor
+from vaespec.attention import QKV, Chunked, Eager, FusedQKV
+from vaespec.processors import as_processor
 
 
 @each_backend
@@ -49,7 +50,7 @@ def test_fused_projections_are_attended_to_as_before_and_afterwards(processor):
     """As in diffusers, where unfusing brings back the processors that were there."""
     vae = with_processor(processor)
     vae.fuse_qkv_projections()
-    assert set(vae.attn_processors.values()) == {Fused(core=processor)}
+    assert set(vae.attn_processors.values()) == {FusedQKV(core=processor)}
     vae.unfuse_qkv_projections()
     assert set(vae.attn_processors.values()) == {processor}
 

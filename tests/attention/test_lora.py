@@ -26,7 +26,7 @@ from support.oracle import oracle
 
 from vaespec import AutoencoderKL, InputError
 from vaespec.architecture import parameters
-from vaespec.attention import Chunked, Fused, LoRA, Sdpa
+from vaespec.attention import Chunked, FusedQKV, LoRA, Sdpa
 
 
 def drawn_lora(vae: AutoencoderKL) -> dict[str, np.ndarray]:
@@ -59,7 +59,7 @@ def test_a_new_lora_changes_nothing(backend):
     np.testing.assert_array_equal(array(vae.decode(z).sample), before)
 
 
-@pytest.mark.parametrize("lora", [UPDATE, LoRA(rank=5), LoRA(rank=2, core=Chunked(4)), LoRA(rank=2, core=Fused())])
+@pytest.mark.parametrize("lora", [UPDATE, LoRA(rank=5), LoRA(rank=2, core=Chunked(4)), LoRA(rank=2, core=FusedQKV())])
 @each_backend
 def test_a_lora_is_diffusers_with_the_update_in_its_weights(backend, lora):
     vae = with_processor(lora, backend=backend)
@@ -234,5 +234,5 @@ def test_a_lora_moves_with_its_model(backend):
 
 @pytest.mark.parametrize("rank", [0, -4])
 def test_a_lora_of_no_rank_is_refused(rank):
-    with pytest.raises(InputError, match=f"a LoRA of rank {rank}: expected at least 1"):
+    with pytest.raises(InputError, match=f"a LoRA of rank {rank}: expected a rank of at least 1"):
         LoRA(rank)

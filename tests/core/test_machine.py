@@ -144,7 +144,7 @@ def test_chips_of_other_makers_are_no_tpu(root):
 )
 def test_metal_is_on_apples_own_chips_only(monkeypatch, system, chip, has_gpu):
     monkeypatch.setattr("platform.system", lambda: system)
-    monkeypatch.setattr("platform.root", lambda: chip)
+    monkeypatch.setattr("platform.machine", lambda: chip)
     assert machine.apple_gpu() is has_gpu
 
 

@@ -14,8 +14,9 @@ from support.models import array, model
 from support.oracle import decoded, diffusers_model, encoded, oracle
 
 from vaespec import AutoencoderKL
-from vaespec.attention import Chunked, Eager, Fused, LoRA, Processor, Sdpa, attention_layers, with_processors
+from vaespec.attention import Chunked, Eager, FusedQKV, LoRA, Processor, Sdpa
 from vaespec.layers import Sequential
+from vaespec.processors import attention_layers, with_processors
 
 SMALL = "one-level"
 """What most tests run on: its latents are as large as its images."""
@@ -84,9 +85,9 @@ PROCESSORS = {
     "chunks-of-5-and-1": Chunked(5),
     "one-chunk": Chunked(6),
     "a-chunk-too-large": Chunked(7),
-    "fused": Fused(),
-    "fused-eager": Fused(core=Eager()),
-    "fused-chunks": Fused(core=Chunked(4)),
+    "fused": FusedQKV(),
+    "fused-eager": FusedQKV(core=Eager()),
+    "fused-chunks": FusedQKV(core=Chunked(4)),
 }
 
 each_processor = pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS.keys())
