@@ -220,7 +220,7 @@ def test_samples_have_the_mean_and_variance_of_the_posterior():
         ({"seed": [1]}, "1 seeds for a batch of 2"),
         (
             {"generator": torch.Generator()},
-            "generator is a Generator: give one of numpy.random, of the framework, or seed=",
+            "generator is a Generator: give one of numpy.random or of the framework, or give seed=",
         ),
     ],
 )

@@ -1,4 +1,4 @@
-"""Which layer made the first NaN or infinity? The model, with every result looked at."""
+"""Which layer computed the first NaN or infinity? Runs the model and checks every result."""
 
 from __future__ import annotations
 
@@ -12,31 +12,31 @@ from vaespec.reference import ReferenceOps
 
 
 def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -> str | None:
-    """The name of the first weight or layer of `model` that is not finite on x, in words; None if all are."""
+    """The first weight or result that is not finite when `model` runs on x, in words; None if all are finite."""
     for name, _ in model.parameters():
         if not all_finite(params[name]):
             return f"the weight {name}"
     watched = _WatchedParams(params)
     try:
         model(x, watched, WatchedOps(ops, _require_finite))
-    except _FoundError as found:
-        return f"the {found.op} after reading {watched.last}"
+    except _NonFiniteResultError as error:
+        return f"the {error.op} after reading {watched.last}"
     return None
 
 
 def _require_finite(op: str, y: Array) -> Array:
     if not all_finite(y):
-        raise _FoundError(op)
+        raise _NonFiniteResultError(op)
     return y
 
 
-class _FoundError(Exception):
+class _NonFiniteResultError(Exception):
     def __init__(self, op: str) -> None:
         self.op = op
 
 
 class _WatchedParams(Mapping[str, Array]):
-    """Remembers the last name that was looked up: the layer at work."""
+    """Parameters that remember the last name that was read: it names the layer at work."""
 
     def __init__(self, params: Params) -> None:
         self.params = params
