@@ -1,4 +1,4 @@
-"""Processors are set by name, class, object or layer; none is lost, mixed up or half set."""
+"""Processors are set by name, class, object or layer, and always in all layers or in none."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ OF_DIFFUSERS_0_23: dict[str, Processor | str] = {
 
 
 def object_of(name: str) -> object:
-    """One of diffusers' processors."""
-    cls, wanted = getattr(attention_processor, name), {"slice_size": 4, "hidden_size": 8, "cross_attention_dim": 8}
-    return cls(**{key: value for key, value in wanted.items() if key in inspect.signature(cls).parameters})
+    """An object of diffusers' class of that name."""
+    cls, options = getattr(attention_processor, name), {"slice_size": 4, "hidden_size": 8, "cross_attention_dim": 8}
+    return cls(**{key: value for key, value in options.items() if key in inspect.signature(cls).parameters})
 
 
 FORMS = {"name": str, "class": lambda name: getattr(attention_processor, name), "object": object_of}
@@ -100,7 +100,7 @@ def test_an_unknown_processor_is_refused_with_the_choices(given, name):
 
 
 class LoRAAttnProcessor(torch.nn.Linear):
-    """As in diffusers 0.23, where it has weights."""
+    """Has weights, as in diffusers 0.23."""
 
 
 def test_a_processor_that_has_weights_is_refused():
@@ -155,7 +155,7 @@ def test_diffusers_own_mapping_is_taken():
     assert set(vae.attn_processors.values()) == {Sdpa()}
 
 
-def test_the_mapping_that_is_read_may_be_changed_and_set():
+def test_the_mapping_that_a_model_returns_can_be_changed_and_set():
     vae = model("kl-f16")
     mapping = vae.attn_processors
     key, *others = mapping
