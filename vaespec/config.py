@@ -194,7 +194,6 @@ def _check_types(config: AutoencoderConfig) -> None:
 
 
 def _check_blocks(config: AutoencoderConfig) -> None:
-    levels = config.levels
     for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         types = getattr(config, name)
         if not isinstance(types, tuple):
@@ -202,13 +201,12 @@ def _check_blocks(config: AutoencoderConfig) -> None:
         for block in types:
             if block not in known:
                 raise _error(name, block, f"{' or '.join(known)} for every level")
-        if len(types) != levels:
-            raise ConfigError(f"{name} has {len(types)} entries but block_out_channels has {levels}: give one each.")
-    if len(config.decoder_widths) != levels:
-        raise ConfigError(
-            f"decoder_block_out_channels has {len(config.decoder_widths)} entries but block_out_channels "
-            f"has {levels}: give one each."
-        )
+    for name in ("down_block_types", "up_block_types", "decoder_block_out_channels"):
+        entries = getattr(config, name)
+        if entries is not None and len(entries) != config.levels:
+            raise ConfigError(
+                f"{name} has {len(entries)} entries but block_out_channels has {config.levels}: give one each."
+            )
     for name in ("block_out_channels", "decoder_block_out_channels"):
         for width in getattr(config, name) or ():
             if width % config.norm_num_groups:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-
 from vaespec.analysis.observe import WatchedOps
 from vaespec.dtypes import all_finite
 from vaespec.layers import Params
@@ -20,7 +18,7 @@ def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -
     try:
         model(x, watched, WatchedOps(ops, _require_finite))
     except _NonFiniteResultError as error:
-        return f"the {error.op} after reading {watched.last}"
+        return f"the {error} after reading {watched.last}"
     return None
 
 
@@ -31,23 +29,14 @@ def _require_finite(op: str, y: Array) -> Array:
 
 
 class _NonFiniteResultError(Exception):
-    def __init__(self, op: str) -> None:
-        self.op = op
+    """Carries the name of the operation."""
 
 
-class _WatchedParams(Mapping[str, Array]):
+class _WatchedParams(dict[str, Array]):
     """Parameters that remember the last name that was read: it names the layer at work."""
 
-    def __init__(self, params: Params) -> None:
-        self.params = params
-        self.last = ""
+    last = ""
 
     def __getitem__(self, name: str) -> Array:
         self.last = name
-        return self.params[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.params)
-
-    def __len__(self) -> int:
-        return len(self.params)
+        return super().__getitem__(name)

@@ -46,12 +46,6 @@ def influence(model: Layer, position: int) -> Interval:
 class ReachOps:
     """Ops on intervals: each operation returns the interval in which its result can change."""
 
-    def from_nchw(self, x: Interval) -> Interval:
-        return x
-
-    def to_nchw(self, x: Interval) -> Interval:
-        return x
-
     def conv2d(self, x: Interval, w: Any, b: Any, *, stride: int, padding: Padding) -> Interval:
         """Output i reads inputs s·i - p to s·i - p + k - 1, with p zeros before the first input."""
         kernel, (before, _) = w.shape[2], padding[0]
@@ -64,34 +58,16 @@ class ReachOps:
     def add(self, x: Interval, y: Interval) -> Interval:
         return Interval(min(x.first, y.first), max(x.last, y.last))
 
-    def group_norm(self, x: Interval, scale: Any, shift: Any, *, groups: int, eps: float) -> Interval:
-        return x
-
-    def silu(self, x: Interval) -> Interval:
-        return x
-
-    mish = gelu = relu = tokens = silu
+    def split(self, t: Interval, parts: int) -> tuple[Interval, ...]:
+        return (t,) * parts
 
     def run(self, layer: Layer, x: Interval, params: Params) -> Interval:
         reached: Interval = layer(x, params, self)
         return reached
 
-    def pixels(self, t: Interval, like: Interval) -> Interval:
-        return t
+    def unchanged(self, *arguments: Any, **options: Any) -> Interval:
+        """The first argument: for operations that move no influence, and for those that are left out."""
+        return arguments[0]
 
-    def linear(self, t: Interval, w: Any, b: Any) -> Interval:
-        return t
-
-    def split(self, t: Interval, parts: int) -> tuple[Interval, ...]:
-        return (t,) * parts
-
-    def scale(self, t: Interval, factor: float) -> Interval:
-        return t
-
-    def attention(self, q: Interval, k: Interval, v: Interval, *, scale: float) -> Interval:
-        return q
-
-    eager_attention = attention
-
-    def chunked_attention(self, q: Interval, k: Interval, v: Interval, *, scale: float, size: int) -> Interval:
-        return q
+    from_nchw = to_nchw = tokens = pixels = linear = scale = silu = mish = gelu = relu = unchanged
+    group_norm = attention = eager_attention = chunked_attention = unchanged
