@@ -150,7 +150,7 @@ class LoRA(Processor):
     """Adds scale · alpha / rank · up(down(t)) to each projection W t + b; `core` attends. Hu et al., arXiv:2106.09685.
 
     `alpha` defaults to `rank`. A new LoRA changes nothing, as in diffusers 0.23: down is N(0, 1 / rank²), drawn from
-    `seed`, and up is zero. The names are those of diffusers 0.23 too: `….processor.to_q_lora.down.weight` and so on.
+    `seed`, and up is zero. The names are as in diffusers 0.23 too: `….processor.to_q_lora.down.weight` and so on.
     """
 
     rank: int = 4

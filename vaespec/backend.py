@@ -29,7 +29,7 @@ class Backend(Protocol):
     # Optional members, which a backend may leave out:
     #
     # native: tuple[str, ...]                 the operations of ops.KERNELS for which it has kernels of its own
-    # switches: dict[str, str]                environment variables that change results -> what happens if one is unset
+    # switches: dict[str, str]                environment variables that change results -> what happens if unset
     # accelerators() -> tuple[str, ...]       devices other than the CPU, listed without importing the framework
     # module(model) -> Any                    the Model as an object of the framework's module class
     # containers: dict[bytes, str]            first bytes of the files that only the framework can read -> their format

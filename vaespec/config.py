@@ -115,10 +115,10 @@ class AutoencoderConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
-        """Read the content of a diffusers `config.json` of any age.
+        """Reads the content of a diffusers `config.json` of any age.
 
-        Keys that start with "_" are notes, not fields. `_class_name`, or a field that only FLUX.2 has, makes it FLUX.2.
-        Raises ConfigError for an unknown field, because it could change the result.
+        Keys that start with "_" are notes, not fields. The model is FLUX.2 if `_class_name` says so, or if `patch_size`
+        or `batch_norm_eps` is set. Raises ConfigError for an unknown field, because it could change the result.
         """
         if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
             raise ConfigError(f"a config is a mapping of field names to values, got {values!r:.60}.")
@@ -134,7 +134,7 @@ class AutoencoderConfig:
 
     @classmethod
     def from_json(cls, path: str | Path) -> AutoencoderConfig:
-        """Read a `config.json`; a ConfigError names the file and the mistake."""
+        """Reads a `config.json`; a ConfigError names the file and the mistake."""
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:

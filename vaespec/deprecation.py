@@ -9,7 +9,7 @@ from typing import Any
 
 
 def warn_renamed(old: str, new: str, *, stacklevel: int = 3) -> None:
-    """Warn that `old` is now `new`; by default at the caller of the function that calls this one."""
+    """Warns that `old` is now `new`; by default at the caller of the function that calls this one."""
     message = f"{old} is now {new}; the old name goes with the next release."
     warnings.warn(message, DeprecationWarning, stacklevel=stacklevel)
 

@@ -63,7 +63,7 @@ _registered: dict[str, Backend] = {}
 
 
 def register_backend(backend: Backend) -> None:
-    """Make a backend known to this process, for tests and notebooks; it hides an installed one of the same name."""
+    """Makes a backend known to this process, for tests and notebooks; it hides an installed one of the same name."""
     if missing := _missing_members(backend):
         raise BackendError(f"a backend to register lacks {missing}: see vaespec.backend.Backend.")
     _registered[backend.name] = backend

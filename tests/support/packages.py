@@ -3,5 +3,5 @@
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-FOLDERS = (ROOT / "vaespec", *ROOT.glob("backends/*/"), *ROOT.glob("conformance/*/"))
+FOLDERS = (ROOT / "vaespec", *ROOT.glob("*/vaespec_*"))
 PACKAGES = sorted(folder.name for folder in FOLDERS if (folder / "__init__.py").exists())
