@@ -21,7 +21,7 @@ def standard_normal(shape: Sequence[int], seed: Seed, *, first_item: int = 0) ->
 
     An int seeds the whole batch: item i is drawn from the key (seed, first_item + i), so a batch cut in two gives
     the same noise when the second half passes its `first_item`. A sequence seeds item by item, with keys (seed_i, 0).
-    Seeds are integers from 0 to 2**64 - 1. Raises InputError for another seed, or for a sequence without one seed per item.
+    Seeds are integers from 0 to 2**64 - 1. Raises InputError for another seed, and unless a sequence has one per item.
     """
     batch, *item_shape = shape
     seeds = list(seed) if isinstance(seed, Sequence | np.ndarray) and not isinstance(seed, str) else seed

@@ -66,7 +66,7 @@ class ReachOps:
         return reached
 
     def unchanged(self, *arguments: Any, **options: Any) -> Interval:
-        """The first argument: for operations that move no influence to another position, and for those that are left out."""
+        """Returns the first argument: for operations on one position alone, and for those that are left out."""
         return arguments[0]
 
     from_nchw = to_nchw = tokens = pixels = linear = scale = silu = mish = gelu = relu = unchanged
