@@ -69,10 +69,10 @@ def _difference(actual: np.ndarray, expected: np.ndarray, what: str) -> np.ndarr
 def _failure(
     message: str, difference: np.ndarray, eta2: float = float("inf"), etainf: float = float("inf")
 ) -> ConformanceError:
-    return ConformanceError(f"{message}.", where=where(difference), difference=difference, eta2=eta2, etainf=etainf)
+    return ConformanceError(f"{message}.", where=_location(difference), difference=difference, eta2=eta2, etainf=etainf)
 
 
-def where(difference: np.ndarray) -> str:
+def _location(difference: np.ndarray) -> str:
     """Describes the worst element, whether the error is at the border or inside, and how many channels and items."""
     worst = tuple(map(int, np.unravel_index(abs(difference).argmax(), difference.shape)))
     return f"worst at {worst}, {_region(difference)}" if difference.ndim == 4 else f"worst at {worst}"

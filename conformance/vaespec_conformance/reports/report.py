@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Self
 
 from vaespec_conformance.judging import budgets
 
-OF_OPERATIONS = ("L0", "L1")
+OPERATION_LEVELS = ("L0", "L1")
 """Levels with a budget for one operation; every other level has a budget for the rounding of a whole model."""
 SCHEMA = "vaespec-conformance/1"
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
@@ -97,7 +97,7 @@ class Result:
         """A: at most half of the budget; B: more. Models have grades by the predicted error; see budgets.grade."""
         if self.status != "pass" or self.eta2 is None or self.margin is None:
             return None
-        if self.level in OF_OPERATIONS:
+        if self.level in OPERATION_LEVELS:
             return "A" if self.margin <= 0.5 else "B"
         return budgets.grade(self.dtype, self.eta2)
 

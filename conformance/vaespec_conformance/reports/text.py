@@ -11,8 +11,8 @@ from vaespec_conformance.reports.report import STATUSES, Report, Result
 MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–"}
 COLUMNS = 100
 NOTE = (
-    "Grade A: at most half of a budget was used; of a whole model's, at most twice what rounding must cost. B: more; "
-    "of a model's, at most four times. C: beyond that."
+    "Grade A: at most half of the budget was used, or for a whole model at most twice the error that rounding must "
+    "cause. B: more, for a model at most four times. C: beyond that."
 )
 
 

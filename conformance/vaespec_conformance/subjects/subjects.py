@@ -46,7 +46,7 @@ PRESUMED = frozenset({"deterministic", "threads"})
 A port declares any other feature that no method shows: "legacy_names", if it accepts diffusers' names before 0.18.
 """
 
-OF_BACKENDS = frozenset({"banding"})
+BACKEND_FEATURES = frozenset({"banding"})
 """Features of every backend, since they need operations alone: the model in bands of rows."""
 
 SMALLEST = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2)
@@ -161,7 +161,7 @@ class BackendSubject(Subject):
         """The declared capabilities; otherwise the dtypes available here and every feature of `Assembled`."""
         declared = getattr(self.backend, "capabilities", None)
         dtypes = tuple(dtype for dtype in self.backend.dtypes if self._has(dtype))
-        return declared or Capabilities(dtypes, self._devices(), features=PRESUMED | OF_BACKENDS | FEATURES.keys())
+        return declared or Capabilities(dtypes, self._devices(), features=PRESUMED | BACKEND_FEATURES | FEATURES.keys())
 
     def _devices(self) -> tuple[str, ...]:
         try:
