@@ -80,7 +80,7 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 def _call(subject: Any, op: str, case: Case, dtype: str) -> Any:
-    """One operation on drawn numbers: see `DrivenOps.watched`."""
+    """One operation on drawn numbers: see `OpsFacade.watched`."""
     shape = (2, 6, 4) if op in ("linear", "attention") else (2, 4, 5, 7)
     count = {"attention": 3, "add": 2}.get(op, 1)
     numbers = dict(CALLS.get(op, {}))
