@@ -10,8 +10,9 @@ import pytest
 from PIL import Image
 from support.workplace import MODEL, error, files, picture, pixels, run
 
+
 from vaespec.cli import console
-from vaespec.cli.sheet import CAPTION, MARGIN
+from vaespec.cli.picture_grid import CAPTION, MARGIN
 from vaespec.machine import Memory
 from vaespec.model import Model
 from vaespec_numpy.ops import NumpyOps
