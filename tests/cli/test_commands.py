@@ -1,4 +1,4 @@
-"""The command line, as its user meets it: what is written, and what is printed."""
+"""The commands as their users see them: what they write, and what they print."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_showing_help_loads_no_framework_and_no_pillow():
 # -- roundtrip ---------------------------------------------------------------------------------------------------
 
 
-def test_roundtrip_writes_what_the_model_makes_and_prints_its_psnr():
+def test_roundtrip_writes_the_output_of_the_model_and_prints_its_psnr():
     picture("cat.png", 16, 12)
     result = run("roundtrip", "cat.png", "--output", "out", *MODEL)
     with Image.open("cat.png") as original:
@@ -51,7 +51,7 @@ def test_roundtrip_writes_what_the_model_makes_and_prints_its_psnr():
 
 
 @pytest.mark.parametrize(("width", "height"), [(4, 4), (5, 7), (8, 11), (13, 10), (40, 6)])
-def test_floor_drops_what_is_left_over_from_a_multiple_of_f(width, height):
+def test_floor_drops_rows_and_columns_to_a_multiple_of_f(width, height):
     picture("cat.png", width, height)
     run("roundtrip", "cat.png", *MODEL)
     assert pixels("cat-vae.png").shape == (height // 4 * 4, width // 4 * 4, 3)
@@ -72,7 +72,7 @@ def test_edge_repeats_the_last_row_and_column():
     np.testing.assert_array_equal(pixels("cat-vae.png"), pixels("padded-vae.png")[:10, :13])
 
 
-def test_the_json_of_roundtrip_has_a_row_per_picture_and_their_mean():
+def test_the_json_of_roundtrip_has_a_row_for_each_picture_and_their_mean():
     picture("a.png"), picture("b.png", 9, 9, seed=1)
     document = json.loads(run("roundtrip", "a.png", "b.png", "--json", *MODEL).stdout)
     assert [row["picture"] for row in document["pictures"]] == ["a.png", "b.png"]
@@ -90,7 +90,7 @@ def test_picture_i_is_sampled_with_seed_plus_i():
     assert (pixels("mode/b-vae.png") != pixels("alone/b-vae.png")).any()
 
 
-def test_a_file_name_that_looks_like_markup_is_printed_as_it_is():
+def test_a_file_name_that_looks_like_markup_is_printed_unchanged():
     picture("[bold]cat.png")
     assert "[bold]cat-vae.png" in run("roundtrip", "[bold]cat.png", *MODEL).stdout
 
@@ -108,16 +108,16 @@ def test_sixteen_bit_greys_are_scaled_not_clipped():
     np.testing.assert_array_equal(np.asarray(picture_files.read(Path("deep.png")))[..., 0], [[0, 1], [128, 255]])
 
 
-def test_a_sideways_photograph_is_turned_as_its_exif_says():
+def test_a_photograph_is_rotated_as_its_exif_demands():
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be turned a quarter clockwise
+    exif[0x0112] = 6  # rotate by a quarter turn, clockwise
     Image.new("RGB", (12, 8), "red").save("turned.jpg", exif=exif)
-    assert picture_files.look_at([Path("turned.jpg")])[0].height == 12
+    assert picture_files.read_headers([Path("turned.jpg")])[0].height == 12
     assert picture_files.read(Path("turned.jpg")).size == (8, 12)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16", "CMYK"])
-def test_pictures_of_every_mode_go_through(mode):
+def test_pictures_of_every_mode_are_read(mode):
     name = "cat.tif" if mode == "CMYK" else "cat.png"
     if mode == "I;16":
         Image.fromarray(np.full((8, 12), 30000, np.uint16)).save(name)
@@ -131,13 +131,13 @@ def test_pictures_of_every_mode_go_through(mode):
 
 
 @pytest.fixture
-def _embedded(weights, monkeypatch):
-    """The narrow weights in place of the embedded ones."""
-    monkeypatch.setattr(autoencoder, "EMBEDDED", weights)
+def _embedded(weights_without_attention, monkeypatch):
+    """Replaces the embedded weights by narrow ones."""
+    monkeypatch.setattr(autoencoder, "EMBEDDED", weights_without_attention)
 
 
 @pytest.mark.usefixtures("_embedded")
-def test_the_demo_puts_three_pictures_on_one_sheet():
+def test_the_demo_draws_three_pictures_in_one_row():
     result = run("demo", "--backend", "numpy")
     assert files() == {"vaespec-demo.png"}
     height, width, _ = pixels("vaespec-demo.png").shape
@@ -149,10 +149,10 @@ def test_the_demo_puts_three_pictures_on_one_sheet():
 
 @pytest.mark.usefixtures("_embedded")
 def test_the_demo_shows_the_embedded_photograph_unchanged():
-    run("demo", "--output", "new/sheet.png", "--backend", "numpy")
+    run("demo", "--output", "new/grid.png", "--backend", "numpy")
     photograph = pixels(Path(vaespec.__file__).parent / "assets" / "astronaut.png")
     assert photograph.shape == (256, 256, 3)
-    np.testing.assert_array_equal(pixels("new/sheet.png")[28 : 28 + 256, 12 : 12 + 256], photograph)
+    np.testing.assert_array_equal(pixels("new/grid.png")[28 : 28 + 256, 12 : 12 + 256], photograph)
 
 
 @pytest.mark.usefixtures("_embedded")
@@ -160,7 +160,7 @@ def test_the_json_of_the_demo_has_its_figures():
     document = json.loads(run("demo", "--backend", "numpy", "--json").stdout)
     assert document["compression"] == 12.0
     assert document["latent"] == [4, 64, 64]
-    assert document["parameters"] == vae().num_parameters()
+    assert document["parameters"] == vae("tiny").num_parameters()
     assert document["encode_seconds"] > 0
 
 
@@ -175,7 +175,7 @@ def listed() -> dict[str, dict]:
 
 
 def rows() -> dict[str, str]:
-    """The lines of the table, by the backend's name."""
+    """The lines of the table, by the name of the backend."""
     return {line.split()[0]: line for line in run("backends").stdout.partition("\n\n")[0].splitlines()}
 
 
@@ -184,7 +184,7 @@ def _fewer_frameworks(monkeypatch):
     monkeypatch.setattr("vaespec.registry._framework_version", lambda name: "2.4" if name == "numpy" else None)
 
 
-def test_the_json_of_backends_tells_all_of_each():
+def test_the_json_of_backends_describes_each():
     row = listed()["numpy"]
     assert row.pop("ops") == {op: "fallback" if op in ("mish", "gelu", "add") else "native" for op in KERNELS}
     assert row == {
@@ -200,7 +200,7 @@ def test_the_json_of_backends_tells_all_of_each():
     }
 
 
-def test_the_table_of_backends_has_a_row_for_each_and_names_what_falls_back():
+def test_the_table_of_backends_has_a_row_for_each_and_names_its_fallback_ops():
     table = rows()
     assert table.keys() == {"backend", *listed()}
     assert table["numpy"].split() == [
@@ -225,7 +225,7 @@ def test_devices_of_a_kind_are_counted_in_the_table_and_listed_in_the_json(monke
 
 
 @pytest.mark.usefixtures("_fewer_frameworks")
-def test_a_backend_whose_framework_is_missing_is_listed_with_what_to_do():
+def test_a_backend_without_its_framework_is_listed_with_the_remedy():
     sentence = "backend 'torch' needs torch, which is not installed: pip install \"vaespec[torch]\"."
     assert rows()["torch"].split()[:3] == ["torch", "no", "torch"]
     assert f"\n{sentence}\n" in run("backends").stdout
@@ -233,7 +233,7 @@ def test_a_backend_whose_framework_is_missing_is_listed_with_what_to_do():
     assert listed()["torch"]["problem"] == sentence
 
 
-def test_environment_variables_that_change_numbers_are_told_where_they_are_set(monkeypatch):
+def test_environment_variables_that_change_numbers_are_reported_if_they_are_set(monkeypatch):
     monkeypatch.setenv("MLX_ENABLE_TF32", "0")
     monkeypatch.delenv("JAX_ENABLE_X64", raising=False)
     text = run("backends").stdout
@@ -244,9 +244,9 @@ def test_environment_variables_that_change_numbers_are_told_where_they_are_set(m
 
 
 @pytest.mark.parametrize(
-    ("chosen", "words"), [("torch", "used where no backend is named"), ("abacus", "no backend of that name")]
+    ("chosen", "words"), [("torch", "used if no backend is named"), ("abacus", "there is no such backend")]
 )
-def test_the_backend_that_the_environment_chooses_is_told_and_its_absence_stops_nothing(monkeypatch, chosen, words):
+def test_the_backend_of_the_environment_is_reported_even_if_it_does_not_exist(monkeypatch, chosen, words):
     monkeypatch.setenv("VAESPEC_BACKEND", chosen)
     assert f"\nVAESPEC_BACKEND={chosen}: {words}.\n" in run("backends").stdout
 
@@ -268,29 +268,29 @@ RUNNING = {
 
 
 @pytest.fixture
-def loads(monkeypatch, weights) -> list[dict]:
-    """What `vaespec.load` is called with; a picture and its latents are there."""
-    monkeypatch.setattr(autoencoder, "EMBEDDED", weights)
+def loads(monkeypatch, weights_without_attention) -> list[dict]:
+    """The arguments of every call of `vaespec.load`. A picture and its latents exist."""
+    monkeypatch.setattr(autoencoder, "EMBEDDED", weights_without_attention)
     picture("cat.png")
     run("encode", "cat.png")
     calls, load = [], autoencoder.load
-    monkeypatch.setattr(autoencoder, "load", lambda source, **how: calls.append(how) or load(source, **how))
+    monkeypatch.setattr(autoencoder, "load", lambda source, **options: calls.append(options) or load(source, **options))
     return calls
 
 
 @pytest.mark.parametrize("command", RUNNING.values(), ids=RUNNING)
-def test_where_a_model_runs_is_what_the_options_say(command, loads):
-    how = {"backend": "torch", "device": "cpu", "dtype": "float64", "precision": "highest"}
-    run(*command, *(word for name, value in how.items() for word in (f"--{name}", value)))
+def test_a_model_runs_on_the_backend_of_the_options(command, loads):
+    placement = {"backend": "torch", "device": "cpu", "dtype": "float64", "precision": "highest"}
+    run(*command, *(word for name, value in placement.items() for word in (f"--{name}", value)))
     run(*command)
     assert loads == [
-        {"family": None, **how},
+        {"family": None, **placement},
         {"family": None, "backend": None, "device": None, "dtype": "float32", "precision": "default"},
     ]
 
 
 @pytest.mark.parametrize("command", RUNNING)
-def test_the_help_tells_what_precision_means(command):
+def test_the_help_explains_precision(command):
     help_text = run(command, "--help").stdout
     assert "--precision" in help_text
     assert "default|highest" in help_text
@@ -305,7 +305,7 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_a_bar_appears_on_the_terminal_when_work_takes_long(monkeypatch, capsys):
+def test_a_bar_appears_on_the_terminal_if_the_work_takes_long(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stderr", Terminal())
     monkeypatch.setattr(console, "PATIENCE", 0.0)
     with console.progress("painting", 3) as advance:

@@ -1,4 +1,4 @@
-"""`vaespec convert`: weights in the names of another world, and nothing lost on the way."""
+"""`vaespec convert`: weights in the names of another project, without any loss."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ def source() -> Path:
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_there_and_back_in_every_dialect(source, dialect):
+def test_conversion_to_every_dialect_and_back_keeps_every_bit(source, dialect):
     path = f"there.{DIALECTS[dialect].container}"
     run("convert", source, path, "--to", dialect, "--prefix", "some.vae.")
-    told = json.loads(run("info", path, "--json").stdout)
-    assert (told["prefix"], told["tensors"], told["problems"]) == ("some.vae.", len(parameters(PLAIN)), [])
-    assert told["layout"] == DIALECTS[dialect].layout.conv
-    assert told["dtypes"] == {"float32": OURS.num_parameters()}
+    document = json.loads(run("info", path, "--json").stdout)
+    assert (document["prefix"], document["tensors"], document["problems"]) == ("some.vae.", len(parameters(PLAIN)), [])
+    assert document["layout"] == DIALECTS[dialect].layout.conv
+    assert document["dtypes"] == {"float32": OURS.num_parameters()}
     run("convert", path, "back.safetensors", "--to", "diffusers")
     assert_same_bits(vaespec.load("back.safetensors", backend="numpy").weights(), OURS.weights())
 
 
-def test_diffusers_makes_the_same_image_of_a_converted_folder(source):
+def test_diffusers_computes_the_same_image_from_a_converted_folder(source):
     run("convert", source, "model.safetensors", "--to", "ldm")
     document = json.loads(run("convert", "model.safetensors", "folder", "--to", "diffusers", "--json").stdout)
     assert document["config"]["scaling_factor"] == 0.5
@@ -53,33 +53,33 @@ def test_diffusers_makes_the_same_image_of_a_converted_folder(source):
     assert relative_l2(ours.to_numpy(ours(x).sample), expected) <= 2e-6
 
 
-def test_the_dtype_is_that_of_the_source_or_as_asked(source):
-    for how, dtype in (((), "float32"), (("--dtype", "float16"), "float16"), (("--dtype", "bfloat16"), "bfloat16")):
-        run("convert", source, "a.safetensors", "--to", "mflux", "--force", *how)
+def test_the_dtype_is_the_sources_or_the_given_one(source):
+    for options, dtype in (((), "float32"), (("--dtype", "float16"), "float16"), (("--dtype", "bfloat16"), "bfloat16")):
+        run("convert", source, "a.safetensors", "--to", "mflux", "--force", *options)
         assert {a.dtype.name for a in load_file("a.safetensors").values()} == {dtype}
     assert "dtype 'int8'" in error("convert", source, "b.safetensors", "--to", "ldm", "--dtype", "int8")
     assert not Path("b.safetensors").exists()
 
 
-def test_nothing_is_replaced_unless_it_is_said(source):
+def test_nothing_is_replaced_without_force(source):
     Path("there.safetensors").write_bytes(b"precious")
-    assert "there.safetensors is there already" in error("convert", source, "there.safetensors", "--to", "ldm")
+    assert "there.safetensors exists already" in error("convert", source, "there.safetensors", "--to", "ldm")
     assert Path("there.safetensors").read_bytes() == b"precious"
     run("convert", source, "there.safetensors", "--to", "ldm", "--force")
     assert len(load_file("there.safetensors")) == len(parameters(PLAIN))
 
 
 @pytest.mark.parametrize("target", ["source", "link", "source/diffusion_pytorch_model.safetensors"])
-def test_what_is_read_is_never_replaced(source, target):
+def test_the_source_is_never_replaced(source, target):
     Path("link").symlink_to(source)
     before = (source / "diffusion_pytorch_model.safetensors").read_bytes()
-    assert "is what is to be converted" in error("convert", source, target, "--to", "diffusers", "--force")
+    assert "is the source of this conversion" in error("convert", source, target, "--to", "diffusers", "--force")
     assert (source / "diffusion_pytorch_model.safetensors").read_bytes() == before
 
 
 def test_a_folder_is_not_converted_into_itself(source):
     diffusers.AutoencoderKL.from_pretrained(source).save_pretrained("pickled", safe_serialization=False)
-    assert "pickled is what is to be converted" in error(
+    assert "pickled is the source of this conversion" in error(
         "convert", "pickled", "pickled", "--to", "diffusers", "--force"
     )
     assert {path.name for path in Path("pickled").iterdir()} == {"config.json", "diffusion_pytorch_model.bin"}
@@ -90,7 +90,7 @@ def test_a_shard_of_the_source_is_never_replaced(source):
     shard, *_ = sorted(Path("shards").glob("*-of-*"))
     before = shard.read_bytes()
     for read in (Path("shards"), Path("shards/diffusion_pytorch_model.safetensors.index.json")):
-        assert "is what is to be converted" in error("convert", read, shard, "--to", "ldm", "--force")
+        assert "is the source of this conversion" in error("convert", read, shard, "--to", "ldm", "--force")
     assert shard.read_bytes() == before
     run("convert", "shards", "shards/ldm.safetensors", "--to", "ldm")
     run("convert", "shards", "shards/ldm.safetensors", "--to", "ldm", "--force")
@@ -99,12 +99,12 @@ def test_a_shard_of_the_source_is_never_replaced(source):
 def test_a_folder_whose_shards_diffusers_would_read_instead_is_refused(source):
     diffusers.AutoencoderKL.from_pretrained(source).save_pretrained("shards", max_shard_size="1MB")
     before = sorted(Path("shards").iterdir())
-    told = error("convert", source, "shards", "--to", "diffusers", "--force")
-    assert "index.json is there, whose shards diffusers would read instead" in told
+    message = error("convert", source, "shards", "--to", "diffusers", "--force")
+    assert "index.json is there, whose shards diffusers would read instead" in message
     assert sorted(Path("shards").iterdir()) == before
 
 
-def test_who_has_the_old_file_open_keeps_it_and_a_full_disk_leaves_it(source, monkeypatch):
+def test_a_reader_of_the_old_file_keeps_it_and_a_full_disk_leaves_it(source, monkeypatch):
     run("convert", source, "there.safetensors", "--to", "ldm")
     before = Path("there.safetensors").read_bytes()
     with Path("there.safetensors").open("rb") as reader:
@@ -117,13 +117,13 @@ def test_who_has_the_old_file_open_keeps_it_and_a_full_disk_leaves_it(source, mo
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("vaespec.weights.save.write_safetensors", full_disk)
-    told = error("convert", source, "there.safetensors", "--to", "ldm", "--force")
-    assert "cannot write there.safetensors (No space left on device)" in told
+    message = error("convert", source, "there.safetensors", "--to", "ldm", "--force")
+    assert "cannot write there.safetensors (No space left on device)" in message
     assert Path("there.safetensors").read_bytes() == after
     assert not list(Path().glob(".*"))
 
 
-def test_what_is_left_behind_is_named(tmp_path):
+def test_ignored_tensors_are_named(tmp_path):
     tensors = stored(PLAIN, tmp_path, "ldm", "vae.")
     average = {f"vae.model_ema.{name[4:].replace('.', '')}": a + 1 for name, a in tensors.items()}
     beside = {"vae.loss.logvar": np.zeros(1, np.float32), "unet.x": np.zeros(1, np.float32)}
@@ -135,18 +135,18 @@ def test_what_is_left_behind_is_named(tmp_path):
     assert f"and {len(tensors) + 1 - 4} more; 1 outside the VAE" in text
     plain, ema = load_file("plain.safetensors"), load_file("ema.safetensors")
     assert all((ema[name] == a + 1).all() for name, a in plain.items() if a.ndim)
-    assert "left behind" not in run("convert", "ema.safetensors", "again.safetensors", "--to", "ldm").stdout
+    assert "ignored" not in run("convert", "ema.safetensors", "again.safetensors", "--to", "ldm").stdout
 
 
-@pytest.mark.parametrize("how", [{"safe_serialization": False}, {"variant": "fp16"}, {"max_shard_size": "1MB"}])
-def test_every_kind_of_folder_that_diffusers_writes_is_converted(source, how):
-    diffusers.AutoencoderKL.from_pretrained(source).save_pretrained("theirs", **how)
+@pytest.mark.parametrize("options", [{"safe_serialization": False}, {"variant": "fp16"}, {"max_shard_size": "1MB"}])
+def test_every_kind_of_folder_that_diffusers_writes_is_converted(source, options):
+    diffusers.AutoencoderKL.from_pretrained(source).save_pretrained("theirs", **options)
     run("convert", "theirs", "model.msgpack", "--to", "flax")
     run("convert", "model.msgpack", "back.safetensors", "--to", "diffusers")
     assert_same_bits(vaespec.load("back.safetensors", backend="numpy").weights(), OURS.weights())
 
 
-def test_damaged_sources_are_told_in_a_line_and_nothing_is_written(source):
+def test_damaged_sources_are_reported_in_a_line_and_nothing_is_written(source):
     whole = (source / "diffusion_pytorch_model.safetensors").read_bytes()
     Path("cut.safetensors").write_bytes(whole[:-1])
     assert "cut.safetensors is incomplete: it has" in error(
@@ -155,13 +155,13 @@ def test_damaged_sources_are_told_in_a_line_and_nothing_is_written(source):
     tensors = load_file(source / "diffusion_pytorch_model.safetensors")
     tensors["quant_conv.bias"][0] = np.inf
     written(Path(), tensors, "inf.safetensors")
-    told = error("convert", "inf.safetensors", "a.safetensors", "--to", "ldm")
-    assert "NaN or infinity in 1 tensors of inf.safetensors: quant_conv.bias" in told
+    message = error("convert", "inf.safetensors", "a.safetensors", "--to", "ldm")
+    assert "NaN or infinity in 1 tensors of inf.safetensors: quant_conv.bias" in message
     assert not Path("a.safetensors").exists()
     assert "no file or folder nowhere" in error("convert", "nowhere", "a.safetensors", "--to", "ldm")
 
 
-def test_a_family_is_of_the_file_or_refused(source):
+def test_a_family_that_the_file_does_not_fit_is_refused(source):
     file = source / "diffusion_pytorch_model.safetensors"
     for family, words in (
         ("klingon", "unknown family 'klingon'"),
@@ -171,26 +171,26 @@ def test_a_family_is_of_the_file_or_refused(source):
     assert not Path("folder").exists()
 
 
-def test_a_folder_with_a_suffix_is_made_first_and_no_place_for_one_file(source):
-    told = error("convert", source, "sd-v1.5", "--to", "diffusers")
-    assert "in diffusers names it is a .safetensors; name it so, or make that folder first" in told
+def test_a_folder_with_a_suffix_must_exist_and_cannot_hold_one_file(source):
+    message = error("convert", source, "sd-v1.5", "--to", "diffusers")
+    assert "in the dialect diffusers ends in .safetensors; change the name, or create this folder first" in message
     Path("sd-v1.5").mkdir()
     run("convert", source, "sd-v1.5", "--to", "diffusers")
     assert {path.name for path in Path("sd-v1.5").iterdir()} == {"config.json", "diffusion_pytorch_model.safetensors"}
-    told = error("convert", source, "sd-v1.5", "--to", "ldm", "--force")
-    assert "sd-v1.5: it is a folder; in ldm names it is one .safetensors file" in told
+    message = error("convert", source, "sd-v1.5", "--to", "ldm", "--force")
+    assert "sd-v1.5: it is a folder; name a .safetensors file for the dialect ldm" in message
 
 
 @pytest.mark.parametrize("args", [("source",), ("source", "a.safetensors"), ("source", "a", "--to", "ldm", "--loud")])
-def test_an_incomplete_question_exits_with_2(source, args):
+def test_missing_and_unknown_options_exit_with_2(source, args):
     assert "Usage" in run("convert", *args, code=2).stderr
 
 
-def test_the_scale_of_a_folder_for_diffusers_is_asked_for(tmp_path):
+def test_a_folder_for_diffusers_needs_a_scale(tmp_path):
     written(tmp_path, stored(PLAIN, tmp_path, "ldm"), "bare.safetensors")
-    told = error("convert", "bare.safetensors", "folder", "--to", "diffusers")
-    assert "scaling factor of bare.safetensors is not known" in told
-    assert "diffusers would take 0.18215" in told
+    message = error("convert", "bare.safetensors", "folder", "--to", "diffusers")
+    assert "scaling factor of bare.safetensors is unknown" in message
+    assert "diffusers would take 0.18215" in message
     assert not Path("folder").exists()
     run("convert", "bare.safetensors", "bare-diffusers.safetensors", "--to", "diffusers")
 
@@ -199,8 +199,8 @@ def test_the_scale_of_a_folder_for_diffusers_is_asked_for(tmp_path):
     ("args", "words"),
     [
         (("model.safetensors", "--to", "klingon"), "unknown dialect 'klingon': choose one of diffusers, "),
-        (("model.ckpt", "--to", "ldm"), "cannot write model.ckpt: in ldm names it is a .safetensors"),
-        (("model.safetensors", "--to", "flax"), "in flax names it is a .msgpack"),
+        (("model.ckpt", "--to", "ldm"), "cannot write model.ckpt: a file in the dialect ldm ends in .safetensors"),
+        (("model.safetensors", "--to", "flax"), "a file in the dialect flax ends in .msgpack"),
         (("nowhere/model.safetensors", "--to", "ldm"), "cannot write nowhere/model.safetensors (No such file"),
         (("x.safetensors", "--to", "ldm", "--source-prefix", "vae."), "no VAE under the prefix 'vae.'"),
         (("x.safetensors", "--to", "ldm", "--source-dialect", "klingon"), "unknown dialect 'klingon'"),
@@ -208,23 +208,26 @@ def test_the_scale_of_a_folder_for_diffusers_is_asked_for(tmp_path):
         (("x.safetensors", "--to", "ldm", "--family", "sd1"), "family='sd1' is for weights alone"),
     ],
 )
-def test_wrong_arguments_are_told_in_a_line(source, args, words):
+def test_wrong_arguments_are_reported_in_a_line(source, args, words):
     assert words in error("convert", source, *args)
     assert not list(Path().glob("*.safetensors"))
 
 
-def test_a_folder_has_no_prefix_and_half_a_model_no_folder(source):
+def test_a_folder_takes_no_prefix_and_no_half_of_a_model(source):
     for option in (("--prefix", "vae."), ("--bits", "4")):
         run("convert", source, "folder", "--to", "diffusers", *option, code=2)
     half = {name: OURS.weights()[name] for name in parameters(PLAIN, ["decoder"])}
     written(Path(), half, "half.safetensors")
-    told = error("convert", "half.safetensors", "folder", "--to", "diffusers")
-    assert "scaling factor of half.safetensors is not known" in told
+    message = error("convert", "half.safetensors", "folder", "--to", "diffusers")
+    assert "scaling factor of half.safetensors is unknown" in message
     run("convert", "half.safetensors", "half-ldm.safetensors", "--to", "ldm")
     OURS.save_single_file("whole.safetensors")
     metadata = open_tensors(Path("whole.safetensors")).metadata
     write_safetensors(Path("half.safetensors"), half, metadata)
-    told = error("convert", "half.safetensors", "folder", "--to", "diffusers")
-    assert "half.safetensors is half a VAE, without encoder.conv_in.bias: diffusers reads whole ones only" in told
+    message = error("convert", "half.safetensors", "folder", "--to", "diffusers")
+    assert (
+        "half.safetensors is half a VAE, without encoder.conv_in.bias: a folder for diffusers needs both halves"
+        in message
+    )
     assert not Path("folder").exists()
     assert json.loads(run("info", "half.safetensors", "--json").stdout)["halves"] == ["decoder"]

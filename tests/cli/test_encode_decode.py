@@ -1,4 +1,4 @@
-"""encode and decode: latents in files that tell all, and are not believed when they contradict themselves."""
+"""encode and decode: files of latents hold all that decoding needs, and are refused if they contradict themselves."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from support.workplace import MODEL, NARROW, error, picture, pixels, run, saved,
 import vaespec
 
 
-@pytest.mark.parametrize("how", [("--pad", "floor"), ("--pad", "edge"), ("--sample", "--seed", "3")])
+@pytest.mark.parametrize("options", [("--pad", "floor"), ("--pad", "edge"), ("--sample", "--seed", "3")])
 @pytest.mark.parametrize("raw", [True, False])
-def test_encode_then_decode_equals_roundtrip(how, raw):
+def test_encode_then_decode_equals_roundtrip(options, raw):
     names = [picture("cat.jpg", 13, 10), picture("dog.png", 22, 9, seed=1), picture("x/fox.png", 8, 8, seed=2)]
-    run("roundtrip", *names, *how, "--output", "direct", *MODEL)
-    run("encode", *names, *how, *(["--raw"] if raw else []), "--output", "some/latents.safetensors", *MODEL)
+    run("roundtrip", *names, *options, "--output", "direct", *MODEL)
+    run("encode", *names, *options, *(["--raw"] if raw else []), "--output", "some/latents.safetensors", *MODEL)
     run("decode", "some/latents.safetensors", "--output", "decoded", *MODEL)
     assert {path.name for path in Path("decoded").iterdir()} == {"cat-vae.png", "dog-vae.png", "fox-vae.png"}
     for path in Path("decoded").iterdir():
@@ -29,7 +29,7 @@ def test_encode_then_decode_equals_roundtrip(how, raw):
         assert np.abs(difference).max() <= (0 if raw else 1)  # scaling and back rounds
 
 
-def test_the_latents_are_those_of_the_python_interface_with_metadata_that_tell_all():
+def test_the_latents_equal_the_python_api_and_the_metadata_are_complete():
     picture("cat.png", 16, 12), picture("dog.png", 9, 8, seed=1)
     run("encode", "cat.png", "dog.png", "--sample", "--seed", "5", *MODEL)
     with Image.open("cat.png") as cat:
@@ -68,16 +68,16 @@ def test_latents_are_stored_in_the_dtype_of_the_model(dtype):
     assert pixels("cat-vae.png").shape == (8, 12, 3)
 
 
-def test_flux2_latents_are_patchified_and_any_size_comes_back_with_edge():
+def test_flux2_latents_are_patchified_and_edge_keeps_any_size():
     saved(CONFIGS["flux2"], Path("flux2"))
     picture("cat.png", 37, 21)
-    where = ("--weights", "flux2", "--backend", "numpy")
-    run("encode", "cat.png", "--pad", "edge", *where)
+    model = ("--weights", "flux2", "--backend", "numpy")
+    run("encode", "cat.png", "--pad", "edge", *model)
     assert load_file("latents.safetensors")["0-cat"].shape == (8 * 4, 2, 3)
-    run("decode", "latents.safetensors", *where)
+    run("decode", "latents.safetensors", *model)
     assert pixels("cat-vae.png").shape == (21, 37, 3)
     picture("dog.png", 24, 16)
-    assert "dog.png: latents of 2 x 3 cannot be cut into 2 x 2 patches" in error("encode", "dog.png", *where)
+    assert "dog.png: latents of 2 x 3 cannot be cut into 2 x 2 patches" in error("encode", "dog.png", *model)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_decode_refuses_weights_that_do_not_fit(changes, words):
     assert words in error("decode", "latents.safetensors", "--weights", "other")
 
 
-def test_decode_takes_the_scale_of_the_latents_where_the_weights_have_none():
+def test_decode_takes_the_scale_of_the_latents_if_the_weights_have_none():
     saved(NARROW.replace(scaling_factor=None), Path("other"))
     picture("cat.png")
     run("encode", "cat.png", *MODEL)
@@ -112,16 +112,16 @@ def test_decode_refuses_weights_of_another_f():
     )
 
 
-def test_raw_latents_ask_for_no_scale():
+def test_raw_latents_need_no_scale():
     saved(NARROW.replace(scaling_factor=None), Path("unscaled"))
     picture("cat.png")
-    assert "Give --family, or --raw" in error("encode", "cat.png", "--weights", "unscaled")
+    assert "give --family, or --raw" in error("encode", "cat.png", "--weights", "unscaled")
     run("encode", "cat.png", "--weights", "unscaled", "--raw")
     run("decode", "latents.safetensors", "--weights", "unscaled")
 
 
 def tampered(**changes: str) -> Path:
-    """A latents file whose metadata somebody has changed."""
+    """A latents file with changed metadata."""
     picture("cat.png")
     run("encode", "cat.png", *MODEL)
     with safe_open("latents.safetensors", framework="numpy") as file:
@@ -136,16 +136,16 @@ ENTRY = {"tensor": "0-cat", "file": "cat.png", "height": 10, "width": 13, "pad":
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"format": "other"}, "holds no latents of `vaespec encode`"),
-        ({"version": "2"}, "is of version '2'"),
+        ({"format": "other"}, "is not a file of `vaespec encode`"),
+        ({"version": "2"}, "has version '2', but"),
         ({"config": "{"}, "damaged metadata"),
         ({"values": "other"}, "damaged metadata"),
         ({"pictures": json.dumps([{**ENTRY, "tensor": "../../cat"}])}, "damaged metadata"),
         ({"pictures": json.dumps([{**ENTRY, "height": "ten"}])}, "damaged metadata"),
         ({"pictures": json.dumps([{**ENTRY, "pad": "mirror"}])}, "damaged metadata"),
         ({"pictures": json.dumps([{**ENTRY, "tensor": "1-dog"}])}, "has no tensor '1-dog'"),
-        ({"pictures": json.dumps([{**ENTRY, "height": 100}])}, "'0-cat' is (4, 2, 3), its metadata say (4, 25, 3)"),
-        ({"pictures": "[]"}, "holds no pictures"),
+        ({"pictures": json.dumps([{**ENTRY, "height": 100}])}, "'0-cat' is (4, 2, 3), but its metadata say (4, 25, 3)"),
+        ({"pictures": "[]"}, "has no pictures"),
     ],
 )
 def test_decode_refuses_a_file_that_contradicts_itself(changes, words):

@@ -1,4 +1,4 @@
-"""What the command line says when it fails: one line, an exit code, and nothing half-written."""
+"""The command line when it fails: one line, an exit code, and no file written halfway."""
 
 from __future__ import annotations
 
@@ -17,95 +17,98 @@ from support.workplace import MODEL, error, files, picture, run, saved
 from vaespec import autoencoder
 from vaespec.cli import picture_files
 
-# -- what can be wrong with what is asked ------------------------------------------------------------------------
+# -- wrong arguments and inputs -----------------------------------------------------------------------------------
 
 
-def test_a_missing_picture_is_told():
+def test_a_missing_picture_is_reported():
     assert "no file nowhere.png" in error("roundtrip", "nowhere.png", *MODEL)
 
 
 @pytest.mark.parametrize("content", [b"", b"hello", b"\x89PNG\r\n\x1a\n"])
-def test_a_file_that_is_no_picture_is_told(content):
+def test_a_file_that_is_not_a_picture_is_reported(content):
     Path("cat.png").write_bytes(content)
     assert "cat.png is not a picture" in error("roundtrip", "cat.png", *MODEL)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "tif", "webp"])
-def test_a_truncated_picture_is_told_and_nothing_written(suffix):
+def test_a_truncated_picture_is_reported_and_nothing_is_written(suffix):
     whole = picture(f"cat.{suffix}", 200, 200).read_bytes()
     Path(f"cat.{suffix}").write_bytes(whole[: len(whole) // 2])
     assert f"cat.{suffix} is" in error("roundtrip", f"cat.{suffix}", "--output", "out", *MODEL)
     assert files() == {f"cat.{suffix}"}
 
 
-def test_a_folder_for_a_picture_is_told():
+def test_a_folder_in_place_of_a_picture_is_reported():
     assert "is a folder: name the pictures in it" in error("roundtrip", "weights", *MODEL)
 
 
-def test_a_picture_smaller_than_f_is_told_with_the_way_out():
+def test_a_picture_smaller_than_f_is_reported_with_the_remedy():
     picture("cat.png", 20, 3)
     message = error("roundtrip", "cat.png", *MODEL)
-    assert "cat.png is 20 x 3 px: the weights need 4 x 4 px at least; or give --pad edge" in message
+    assert (
+        "cat.png is 20 x 3 px, but the weights need at least 4 x 4 px: use a larger picture, or give --pad edge"
+        in message
+    )
 
 
-def test_a_picture_of_floats_is_told():
+def test_a_picture_of_floats_is_reported():
     Image.fromarray(np.zeros((8, 8), np.float32)).save("cat.tif")
     assert "give 8 or 16 bits per channel" in error("roundtrip", "cat.tif", *MODEL)
 
 
 @pytest.mark.parametrize("command", ["roundtrip", "encode"])
-def test_no_pictures_at_all_is_a_wrong_question(command):
+def test_no_pictures_at_all_is_a_usage_error(command):
     assert "Missing argument" in run(command, code=2).stderr
 
 
-def test_two_pictures_with_one_result_are_refused():
+def test_two_pictures_with_one_output_are_refused():
     names = [picture("one/cat.png"), picture("two/cat.jpg")]
-    assert "one/cat.png and two/cat.jpg would both be written to out/cat-vae.png" in error(
+    assert "one/cat.png and two/cat.jpg would be written to one file, out/cat-vae.png" in error(
         "roundtrip", *names, "--output", "out", *MODEL
     )
     assert files() == {"one/cat.png", "two/cat.jpg"}
 
 
-def test_a_picture_given_twice_is_told():
+def test_a_picture_that_is_given_twice_is_reported():
     picture("cat.png")
     assert "cat.png is given twice" in error("roundtrip", "cat.png", "cat.png", *MODEL)
 
 
-def test_a_result_never_replaces_a_picture_it_is_made_from():
+def test_an_output_never_replaces_an_input():
     picture("cat.png"), picture("cat-vae.png")
     assert "would replace the input" in error("roundtrip", "cat.png", "cat-vae.png", *MODEL)
 
 
-def test_a_picture_with_a_latents_name_is_not_replaced():
+def test_latents_never_replace_a_picture():
     picture("cat.png").rename("cat.safetensors")
     assert "would replace the input" in error("encode", "cat.safetensors", "--output", "./cat.safetensors", *MODEL)
 
 
 @pytest.mark.parametrize("command", ["demo", "roundtrip", "encode", "decode"])
 @pytest.mark.parametrize("place", ["occupied", "occupied/deeper"])
-def test_a_file_where_a_folder_should_be_is_told(command, place, weights, monkeypatch):
+def test_a_file_in_place_of_a_folder_is_reported(command, place, weights, monkeypatch):
     monkeypatch.setattr(autoencoder, "EMBEDDED", weights)
     Path("occupied").write_text("")
     picture("cat.png")
     run("encode", "cat.png", *MODEL)
     name = {"demo": "/x.png", "encode": "/x.safetensors"}.get(command, "")
-    asked = {"demo": [], "decode": ["latents.safetensors"]}.get(command, ["cat.png"])
-    assert "occupied is a file, not a folder" in error(command, *asked, "--output", place + name)
+    arguments = {"demo": [], "decode": ["latents.safetensors"]}.get(command, ["cat.png"])
+    assert "occupied is a file, not a folder" in error(command, *arguments, "--output", place + name)
 
 
-def test_a_folder_where_a_file_should_be_is_told():
+def test_a_folder_in_place_of_a_file_is_reported():
     picture("cat.png")
     assert "it is a folder; name a .safetensors file" in error("encode", "cat.png", "--output", ".", *MODEL)
 
 
-def test_a_folder_without_permission_is_told(monkeypatch):
+def test_a_folder_without_permission_is_reported(monkeypatch):
     picture("cat.png")
     monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)
     assert "no permission" in error("roundtrip", "cat.png", *MODEL)
 
 
 @pytest.mark.parametrize("place", ["demo.jpg", "demo"])
-def test_the_demo_is_a_png_and_named_so(place):
+def test_the_demo_writes_only_a_png(place):
     assert "name it demo.png" in error("demo", "--output", place)
 
 
@@ -120,12 +123,12 @@ def test_the_demo_is_a_png_and_named_so(place):
         ("--weights", "cat.png", "does not begin like a file of weights"),
     ],
 )
-def test_a_wrong_model_option_is_told(option, value, words):
+def test_a_wrong_model_option_is_reported(option, value, words):
     picture("cat.png")
     assert words in error("roundtrip", "cat.png", *MODEL, option, value)
 
 
-def test_a_wrong_backend_in_the_environment_is_told_as_such(monkeypatch):
+def test_a_wrong_backend_in_the_environment_is_reported_with_the_variable(monkeypatch):
     monkeypatch.setenv("VAESPEC_BACKEND", "abacus")
     picture("cat.png")
     assert "error: VAESPEC_BACKEND: no backend named 'abacus': choose" in error("roundtrip", "cat.png")
@@ -133,24 +136,24 @@ def test_a_wrong_backend_in_the_environment_is_told_as_such(monkeypatch):
 
 
 @pytest.mark.parametrize("command", ["roundtrip", "encode", "info"])
-def test_truncated_weights_are_told(command, weights):
+def test_truncated_weights_are_reported(command, weights):
     picture("cat.png")
     whole = (weights / "diffusion_pytorch_model.safetensors").read_bytes()
     Path("cut.safetensors").write_bytes(whole[: len(whole) // 2])
-    asked = ["cut.safetensors"] if command == "info" else ["cat.png", "--weights", "cut.safetensors"]
-    assert "cut.safetensors is incomplete: it has" in error(command, *asked)
+    arguments = ["cut.safetensors"] if command == "info" else ["cat.png", "--weights", "cut.safetensors"]
+    assert "cut.safetensors is incomplete: it has" in error(command, *arguments)
 
 
-def test_weights_for_six_channels_are_refused_in_words():
+def test_weights_for_six_channels_are_refused():
     saved(CONFIGS["six-channel-images"], Path("six"))
     picture("cat.png")
-    assert "pictures, which have 3" in error("roundtrip", "cat.png", "--weights", "six")
+    assert "6 channels in and 6 out, but pictures have 3" in error("roundtrip", "cat.png", "--weights", "six")
 
 
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        (("roundtrip", "cat.png", "--seed", "3"), "goes with --sample"),
+        (("roundtrip", "cat.png", "--seed", "3"), "it needs --sample"),
         (("roundtrip", "cat.png", "--pad", "mirror"), "mirror"),
         (("info", "weights", "--size", "3y4"), "HEIGHTxWIDTH"),
         (("info", "weights", "--size", "0"), "HEIGHTxWIDTH"),
@@ -158,13 +161,13 @@ def test_weights_for_six_channels_are_refused_in_words():
         (("--loud",), "--loud"),
     ],
 )
-def test_a_wrong_question_exits_with_2_before_any_work(args, words):
+def test_a_usage_error_exits_with_2_before_any_work(args, words):
     picture("cat.png")
     assert words in run(*args, code=2).stderr
     assert files() == {"cat.png"}
 
 
-# -- failing -----------------------------------------------------------------------------------------------------
+# -- failures ----------------------------------------------------------------------------------------------------
 
 
 def _full_disk(image, part, **_):
@@ -172,7 +175,7 @@ def _full_disk(image, part, **_):
     raise OSError(28, "No space left on device")
 
 
-def test_a_full_disk_leaves_the_old_result_and_nothing_half_written(monkeypatch):
+def test_a_full_disk_leaves_the_old_picture_and_no_partial_file(monkeypatch):
     picture("cat.png")
     run("roundtrip", "cat.png", *MODEL)
     before = Path("cat-vae.png").read_bytes()
@@ -197,7 +200,7 @@ def test_an_interrupted_encode_leaves_no_file(monkeypatch):
     assert files() == {"a.png", "b.png"}
 
 
-def test_a_full_disk_leaves_no_half_latents(monkeypatch):
+def test_a_full_disk_leaves_no_partial_latents(monkeypatch):
     picture("cat.png")
 
     def full(tensors, part, metadata):
@@ -218,7 +221,7 @@ def test_a_full_disk_leaves_no_half_latents(monkeypatch):
         (OSError(28, "No space left on device"), "error: no space left on device.\n"),
     ],
 )
-def test_an_unexpected_error_is_one_line_too(raised, words, monkeypatch):
+def test_an_unexpected_error_is_one_line_as_well(raised, words, monkeypatch):
     picture("cat.png")
 
     def broken(*args, **kwargs):
@@ -231,7 +234,7 @@ def test_an_unexpected_error_is_one_line_too(raised, words, monkeypatch):
 def test_debug_shows_the_traceback():
     result = run("--debug", "roundtrip", "nowhere.png", code=1)
     assert "Traceback" in result.stderr
-    assert result.stderr.endswith("vaespec: error: no file nowhere.png.\n")
+    assert result.stderr.endswith("vaespec: error: there is no file nowhere.png: check the name.\n")
 
 
 def test_the_installed_script_fails_with_one_line_and_exit_code_1():
@@ -248,7 +251,7 @@ def test_the_installed_script_fails_with_one_line_and_exit_code_1():
 def test_ctrl_c_ends_quietly_with_130():
     waiting = (
         "import signal, time; from vaespec import autoencoder\n"
-        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # ignored in what a shell starts in the background
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "def load(*args, **kwargs): print('ready', flush=True); time.sleep(60)\n"
         "autoencoder.load = load\n"
         "from vaespec.cli import main; main()"

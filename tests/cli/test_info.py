@@ -1,4 +1,4 @@
-"""`vaespec info`: what a file is, and whether it could be loaded."""
+"""`vaespec info`: what a file holds, and whether it can be loaded."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ TWO_LEVELS = {
 }
 
 
-def told(*args: str | Path, code: int = 0) -> dict:
+def document_of(*args: str | Path, code: int = 0) -> dict:
     return json.loads(run("info", *args, "--json", code=code).stdout)
 
 
-def test_config_parameters_and_cost_are_told():
-    document = told("weights", "--size", "64x32")
+def test_config_parameters_and_cost_are_shown():
+    document = document_of("weights", "--size", "64x32")
     assert document["config"] == NARROW.to_dict()
     assert document["parameters"] == vae().num_parameters()
     assert document["bytes"] == 4 * document["parameters"] == 4 * document["dtypes"]["float32"]
@@ -52,11 +52,11 @@ def test_the_scale_of_a_single_file_is_unknown():
 
 
 def test_a_size_smaller_than_f_is_refused():
-    assert "needs 4 x 4 px at least" in error("info", "weights", "--size", "3")
+    assert "needs at least 4 x 4 px" in error("info", "weights", "--size", "3")
 
 
 @pytest.mark.parametrize(
-    ("how", "container"),
+    ("options", "container"),
     [
         ({}, "safetensors"),
         ({"max_shard_size": "500KB"}, "safetensors in 6 shards"),
@@ -64,83 +64,83 @@ def test_a_size_smaller_than_f_is_refused():
         ({"variant": "fp16"}, "safetensors"),
     ],
 )
-def test_every_kind_of_folder_that_diffusers_writes_is_described(how, container):
+def test_every_kind_of_folder_that_diffusers_writes_is_described(options, container):
     theirs = diffusers.AutoencoderKL(**TWO_LEVELS)
-    theirs.save_pretrained("folder", **how)
-    document = told("folder")
+    theirs.save_pretrained("folder", **options)
+    document = document_of("folder")
     assert (document["container"], document["problems"]) == (container, [])
     assert document["parameters"] == document["dtypes"]["float32"] == theirs.num_parameters()
 
 
-def test_a_gguf_is_described_by_what_loading_makes_of_it():
+def test_a_gguf_is_described_by_the_dtypes_that_loading_returns():
     writer = gguf.GGUFWriter("model.gguf", "vae")
     for name, a in tagged(PLAIN, "float16").items():
         writer.add_tensor(name, a)
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write()
     writer.close()
-    document = told("model.gguf", "--check")
+    document = document_of("model.gguf", "--check")
     assert (document["container"], document["dialect"], document["problems"]) == ("GGUF", "diffusers", [])
     assert document["dtypes"] == {"float16": document["parameters"]}
 
 
-def test_what_is_left_aside_is_counted_and_named(tmp_path):
+def test_ignored_tensors_are_counted_and_named(tmp_path):
     beside = {
         "first_stage_model.loss.logvar": np.zeros(1, np.float32),
         "first_stage_model.model_ema.decay": np.zeros(1, np.float32),
         "cond_stage_model.transformer.text_model.x": np.zeros(3, np.float16),
     }
     written(tmp_path, stored(PLAIN, tmp_path, "ldm", "first_stage_model.") | beside, "full.safetensors")
-    document = told("full.safetensors")
+    document = document_of("full.safetensors")
     assert (document["container"], document["dialect"], document["others"]) == ("safetensors", "ldm", 1)
     assert sorted(document["ignored"]) == ["first_stage_model.loss.logvar", "first_stage_model.model_ema.decay"]
     assert document["tensors"] == len(parameters(PLAIN))
     assert "first_stage_model.model_ema.decay; 1 outside the VAE\n" in run("info", "full.safetensors").stdout
 
 
-def test_the_moving_average_is_described_instead_of_the_weights(tmp_path):
+def test_the_moving_average_is_described_in_place_of_the_weights(tmp_path):
     tensors = stored(PLAIN, tmp_path, "ldm")
     average = {f"model_ema.{name.replace('.', '')}": a.astype(np.float64) for name, a in tensors.items()}
     written(tmp_path, tensors | average, "both.safetensors")
-    document = told("both.safetensors", "--ema", "--check")
+    document = document_of("both.safetensors", "--ema", "--check")
     assert document["dtypes"] == {"float64": document["parameters"]}
     assert (set(document["ignored"]), document["problems"]) == (set(tensors), [])
-    assert set(told("both.safetensors")["ignored"]) == set(average)
+    assert set(document_of("both.safetensors")["ignored"]) == set(average)
 
 
-def test_one_of_several_is_chosen_by_its_prefix(tmp_path):
+def test_one_of_several_vaes_is_chosen_by_its_prefix(tmp_path):
     written(tmp_path, stored(PLAIN, tmp_path, prefix="a.") | stored(PLAIN, tmp_path, "mlx", "b."), "two.safetensors")
-    (problem,) = told("two.safetensors", code=1)["problems"]
+    (problem,) = document_of("two.safetensors", code=1)["problems"]
     assert problem == "2 VAEs in two.safetensors, under the prefixes ['a.', 'b.']: give prefix= to choose."
-    assert told("two.safetensors", "--prefix", "b.", "--dialect", "mlx")["dialect"] == "mlx"
-    assert told("two.safetensors", "--prefix", "a.")["others"] == len(parameters(PLAIN))
+    assert document_of("two.safetensors", "--prefix", "b.", "--dialect", "mlx")["dialect"] == "mlx"
+    assert document_of("two.safetensors", "--prefix", "a.")["others"] == len(parameters(PLAIN))
 
 
-def test_metadata_are_shown_and_those_that_are_long_or_unprintable_named():
+def test_metadata_are_shown_but_long_or_unprintable_values_only_by_name():
     metadata = {"format": "pt", "license": "free " * 50, "colour": "\x1b[31m"}
     write_safetensors(Path("m.safetensors"), tagged(PLAIN), metadata)
-    assert told("m.safetensors")["metadata"] == metadata
+    assert document_of("m.safetensors")["metadata"] == metadata
     line = next(line for line in run("info", "m.safetensors").stdout.splitlines() if line.startswith("metadata"))
     assert set(line.replace(",", "").split()) == {"metadata", "format=pt", "license", "colour"}
 
 
 @pytest.mark.parametrize(("name", "reason"), [("kl-f4", "its shapes"), ("sd1", "it has cond_stage_model.transformer.")])
-def test_families_are_told_with_their_reasons(name, reason, tmp_path):
+def test_families_are_shown_with_their_reasons(name, reason, tmp_path):
     shapes = {key: np.broadcast_to(np.float16(0), p.shape) for key, p in parameters(families.config(name)).items()}
     beside = {} if name == "kl-f4" else {"cond_stage_model.transformer.x": np.zeros(1, np.float16)}
     written(tmp_path, {f"vae.{key}": a for key, a in shapes.items()} | beside, "wide.safetensors")
-    assert told("wide.safetensors")["families"] == {name: reason}
+    assert document_of("wide.safetensors")["families"] == {name: reason}
     assert f"{name} ({reason})" in run("info", "wide.safetensors").stdout
 
 
-# -- what could not be loaded ------------------------------------------------------------------------------------
+# -- files that cannot be loaded ----------------------------------------------------------------------------------
 
 
 def test_the_problems_of_a_file_are_listed(tmp_path):
     tensors = stored(PLAIN, tmp_path)
     del tensors["quant_conv.bias"]
     written(tmp_path, tensors | {"decoder.extra.weight": np.zeros(1, np.float32)}, "wrong.safetensors")
-    document = told("wrong.safetensors", code=1)
+    document = document_of("wrong.safetensors", code=1)
     assert document["problems"] == [
         "missing     quant_conv.bias   (needed for quant_conv.bias)",
         "unexpected  decoder.extra.weight",
@@ -149,40 +149,40 @@ def test_the_problems_of_a_file_are_listed(tmp_path):
     assert "It cannot be loaded:\nmissing     quant_conv.bias" in run("info", "wrong.safetensors", code=1).stdout
 
 
-def test_of_many_problems_some_are_printed_and_all_are_in_the_json(tmp_path):
+def test_some_of_many_problems_are_printed_and_all_are_in_the_json(tmp_path):
     strays = {f"decoder.stray.{i}": np.zeros(1, np.float32) for i in range(50)}
     written(tmp_path, stored(PLAIN, tmp_path) | strays, "wrong.safetensors")
     text = run("info", "wrong.safetensors", code=1).stdout
     assert text.count("unexpected") == 20
     assert text.endswith("\nand 30 more\n")
-    assert len(told("wrong.safetensors", code=1)["problems"]) == 50
+    assert len(document_of("wrong.safetensors", code=1)["problems"]) == 50
 
 
-def test_a_folder_whose_config_contradicts_it(weights):
+def test_a_config_that_contradicts_its_folder_is_a_problem(weights):
     saved(PLAIN, Path("folder"))
     config = json.loads(Path("folder/config.json").read_text())
     Path("folder/config.json").write_text(json.dumps(config | {"latent_channels": 8}))
-    problems = told("folder", code=1)["problems"]
+    problems = document_of("folder", code=1)["problems"]
     assert "config      latent_channels would be 8, the file has 4" in problems
     Path("folder/config.json").write_text("{")
-    assert "cannot be read as JSON" in told("folder", code=1)["problems"][0]
+    assert "cannot be read as JSON" in document_of("folder", code=1)["problems"][0]
 
 
-def test_a_file_without_a_vae_is_described_as_far_as_it_goes():
+def test_a_file_without_a_vae_is_described_as_far_as_possible():
     write_safetensors(Path("unet.safetensors"), {"down.0.weight": np.zeros(3, np.float16)}, {})
-    document = told("unet.safetensors", code=1)
+    document = document_of("unet.safetensors", code=1)
     assert (document["container"], document["dialect"], document["others"]) == ("safetensors", None, 1)
     assert "no VAE in unet.safetensors" in run("info", "unet.safetensors", code=1).stdout
 
 
-def test_a_family_that_the_file_is_not_of_is_a_problem_even_if_it_has_a_config_of_its_own(tmp_path):
+def test_a_wrong_family_is_a_problem_even_if_the_file_has_its_own_config(tmp_path):
     save_file(Path("own.safetensors"), PLAIN, tagged(PLAIN))
-    assert told("own.safetensors")["config"] == PLAIN.to_dict()
-    (problem,) = told("own.safetensors", "--family", "flux1", code=1)["problems"]
+    assert document_of("own.safetensors")["config"] == PLAIN.to_dict()
+    (problem,) = document_of("own.safetensors", "--family", "flux1", code=1)["problems"]
     assert "own.safetensors is not of the family 'flux1': " in problem
 
 
-def test_wrong_arguments_are_no_problem_of_the_file():
+def test_wrong_arguments_are_errors_and_not_problems_of_the_file():
     saved(PLAIN, Path("folder"))
     file = "folder/diffusion_pytorch_model.safetensors"
     assert "unknown family 'klingon': choose one of sd1, " in error("info", file, "--family", "klingon")
@@ -190,24 +190,24 @@ def test_wrong_arguments_are_no_problem_of_the_file():
     assert "unknown dialect 'klingon'" in error("info", file, "--dialect", "klingon")
 
 
-def test_integers_that_nobody_can_undo_are_a_problem(tmp_path):
+def test_integers_without_scales_are_a_problem(tmp_path):
     tensors = stored(PLAIN, tmp_path)
     name = "encoder.mid_block.attentions.0.to_q.weight"
     written(tmp_path, tensors | {name: tensors[name].astype(np.int8)}, "int8.safetensors")
-    (problem,) = told("int8.safetensors", code=1)["problems"]
+    (problem,) = document_of("int8.safetensors", code=1)["problems"]
     assert f"tensor {name} holds integers (int8)" in problem
 
 
-def test_numbers_are_looked_at_only_where_it_is_asked_for(tmp_path):
+def test_values_are_checked_only_on_request(tmp_path):
     tensors = stored(PLAIN, tmp_path)
     tensors["decoder.conv_in.bias"][1] = np.nan
     written(tmp_path, tensors, "nan.safetensors")
     assert "all finite" not in run("info", "nan.safetensors").stdout
-    (problem,) = told("nan.safetensors", "--check", code=1)["problems"]
+    (problem,) = document_of("nan.safetensors", "--check", code=1)["problems"]
     assert "NaN or infinity in 1 tensors of nan.safetensors: decoder.conv_in.bias;" in problem
     assert "all finite" not in run("info", "nan.safetensors", "--check", code=1).stdout
     assert "all finite" in run("info", "tiny", "--check").stdout
-    assert [told("tiny", *how)["checked"] for how in ((), ("--check",))] == [False, True]
+    assert [document_of("tiny", *options)["checked"] for options in ((), ("--check",))] == [False, True]
 
 
 NAMES = sorted(parameters(PLAIN))
@@ -224,16 +224,16 @@ CHANGES = {
 
 
 @given(changes=st.lists(st.tuples(st.sampled_from(list(CHANGES)), st.sampled_from(NAMES)), max_size=2))
-def test_a_file_has_problems_exactly_where_it_cannot_be_loaded(changes):
+def test_a_file_has_problems_if_and_only_if_it_cannot_be_loaded(changes):
     tensors = tagged(PLAIN)
     for change, name in changes:
         if name in tensors:
             CHANGES[change](tensors, name)
     with TemporaryDirectory() as folder:
         path = written(Path(folder), tensors)
-        found = inspect(path, check=True)
-        assert bool(found.problems) == (not _loads(path))
-        assert not (found.config is None and not found.problems)
+        inspection = inspect(path, check=True)
+        assert bool(inspection.problems) == (not _loads(path))
+        assert not (inspection.config is None and not inspection.problems)
 
 
 def _loads(path: Path) -> bool:

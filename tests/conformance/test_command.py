@@ -15,9 +15,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from vaespec.cli.app import app
-from vaespec.cli.extensions import add_extensions
-from vaespec.cli.failures import Guarded
+from vaespec.cli.app import add_extensions, app
+from vaespec.cli.failures import CommandGroup
 from vaespec.errors import VaespecError
 from vaespec_conformance.mutants import BENIGN, MUTANTS
 from vaespec_conformance.reports.report import SCHEMA_FILE
@@ -352,7 +351,7 @@ def test_a_self_check_of_a_port_has_exit_code_2():
 def test_a_broken_command_of_another_package_is_reported_when_it_is_called(monkeypatch):
     point = metadata.EntryPoint("magic", "no_such_module:register", "vaespec.commands")
     monkeypatch.setattr(metadata, "entry_points", lambda group: [point])
-    own = typer.Typer(cls=Guarded)
+    own = typer.Typer(cls=CommandGroup)
     own.command("fine")(lambda: None)
     own.callback()(lambda debug=False: None)
     add_extensions(own)

@@ -9,7 +9,7 @@ import skimage.data
 from PIL import Image
 
 import vaespec
-from vaespec.cli.commands.demo import PICTURE
+from vaespec.cli.picture_files import PHOTOGRAPH
 from vaespec.pictures import psnr, to_array, to_pixels
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -63,7 +63,7 @@ def test_torch_computes_the_same_pictures(tiny, photographs):
 
 
 def test_the_picture_of_the_demo_is_the_astronaut(photographs):
-    np.testing.assert_array_equal(np.asarray(Image.open(PICTURE)), np.asarray(photographs[0]))
+    np.testing.assert_array_equal(np.asarray(Image.open(PHOTOGRAPH)), np.asarray(photographs[0]))
 
 
 def test_its_training_pictures_leave_out_those_it_is_tested_on():

@@ -1,4 +1,4 @@
-"""What the tests of the command line share: a narrow model, pictures, and commands that run in this process."""
+"""Tools of the command line's tests: a narrow model, pictures, and commands that run in this process."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def saved(config: vaespec.AutoencoderConfig, folder: Path) -> Path:
     return folder
 
 
-def vae() -> vaespec.AutoencoderKL:
-    return vaespec.load("weights", backend="numpy")
+def vae(weights: str = "weights") -> vaespec.AutoencoderKL:
+    return vaespec.load(weights, backend="numpy")
 
 
 def picture(name: str, width: int = 13, height: int = 10, seed: int = 0) -> Path:
@@ -46,7 +46,7 @@ def run(*args: str | Path, code: int = 0):
 
 
 def error(*args: str | Path, code: int = 1) -> str:
-    """What a failing command says: one line on stderr, nothing on stdout."""
+    """The message of a failing command: one line on stderr, nothing on stdout."""
     result = run(*args, code=code)
     assert result.stdout == ""
     assert result.stderr.startswith("vaespec: error: ")
@@ -56,5 +56,5 @@ def error(*args: str | Path, code: int = 1) -> str:
 
 
 def files() -> set[str]:
-    """Everything in the folder but the weights."""
+    """All files in the folder except the weights."""
     return {str(path) for path in Path().rglob("*") if path.is_file() and "weights" not in path.parts}

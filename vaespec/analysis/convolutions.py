@@ -17,6 +17,7 @@ class PlannedConvolution:
     """A convolution of maps (B, C, H, W), `doubled` before or not: the `form` it takes, and what each would `cost`.
 
     Costs are in multiplications with an addition, or what takes as long. Where the framework decides, there are none.
+    `direct` is the cost of the formula as it is written.
     """
 
     name: str
@@ -25,6 +26,7 @@ class PlannedConvolution:
     doubled: bool
     form: str
     costs: Mapping[str, float]
+    direct: float | None
 
 
 def planned(model: Layer, shape: tuple[int, ...], ops: ReferenceOps) -> list[PlannedConvolution]:
@@ -49,8 +51,9 @@ class _PlanOps(CostOps):
     def conv2d(self, x: Shape, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> Shape:
         doubled = isinstance(x, _Doubled)
         told = self.ops.convolution_form(x.shape, w.shape, stride=stride, padding=padding, doubled=doubled)
-        form, costs = told or (f"{self.ops.provenance('conv2d')} conv2d", {})
-        self.found.append(PlannedConvolution(self.names[id(w)], x.shape, w.shape, doubled, form, costs))
+        form, costs = told or (f"{self.ops.provenance('conv2d')} conv2d", dict[str, float]())
+        direct = costs.get("gathered")
+        self.found.append(PlannedConvolution(self.names[id(w)], x.shape, w.shape, doubled, form, costs, direct))
         return super().conv2d(x, w, b, stride=stride, padding=padding)
 
     def upsample_nearest2x(self, x: Shape) -> Shape:

@@ -1,11 +1,11 @@
-"""The command line: one file per command of `vaespec demo | roundtrip | encode | decode | info | convert | …`.
+"""The command line: `commands/` has one file for each command, and this folder what several commands share.
 
-Other packages add theirs: see `vaespec.cli.extensions`.
+Other packages add commands through entry points: see `vaespec.cli.app.add_extensions`.
 """
 
 
 def main() -> None:
-    """What the `vaespec` script calls. Exit codes: 0 done, 1 failed, 2 wrongly asked, 130 interrupted."""
+    """Runs the `vaespec` script. Exit codes: 0 success, 1 failure, 2 wrong usage, 130 interrupted."""
     from vaespec.cli.app import app
 
     app()

@@ -1,7 +1,9 @@
-"""The commands, put together."""
+"""The `vaespec` application: the commands of this package, and those that other packages add."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from importlib import metadata
 from typing import Annotated
 
 import typer
@@ -14,13 +16,35 @@ from vaespec.cli.commands.demo import demo
 from vaespec.cli.commands.encode import encode
 from vaespec.cli.commands.info import info
 from vaespec.cli.commands.roundtrip import roundtrip
-from vaespec.cli.extensions import add_extensions
-from vaespec.cli.failures import Guarded
+from vaespec.cli.failures import CommandGroup
 from vaespec.cli.options import example
+from vaespec.errors import VaespecError
+
+GROUP = "vaespec.commands"  # the entry points of other packages; each names a function that is called with the app
+
+
+def add_extensions(app: typer.Typer) -> None:
+    """Adds the commands of other packages; a command that cannot be loaded raises only when it is used."""
+    for point in metadata.entry_points(group=GROUP):
+        try:
+            point.load()(app)
+        except Exception as error:  # code of another package may raise anything
+            owner = point.dist.name if point.dist else point.value
+            app.command(point.name, hidden=True, context_settings={"ignore_unknown_options": True})(
+                _broken(f"command {point.name!r} of {owner} cannot be loaded ({error!r}): repair or uninstall {owner}.")
+            )
+
+
+def _broken(message: str) -> Callable[..., None]:
+    def command(arguments: Annotated[list[str] | None, typer.Argument()] = None) -> None:
+        raise VaespecError(message)
+
+    return command
+
 
 app = typer.Typer(
     name="vaespec",
-    cls=Guarded,
+    cls=CommandGroup,
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -38,8 +62,8 @@ app.command(epilog=example("vaespec backends"))(backends)
 add_extensions(app)
 
 
-def _print_version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from vaespec import __version__
 
         print(f"vaespec {__version__}")
@@ -49,7 +73,7 @@ def _print_version(asked: bool) -> None:
 @app.callback(epilog=example("vaespec demo"))
 def start(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
 ) -> None:

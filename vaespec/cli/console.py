@@ -1,4 +1,4 @@
-"""What is printed: results on stdout, progress on stderr."""
+"""Printing: results on stdout, progress on stderr."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from contextlib import contextmanager
 from threading import Timer
 from typing import Any
 
-PATIENCE = 1.0  # seconds; what is not done by then will rather take more than two
-UNLIMITED = 1000  # columns of a table that no terminal shows, so that nothing is wrapped
+PATIENCE = 1.0  # seconds before a bar appears: work that takes longer is likely to take more than two
+UNLIMITED = 1000  # columns of a table that goes to a file or a pipe, so that no line is wrapped
 
 
 def print_json(document: Any) -> None:
-    """One JSON document."""
+    """Prints one JSON document."""
     print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
 
 
 def print_facts(facts: dict[str, str]) -> None:
-    """A table of names and values."""
+    """Prints a table of names and values."""
     print_table([], [[name, value] for name, value in facts.items()])
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: Sequence[int] = ()) -> None:
-    """Columns without lines between them; `numbers` are the columns set to the right."""
+    """Prints columns without lines between them; the columns in `numbers` are aligned right."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -49,24 +49,24 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
 
 
 class Steps:
-    """How far the work is: call it after each step, and `part` where it is known how much of a step is done."""
+    """Counts the steps of some work: call it after each step, and `part` within a step."""
 
     def __init__(self, show: Callable[[float], object] = lambda steps: None) -> None:
         self.show, self.done = show, 0
 
     def __call__(self) -> None:
-        """A step is done."""
+        """Counts one more step as done."""
         self.done += 1
         self.show(self.done)
 
     def part(self, done: int, total: int) -> None:
-        """So many of so many pieces of the step at hand."""
+        """Shows that `done` of `total` parts of the current step are done."""
         self.show(self.done + done / total)
 
 
 @contextmanager
-def progress(doing: str, total: int | None = None) -> Iterator[Steps]:
-    """Yields what to tell of each of `total` steps; a bar on the terminal if they take long."""
+def progress(task: str, total: int | None = None) -> Iterator[Steps]:
+    """Yields a counter of `total` steps, and shows a bar on the terminal if they take long."""
     if not sys.stderr.isatty():
         yield Steps()
         return
@@ -84,12 +84,12 @@ def progress(doing: str, total: int | None = None) -> Iterator[Steps]:
         redirect_stdout=False,  # results must reach a pipe
         redirect_stderr=False,
     )
-    task = bar.add_task(doing, total=total)
+    bar_task = bar.add_task(task, total=total)
     timer = Timer(PATIENCE, bar.start)
     timer.daemon = True
     timer.start()
     try:
-        yield Steps(lambda steps: bar.update(task, completed=steps))
+        yield Steps(lambda steps: bar.update(bar_task, completed=steps))
     finally:
         timer.cancel()
         timer.join()

@@ -1,4 +1,4 @@
-"""What the user sees when something goes wrong: one line on stderr, and an exit code."""
+"""What the user sees when a command fails: one line on stderr, and an exit code."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from typer.core import TyperGroup
 from vaespec.errors import VaespecError
 
 
-class Guarded(TyperGroup):
-    """The commands, with every failure told in words; `--debug` adds the traceback."""
+class CommandGroup(TyperGroup):
+    """A group of commands that reports every failure in one line; `--debug` adds the traceback."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command; exit 1 with a line on stderr for an error, 130 without a word for Ctrl-C."""
+        """Runs the command. Exits with 1 and a line on stderr after an error, silently with 130 after Ctrl-C."""
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
         except Exception as error:
             if hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError)):
-                raise  # Typer's own: usage errors, exits, a reader of our output that went away
+                raise  # Typer's own: usage errors and exits; or the reader of our output has closed the pipe
             if ctx.params["debug"]:
                 traceback.print_exc()
             print(f"vaespec: error: {in_words(error)}", file=sys.stderr)
@@ -34,7 +34,7 @@ class Guarded(TyperGroup):
 
 
 def in_words(error: Exception) -> str:
-    """What went wrong, for somebody who does not know the code."""
+    """Describes an error to a reader who does not know the code."""
     if isinstance(error, VaespecError):
         return str(error)
     if isinstance(error, OSError):
@@ -42,13 +42,13 @@ def in_words(error: Exception) -> str:
         return f"{place}{(error.strerror or str(error)).lower()}."
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
         return "not enough memory: try a smaller picture."
-    about = " ".join(str(error).split())
-    return f"unexpected {type(error).__name__}: {about} (`vaespec --debug ...` shows where)"
+    message = " ".join(str(error).split())
+    return f"unexpected {type(error).__name__}: {message} (`vaespec --debug ...` shows where)"
 
 
 @contextmanager
-def about(path: Path) -> Iterator[None]:
-    """Put the file's name before what vaespec says against its content."""
+def name_in_errors(path: Path) -> Iterator[None]:
+    """Puts the file's name before the message of a VaespecError, unless the message has it."""
     try:
         yield
     except VaespecError as error:

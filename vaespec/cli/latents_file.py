@@ -1,8 +1,8 @@
 """The file between `vaespec encode` and `vaespec decode`: one .safetensors with the latents of many pictures.
 
-Tensors, one per picture: "INDEX-STEM" (C, h, w), INDEX from 0, padded with zeros to one length. All of one dtype.
-With `values` = "normalized" they are as the diffusion model wants them (FLUX.2: patchified), with "raw" as the
-encoder makes them. Metadata, all strings as safetensors demands:
+Tensors, one per picture: "INDEX-STEM" (C, h, w), INDEX from 0, padded with zeros to one length. All have one dtype.
+`values` = "normalized": as the diffusion model takes them (FLUX.2: patchified). "raw": as the encoder returns them.
+Metadata, all strings, as safetensors demands:
 
     format      "vaespec-latents"
     version     "1"
@@ -14,9 +14,9 @@ encoder makes them. Metadata, all strings as safetensors demands:
     pictures    JSON: a list, one object per tensor:
                 tensor         its name
                 file           the picture's file name, without folder
-                height, width  the picture's size in px, as it is to be seen (turned as its EXIF says)
-                pad            "floor" or "edge" (see vaespec.cli.framing)
-                seed           of the sample, an integer; null for the mode
+                height, width  the picture's size in px, after the rotation that its EXIF demands
+                pad            "floor" or "edge" (see vaespec.cli.picture_files)
+                seed           the sample's seed, an integer; null for the mode
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from vaespec.cli.framing import Pad, latent_shape
 from vaespec.cli.paths import written
+from vaespec.cli.picture_files import Pad, PictureFile, framed_size
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, VaespecError
 from vaespec.families import SCALING
@@ -42,7 +42,7 @@ FORMAT, VERSION = "vaespec-latents", "1"
 
 @dataclass(frozen=True)
 class Entry:
-    """What the metadata say about one picture."""
+    """The metadata of one picture."""
 
     tensor: str
     file: str
@@ -62,14 +62,17 @@ class Latents:
     tensors: Mapping[str, np.ndarray]  # (C, h, w) each
 
 
-def tensor_names(files: list[Path]) -> list[str]:
-    """ "INDEX-STEM" for every picture."""
-    digits = len(str(len(files) - 1))
-    return [f"{i:0{digits}}-{file.stem}" for i, file in enumerate(files)]
+def entries(pictures: Sequence[PictureFile], pad: Pad, seeds: Sequence[int | None]) -> tuple[Entry, ...]:
+    """The metadata of pictures to encode."""
+    digits = len(str(len(pictures) - 1))
+    return tuple(
+        Entry(f"{i:0{digits}}-{picture.path.stem}", picture.path.name, picture.height, picture.width, pad, seed)
+        for i, (picture, seed) in enumerate(zip(pictures, seeds, strict=True))
+    )
 
 
 def save(path: Path, latents: Latents) -> None:
-    """Write the file, whole or not at all; its folder is made if need be."""
+    """Writes the file, complete or not at all; creates its folder."""
     from vaespec import __version__
 
     sampled = any(entry.seed is not None for entry in latents.entries)
@@ -88,23 +91,24 @@ def save(path: Path, latents: Latents) -> None:
 
 
 def load(path: Path) -> Latents:
-    """Read the file. WeightFileError if it is damaged, InputError if it holds no latents of this format."""
+    """Reads the file. Raises WeightFileError if it is damaged, InputError if it is not a file of `vaespec encode`."""
     tensors = open_tensors(path)
     metadata = tensors.metadata
     if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} holds no latents of `vaespec encode` (its metadata say no format {FORMAT!r}).")
+        raise InputError(f"{path} is not a file of `vaespec encode`: its metadata do not name the format {FORMAT!r}.")
     if metadata.get("version") != VERSION:
-        raise InputError(
-            f"{path} is of version {metadata.get('version')!r}, this vaespec reads {VERSION!r}: update it."
-        )
+        version = metadata.get("version")
+        raise InputError(f"{path} has version {version!r}, but this vaespec reads version {VERSION!r}: update vaespec.")
     try:
         config = AutoencoderConfig.from_dict(json.loads(metadata["config"]))
         entries = tuple(_entry(fields) for fields in json.loads(metadata["pictures"]))
         normalized = {"normalized": True, "raw": False}[metadata["values"]]
     except (KeyError, TypeError, ValueError, VaespecError) as error:
-        raise InputError(f"{path} has damaged metadata ({type(error).__name__}: {error}).") from None
+        raise InputError(
+            f"{path} has damaged metadata ({type(error).__name__}: {error}): encode the pictures again."
+        ) from None
     if not entries:
-        raise InputError(f"{path} holds no pictures.")
+        raise InputError(f"{path} has no pictures: encode some.")
     require_plain(tensors, tensors)
     latents = Latents(config, normalized, entries, {name: tensors[name] for name in tensors})
     for entry in entries:
@@ -112,14 +116,16 @@ def load(path: Path) -> Latents:
     return latents
 
 
-def misfits(latents: Latents, weights: AutoencoderConfig) -> list[str]:
-    """Why these weights cannot decode these latents, in words; empty if they can."""
+def mismatches(latents: Latents, config: AutoencoderConfig) -> list[str]:
+    """Why weights with this config cannot decode these latents, a sentence each; empty if they can."""
     fields = ["latent_channels", "downsampling_factor"]
     if latents.normalized:
         fields += [*SCALING, "patch_size"]
-    pairs = ((field, getattr(latents.config, field), getattr(weights, field)) for field in fields)
+    pairs = ((name, getattr(latents.config, name), getattr(config, name)) for name in fields)
     return [
-        f"{field} is {made!r} in the latents, {here!r} in the weights" for field, made, here in pairs if made != here
+        f"{name} is {ours!r} in the latents, {theirs!r} in the weights"
+        for name, ours, theirs in pairs
+        if ours != theirs
     ]
 
 
@@ -132,8 +138,15 @@ def _entry(fields: Mapping[str, object]) -> Entry:
 
 def _require_shape(path: Path, entry: Entry, latents: Latents) -> None:
     if entry.tensor not in latents.tensors:
-        raise InputError(f"{path} has no tensor {entry.tensor!r}, which its metadata name.")
-    shape = latents.tensors[entry.tensor].shape
-    expected = latent_shape(entry.height, entry.width, latents.config, entry.pad, latents.normalized)
+        raise InputError(f"{path} has no tensor {entry.tensor!r}, which its metadata name: encode the pictures again.")
+    shape, expected = latents.tensors[entry.tensor].shape, _shape(entry, latents)
     if shape != expected:
-        raise InputError(f"{path}: tensor {entry.tensor!r} is {shape}, its metadata say {expected}.")
+        raise InputError(f"{path}: tensor {entry.tensor!r} is {shape}, but its metadata say {expected}.")
+
+
+def _shape(entry: Entry, latents: Latents) -> tuple[int, ...]:
+    """(C, h, w) of a picture's latents; normalized latents of FLUX.2 are patchified."""
+    config, f = latents.config, latents.config.downsampling_factor
+    h, w = (side // f for side in framed_size(entry.height, entry.width, config, entry.pad))
+    p1, p2 = (config.patch_size or (1, 1)) if latents.normalized else (1, 1)
+    return config.latent_channels * p1 * p2, h // p1, w // p2

@@ -1,4 +1,4 @@
-"""Where results go, checked before any work is done."""
+"""The places that results are written to, checked before any work is done."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vaespec.files import written_whole
 
 
 def require_folder(folder: Path) -> None:
-    """InputError unless files can be written to the folder, or it can be made."""
-    there = folder
-    while not there.exists() and there != there.parent:
-        there = there.parent
-    if not there.is_dir():
-        raise InputError(f"cannot write to {folder}: {there} is a file, not a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise InputError(f"cannot write to {folder}: no permission in {there}.")
+    """Raises InputError unless files can be written to the folder, which need not exist yet."""
+    existing = folder
+    while not existing.exists() and existing != existing.parent:
+        existing = existing.parent
+    if not existing.is_dir():
+        raise InputError(f"cannot write to {folder}: {existing} is a file, not a folder.")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise InputError(f"cannot write to {folder}: no permission to write in {existing}.")
 
 
 def require_file(path: Path, suffix: str) -> None:
-    """InputError unless a file of that kind can be written at `path`."""
+    """Raises InputError unless a file with that suffix can be written at `path`."""
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; name a {suffix} file.")
     if path.suffix.lower() != suffix:
@@ -33,33 +33,33 @@ def require_file(path: Path, suffix: str) -> None:
 
 
 def require_apart(inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
-    """InputError where an output would replace an input."""
+    """Raises InputError if an output would replace an input."""
     for output in filter(Path.exists, outputs):
         for source in inputs:
             if source.exists() and output.samefile(source):
                 raise InputError(f"{output} would replace the input {source}: choose another --output.")
 
 
-def targets(folder: Path, sources: Sequence[Path]) -> list[Path]:
-    """NAME-vae.png in the folder for every source; InputError where two would have the same name."""
+def picture_outputs(folder: Path, sources: Sequence[Path]) -> list[Path]:
+    """Returns folder/NAME-vae.png for every source. Raises InputError if two sources have one output."""
     require_folder(folder)
     outputs = [folder / f"{source.stem}-vae.png" for source in sources]
     owners = defaultdict(list)
     for source, output in zip(sources, outputs, strict=True):
-        owners[str(output).casefold()].append(source)  # some file systems do not tell a from A
+        owners[str(output).casefold()].append(source)  # in some file systems, a and A are one name
     for shared in owners.values():
         if len(set(shared)) < len(shared):
-            raise InputError(f"{shared[0]} is given twice.")
+            raise InputError(f"{shared[0]} is given twice: name each picture once.")
         if len(shared) > 1:
-            both, output = " and ".join(map(str, shared)), folder / f"{shared[0].stem}-vae.png"
-            raise InputError(f"{both} would both be written to {output}: give them one at a time, to other folders.")
+            names, output = " and ".join(map(str, shared)), folder / f"{shared[0].stem}-vae.png"
+            raise InputError(f"{names} would be written to one file, {output}: run them apart, with other folders.")
     require_apart(sources, outputs)
     return outputs
 
 
 @contextmanager
 def written(path: Path) -> Iterator[Path]:
-    """As `written_whole`, in a folder that is made if need be, with an OSError told as InputError."""
+    """Works as `written_whole`, creates the folder, and raises an OSError as InputError."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with written_whole(path) as part:

@@ -1,1 +1,1 @@
-"""The commands, one file each."""
+"""The commands, one file each; what two of them share is one folder up."""

@@ -1,4 +1,4 @@
-"""`vaespec backends`: what is installed, and what is missing."""
+"""`vaespec backends`: which backends are installed, and what each of them offers."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from vaespec.cli.options import Json
 from vaespec.registry import BackendInfo
 from vaespec.registry import backends as known_backends
 
-COLUMNS = 100  # of the notes; the table is no wider with the backends that vaespec brings
+COLUMNS = 100  # width of the notes; the table of vaespec's own backends fits too
 
 
 def backends(as_json: Json = False) -> None:
-    """List the backends known here, whether they can be used, and what with; no framework is started for it."""
-    found = known_backends()
+    """List the backends, whether they can be used, and their devices and dtypes. Starts no framework."""
+    infos = known_backends()
     if as_json:
-        print_json([{**dataclasses.asdict(info), "available": info.available} for info in found])
+        print_json([{**dataclasses.asdict(info), "available": info.available} for info in infos])
         return
-    print_table(("backend", "usable", "framework", "devices", "dtypes", "fallback ops"), [_row(info) for info in found])
+    print_table(("backend", "usable", "framework", "devices", "dtypes", "fallback ops"), [_row(info) for info in infos])
     print()
-    for note in _notes(found):
+    for note in _notes(infos):
         print(textwrap.fill(note, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
 
 
@@ -47,17 +47,17 @@ def _devices(names: Sequence[str]) -> str:
     return ", ".join(f"{count} x {kind}" if count > 1 else kind for kind, count in kinds.items())
 
 
-def _notes(found: Sequence[BackendInfo]) -> Iterator[str]:
-    """What is wrong, what the environment changes, and where the backends come from."""
-    yield from (info.problem for info in found if info.problem)
+def _notes(infos: Sequence[BackendInfo]) -> Iterator[str]:
+    """Notes on problems, on variables of the environment, and on the packages that provide the backends."""
+    yield from (info.problem for info in infos if info.problem)
     if chosen := os.environ.get("VAESPEC_BACKEND"):
-        known = chosen in (info.name for info in found)
-        yield f"VAESPEC_BACKEND={chosen}: {'used where no backend is named' if known else 'no backend of that name'}."
-    for info in found:
+        known = chosen in (info.name for info in infos)
+        yield f"VAESPEC_BACKEND={chosen}: {'used if no backend is named' if known else 'there is no such backend'}."
+    for info in infos:
         for name, switch in info.switches.items():
             if switch.value is not None:
                 yield f"{info.name}: {name}={switch.value} ({switch.default})."
-    brought = defaultdict(list)
-    for info in found:
-        brought[info.distribution].append(info.name)
-    yield from (f"from {distribution}: {', '.join(names)}" for distribution, names in brought.items())
+    providers = defaultdict(list)
+    for info in infos:
+        providers[info.distribution].append(info.name)
+    yield from (f"from {distribution}: {', '.join(names)}" for distribution, names in providers.items())

@@ -1,4 +1,4 @@
-"""`vaespec compare --tiling`: what tiles do to a picture, and that bands do nothing."""
+"""`vaespec compare --tiling`: shows that blended tiles change a picture, and that exact bands do not."""
 
 from __future__ import annotations
 
@@ -10,16 +10,14 @@ import typer
 
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli import options, paths, picture_files
-from vaespec.cli.commands.demo import PICTURE
 from vaespec.cli.console import print_json, print_table, progress
-from vaespec.cli.failures import about
-from vaespec.cli.framing import Pad
-from vaespec.cli.model import described, open_model
-from vaespec.cli.sheet import amplified, sheet
+from vaespec.cli.failures import name_in_errors
+from vaespec.cli.loading import open_model, placement
+from vaespec.cli.picture_grid import amplified, picture_grid
 from vaespec.errors import InputError
 from vaespec.pictures import to_pixels
 
-AMPLIFIED = 20  # times, so that seams can be seen
+FACTOR = 20  # of the differences, so that seams can be seen
 LEVELS = 127.5  # of 255, for a difference of 1 in [-1, 1]
 BAND_ROWS = 16
 
@@ -27,15 +25,17 @@ BAND_ROWS = 16
 def compare(
     picture: Annotated[
         Path, typer.Argument(metavar="PICTURE", help="A picture file; by default the demo's.", show_default=False)
-    ] = PICTURE,
-    tiling: Annotated[bool, typer.Option("--tiling", help="Untiled, diffusers' blended tiles, exact bands.")] = False,
+    ] = picture_files.PHOTOGRAPH,
+    tiling: Annotated[
+        bool, typer.Option("--tiling", help="Compare no tiling, diffusers' blended tiles, and exact bands.")
+    ] = False,
     tile: Annotated[
         int | None,
-        typer.Option("--tile", metavar="PX", help="Size of the blended tiles; by default two or more fit the picture."),
+        typer.Option(
+            "--tile", metavar="PX", min=1, help="Size of the blended tiles; by default two or more fit in the picture."
+        ),
     ] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="The file to write.")] = Path(
-        "vaespec-tiling.png"
-    ),
+    output: options.OutputFile = Path("vaespec-tiling.png"),
     weights: options.Weights = "tiny",
     family: options.Family = None,
     backend: options.BackendName = None,
@@ -44,65 +44,70 @@ def compare(
     precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:
-    """Encode and decode a picture untiled, in blended tiles and in exact bands: writes all three, and how they differ.
+    """Encode and decode a picture untiled, in blended tiles and in exact bands. Write all results and differences.
 
-    Errors are differences from the untiled result, of 255.
+    Errors are differences from the untiled result, in levels of 255.
     """
     if not tiling:
-        raise typer.BadParameter("say what is to be compared: --tiling.", param_hint="--tiling")
+        raise typer.BadParameter("choose a comparison: --tiling.", param_hint="--tiling")
     paths.require_file(output, ".png")
     paths.require_apart([picture], [output])
-    found = picture_files.look_at([picture])
+    headers = picture_files.read_headers([picture])
     vae = open_model(weights, family, backend, device, dtype, precision)
-    picture_files.require_fit(found, vae.config, Pad.FLOOR)
-    tile = tile or _tile(vae, min(found[0].height, found[0].width))
-    images: dict[str, np.ndarray] = {}
-    with about(picture), progress("comparing", 3) as step:
-        original = picture_files.read(picture)
-        for name, how in (
-            ("untiled", {"use_tiling": False}),
-            (f"blended tiles of {tile} px", {"use_tiling": "blend", "tile_sample_min_size": tile}),
-            (f"exact bands of {BAND_ROWS} rows", {"use_tiling": "exact", "band_rows": BAND_ROWS}),
-        ):
-            vae.enable_tiling(**how)
-            images[name] = vae.to_numpy(vae(original)[0]).astype(np.float64)
-            step()
+    picture_files.require_fit(headers, vae.config, pad=None)
+    images = _images(vae, picture, tile or _tile(vae, min(headers[0].height, headers[0].width)))
     errors = _errors(images)
     picture_files.write(output, _page(images, errors))
     _report(picture, output, errors, vae, as_json)
 
 
 def _tile(vae: AutoencoderKL, side: int) -> int:
-    """diffusers' own size, or the largest of which two fit; a quarter of it, the overlap, is whole latents."""
+    """diffusers' tile size, or the largest that fits twice; its overlap, a quarter, is a whole number of latents."""
     unit = 4 * vae.config.downsampling_factor
     if side <= unit:
-        raise InputError(f"a picture of {side} px on one side is one tile: give one of more than {unit} px.")
+        raise InputError(f"one tile holds a picture with a side of {side} px: give one with more than {unit} px.")
     size = vae.config.sample_size
     return min(max(size if isinstance(size, tuple) else (size,)), max(unit, side // 2 // unit * unit))
 
 
+def _images(vae: AutoencoderKL, picture: Path, tile: int) -> dict[str, np.ndarray]:
+    """Encodes and decodes the picture with each kind of tiling, the untiled result first."""
+    images = {}
+    with name_in_errors(picture), progress("comparing", 3) as step:
+        original = picture_files.read(picture)
+        for name, settings in (
+            ("untiled", {"use_tiling": False}),
+            (f"blended tiles of {tile} px", {"use_tiling": "blend", "tile_sample_min_size": tile}),
+            (f"exact bands of {BAND_ROWS} rows", {"use_tiling": "exact", "band_rows": BAND_ROWS}),
+        ):
+            vae.enable_tiling(**settings)
+            images[name] = vae.to_numpy(vae(original)[0]).astype(np.float64)
+            step()
+    return images
+
+
 def _errors(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Differences from the first, of 255."""
+    """Differences from the first image, in levels of 255."""
     untiled, *others = images
     return {name: (images[name] - images[untiled]) * LEVELS for name in others}
 
 
 def _page(images: dict[str, np.ndarray], errors: dict[str, np.ndarray]) -> np.ndarray:
-    """Results above, differences below."""
+    """Draws the results, and below them the differences."""
     (untiled,) = images.keys() - errors.keys()
     results = {name: to_pixels(image)[0] for name, image in images.items()}
-    blank = {f"differences x {AMPLIFIED}": np.full_like(results[untiled], 255)}
+    blank = {f"differences x {FACTOR}": np.full_like(results[untiled], 255)}
     differences = {
         f"mean {np.abs(error).mean():.2g}, max {np.abs(error).max():.2g} of 255": amplified(
-            error[0].transpose(1, 2, 0), AMPLIFIED
+            error[0].transpose(1, 2, 0), FACTOR
         )
         for error in errors.values()
     }
-    return sheet([results, blank | differences])
+    return picture_grid([results, blank | differences])
 
 
 def _report(picture: Path, output: Path, errors: dict[str, np.ndarray], vae: AutoencoderKL, as_json: bool) -> None:
-    """A row for each way."""
+    """Prints a row for each kind of tiling."""
     rows: list[dict[str, Any]] = [
         {"tiling": name, "mean": float(np.abs(error).mean()), "max": float(np.abs(error).max())}
         for name, error in errors.items()
@@ -111,5 +116,5 @@ def _report(picture: Path, output: Path, errors: dict[str, np.ndarray], vae: Aut
         print_json({"picture": str(picture), "output": str(output), "backend": vae.backend, "errors": rows})
         return
     cells = [[row["tiling"], f"{row['mean']:.2g}", f"{row['max']:.2g}"] for row in rows]
-    print_table(("against the untiled result", "mean error of 255", "max"), cells, numbers=(1, 2))
-    print(f"{output}: results, and differences x {AMPLIFIED}; {described(vae)}")
+    print_table(("compared with untiled", "mean error of 255", "max"), cells, numbers=(1, 2))
+    print(f"{output}: results, and differences x {FACTOR}; {placement(vae)}")

@@ -1,4 +1,4 @@
-"""`vaespec convert`: a VAE's weights in the names, layout and container of another world."""
+"""`vaespec convert`: writes a VAE's weights in the names, layout and file format of another project."""
 
 from __future__ import annotations
 
@@ -11,9 +11,8 @@ import typer
 from vaespec import autoencoder, weights
 from vaespec.architecture import parameters
 from vaespec.cli import options, text
-from vaespec.cli.commands.info import beside
 from vaespec.cli.console import print_facts, print_json, progress
-from vaespec.cli.model import require_scale
+from vaespec.cli.loading import require_scale
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.weights import inspect
@@ -22,50 +21,47 @@ from vaespec.weights.folders import CONFIG, FolderFiles
 from vaespec.weights.load import CanonicalWeights
 from vaespec.weights.save import SUFFIX, WEIGHTS
 
+TARGET = "The file to write; with --to diffusers also a folder, for from_pretrained."
+Target = Annotated[Path, typer.Argument(metavar="TARGET", help=TARGET)]
+DIALECT = f"Dialect to write: {', '.join(DIALECTS)}."
+To = Annotated[str, typer.Option("--to", metavar="DIALECT", help=DIALECT, show_default=False)]
+DTYPE = "Dtype to store; by default the source's."
+StoredDtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help=DTYPE)]
+PREFIX = "Text to put before every name, e.g. first_stage_model."
+NewPrefix = Annotated[str, typer.Option("--prefix", metavar="TEXT", help=PREFIX)]
+BITS = "Quantize the attention's linear maps, for mflux."
+Bits = Annotated[int | None, typer.Option("--bits", metavar="4|8", help=BITS)]
+Force = Annotated[bool, typer.Option("--force", help="Replace an existing TARGET.")]
+
 
 def convert(
-    source: Annotated[
-        str, typer.Argument(metavar="SRC", help="tiny, a folder, or a weight file of any kind.", show_default=False)
-    ],
-    target: Annotated[
-        Path,
-        typer.Argument(
-            metavar="DST", help="The file to write; with --to diffusers also a folder, for from_pretrained."
-        ),
-    ],
-    to: Annotated[
-        str, typer.Option("--to", metavar="DIALECT", help=f"One of {', '.join(DIALECTS)}.", show_default=False)
-    ],
-    dtype: Annotated[
-        str | None, typer.Option("--dtype", metavar="NAME", help="Dtype to store; by default the source's.")
-    ] = None,
-    prefix: Annotated[
-        str, typer.Option("--prefix", metavar="TEXT", help="Put before every name, e.g. first_stage_model.")
-    ] = "",
-    bits: Annotated[
-        int | None, typer.Option("--bits", metavar="4|8", help="Quantise the attention's linear maps, for mflux.")
-    ] = None,
+    source: options.Source,
+    target: Target,
+    to: To,
+    dtype: StoredDtype = None,
+    prefix: NewPrefix = "",
+    bits: Bits = None,
     family: options.Family = None,
     source_prefix: options.SourcePrefix = None,
     source_dialect: options.SourceDialect = None,
     ema: options.Ema = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace what is at DST.")] = False,
+    force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a VAE's weights in another dialect, with the layout and container it is stored in."""
+    """Write a VAE's weights in another dialect, with the kernel layout and file format that go with it."""
     path, dialect = autoencoder.locate(source), known_dialect(to)
     folder = dialect == DIFFUSERS and (target.is_dir() or not target.suffix)
     if folder and (prefix or bits):
-        raise typer.BadParameter("not for a folder for diffusers: name a .safetensors.", param_hint="--prefix, --bits")
+        raise typer.BadParameter(
+            "a folder for diffusers takes neither; name a .safetensors file.", param_hint="--prefix, --bits"
+        )
     if not folder:
         _require_name(target, dialect)
     with progress(f"converting {source}"):
         config, arrays = weights.load(path, family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
         _require_free(target, (path, *_files(arrays)), folder, force)
         if folder:
-            require_scale(config, source, ", or name a .safetensors: in a folder diffusers would take 0.18215")
-            if lacking := parameters(config).keys() - arrays.keys():
-                raise InputError(f"{source} is half a VAE, without {min(lacking)}: diffusers reads whole ones only.")
+            _require_whole(source, config, arrays)
             weights.save_folder(target, config, arrays, dtype)
         else:
             weights.save_file(target, config, arrays, dialect=to, prefix=prefix, dtype=dtype, bits=bits)
@@ -75,40 +71,49 @@ def convert(
 
 
 def _report(document: dict[str, Any], arrays: CanonicalWeights, config: AutoencoderConfig, as_json: bool) -> None:
-    """What was written, and what of the source was not."""
-    here = arrays.here
-    ignored, others = inspect.left_aside(here, set(map(here.stored, arrays)))
+    """Prints what was written, and which tensors of the source were not."""
+    ignored, others = inspect.left_aside(arrays.here, set(map(arrays.here.stored, arrays)))
     if as_json:
         print_json({**document, "ignored": ignored, "others": len(others), "config": config.to_dict()})
         return
     facts = {name: str(value) for name, value in document.items()}
     facts["size"] = text.size(int(facts.pop("bytes")))
-    if left := beside(ignored, len(others)):
-        facts["left behind"] = left
+    if names := text.ignored(ignored, len(others)):
+        facts["ignored"] = names
     print_facts(facts)
 
 
 def _files(arrays: CanonicalWeights) -> tuple[Path, ...]:
-    """The files that these weights are read from."""
+    """The files that the weights are read from."""
     files = FolderFiles(arrays.here.file.path, None, None)
     return *files.first, *files.shards()
 
 
 def _require_name(target: Path, dialect: Dialect) -> None:
-    """InputError unless this is what a file in the dialect is called."""
+    """Raises InputError unless the target has the suffix of the dialect's files."""
     suffix = SUFFIX[dialect.container]
     if target.is_dir():
-        raise InputError(f"cannot write {target}: it is a folder; in {dialect.name} names it is one {suffix} file.")
+        raise InputError(f"cannot write {target}: it is a folder; name a {suffix} file for the dialect {dialect.name}.")
     if target.suffix != suffix:
-        or_folder = ", or make that folder first" if dialect == DIFFUSERS else ""
-        raise InputError(f"cannot write {target}: in {dialect.name} names it is a {suffix}; name it so{or_folder}.")
+        remedy = "change the name" + (", or create this folder first" if dialect == DIFFUSERS else "")
+        raise InputError(f"cannot write {target}: a file in the dialect {dialect.name} ends in {suffix}; {remedy}.")
 
 
 def _require_free(target: Path, read: Sequence[Path], folder: bool, force: bool) -> None:
-    """InputError where something would be lost, or read in place of what is written."""
+    """Raises InputError if a file would be lost: one of the source, or with no `force` any other."""
     taken = [target / CONFIG, target / WEIGHTS] if folder else [target]
-    there = [path for path in taken if path.exists()]
-    if any(path.samefile(one) for path in (target, *there) if path.exists() for one in read):
-        raise InputError(f"{target} is what is to be converted: name another DST.")
-    if there and not force:
-        raise InputError(f"{there[0]} is there already: name another DST, or replace it with --force.")
+    existing = [path for path in taken if path.exists()]
+    if any(path.samefile(one) for path in (target, *existing) if path.exists() for one in read):
+        raise InputError(f"{target} is the source of this conversion: name another TARGET.")
+    if existing and not force:
+        raise InputError(f"{existing[0]} exists already: name another TARGET, or replace it with --force.")
+
+
+def _require_whole(source: str, config: AutoencoderConfig, arrays: CanonicalWeights) -> None:
+    """Raises InputError for weights that diffusers would read wrongly, or not at all, from a folder."""
+    require_scale(config, source, "name a .safetensors file (in a folder, diffusers would take 0.18215)")
+    if lacking := parameters(config).keys() - arrays.keys():
+        raise InputError(
+            f"{source} is half a VAE, without {min(lacking)}: a folder for diffusers needs both halves; "
+            "name a .safetensors file."
+        )

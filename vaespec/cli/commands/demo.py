@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import typer
 
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli import options, paths, picture_files, text
 from vaespec.cli.console import print_facts, print_json, progress
-from vaespec.cli.model import described, open_model
-from vaespec.cli.sheet import amplified, sheet
+from vaespec.cli.loading import open_model, placement
+from vaespec.cli.picture_grid import amplified, picture_grid
 from vaespec.pictures import psnr, to_array, to_pixels
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Eileen Collins, NASA 1992, public domain; scikit-image's `astronaut`, resized with Lanczos; not used in training.
-PICTURE = Path(__file__).parents[1] / "assets" / "astronaut.png"
-AMPLIFIED = 5  # times, so that the difference can be seen
+FACTOR = 5  # of the difference, so that it can be seen
 
 
 def demo(
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="The file to write.")] = Path(
-        "vaespec-demo.png"
-    ),
+    output: options.OutputFile = Path("vaespec-demo.png"),
     backend: options.BackendName = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:
-    """Encode and decode the embedded photograph with the embedded VAE: writes original, result and difference."""
+    """Encode and decode the embedded photograph with the embedded VAE. Write original, result and difference."""
     paths.require_file(output, ".png")
     vae = open_model("tiny", None, backend, device, dtype, precision)
     with progress("encode and decode"):
-        original = picture_files.read(PICTURE)
+        original = picture_files.read(picture_files.PHOTOGRAPH)
         result, document = _measure(vae, original)
     picture_files.write(output, _side_by_side(np.asarray(original), result, document["psnr"]))
     document["output"] = str(output)
@@ -49,7 +44,7 @@ def demo(
 
 
 def _measure(vae: AutoencoderKL, original: Image) -> tuple[np.ndarray, dict[str, Any]]:
-    """The reconstruction (H, W, 3) uint8, and the figures."""
+    """Returns the reconstruction (H, W, 3) uint8, and the figures."""
     images = to_array([original])
     start = time.perf_counter()
     latents = vae.to_numpy(vae.encode(images)[0].mode())
@@ -79,14 +74,14 @@ def _facts(vae: AutoencoderKL, document: dict[str, Any]) -> dict[str, str]:
         "PSNR": f"{document['psnr']:.2f} dB",
         "encode": f"{document['encode_seconds']:.2f} s",
         "decode": f"{document['decode_seconds']:.2f} s",
-        "backend": described(vae),
+        "backend": placement(vae),
         "model": f"tiny, {document['parameters']:,} parameters",
-        "written": f"{document['output']}: original, result, difference x {AMPLIFIED}",
+        "written": f"{document['output']}: original, result, difference x {FACTOR}",
     }
 
 
 def _side_by_side(original: np.ndarray, result: np.ndarray, ratio: float) -> np.ndarray:
-    """Three captioned panels."""
-    difference = amplified(result.astype(int) - original, AMPLIFIED)
-    captions = "original", f"encoded and decoded: {ratio:.1f} dB", f"difference x {AMPLIFIED}"
-    return sheet([dict(zip(captions, (original, result, difference), strict=True))])
+    """Draws the original, the result and their difference."""
+    difference = amplified(result.astype(int) - original, FACTOR)
+    captions = "original", f"encoded and decoded: {ratio:.1f} dB", f"difference x {FACTOR}"
+    return picture_grid([dict(zip(captions, (original, result, difference), strict=True))])

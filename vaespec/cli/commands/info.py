@@ -1,79 +1,68 @@
-"""`vaespec info`: what is in a weight file, and what running it costs."""
+"""`vaespec info`: what a weight file holds, and what it costs to run."""
 
 from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
 import typer
 
 from vaespec import autoencoder, families
+from vaespec.analysis.convolutions import PlannedConvolution, planned
 from vaespec.analysis.cost import Cost, cost
-from vaespec.architecture import count_parameters
-from vaespec.cli import forms, options, text
+from vaespec.architecture import count_parameters, decoder, encoder
+from vaespec.cli import options, text
 from vaespec.cli.console import print_facts, print_json, print_table, progress
-from vaespec.cli.model import chosen_ops
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
+from vaespec.reference import ReferenceOps
+from vaespec.registry import choose_backend, make_ops
 from vaespec.weights.inspect import Inspection, inspect
 
-NAMES, LINES = 4, 20  # tensors that are named in a row, problems that are listed; --json has them all
-VALUE = 40  # characters of metadata that are shown
+MAX_PROBLEMS = 20  # problems that are printed; --json has them all
+MAX_VALUE = 40  # characters of a metadata value that is printed
+
+Plans = dict[str, list[PlannedConvolution]]
 
 
 def info(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="tiny, a diffusers folder, or a weight file of any kind.")
-    ] = "tiny",
-    size: Annotated[str, typer.Option("--size", metavar="N|HxW", help="Image size in px for the cost.")] = "512",
+    source: options.Source = "tiny",
+    size: Annotated[
+        str, typer.Option("--size", metavar="N|HxW", help="Image size in px that the cost is computed for.")
+    ] = "512",
     family: options.Family = None,
     prefix: options.Prefix = None,
     dialect: options.Dialect = None,
     ema: options.Ema = False,
-    check: Annotated[bool, typer.Option("--check", help="Read every tensor too, for NaN and infinity.")] = False,
-    plan: Annotated[bool, typer.Option("--plan", help="How the backend computes each convolution, too.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Read every tensor, and look for NaN and infinity.")] = False,
+    plan: Annotated[bool, typer.Option("--plan", help="Show how the backend computes each convolution.")] = False,
     backend: options.BackendName = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:
-    """Describe weights by their headers: where they are from, their config, what encode and decode cost at a size.
+    """Describe weights from their headers: format, config, problems, and the cost of encode and decode.
 
-    Exit code 1 if they could not be loaded; the problems are listed.
+    The exit code is 1 if the weights cannot be loaded; the problems are listed.
     """
-    height, width = _parse(size)
-    path = autoencoder.locate(source)
+    image, path = _parse(size), autoencoder.locate(source)
     with progress(f"inspecting {source}"):
-        found = inspect(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
-    costs = {} if found.config is None else _costs(found.config, height, width, source)
-    plans = {}
-    if plan and found.config is not None:
-        plans = forms.plans(found.config, (height, width), chosen_ops(backend, device, dtype, precision))
+        inspection = inspect(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
+    costs: dict[str, Cost] = {}
+    plans: Plans = {}
+    if config := inspection.config:
+        costs = _costs(config, image, source)
+        if plan:
+            plans = _plans(config, image, make_ops(choose_backend(backend), device, dtype, precision))
     if as_json:
-        print_json(_document(source, found, (height, width), costs) | forms.document(plans))
+        print_json(_document(source, inspection, image, costs, plans))
     else:
-        print_facts(_file_facts(source, found) | ({} if found.config is None else _config_facts(found.config)))
-        if costs:
-            print(f"\nCost at {height} x {width} px (height x width), one image, float32:")
-            print_table(("", *costs), [list(row) for row in _cost_rows(costs)], numbers=(1, 2))
-        forms.show(plans)
-        if found.problems:
-            print("\n".join(["\nIt cannot be loaded:", *_shortened(found.problems)]))
-    if found.problems:
+        _print(source, inspection, image, costs, plans)
+    if inspection.problems:
         raise typer.Exit(1)
-
-
-def _costs(config: AutoencoderConfig, height: int, width: int, source: str) -> dict[str, Cost]:
-    f = config.downsampling_factor
-    if min(height, width) < f:
-        raise InputError(f"--size {height}x{width}: {source} needs {f} x {f} px at least.")
-    return {
-        "encode": cost(config, "encode", (height, width)),
-        "decode": cost(config, "decode", (height // f, width // f)),
-    }
 
 
 def _parse(size: str) -> tuple[int, int]:
@@ -83,62 +72,87 @@ def _parse(size: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
-def _document(source: str, found: Inspection, size: tuple[int, int], costs: dict[str, Cost]) -> dict[str, Any]:
-    config = found.config
-    described = {} if config is None else {"config": config.to_dict(), "f": config.downsampling_factor}
-    fields = dataclasses.asdict(dataclasses.replace(found, config=None))
+def _costs(config: AutoencoderConfig, image: tuple[int, int], source: str) -> dict[str, Cost]:
+    f = config.downsampling_factor
+    height, width = image
+    if min(image) < f:
+        raise InputError(f"--size {height}x{width} is too small: {source} needs at least {f} x {f} px.")
+    return {"encode": cost(config, "encode", image), "decode": cost(config, "decode", (height // f, width // f))}
+
+
+def _plans(config: AutoencoderConfig, image: tuple[int, int], ops: ReferenceOps) -> Plans:
+    """The convolutions of encoding and decoding one image, in the order in which they run."""
+    latents = (1, config.latent_channels, *(side // config.downsampling_factor for side in image))
     return {
-        **fields,
-        **described,
-        "source": source,
-        "path": str(found.path),
-        "parameters": None if config is None else count_parameters(config),
-        "image_size": list(size),
-        "cost": {side: {**dataclasses.asdict(c), "flops": c.flops} for side, c in costs.items()},
+        "encode": planned(encoder(config), (1, config.in_channels, *image), ops),
+        "decode": planned(decoder(config), latents, ops),
     }
 
 
-def _file_facts(source: str, found: Inspection) -> dict[str, str]:
-    facts = {"source": source, "container": found.container}
-    if found.metadata:
-        facts["metadata"] = ", ".join(_metadata(found.metadata))
-    if found.dialect is not None:
-        dtypes = ", ".join(f"{count:,} x {dtype}" for dtype, count in found.dtypes.items())
+def _document(
+    source: str, inspection: Inspection, image: tuple[int, int], costs: dict[str, Cost], plans: Plans
+) -> dict[str, Any]:
+    """The content of --json."""
+    config = inspection.config
+    described = {} if config is None else {"config": config.to_dict(), "f": config.downsampling_factor}
+    planned = {name: list(map(dataclasses.asdict, convolutions)) for name, convolutions in plans.items()}
+    return {
+        **dataclasses.asdict(dataclasses.replace(inspection, config=None)),
+        **described,
+        "source": source,
+        "path": str(inspection.path),
+        "parameters": None if config is None else count_parameters(config),
+        "image_size": list(image),
+        "cost": {name: {**dataclasses.asdict(c), "flops": c.flops} for name, c in costs.items()},
+        **({"plan": planned} if planned else {}),
+    }
+
+
+def _print(source: str, inspection: Inspection, image: tuple[int, int], costs: dict[str, Cost], plans: Plans) -> None:
+    config_facts = {} if inspection.config is None else _config_facts(inspection.config)
+    print_facts(_file_facts(source, inspection) | config_facts)
+    if costs:
+        print(f"\nCost at {image[0]} x {image[1]} px (height x width), one image, float32:")
+        print_table(("", *costs), [list(row) for row in _cost_rows(costs)], numbers=(1, 2))
+    for name, convolutions in plans.items():
+        print(f"\nConvolutions of {name}:")
+        header = ("layer", "input", "kernel", "form", "of the direct cost")
+        print_table(header, list(map(_plan_row, convolutions)), numbers=(4,))
+    if inspection.problems:
+        print("\n".join(["\nIt cannot be loaded:", *text.shortened(inspection.problems, MAX_PROBLEMS)]))
+
+
+def _file_facts(source: str, inspection: Inspection) -> dict[str, str]:
+    facts = {"source": source, "container": inspection.container}
+    if inspection.metadata:
+        facts["metadata"] = ", ".join(_metadata(inspection.metadata))
+    if inspection.dialect is not None:
+        dtypes = ", ".join(f"{count:,} x {dtype}" for dtype, count in inspection.dtypes.items())
         facts |= {
-            "dialect": f"{found.dialect}, kernels {found.layout}",
-            "prefix": found.prefix or "none",
-            "halves": " and ".join(found.halves),
-            "tensors": str(found.tensors or "unknown"),
-            "stored": f"{dtypes} ({text.size(found.bytes)})" if dtypes else "unknown",
-            "families": "; ".join(_families(found.families)) or "none of the published ones",
+            "dialect": f"{inspection.dialect}, kernels {inspection.layout}",
+            "prefix": inspection.prefix or "none",
+            "halves": " and ".join(inspection.halves),
+            "tensors": str(inspection.tensors or "unknown"),
+            "stored": f"{dtypes} ({text.size(inspection.bytes)})" if dtypes else "unknown",
+            "families": "; ".join(_families(inspection.families)) or "none of the published ones",
         }
-    if aside := beside(found.ignored, found.others):
-        facts["left aside"] = aside
-    if found.checked and not found.problems:
+    if ignored := text.ignored(inspection.ignored, inspection.others):
+        facts["ignored"] = ignored
+    if inspection.checked and not inspection.problems:
         facts["values"] = "all finite"
     return facts
 
 
-def beside(ignored: Sequence[str], others: int) -> str:
-    """What is in a file beside the model, in words; empty if there is nothing."""
-    named = [", ".join(_shortened(ignored, NAMES))] if ignored else []
-    return "; ".join([*named, f"{others} outside the VAE"] if others else named)
-
-
-def _shortened(lines: Sequence[str], most: int = LINES) -> list[str]:
-    return list(lines) if len(lines) <= most else [*lines[:most], f"and {len(lines) - most} more"]
-
-
 def _metadata(metadata: Mapping[str, str]) -> Iterator[str]:
-    """Each entry; long ones by their names."""
+    """Formats each entry; an entry with a long value by its name only."""
     for key, value in metadata.items():
-        yield f"{key}={value}" if len(value) <= VALUE and value.isprintable() else key
+        yield f"{key}={value}" if len(value) <= MAX_VALUE and value.isprintable() else key
 
 
-def _families(found: Mapping[str, str]) -> Iterator[str]:
-    """Those of one reason together."""
-    for why in dict.fromkeys(found.values()):
-        yield f"{', '.join(name for name, reason in found.items() if reason == why)} ({why})"
+def _families(reasons: Mapping[str, str]) -> Iterator[str]:
+    """Formats families, grouped by the reason."""
+    for reason in dict.fromkeys(reasons.values()):
+        yield f"{', '.join(name for name, its_reason in reasons.items() if its_reason == reason)} ({reason})"
 
 
 def _config_facts(config: AutoencoderConfig) -> dict[str, str]:
@@ -165,18 +179,15 @@ def _attention(config: AutoencoderConfig) -> str:
 
 
 def _scaling(config: AutoencoderConfig) -> str:
-    """How latents are normalised, in text."""
+    """Describes how latents are normalized."""
     if config.patch_size is not None:
         return f"{text.shape(config.patch_size)} patches, batch-norm"
     if config.scaling_factor is None:
         return f"scale unknown ({families.scaling_candidates(config)})"
     if config.latents_mean is not None:
         return f"mean and std per channel, scale {config.scaling_factor}"
-    return (
-        f"(z - {config.shift_factor}) x {config.scaling_factor}"
-        if config.shift_factor
-        else f"z x {config.scaling_factor}"
-    )
+    shifted = f"(z - {config.shift_factor})" if config.shift_factor else "z"
+    return f"{shifted} x {config.scaling_factor}"
 
 
 def _cost_rows(costs: dict[str, Cost]) -> list[tuple[str, ...]]:
@@ -189,6 +200,14 @@ def _cost_rows(costs: dict[str, Cost]) -> list[tuple[str, ...]]:
         ("peak activations", *(text.size(c.peak_bytes) for c in both)),
         ("weights", *(text.size(c.weight_bytes) for c in both)),
     ]
+
+
+def _plan_row(one: PlannedConvolution) -> list[str]:
+    """The cost of the chosen form is a share of the cost of the formula as it is written, if the backend knows it."""
+    (_, C, H, W), (O, _, kh, kw) = one.x, one.kernel
+    shape = text.shape((C, H, W)) + (", doubled" if one.doubled else "")
+    share = f"{one.costs[one.form] / one.direct:.0%}" if one.direct else ""
+    return [one.name, shape, text.shape((O, kh, kw)), one.form, share]
 
 
 def _yes(flag: bool) -> str:

@@ -1,4 +1,4 @@
-"""`vaespec roundtrip`: what the VAE makes of your pictures."""
+"""`vaespec roundtrip`: encodes and decodes pictures, and measures what the VAE loses."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ import numpy as np
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli import options, paths, picture_files, text
 from vaespec.cli.console import Steps, print_json, print_table, progress
-from vaespec.cli.failures import about
-from vaespec.cli.framing import Pad, frame
-from vaespec.cli.model import described, open_model
+from vaespec.cli.failures import name_in_errors
+from vaespec.cli.loading import open_model, placement
+from vaespec.cli.picture_files import Pad
 from vaespec.pictures import psnr
 
 
 def roundtrip(
     pictures: options.Pictures,
-    output: options.Folder = Path("."),
+    output: options.OutputFolder = Path("."),
     pad: options.Padding = Pad.FLOOR,
     sample: options.Sample = False,
     seed: options.SeedNumber = None,
@@ -32,16 +32,16 @@ def roundtrip(
     max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
-    """Encode and decode pictures: writes NAME-vae.png for each and prints its PSNR."""
+    """Encode and decode pictures. Write NAME-vae.png for each, and print its PSNR."""
     seeds = options.seeds(len(pictures), sample, seed)
-    found = picture_files.look_at(pictures)
-    targets = paths.targets(output, pictures)
+    headers = picture_files.read_headers(pictures)
+    outputs = paths.picture_outputs(output, pictures)
     vae = open_model(weights, family, backend, device, dtype, precision)
-    picture_files.require_fit(found, vae.config, pad)
+    picture_files.require_fit(headers, vae.config, pad)
     rows = []
     with progress("roundtrip", 2 * len(pictures)) as step:
         vae.enable_tiling("auto", max_memory=max_memory, progress=step.part)
-        for picture, target, its_seed in zip(pictures, targets, seeds, strict=True):
+        for picture, target, its_seed in zip(pictures, outputs, seeds, strict=True):
             rows.append(_roundtrip(vae, picture, target, pad, its_seed, step))
     _report(rows, vae, weights, as_json)
 
@@ -49,13 +49,13 @@ def roundtrip(
 def _roundtrip(
     vae: AutoencoderKL, picture: Path, target: Path, pad: Pad, seed: int | None, step: Steps
 ) -> dict[str, Any]:
-    """Do one picture, in two steps; what is to be said about it."""
+    """Encodes and decodes one picture, in two steps; returns its row of the report."""
     original = picture_files.read(picture)
-    with about(picture):
-        posterior = vae.encode(frame(original, vae.config, pad))[0]
+    with name_in_errors(picture):
+        posterior = vae.encode(picture_files.framed(original, vae.config, pad))[0]
         step()
         z = posterior.mode() if seed is None else posterior.sample(seed=[seed])
-        pixels = picture_files.developed(vae.decode_bands(z), vae, original.height, original.width)
+        pixels = picture_files.joined(vae.decode_bands(z), vae, original.height, original.width)
         step()
     picture_files.write(target, pixels)
     h, w = pixels.shape[:2]
@@ -70,9 +70,9 @@ def _roundtrip(
 
 
 def _report(rows: list[dict[str, Any]], vae: AutoencoderKL, weights: str, as_json: bool) -> None:
-    """A row per picture, and their mean."""
-    known = [row["psnr"] for row in rows if row["psnr"] is not None]
-    mean = sum(known) / len(known) if known else None
+    """Prints a row for each picture, and their mean PSNR."""
+    finite = [row["psnr"] for row in rows if row["psnr"] is not None]
+    mean = sum(finite) / len(finite) if finite else None
     if as_json:
         print_json({"weights": weights, "backend": vae.backend, "pictures": rows, "mean_psnr": mean})
         return
@@ -89,4 +89,4 @@ def _report(rows: list[dict[str, Any]], vae: AutoencoderKL, weights: str, as_jso
     if len(rows) > 1:
         cells.append(["mean", "", "", "", text.decibels(mean)])
     print_table(("picture", "px", "written", "px", "PSNR"), cells, numbers=(1, 3, 4))
-    print(f"{weights}, {described(vae)}")
+    print(f"{weights}, {placement(vae)}")

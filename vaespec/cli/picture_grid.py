@@ -1,4 +1,4 @@
-"""Pictures beside and below each other on white, each with a caption."""
+"""A grid of pictures with captions, drawn on white."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import numpy as np
 MARGIN, CAPTION = 12, 28  # px
 
 
-def sheet(rows: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
-    """Rows of pictures (H, W, 3) uint8 of one size, by caption -> (H', W', 3) uint8."""
+def picture_grid(rows: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
+    """Draws rows of caption -> picture (H, W, 3) uint8, all of one size. Returns (H', W', 3) uint8."""
     from PIL import Image, ImageDraw, ImageFont
 
     H, W = next(iter(rows[0].values())).shape[:2]
@@ -25,6 +25,6 @@ def sheet(rows: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
     return np.asarray(page)
 
 
-def amplified(difference: np.ndarray, times: float) -> np.ndarray:
-    """|difference| (H, W, 3), of 255, so many times, as a picture."""
-    return np.minimum(np.abs(difference) * times, 255).astype(np.uint8)
+def amplified(difference: np.ndarray, factor: float) -> np.ndarray:
+    """Returns factor · |difference| as a picture (H, W, 3) uint8; differences are in levels from 0 to 255."""
+    return np.minimum(np.abs(difference) * factor, 255).astype(np.uint8)
