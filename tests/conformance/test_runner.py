@@ -16,7 +16,7 @@ from vaespec_conformance import BackendSubject, ConformanceError, Gap, Selection
 from vaespec_conformance.judging.registry import EXACT, Margin
 from vaespec_conformance.mutants import hints
 from vaespec_conformance.running import runner
-from vaespec_conformance.running.agenda import AgendaError, agenda, levels_between
+from vaespec_conformance.running.agenda import AgendaError
 from vaespec_conformance.running.timing import HungError, call_within
 
 GOOD = BackendSubject(Good())
@@ -219,6 +219,20 @@ def test_a_failure_that_is_not_repeated_is_still_a_failure():
     )
 
 
+def test_a_wrong_operation_fails_its_check():
+    def group_norm_has_this_eps(subject, case, dtype):
+        ops = subject.backend.ops("cpu", dtype, "highest")
+        x, scale, shift = (ops.from_numpy(np.array(a)) for a in ([[[[0.0, 2e-3]]]], [1.0], [0.0]))
+        y = ops.to_numpy(ops.to_nchw(ops.group_norm(ops.from_nchw(x), scale, shift, groups=1, eps=1e-6)))
+        if not abs(y.max() - 0.5**0.5) < 1e-5:
+            raise ConformanceError("eps.")
+        return EXACT
+
+    define("own", group_norm_has_this_eps)
+    assert only(run()).status == "pass"
+    assert only(run(BackendSubject(Wrong()))).status == "fail"
+
+
 # -- gaps and claims ---------------------------------------------------------------------------------------------
 
 
@@ -325,51 +339,3 @@ def test_a_selection_is_partial_and_the_whole_is_conformant():
     define("other", level="L2")
     assert run(selection=Selection(levels=("L2",))).verdict == "partial"
     assert run(selection=Selection()).verdict == "conformant"
-
-
-# -- the agenda --------------------------------------------------------------------------------------------------
-
-
-def test_the_agenda_has_the_selected_items_level_by_level():
-    define("b", level="L3")
-    define("a", level="L1", dtypes=("float16", "float32"))
-    define("c", level="L1", subjects=("port",))
-    assert [item.id for item in agenda(GOOD, Selection(dtypes=("float32", "float16")))] == [
-        "a[float32]",
-        "a[float16]",
-        "b[float32]",
-        "b[float16]",
-    ]
-    assert [item.id for item in agenda(GOOD, Selection(checks=("b[float32]",)))] == ["b[float32]"]
-
-
-def test_levels_may_be_a_range_and_a_list():
-    assert levels_between("L0-L2,L5") == ("L0", "L1", "L2", "L5")
-
-
-@pytest.mark.parametrize(
-    ("fields", "message"),
-    [
-        ({"checks": ("ops.conv",)}, r"no check called 'ops.conv': choose ops.conv2d"),
-        ({"dtypes": ("fp32",)}, r"no dtype called 'fp32': choose "),
-        ({"levels": ("L9",)}, r"no level called 'L9': choose L0"),
-    ],
-)
-def test_a_selection_of_something_that_does_not_exist_is_refused_with_the_choices(fields, message):
-    define("ops.conv2d")
-    with pytest.raises(AgendaError, match=message):
-        Selection(**fields)
-
-
-def test_a_wrong_operation_fails_its_check():
-    def group_norm_has_this_eps(subject, case, dtype):
-        ops = subject.backend.ops("cpu", dtype, "highest")
-        x, scale, shift = (ops.from_numpy(np.array(a)) for a in ([[[[0.0, 2e-3]]]], [1.0], [0.0]))
-        y = ops.to_numpy(ops.to_nchw(ops.group_norm(ops.from_nchw(x), scale, shift, groups=1, eps=1e-6)))
-        if not abs(y.max() - 0.5**0.5) < 1e-5:
-            raise ConformanceError("eps.")
-        return EXACT
-
-    define("own", group_norm_has_this_eps)
-    assert only(run()).status == "pass"
-    assert only(run(BackendSubject(Wrong()))).status == "fail"
