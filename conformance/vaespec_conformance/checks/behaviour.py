@@ -45,7 +45,7 @@ def repeatable(subject: Any, case: Case, dtype: str) -> Margin:
     return equal(again, first, "the result of the same model built again")
 
 
-def compute_second_item(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_second_item(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """The second item of a batch, decoded alone. The specification decodes it to the same numbers in a batch."""
     return build_model(subject, case, dtype).decode(models.latents(case, dtype)[1:])
 
@@ -53,7 +53,7 @@ def compute_second_item(subject: Any, case: Case, dtype: str) -> np.ndarray:
 @behaviour("behaviour.batch")
 def batch(subject: Any, case: Case, dtype: str) -> Margin:
     """An item of a batch, decoded alone, gives the specification's image."""
-    return judge(subject, compute_second_item, case, dtype, what="decode of one item")
+    return judge(subject, _compute_second_item, case, dtype, what="decode of one item")
 
 
 @behaviour("behaviour.inputs")
@@ -79,7 +79,7 @@ def results(subject: Any, case: Case, dtype: str) -> Margin:
     return equal(result, before, "a result, after the next call,")
 
 
-def compute_from_fortran_order(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_from_fortran_order(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Images decoded from latents that are stored in Fortran order."""
     z = models.latents(case, dtype).astype(given(dtype))
     return build_model(subject, case, dtype).decode(np.asfortranarray(z))
@@ -88,10 +88,10 @@ def compute_from_fortran_order(subject: Any, case: Case, dtype: str) -> np.ndarr
 @behaviour("behaviour.strides")
 def strides(subject: Any, case: Case, dtype: str) -> Margin:
     """Latents may be stored in memory in any order."""
-    return judge(subject, compute_from_fortran_order, case, dtype, what="decode of latents in Fortran's order")
+    return judge(subject, _compute_from_fortran_order, case, dtype, what="decode of latents in Fortran's order")
 
 
-def compute_second_model(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_second_model(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Images from the second of two models of one config; the first is called before it and after it."""
     other = Case.of(**{**dict(case.items), "seed": case["seed"] + 1000})
     z = models.latents(case, dtype)
@@ -105,7 +105,7 @@ def compute_second_model(subject: Any, case: Case, dtype: str) -> np.ndarray:
 @behaviour("behaviour.two_models")
 def two_models(subject: Any, case: Case, dtype: str) -> Margin:
     """Two models of one config keep their own weights: no cache and no compiled program mixes them up."""
-    return judge(subject, compute_second_model, case, dtype, what="decode of the second of two models")
+    return judge(subject, _compute_second_model, case, dtype, what="decode of the second of two models")
 
 
 @behaviour("behaviour.state")

@@ -53,12 +53,11 @@ def _input(case: Case, dtype: str) -> np.ndarray:
     return rounded(case.rng("x").standard_normal((2, C, *case["size"])), dtype)
 
 
-def compute_layer(layer: Sequential, subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """The output of a layer for a random input."""
+def _compute_layer(layer: Sequential, subject: Any, case: Case, dtype: str) -> np.ndarray:
     return subject.ops(dtype).layer(layer, _input(case, dtype), _weights(layer, case, dtype))
 
 
-COMPUTES = {name: partial(compute_layer, layer) for name, layer in MODELS.items()}
+COMPUTES = {name: partial(_compute_layer, layer) for name, layer in MODELS.items()}
 
 
 @lru_cache(256)

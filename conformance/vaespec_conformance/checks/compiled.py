@@ -23,7 +23,7 @@ compiled = partial(
 )
 
 
-def compute_eagerly(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_eagerly(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Images decoded layer by layer, without compiling."""
     vae = build_model(subject, case, dtype)
     decode = vae.eager_decode if subject.kind == "backend" else vae.decode
@@ -33,10 +33,10 @@ def compute_eagerly(subject: Any, case: Case, dtype: str) -> np.ndarray:
 @compiled("compiled.eager", subjects=("backend",))
 def eager(subject: Any, case: Case, dtype: str) -> Margin:
     """Layers that run one by one, without compiling, give the specification's numbers as well."""
-    return judge(subject, compute_eagerly, case, dtype, what="decode without compiling")
+    return judge(subject, _compute_eagerly, case, dtype, what="decode without compiling")
 
 
-def compute_after_other_shapes(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_after_other_shapes(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Images decoded after latents of another shape with as many numbers, and after a smaller batch."""
     vae, z = build_model(subject, case, dtype), models.latents(case, dtype)
     vae.decode(z.transpose(0, 1, 3, 2))
@@ -47,10 +47,10 @@ def compute_after_other_shapes(subject: Any, case: Case, dtype: str) -> np.ndarr
 @compiled("compiled.shapes")
 def shapes(subject: Any, case: Case, dtype: str) -> Margin:
     """A program compiled for one shape is not used for another shape of as many numbers, or for another batch size."""
-    return judge(subject, compute_after_other_shapes, case, dtype, what="decode after one of another shape")
+    return judge(subject, _compute_after_other_shapes, case, dtype, what="decode after one of another shape")
 
 
-def compute_after_other_dtypes(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_after_other_dtypes(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Images decoded after the same model was called in the subject's other dtypes."""
     others = [other for other in ("bfloat16", "float16", "float32") if other in subject.capabilities.dtypes]
     config, weights, z = models.CONFIGS[case["config"]], models.weights(case, dtype), models.latents(case, dtype)
@@ -63,7 +63,7 @@ def compute_after_other_dtypes(subject: Any, case: Case, dtype: str) -> np.ndarr
 @compiled("compiled.dtypes", subjects=("backend",))
 def dtypes(subject: Any, case: Case, dtype: str) -> Margin:
     """A program compiled for one dtype is not used for another: precision and dtype of the result show it."""
-    actual = compute_after_other_dtypes(subject, case, dtype).dtype.name
+    actual = _compute_after_other_dtypes(subject, case, dtype).dtype.name
     if actual != dtype:
         raise ConformanceError(f"decode in {dtype}, after other dtypes, gave {actual}: expected {dtype}.")
-    return judge(subject, compute_after_other_dtypes, case, dtype, what="decode after other dtypes")
+    return judge(subject, _compute_after_other_dtypes, case, dtype, what="decode after other dtypes")

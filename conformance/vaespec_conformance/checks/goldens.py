@@ -29,23 +29,21 @@ def _build(subject: Any, case: Case, dtype: str) -> Any:
     return subject.build(config, weights, dtype)
 
 
-def compute_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Mean and log-variance of the golden images."""
+def _compute_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return np.concatenate(_build(subject, case, dtype).encode(golden_images(case["config"])), axis=1)
 
 
 @golden("goldens.encode")
 def encode(subject: Any, case: Case, dtype: str) -> Margin:
     """Images, of odd sizes as well, become the mean and log-variance that diffusers computes."""
-    return judge(subject, compute_encode, case, dtype, what="encode", expected=goldens()[f"{case['config']}/moments"])
+    return judge(subject, _compute_encode, case, dtype, what="encode", expected=goldens()[f"{case['config']}/moments"])
 
 
-def compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Images of the golden latents."""
+def _compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return _build(subject, case, dtype).decode(golden_latents(case["config"]))
 
 
 @golden("goldens.decode")
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
     """Latents become the images that diffusers computes."""
-    return judge(subject, compute_decode, case, dtype, what="decode", expected=goldens()[f"{case['config']}/decoded"])
+    return judge(subject, _compute_decode, case, dtype, what="decode", expected=goldens()[f"{case['config']}/decoded"])

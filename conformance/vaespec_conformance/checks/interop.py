@@ -32,7 +32,7 @@ def _numbers(case: Case, dtype: str) -> np.ndarray:
     return rounded(case.rng("a").standard_normal(case["shape"]), dtype)
 
 
-def compute_round_trip(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_round_trip(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """to_numpy of from_numpy, for an array in the memory order of the case."""
     return subject.ops(dtype).round_trip(ORDERS[case["order"]](_numbers(case, dtype)))
 
@@ -47,15 +47,14 @@ def compute_round_trip(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def round_trip(subject: Any, case: Case, dtype: str) -> Margin:
     """to_numpy undoes from_numpy to the last bit, in whatever order the numbers are stored in memory."""
-    return judge(subject, compute_round_trip, case, dtype, what="to_numpy of from_numpy", compare=_equal, budget=0.0)
+    return judge(subject, _compute_round_trip, case, dtype, what="to_numpy of from_numpy", compare=_equal, budget=0.0)
 
 
 def _equal(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -> Margin:
     return equal(actual, expected, what)
 
 
-def compute_through_map(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """to_nchw of from_nchw."""
+def _compute_through_map(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return subject.ops(dtype).through_map(_numbers(case, dtype))
 
 
@@ -69,7 +68,7 @@ def compute_through_map(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def layout(subject: Any, case: Case, dtype: str) -> Margin:
     """to_nchw undoes from_nchw."""
-    return judge(subject, compute_through_map, case, dtype, what="to_nchw of from_nchw", compare=_equal, budget=0.0)
+    return judge(subject, _compute_through_map, case, dtype, what="to_nchw of from_nchw", compare=_equal, budget=0.0)
 
 
 CALLS: dict[str, dict[str, Any]] = {

@@ -33,8 +33,7 @@ def build_model(subject: Any, case: Case, dtype: str) -> Any:
     return subject.build(models.CONFIGS[case["config"]], models.weights(case, dtype), dtype)
 
 
-def compute_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Mean and log-variance of random images."""
+def _compute_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return np.concatenate(build_model(subject, case, dtype).encode(models.images(case, dtype)), axis=1)
 
 
@@ -55,11 +54,10 @@ def encode(subject: Any, case: Case, dtype: str) -> Margin:
     The weights show mistakes that ordinary weights hide: see `models.REGIMES`. An odd row or column of pixels is left
     out of the latents, not padded or refused.
     """
-    return judge(subject, compute_encode, case, dtype, what="encode")
+    return judge(subject, _compute_encode, case, dtype, what="encode")
 
 
-def compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Images of random latents."""
+def _compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return build_model(subject, case, dtype).decode(models.latents(case, dtype))
 
 
@@ -72,10 +70,10 @@ def compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
     """Latents become the specification's images, unclipped, within a few times the error that rounding must cause."""
-    return judge(subject, compute_decode, case, dtype, what="decode")
+    return judge(subject, _compute_decode, case, dtype, what="decode")
 
 
-def compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Log-variances around ±50, from a last bias of the encoder that is changed by ±50."""
     weights = models.weights(case, dtype)
     last = "quant_conv.bias" if "quant_conv.bias" in weights else "encoder.conv_out.bias"
@@ -94,13 +92,12 @@ def compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarray
 )
 def logvar(subject: Any, case: Case, dtype: str) -> Margin:
     """The log-variance is clamped to [-30, 20], to exactly -30 and 20."""
-    expected = specified(compute_saturated_logvar, case, dtype)
+    expected = specified(_compute_saturated_logvar, case, dtype)
     bound = np.full(expected.shape, budgets.EPS[dtype])
-    return judge(subject, compute_saturated_logvar, case, dtype, what="logvar", budget=bound, compare=elementwise)
+    return judge(subject, _compute_saturated_logvar, case, dtype, what="logvar", budget=bound, compare=elementwise)
 
 
-def compute_sample(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Samples with random noise."""
+def _compute_sample(subject: Any, case: Case, dtype: str) -> np.ndarray:
     config = models.CONFIGS[case["config"]]
     noise = rounded(case.rng("noise").standard_normal((2, config.latent_channels, *case["size"])), dtype)
     return build_model(subject, case, dtype).sample(models.images(case, dtype), noise)
@@ -116,16 +113,14 @@ def compute_sample(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def sample(subject: Any, case: Case, dtype: str) -> Margin:
     """A sample is mean + e^(logvar / 2) · noise, with the given noise."""
-    return judge(subject, compute_sample, case, dtype, what="sample")
+    return judge(subject, _compute_sample, case, dtype, what="sample")
 
 
-def compute_encode_latents(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Scaled and shifted latents of random images."""
+def _compute_encode_latents(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return build_model(subject, case, dtype).encode_latents(models.images(case, dtype))
 
 
-def compute_decode_latents(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Images of scaled and shifted latents."""
+def _compute_decode_latents(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return build_model(subject, case, dtype).decode_latents(models.latents(case, dtype))
 
 
@@ -142,10 +137,10 @@ latents = partial(
 @latents("model.encode_latents")
 def encode_latents(subject: Any, case: Case, dtype: str) -> Margin:
     """encode_latents returns (z - shift) · scale, or z · scale if the config has no shift."""
-    return judge(subject, compute_encode_latents, case, dtype, what="encode_latents")
+    return judge(subject, _compute_encode_latents, case, dtype, what="encode_latents")
 
 
 @latents("model.decode_latents")
 def decode_latents(subject: Any, case: Case, dtype: str) -> Margin:
     """decode_latents decodes z / scale + shift, or z / scale if the config has no shift."""
-    return judge(subject, compute_decode_latents, case, dtype, what="decode_latents")
+    return judge(subject, _compute_decode_latents, case, dtype, what="decode_latents")

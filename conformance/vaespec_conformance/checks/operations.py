@@ -27,8 +27,7 @@ def normal(case: Case, what: str, shape: tuple[int, ...], dtype: str, size: floa
 # -- products --------------------------------------------------------------------------------------------------------
 
 
-def compute_conv2d(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """A convolution of random numbers."""
+def _compute_conv2d(subject: Any, case: Case, dtype: str) -> np.ndarray:
     (kernel, stride, padding), (B, C, H, W), O = case["layer"], case["shape"], case["out"]
     x, w = normal(case, "x", (B, C, H, W), dtype), normal(case, "w", (O, C, kernel, kernel), dtype, 1 / kernel / C**0.5)
     weights = (w, normal(case, "b", (O,), dtype, 0.1))
@@ -46,11 +45,10 @@ def compute_conv2d(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def conv2d(subject: Any, case: Case, dtype: str) -> Margin:
     """Convolutions keep the precision of their dtype: no TF32 or bfloat16 for float32, sums in float32 or better."""
-    return judge(subject, compute_conv2d, case, dtype, what="conv2d", budget=budgets.contraction(dtype))
+    return judge(subject, _compute_conv2d, case, dtype, what="conv2d", budget=budgets.contraction(dtype))
 
 
-def compute_linear(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """A linear map of random numbers."""
+def _compute_linear(subject: Any, case: Case, dtype: str) -> np.ndarray:
     (B, N, C), O = case["shape"], case["out"]
     t, w = normal(case, "t", (B, N, C), dtype), normal(case, "w", (O, C), dtype, C**-0.5)
     return subject.ops(dtype).on_tokens("linear", t, weights=(w, normal(case, "b", (O,), dtype, 0.1)))
@@ -63,7 +61,7 @@ def compute_linear(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def linear(subject: Any, case: Case, dtype: str) -> Margin:
     """Linear maps keep the precision of their dtype, as convolutions do."""
-    return judge(subject, compute_linear, case, dtype, what="linear", budget=budgets.contraction(dtype))
+    return judge(subject, _compute_linear, case, dtype, what="linear", budget=budgets.contraction(dtype))
 
 
 # -- normalization ---------------------------------------------------------------------------------------------------
@@ -101,8 +99,7 @@ def conditioning(x: np.ndarray, groups: int) -> float:
     return float(((abs(mu) + np.sqrt(sigma2)) / np.sqrt(sigma2 + EPS)).max())
 
 
-def compute_group_norm(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """A group norm of a regime."""
+def _compute_group_norm(subject: Any, case: Case, dtype: str) -> np.ndarray:
     x, weights = norm_input(case, dtype), _affine(case, dtype)
     return subject.ops(dtype).on_maps("group_norm", x, weights=weights, groups=case["groups"], eps=EPS)
 
@@ -130,10 +127,10 @@ def group_norm(subject: Any, case: Case, dtype: str) -> Margin:
     300 shows statistics in 16 bits.
     """
     budget = budgets.group_norm(dtype, conditioning(norm_input(case, dtype), case["groups"]))
-    return judge(subject, compute_group_norm, case, dtype, what="group_norm", budget=budget)
+    return judge(subject, _compute_group_norm, case, dtype, what="group_norm", budget=budget)
 
 
-def compute_channel_statistics(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_channel_statistics(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """(2, B, C): means in deviations of their channel, and variances relative to the true variances."""
     x = norm_input(case, dtype)
     mean, sigma2 = subject.ops(dtype).channel_statistics(x)
@@ -155,12 +152,11 @@ def channel_statistics(subject: Any, case: Case, dtype: str) -> Margin:
     mean, sigma = x.mean((2, 3)), x.std((2, 3))
     bound = budgets.moments(dtype, float((abs(mean) / sigma).max()))
     return judge(
-        subject, compute_channel_statistics, case, dtype, what="channel_statistics", budget=bound, compare=elementwise
+        subject, _compute_channel_statistics, case, dtype, what="channel_statistics", budget=bound, compare=elementwise
     )
 
 
-def compute_normalize(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """A normalization with given statistics."""
+def _compute_normalize(subject: Any, case: Case, dtype: str) -> np.ndarray:
     x, wide = norm_input(case, dtype), np.float64 if dtype == "float64" else np.float32
     statistics = x.mean((2, 3)).astype(wide), x.var((2, 3)).astype(wide)
     return subject.ops(dtype).normalize(x, *statistics, weights=_affine(case, dtype), eps=EPS)
@@ -176,7 +172,7 @@ def normalize(subject: Any, case: Case, dtype: str) -> Margin:
     """normalize uses the given mean and variance of each channel of each sample."""
     x = norm_input(case, dtype)
     budget = budgets.group_norm(dtype, conditioning(x, x.shape[1]))
-    return judge(subject, compute_normalize, case, dtype, what="normalize", budget=budget)
+    return judge(subject, _compute_normalize, case, dtype, what="normalize", budget=budget)
 
 
 # -- activations -----------------------------------------------------------------------------------------------------
@@ -189,8 +185,7 @@ def _activation_input(case: Case, dtype: str) -> np.ndarray:
     return rounded(size * rng.standard_normal(case["shape"]).clip(-4, 4), dtype)
 
 
-def compute_activation(op: str, subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """An activation of random numbers."""
+def _compute_activation(op: str, subject: Any, case: Case, dtype: str) -> np.ndarray:
     return subject.ops(dtype).on_maps(op, _activation_input(case, dtype))
 
 
@@ -202,7 +197,7 @@ ACTIVATIONS = {
 }
 
 
-COMPUTES = {op: partial(compute_activation, op) for op in ACTIVATIONS}
+COMPUTES = {op: partial(_compute_activation, op) for op in ACTIVATIONS}
 
 
 def judge_activation(op: str, subject: Any, case: Case, dtype: str) -> Margin:
@@ -238,8 +233,7 @@ def _attention_input(case: Case, dtype: str) -> tuple[np.ndarray, np.ndarray, np
     return q, k, normal(case, "v", case["shape"], dtype)
 
 
-def compute_attention(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Attention of random queries, keys and values."""
+def _compute_attention(subject: Any, case: Case, dtype: str) -> np.ndarray:
     q, k, v = _attention_input(case, dtype)
     chunk = {"size": case["size"]} if case["kind"] == "chunked_attention" else {}
     return subject.ops(dtype).on_tokens(case["kind"], q, k, v, scale=case["shape"][2] ** -0.5, **chunk)
@@ -274,4 +268,4 @@ def attention(subject: Any, case: Case, dtype: str) -> Margin:
     scale = case["shape"][2] ** -0.5
     largest = scale * float(np.matmul(abs(q), abs(k).transpose(0, 2, 1)).max())
     budget = budgets.attention(dtype, largest, case["steepness"])
-    return judge(subject, compute_attention, case, dtype, what=case["kind"], budget=budget)
+    return judge(subject, _compute_attention, case, dtype, what=case["kind"], budget=budget)

@@ -12,7 +12,7 @@ import numpy as np
 
 from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.judging.comparison import integers
-from vaespec_conformance.judging.judge import Compute, judge
+from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import OPERATION, Margin, check
 
 SAME, NONE, BELOW_AND_RIGHT = ((1, 1), (1, 1)), ((0, 0), (0, 0)), ((0, 1), (0, 1))
@@ -25,11 +25,7 @@ TOKENS = ((1, 4, 4), (2, 6, 4), (1, 7, 8))
 
 structure = partial(check, level="L1", subjects=("backend",), examples=OPERATION)
 on_maps = partial(structure, cases=cases(shape=among(*MAPS)), pinned=(Case.of(shape=(2, 4, 5, 7), seed=1),))
-
-
-def judge_integers(subject: Any, compute: Compute, case: Case, dtype: str, what: str) -> Margin:
-    """Judges a result that must be the exact integers."""
-    return judge(subject, compute, case, dtype, what=what, compare=integers, budget=0.25)
+judge_integers = partial(judge, compare=integers, budget=0.25)
 
 
 def small(case: Case, what: str, shape: tuple[int, ...], most: int) -> np.ndarray:
@@ -37,7 +33,7 @@ def small(case: Case, what: str, shape: tuple[int, ...], most: int) -> np.ndarra
     return case.rng(what).integers(-most, most + 1, shape).astype(np.float64)
 
 
-def compute_conv2d(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_conv2d(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """A convolution with |x| ≤ 2, |w| ≤ 1 and at most 8 · 9 products: sums up to 152 are exact even in bfloat16."""
     kernel, stride, padding = case["layer"]
     B, C, H, W = case["shape"]
@@ -53,10 +49,10 @@ def compute_conv2d(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def conv2d(subject: Any, case: Case, dtype: str) -> Margin:
     """Convolutions of small integers are exact: padding and its side, stride, order of the kernel's axes, bias."""
-    return judge_integers(subject, compute_conv2d, case, dtype, "conv2d")
+    return judge_integers(subject, _compute_conv2d, case, dtype, what="conv2d")
 
 
-def compute_linear(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_linear(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """A linear map with |t| ≤ 2, |w| ≤ 2 and at most 8 products."""
     B, N, C = case["shape"]
     t, w = small(case, "t", (B, N, C), 2), small(case, "w", (case["out"], C), 2)
@@ -71,22 +67,20 @@ def compute_linear(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def linear(subject: Any, case: Case, dtype: str) -> Margin:
     """Linear maps of small integers are exact: the weight is (out, in), and the bias is added."""
-    return judge_integers(subject, compute_linear, case, dtype, "linear")
+    return judge_integers(subject, _compute_linear, case, dtype, what="linear")
 
 
-def compute_upsample(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """A map, upsampled."""
+def _compute_upsample(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return subject.ops(dtype).on_maps("upsample_nearest2x", small(case, "x", case["shape"], 100))
 
 
 @on_maps("structure.upsample")
 def upsample(subject: Any, case: Case, dtype: str) -> Margin:
     """Upsampling repeats each pixel twice in both directions, and computes nothing."""
-    return judge_integers(subject, compute_upsample, case, dtype, "upsample_nearest2x")
+    return judge_integers(subject, _compute_upsample, case, dtype, what="upsample_nearest2x")
 
 
-def compute_add(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """The sum of two maps."""
+def _compute_add(subject: Any, case: Case, dtype: str) -> np.ndarray:
     x, y = (small(case, what, case["shape"], 60) for what in "xy")
     return subject.ops(dtype).on_maps("add", x, y)
 
@@ -94,33 +88,30 @@ def compute_add(subject: Any, case: Case, dtype: str) -> np.ndarray:
 @on_maps("structure.add")
 def add(subject: Any, case: Case, dtype: str) -> Margin:
     """The residual connection adds, and nothing else."""
-    return judge_integers(subject, compute_add, case, dtype, "add")
+    return judge_integers(subject, _compute_add, case, dtype, what="add")
 
 
-def compute_tokens(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """The tokens of a map."""
+def _compute_tokens(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return subject.ops(dtype).tokens(small(case, "x", case["shape"], 100))
 
 
 @on_maps("structure.tokens")
 def tokens(subject: Any, case: Case, dtype: str) -> Margin:
     """Tokens are the pixels row by row, channels last: (B, H·W, C)."""
-    return judge_integers(subject, compute_tokens, case, dtype, "tokens")
+    return judge_integers(subject, _compute_tokens, case, dtype, what="tokens")
 
 
-def compute_pixels(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """A map, turned into tokens and back."""
+def _compute_pixels(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return subject.ops(dtype).tokens_and_back(small(case, "x", case["shape"], 100))
 
 
 @on_maps("structure.pixels")
 def pixels(subject: Any, case: Case, dtype: str) -> Margin:
     """`pixels` undoes `tokens`."""
-    return judge_integers(subject, compute_pixels, case, dtype, "pixels of tokens")
+    return judge_integers(subject, _compute_pixels, case, dtype, what="pixels of tokens")
 
 
-def compute_split(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """The thirds of tokens."""
+def _compute_split(subject: Any, case: Case, dtype: str) -> np.ndarray:
     B, N, C = case["shape"]
     return np.stack(subject.ops(dtype).on_tokens("split", small(case, "t", (B, N, 3 * C), 100), parts=3))
 
@@ -132,11 +123,10 @@ def compute_split(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def split(subject: Any, case: Case, dtype: str) -> Margin:
     """Tokens are split into parts of neighbouring channels."""
-    return judge_integers(subject, compute_split, case, dtype, "split")
+    return judge_integers(subject, _compute_split, case, dtype, what="split")
 
 
-def compute_scale(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Tokens times a factor."""
+def _compute_scale(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return subject.ops(dtype).on_tokens("scale", small(case, "t", case["shape"], 50), factor=case["factor"])
 
 
@@ -147,4 +137,4 @@ def compute_scale(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def scale(subject: Any, case: Case, dtype: str) -> Margin:
     """Tokens are multiplied by a number."""
-    return judge_integers(subject, compute_scale, case, dtype, "scale")
+    return judge_integers(subject, _compute_scale, case, dtype, what="scale")

@@ -17,13 +17,11 @@ TILED = (14, 9)
 """Latents of an image that makes 3 × 2 tiles of 8 latents, one every 6; the last tiles are shorter."""
 
 
-def compute_tiled_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Mean and log-variance of images encoded in tiles."""
+def _compute_tiled_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return np.concatenate(build_model(subject, case, dtype).tiled_encode(models.images(case, dtype)), axis=1)
 
 
-def compute_tiled_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Images decoded in tiles."""
+def _compute_tiled_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return build_model(subject, case, dtype).tiled_decode(models.latents(case, dtype))
 
 
@@ -40,7 +38,7 @@ tiled = partial(
 @tiled("tiling.encode")
 def tiled_encode(subject: Any, case: Case, dtype: str) -> Margin:
     """Images are encoded in tiles of sample_size px that overlap by a quarter and are blended: see `tiling.decode`."""
-    return judge(subject, compute_tiled_encode, case, dtype, what="tiled_encode")
+    return judge(subject, _compute_tiled_encode, case, dtype, what="tiled_encode")
 
 
 @tiled("tiling.decode")
@@ -50,18 +48,18 @@ def tiled_decode(subject: Any, case: Case, dtype: str) -> Margin:
     A tile starts every 3/4 of its size. Its first quarter is blended with the last quarter of the tile above, then with
     that of the tile on its left. Row y of n has the weights 1 - y / n and y / n. The last tiles are shorter.
     """
-    return judge(subject, compute_tiled_decode, case, dtype, what="tiled_decode")
+    return judge(subject, _compute_tiled_decode, case, dtype, what="tiled_decode")
 
 
-def compute_banded_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Mean and log-variance of images encoded in bands of rows, by a backend; a port has no such method."""
+def _compute_banded_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    """Mean and log-variance, in bands on the operations of a backend; a rounding is predicted on whole images."""
     vae = build_model(subject, case, dtype)
     encode = vae.banded_encode if subject.kind == "backend" else vae.encode
     return np.concatenate(encode(models.images(case, dtype)), axis=1)
 
 
-def compute_banded_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Images decoded in bands of rows, by a backend; a port has no such method."""
+def _compute_banded_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    """Images, in bands on the operations of a backend; a rounding is predicted on whole latents."""
     vae = build_model(subject, case, dtype)
     decode = vae.banded_decode if subject.kind == "backend" else vae.decode
     return decode(models.latents(case, dtype))
@@ -81,13 +79,13 @@ banded = partial(
 @banded("tiling.banded_encode")
 def banded_encode(subject: Any, case: Case, dtype: str) -> Margin:
     """Images encoded in bands of three rows give the same numbers as whole images."""
-    return judge(subject, compute_banded_encode, case, dtype, what="banded_encode")
+    return judge(subject, _compute_banded_encode, case, dtype, what="banded_encode")
 
 
 @banded("tiling.banded_decode")
 def banded_decode(subject: Any, case: Case, dtype: str) -> Margin:
     """Latents decoded in bands of three rows give the same numbers as whole latents."""
-    return judge(subject, compute_banded_decode, case, dtype, what="banded_decode")
+    return judge(subject, _compute_banded_decode, case, dtype, what="banded_decode")
 
 
 def _with_third_item(x: np.ndarray) -> np.ndarray:
@@ -95,15 +93,13 @@ def _with_third_item(x: np.ndarray) -> np.ndarray:
     return np.concatenate((x, -x[:1]))
 
 
-def compute_sliced_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Mean and log-variance of images encoded item by item."""
+def _compute_sliced_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return np.concatenate(
         build_model(subject, case, dtype).sliced_encode(_with_third_item(models.images(case, dtype))), axis=1
     )
 
 
-def compute_sliced_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Images decoded item by item."""
+def _compute_sliced_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return build_model(subject, case, dtype).sliced_decode(_with_third_item(models.latents(case, dtype)))
 
 
@@ -120,10 +116,10 @@ sliced = partial(
 @sliced("tiling.sliced_encode")
 def sliced_encode(subject: Any, case: Case, dtype: str) -> Margin:
     """A batch of three, encoded item by item, gives the same numbers as the whole batch."""
-    return judge(subject, compute_sliced_encode, case, dtype, what="sliced_encode")
+    return judge(subject, _compute_sliced_encode, case, dtype, what="sliced_encode")
 
 
 @sliced("tiling.sliced_decode")
 def sliced_decode(subject: Any, case: Case, dtype: str) -> Margin:
     """A batch of three, decoded item by item, gives the same numbers as the whole batch."""
-    return judge(subject, compute_sliced_decode, case, dtype, what="sliced_decode")
+    return judge(subject, _compute_sliced_decode, case, dtype, what="sliced_decode")

@@ -82,7 +82,7 @@ def legacy_names(weights: dict[str, np.ndarray], axes: int) -> dict[str, np.ndar
     return renamed
 
 
-def compute_from_legacy_names(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_from_legacy_names(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Images decoded by a port built from the older names; the specification is built from the newer names."""
     weights, config = models.weights(case, dtype), models.CONFIGS[case["config"]]
     named = legacy_names(weights, case["axes"]) if subject.kind == "port" else weights
@@ -101,7 +101,7 @@ def compute_from_legacy_names(subject: Any, case: Case, dtype: str) -> np.ndarra
 def legacy(subject: Any, case: Case, dtype: str) -> Margin:
     """query, key, value and proj_attn are read as to_q, to_k, to_v and to_out.0, as (O, I) or (O, I, 1, 1)."""
     return judge(
-        subject, compute_from_legacy_names, case, dtype, what="decode, built from the names of before diffusers 0.18,"
+        subject, _compute_from_legacy_names, case, dtype, what="decode, built from the names of before diffusers 0.18,"
     )
 
 
