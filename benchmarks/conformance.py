@@ -1,8 +1,8 @@
-"""How long the conformance suite takes on each backend, and how much of its budgets they use.
+"""Measures how long the conformance suite takes on each backend, and which share of its budgets each uses.
 
     python benchmarks/conformance.py [--profile quick|default] [BACKEND ...]
 
-Each run is a `vaespec conformance` of its own, from the start of its process to its report.
+Each run does the same as `vaespec conformance`, from the start of its processes to its report.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ import os
 import platform
 import time
 
+from vaespec import backends
 from vaespec_conformance.running.isolated import run_isolated
 from vaespec_conformance.running.request import Request
 
-BACKENDS = ("numpy", "torch", "jax", "mlx")
-
 
 def main() -> None:
-    """A line for each backend."""
+    """Prints a line for each backend."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("backends", nargs="*", default=BACKENDS, metavar="BACKEND")
+    parser.add_argument("backends", nargs="*", default=[info.name for info in backends()], metavar="BACKEND")
     parser.add_argument("--profile", default="default", choices=("quick", "default", "thorough"))
     arguments = parser.parse_args()
     print(f"{platform.machine()}, {os.cpu_count()} cores; {arguments.profile} profile")

@@ -1,10 +1,10 @@
-"""Does the conformance suite cry wolf? The default profile on backends that are right, seed after seed.
+"""Counts false alarms of the conformance suite: the default profile on correct backends, for many seeds.
 
     python benchmarks/false_alarms.py numpy torch mlx reference --seeds 0 200
     python benchmarks/false_alarms.py jax --seeds 0 20 --level L1
 
-Prints every alarm, then for each backend its greatest margins (1 is the whole budget). Backends take turns at every
-check, which draws the same cases for each: what the specification makes of them is computed once.
+Prints every alarm, then for each backend its greatest margins (1 is the whole budget). Every check runs on all backends
+with the same drawn cases, so that the specification's results are computed once.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from vaespec_conformance.subjects.subjects import BackendSubject
 
 
 class Margins:
-    """The cases of a subject so far, and the greatest margin of each check."""
+    """The number of cases of a subject so far, and the greatest margin of each check."""
 
     def __init__(self, subject: BackendSubject) -> None:
         self.subject, self.cases, self.alarms = subject, 0, 0
         self.greatest: dict[str, tuple[float, str]] = defaultdict(lambda: (0.0, ""))
 
     def add(self, check: Check, dtype: str, case: Case) -> None:
-        """Run a case; an alarm is printed, and the rest goes on."""
+        """Runs a case; prints an alarm if it fails."""
         self.cases += 1
         try:
             margin = max(check.run(self.subject, case, dtype))
@@ -44,7 +44,7 @@ class Margins:
         self.greatest[f"{check.id}[{dtype}]"] = max(self.greatest[f"{check.id}[{dtype}]"], (margin, case.to_json()))
 
     def run(self, check: Check, dtype: str, seed: int) -> None:
-        """What the default profile draws for that seed."""
+        """Runs the cases that the default profile draws for a seed."""
         run_drawn(
             lambda case: self.add(check, dtype, case),
             check.cases,
@@ -54,27 +54,27 @@ class Margins:
         )
 
     def show(self) -> None:
-        """The greatest ten."""
+        """Prints the ten greatest margins."""
         print(f"{self.subject.name}: {self.alarms} alarms in {self.cases} cases")
         for name, (margin, case) in sorted(self.greatest.items(), key=lambda item: -item[1][0])[:10]:
             print(f"{margin:.2f}  {name}  {case}")
 
 
 def main() -> None:
-    """Run it."""
+    """Runs the checks on the backends that the arguments name."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backends", nargs="+", metavar="BACKEND")
     parser.add_argument("--seeds", nargs=2, type=int, default=(0, 10))
     parser.add_argument("--level", action="append", default=[])
-    asked = parser.parse_args()
-    backends = [ReferenceBackend() if name == "reference" else get_backend(name) for name in asked.backends]
+    arguments = parser.parse_args()
+    backends = [ReferenceBackend() if name == "reference" else get_backend(name) for name in arguments.backends]
     all_margins, start = [Margins(BackendSubject(backend)) for backend in backends], time.perf_counter()
-    checks = [check for check in CHECKS.values() if check.level in (asked.level or [check.level])]
-    for seed, check, dtype in product(range(*asked.seeds), checks, DTYPES):
+    checks = [check for check in CHECKS.values() if check.level in (arguments.level or [check.level])]
+    for seed, check, dtype in product(range(*arguments.seeds), checks, DTYPES):
         for margins in all_margins:
             if dtype in margins.subject.capabilities.dtypes and check.concerns(margins.subject, dtype):
                 margins.run(check, dtype, seed)
-    print(f"{(time.perf_counter() - start) / max(1, len(range(*asked.seeds))):.1f} s a seed")
+    print(f"{(time.perf_counter() - start) / max(1, len(range(*arguments.seeds))):.1f} s a seed")
     for margins in all_margins:
         margins.show()
 

@@ -1,16 +1,19 @@
-"""Importing vaespec must cost nothing and load nothing: proved in fresh interpreters."""
+"""Imports of vaespec: they load no framework (proved in fresh interpreters), and never go in a circle."""
 
 import subprocess
 import sys
+from graphlib import CycleError, TopologicalSorter
 
+import grimp
 import pytest
+from support.packages import PACKAGES
 
 FRAMEWORKS = {"torch", "jax", "jaxlib", "mlx"}
 HEAVY = FRAMEWORKS | {"PIL", "huggingface_hub", "gguf", "typer", "rich", "safetensors", "ml_dtypes", "diffusers"}
 
 
 def loaded_by(code: str) -> set[str]:
-    """Which of HEAVY a fresh interpreter has loaded after running the code, whatever that prints."""
+    """The modules of HEAVY that a fresh interpreter has loaded after running the code, whatever the code prints."""
     script = f"{code}\nimport sys\nprint()\nprint(*sorted(set(sys.modules) & set({HEAVY!r})))"
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     return set(done.stdout.splitlines()[-1].split())
@@ -40,19 +43,19 @@ def test_a_model_on_numpy_loads_no_framework():
     assert not loaded_by(code) & (FRAMEWORKS | {"PIL", "typer", "rich"})
 
 
-def test_where_nothing_is_accelerated_a_model_is_loaded_on_numpy_without_a_framework():
+def test_without_an_accelerator_a_model_is_loaded_on_numpy_without_a_framework():
     code = (
-        "import vaespec, vaespec.machine as hardware\n"
-        "hardware.nvidia_gpus = hardware.tpus = hardware.apple_gpu = lambda: 0\n"
+        "import vaespec, vaespec.machine as machine\n"
+        "machine.nvidia_gpus = machine.tpus = machine.apple_gpu = lambda: 0\n"
         "assert vaespec.load().backend == 'numpy'"
     )
     assert not loaded_by(code) & FRAMEWORKS
 
 
-def test_an_accelerator_imports_the_framework_that_promises_it_and_no_other():
+def test_an_accelerator_imports_the_framework_that_reports_it_and_no_other():
     code = (
-        "import vaespec, vaespec.machine as hardware, vaespec_mlx\n"
-        "hardware.nvidia_gpus = hardware.tpus = hardware.apple_gpu = lambda: 0\n"
+        "import vaespec, vaespec.machine as machine, vaespec_mlx\n"
+        "machine.nvidia_gpus = machine.tpus = machine.apple_gpu = lambda: 0\n"
         "vaespec_mlx.MlxBackend.accelerators = lambda self: ('gpu',)\n"
         "vaespec.load()"
     )
@@ -60,8 +63,88 @@ def test_an_accelerator_imports_the_framework_that_promises_it_and_no_other():
 
 
 @pytest.mark.parametrize("module", ["json", "PIL"])
-def test_the_same_harness_notices_what_is_loaded(module):
+def test_the_harness_notices_a_module_that_is_loaded(module):
     script = f"import {module}, sys; print({module!r} in sys.modules)"
     assert subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout == "True\n"
     if module in HEAVY:
         assert loaded_by(f"import {module}") == {module}
+
+
+# -- circles -----------------------------------------------------------------------------------------------------------
+
+
+def circle(*packages: str) -> list[str]:
+    """The modules of an import circle, the first one again at the end; empty if there is no circle.
+
+    An import counts wherever it stands, inside a function too, but not under `if TYPE_CHECKING`, since it never runs.
+    Importing a module also imports the packages that hold it: each `__init__` runs first. Only the packages that hold
+    the importing module as well do not count, since they are loaded before it. So a submodule that imports its sibling
+    makes no circle with their package, and a submodule that takes a name from its package does, if the package imports
+    the submodule.
+    """
+    graph = grimp.build_graph(*packages, exclude_type_checking_imports=True, cache_dir=None)
+
+    def loaded_for(module: str) -> set[str]:
+        imported = graph.find_modules_directly_imported_by(module)
+        return imported | (set().union(*map(holders, imported)) - holders(module) - {module})
+
+    try:
+        TopologicalSorter({module: loaded_for(module) for module in graph.modules}).prepare()
+    except CycleError as error:
+        return error.args[1]
+    return []
+
+
+def holders(module: str) -> set[str]:
+    """The packages that hold a module: "a" and "a.b" for "a.b.c"."""
+    names = module.split(".")
+    return {".".join(names[:depth]) for depth in range(1, len(names))}
+
+
+def test_no_import_goes_in_a_circle():
+    assert " -> ".join(circle(*PACKAGES)) == ""
+
+
+STRAIGHT = {
+    "__init__": "from planted.upper import answer",
+    "upper": "from planted import lower\nfrom planted.house import room\nanswer = 42",
+    "lower": "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from planted.upper import answer",
+    "house/__init__": "from planted.house.room import door",
+    "house/room": "from planted.house import cellar\ndoor = 1",
+    "house/cellar": "",
+}
+CIRCLES = {
+    "two modules": {"lower": "from planted.upper import answer"},
+    "inside a function": {"lower": "def ask():\n    from planted.upper import answer"},
+    "a name of the package": {"lower": "from planted import answer"},
+    "a package's own __init__": {"house/__init__": "from planted import upper"},
+    "two packages": {"house/cellar": "import other"},
+}
+
+
+@pytest.fixture
+def plant(tmp_path, monkeypatch):
+    """plant({"module": "code"}): writes the package `planted`, and the package `other`, which imports `planted`."""
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def plant(modules: dict[str, str]) -> None:
+        files = {f"planted/{name}": code for name, code in modules.items()} | {"other/__init__": "import planted"}
+        for name, code in files.items():
+            path = tmp_path / f"{name}.py"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(code, encoding="utf-8")
+
+    return plant
+
+
+def test_imports_that_go_one_way_are_no_circle(plant):
+    plant(STRAIGHT)
+    assert circle("planted", "other") == []
+
+
+@pytest.mark.parametrize("changes", CIRCLES.values(), ids=CIRCLES)
+def test_a_planted_circle_is_found(plant, changes):
+    plant(STRAIGHT | changes)
+    *modules, last = circle("planted", "other")
+    assert modules[0] == last
+    assert {f"planted.{name.replace('/', '.').removesuffix('.__init__')}" for name in changes} <= set(modules)

@@ -1,4 +1,4 @@
-"""The README is true: its first block of Python runs as printed, and its commands exist."""
+"""The README is true: its first block of Python runs as printed, and its commands and options exist."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,7 @@ from vaespec.cli.app import app
 README = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
 
 
-def test_the_lines_of_python_run_as_printed(tmp_path, monkeypatch):
+def test_the_first_block_of_python_runs_as_printed(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     first, *_ = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
     names: dict[str, object] = {}
@@ -21,7 +21,7 @@ def test_the_lines_of_python_run_as_printed(tmp_path, monkeypatch):
     assert (tmp_path / "my-vae" / "config.json").exists()
 
 
-def test_its_commands_and_their_options_exist():
+def test_the_commands_and_their_options_exist():
     lines = [line.split("#")[0] for line in README.splitlines() if line.startswith("vaespec ")]
     commands = [command.split() for line in lines for command in line.split("&&")]
     assert len(commands) >= 6

@@ -1,4 +1,4 @@
-"""A stranger's backend: a package that vaespec does not know, built, installed and found as any other."""
+"""A backend in a package that vaespec does not know: it is built, installed, found and used like ours."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ OWN = ("conv2d", "upsample_nearest2x")
 TOY = Path(__file__).parent.parent / "examples" / "vaespec-toy"
 
 
-def printed(*arguments: str, **where) -> str:
-    """What `python *arguments` prints."""
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, encoding="utf-8", **where)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+def printed(*arguments: str, **options) -> str:
+    """The output of `python *arguments`."""
+    process = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, encoding="utf-8", **options)
+    assert process.returncode == 0, process.stderr
+    return process.stdout
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory):
-    """Runs Python in a new process that has the toy's wheel installed, away from the checkout."""
+    """A function that runs Python in a new process with the toy's wheel installed, outside the checkout."""
     wheels, target, elsewhere = (tmp_path_factory.mktemp(name) for name in ("wheels", "target", "elsewhere"))
     printed("-m", "build", "--wheel", "--no-isolation", "--outdir", str(wheels), str(TOY))
     (wheel,) = wheels.glob("*.whl")
@@ -43,7 +43,7 @@ print(json.dumps({**rows["toy"], "imported": "array_api_strict" in sys.modules})
 """
 
 
-def test_it_is_listed_as_another_distributions_without_importing_its_framework(toy):
+def test_the_toy_is_listed_with_its_own_distribution_without_importing_its_framework(toy):
     row = json.loads(toy("-c", LISTING))
     assert (row["distribution"], row["framework"], row["problem"]) == ("vaespec-toy", "array-api-strict", None)
     assert (row["devices"], row["dtypes"]) == (["cpu"], ["float32", "float64"])
@@ -61,7 +61,7 @@ for direction, shape in ("encode_latents", (2, 3, 24, 32)), ("decode_latents", (
 """
 
 
-def test_it_encodes_and_decodes_as_numpy_does_in_float64(toy):
+def test_the_toy_encodes_and_decodes_as_numpy_does_in_float64(toy):
     lines = [line.split() for line in toy("-c", COMPARISON).splitlines()]
     assert [line[:2] for line in lines] == [["encode_latents", "float64"], ["decode_latents", "float64"]]
     assert max(float(error) for *_, error in lines) <= 1e-13
@@ -80,7 +80,7 @@ CONFORMANCE = ("conformance", "--backend", "toy", "--profile", "quick")
 PASSED = "toy: conformant. All "
 
 
-def test_it_is_conformant_on_the_command_line_and_under_pytest(toy):
+def test_the_toy_is_conformant_on_the_command_line_and_under_pytest(toy):
     *_, grades, verdict = toy("-c", "from vaespec.cli import main; main()", *CONFORMANCE).splitlines()
     assert re.fullmatch(r"grades: float32 [AB], float64 [AB]", grades)
     assert verdict.startswith(PASSED)
@@ -89,12 +89,12 @@ def test_it_is_conformant_on_the_command_line_and_under_pytest(toy):
     assert PASSED in output
 
 
-def test_its_own_tests_are_the_suite(toy):
+def test_the_toys_own_tests_are_the_suite(toy):
     output = toy("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(TOY / "test_vaespec_toy.py"))
     assert re.search(r"^\d{3} passed", output.splitlines()[-1])
 
 
-def test_it_is_three_files_of_at_most_100_lines():
+def test_the_toy_is_three_files_of_at_most_100_lines():
     files = [path for path in TOY.iterdir() if path.suffix in (".py", ".toml")]
     assert {path.name for path in files} == {"pyproject.toml", "vaespec_toy.py", "test_vaespec_toy.py"}
     assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in files) <= 100

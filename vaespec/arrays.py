@@ -1,6 +1,6 @@
-"""What arrays need beyond the standard, where no Ops is at hand: posteriors and latents outlive the model they are of.
+"""Functions on arrays for code without ops: posteriors and latents outlive the model that computed them.
 
-Dispatched on the type of an array, `like`; an adapter registers what differs in its framework.
+Dispatched on the type of the array `like`; an adapter registers its own version if the Array API is not enough.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ from vaespec.errors import InputError
 
 @singledispatch
 def asarray_like(like: Any, values: Any) -> Any:
-    """NumPy values -> an array of `like`'s framework, on its device."""
+    """NumPy values -> an array in the framework of `like`, on the device of `like`."""
     return array_namespace(like).asarray(values, device=like.device)
 
 
 @singledispatch
 def normal_like(like: Any, generator: Any) -> Any:
-    """N(0, 1) noise of `like`'s shape from a generator: NumPy's, or its framework's own; fresh noise where None."""
+    """N(0, 1) noise in the shape of `like`, from a generator of NumPy or of its framework; None means fresh entropy."""
     if generator is not None and not isinstance(generator, np.random.Generator):
         raise InputError(
-            f"generator is a {type(generator).__name__}: give one of numpy.random, of the framework, or seed=."
+            f"generator is a {type(generator).__name__}: give one of numpy.random or of the framework, or give seed=."
         )
     drawn = (generator or np.random.default_rng()).standard_normal(tuple(like.shape), dtype=np.float32)
     return asarray_like(like, drawn)

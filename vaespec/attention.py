@@ -1,21 +1,23 @@
-"""The attention layer, and its processors: how the tokens are projected, weighed and projected back.
+"""The attention layer and its processors. A processor projects the tokens, lets them attend, and projects them back.
 
-A processor is data, as a layer is. It lists the parameters it looks up, and turns the canonical ones (to_q, to_k, to_v,
-to_out.0) into its own and back, so that a model may change its processor at any time.
+A processor is a frozen dataclass without arrays, like a layer. It lists its parameters, and converts the canonical ones
+(to_q, to_k, to_v, to_out.0) into its own and back, so that a model can change its processors at any time.
+`vaespec.processors` finds the processor for a name, and sets the processors of a model.
 """
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from vaespec.deprecation import renamed
 from vaespec.errors import InputError
-from vaespec.layers import GroupNorm, Linear, Params, Sequential, Table
-from vaespec.ops import Array, Layer, Ops
+from vaespec.layers import GroupNorm, Linear, Params, Table
+from vaespec.ops import Array, Ops
 
 QKV = ("to_q", "to_k", "to_v")
 PROJECTIONS = (*QKV, "to_out.0")
@@ -24,36 +26,36 @@ Weights = Mapping[str, np.ndarray]
 
 
 class Processor:
-    """Project, attend, project back. A subclass changes one of the steps; `layer` is the Attention it works for."""
+    """Projects, attends, projects back. A subclass changes one of the steps; `layer` is the layer that it is set in."""
 
     def __call__(self, layer: Attention, t: Array, params: Params, ops: Ops) -> Array:
-        """Normalised tokens (B, N, C) -> what is added to the map, as tokens."""
+        """Normalized tokens (B, N, C) -> the tokens (B, N, C) that are added to the feature map."""
         q, k, v = self.project(layer, t, params, ops)
         return self.output(layer, self.attend(q, k, v, ops, scale=layer.channels**-0.5), params, ops)
 
     def project(self, layer: Attention, t: Array, params: Params, ops: Ops) -> tuple[Array, ...]:
-        """Tokens -> queries, keys and values."""
+        """Tokens -> queries, keys and values, (B, N, C) each."""
         return tuple(layer.linear(part)(t, params, ops) for part in QKV)
 
     def attend(self, q: Array, k: Array, v: Array, ops: Ops, *, scale: float) -> Array:
-        """softmax(scale · Q Kᵀ) V."""
+        """softmax(scale · Q Kᵀ) V, (B, N, C)."""
         return ops.attention(q, k, v, scale=scale)
 
     def output(self, layer: Attention, t: Array, params: Params, ops: Ops) -> Array:
-        """The last projection."""
+        """The output projection of the attended tokens."""
         return layer.linear("to_out.0")(t, params, ops)
 
     def parameters(self, layer: Attention) -> Table:
-        """Names, shapes and roles of what the projections look up."""
+        """Names, shapes and roles of the parameters of the projections."""
         for part in PROJECTIONS:
             yield from layer.linear(part).parameters()
 
     def adopt(self, layer: Attention, weights: Weights) -> dict[str, np.ndarray]:
-        """Canonical weights of the projections -> those that `parameters` lists."""
+        """Converts the canonical weights of the projections to the weights that `parameters` lists."""
         return dict(weights)
 
     def release(self, layer: Attention, weights: Weights) -> dict[str, np.ndarray]:
-        """The inverse of `adopt`."""
+        """Inverse of `adopt`."""
         return dict(weights)
 
 
@@ -64,7 +66,7 @@ class Sdpa(Processor):
 
 @dataclass(frozen=True)
 class Attention:
-    """x + processor(norm(x)), over all pixels: one head as wide as the map."""
+    """x + processor(norm(x)), over all pixels, with one head as wide as the feature map."""
 
     name: str
     channels: int
@@ -76,11 +78,11 @@ class Attention:
         return ops.add(x, ops.pixels(self.processor(self, t, params, ops), like=x))
 
     def norm(self) -> GroupNorm:
-        """What the tokens are made from."""
+        """The norm before the projections."""
         return GroupNorm(f"{self.name}.group_norm", self.channels, self.groups)
 
     def linear(self, part: str) -> Linear:
-        """The projection of that name: to_q, to_k, to_v or to_out.0."""
+        """The projection named `part`: to_q, to_k, to_v or to_out.0."""
         return Linear(f"{self.name}.{part}", self.channels, self.channels)
 
     def parameters(self) -> Table:
@@ -90,7 +92,7 @@ class Attention:
 
 @dataclass(frozen=True)
 class Eager(Processor):
-    """The formula, with all N × N weights in memory."""
+    """The formula as it is written, with all N × N attention weights in memory."""
 
     def attend(self, q: Array, k: Array, v: Array, ops: Ops, *, scale: float) -> Array:
         return ops.eager_attention(q, k, v, scale=scale)
@@ -98,32 +100,32 @@ class Eager(Processor):
 
 @dataclass(frozen=True)
 class Chunked(Processor):
-    """`size` tokens at a time against `size` others: exact, in memory that does not grow with N²."""
+    """Attends from `size` tokens to `size` tokens at a time: exact, in memory that does not grow with N²."""
 
     size: int = 1024
 
     def __post_init__(self) -> None:
         if self.size < 1:
-            raise InputError(f"chunks of {self.size} tokens: expected at least 1.")
+            raise InputError(f"attention in chunks of {self.size} tokens: expected a size of at least 1.")
 
     def attend(self, q: Array, k: Array, v: Array, ops: Ops, *, scale: float) -> Array:
         return ops.chunked_attention(q, k, v, scale=scale, size=self.size)
 
 
 @dataclass(frozen=True)
-class Fused(Processor):
-    """Queries, keys and values from one linear map, `to_qkv`; `core` attends."""
+class FusedQKV(Processor):
+    """Computes queries, keys and values with one linear map, `to_qkv`; `core` attends."""
 
     core: Processor = Sdpa()
 
     def project(self, layer: Attention, t: Array, params: Params, ops: Ops) -> tuple[Array, ...]:
-        return ops.split(self._linear(layer)(t, params, ops), 3)
+        return ops.split(self._to_qkv(layer)(t, params, ops), 3)
 
     def attend(self, q: Array, k: Array, v: Array, ops: Ops, *, scale: float) -> Array:
         return self.core.attend(q, k, v, ops, scale=scale)
 
     def parameters(self, layer: Attention) -> Table:
-        yield from self._linear(layer).parameters()
+        yield from self._to_qkv(layer).parameters()
         yield from layer.linear("to_out.0").parameters()
 
     def adopt(self, layer: Attention, weights: Weights) -> dict[str, np.ndarray]:
@@ -139,16 +141,16 @@ class Fused(Processor):
             released |= {f"{layer.name}.{part}.{end}": a for part, a in zip(QKV, thirds, strict=True)}
         return released
 
-    def _linear(self, layer: Attention) -> Linear:
+    def _to_qkv(self, layer: Attention) -> Linear:
         return Linear(f"{layer.name}.to_qkv", layer.channels, 3 * layer.channels)
 
 
 @dataclass(frozen=True)
 class LoRA(Processor):
-    """Each projection W t + b plus scale · alpha / rank · up(down(t)); `core` attends. Hu et al., arXiv:2106.09685.
+    """Adds scale · alpha / rank · up(down(t)) to each projection W t + b; `core` attends. Hu et al., arXiv:2106.09685.
 
-    `alpha` defaults to `rank`. A new one changes nothing: down is N(0, 1 / rank²), drawn from `seed`, and up is zero
-    (as diffusers 0.23). The parameters are named `….processor.to_q_lora.down.weight` and so on, as there.
+    `alpha` defaults to `rank`. A new LoRA changes nothing, as in diffusers 0.23: down is N(0, 1 / rank²), drawn from
+    `seed`, and up is zero. The names are as in diffusers 0.23 too: `….processor.to_q_lora.down.weight` and so on.
     """
 
     rank: int = 4
@@ -159,11 +161,11 @@ class LoRA(Processor):
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise InputError(f"a LoRA of rank {self.rank}: expected at least 1.")
+            raise InputError(f"a LoRA of rank {self.rank}: expected a rank of at least 1.")
 
     @property
     def factor(self) -> float:
-        """What the update is multiplied by."""
+        """The factor of the update: scale · alpha / rank."""
         return self.scale * (1.0 if self.alpha is None else self.alpha / self.rank)
 
     def project(self, layer: Attention, t: Array, params: Params, ops: Ops) -> tuple[Array, ...]:
@@ -192,12 +194,12 @@ class LoRA(Processor):
         return adopted
 
     def release(self, layer: Attention, weights: Weights) -> dict[str, np.ndarray]:
-        """Without the update."""
+        """The canonical weights, without the update."""
         canonical = dict(super().parameters(layer))
         return {name: a for name, a in weights.items() if name in canonical}
 
     def merge(self, layer: Attention, weights: Weights) -> dict[str, np.ndarray]:
-        """With the update added to the canonical weights."""
+        """The canonical weights, with the update added to them."""
         merged = self.release(layer, weights)
         for part in PROJECTIONS:
             down, up = (weights[f"{linear.name}.weight"].astype(np.float64) for linear in self._linears(layer, part))
@@ -215,86 +217,5 @@ class LoRA(Processor):
         return down, Linear(f"{name}.up", self.rank, layer.channels, bias=False)
 
 
-# -- which layer has which ------------------------------------------------------------------------------------------
-
-NAMES: dict[str, Processor] = {
-    "sdpa": Sdpa(),
-    "eager": Eager(),
-    "chunked": Chunked(),
-    "fused": Fused(),
-    "lora": LoRA(),
-    # diffusers' classes. Its sliced and xFormers ones save memory, which here is what chunks are for.
-    "AttnProcessor": Eager(),
-    "AttnProcessor2_0": Sdpa(),
-    "XFormersAttnProcessor": Chunked(),
-    "SlicedAttnProcessor": Chunked(),
-    "FusedAttnProcessor2_0": Fused(),
-    "LoRAAttnProcessor": LoRA(core=Eager()),
-    "LoRAAttnProcessor2_0": LoRA(),
-    "LoRAXFormersAttnProcessor": LoRA(core=Chunked()),
-}
-MEANINGLESS = dict.fromkeys(
-    (
-        "AttnAddedKVProcessor",
-        "AttnAddedKVProcessor2_0",
-        "SlicedAttnAddedKVProcessor",
-        "XFormersAttnAddedKVProcessor",
-        "LoRAAttnAddedKVProcessor",
-    ),
-    "it adds keys and values made from a text",
-) | dict.fromkeys(
-    ("CustomDiffusionAttnProcessor", "CustomDiffusionAttnProcessor2_0", "CustomDiffusionXFormersAttnProcessor"),
-    "it trains the keys and values of a text",
-)
-
-
-def as_processor(given: Any) -> Processor:
-    """A processor from itself, its name, or the name, class or object of one of diffusers'; else InputError."""
-    if isinstance(given, Processor):
-        return given
-    name = given if isinstance(given, str) else getattr(given, "__name__", type(given).__name__)
-    if name in MEANINGLESS:
-        raise InputError(f"attention processor {name}: {MEANINGLESS[name]}, and this VAE reads none; choose sdpa.")
-    if name not in NAMES:
-        raise InputError(
-            f"attention processor {name!r}: choose {', '.join(NAMES)}, or an object of vaespec.attention.Processor."
-        )
-    if not isinstance(given, type) and getattr(given, "state_dict", dict)():
-        raise InputError(
-            f"a {name} with weights of its own: give vaespec.attention.LoRA and load them as its parameters."
-        )
-    return NAMES[name]
-
-
-def assign(given: Any, layers: Iterable[Attention]) -> dict[str, Processor]:
-    """The processor of each layer, by the layer's name, from one for all or a mapping of `{name}.processor`.
-
-    A mapping must name every layer and nothing else, else InputError; it is not changed.
-    """
-    names = [layer.name for layer in layers]
-    if not isinstance(given, Mapping):
-        return dict.fromkeys(names, as_processor(given))
-    keys = {f"{name}.processor": name for name in names}
-    for problem, wrong in (("unknown", set(given) - set(keys)), ("missing", set(keys) - set(given))):
-        if wrong:
-            raise InputError(
-                f"attention processors: {problem} {', '.join(map(repr, sorted(map(str, wrong))))}; "
-                f"expected {', '.join(keys) or 'none: this model has no attention'}."
-            )
-    return {keys[key]: as_processor(processor) for key, processor in given.items()}
-
-
-def attention_layers(model: Sequential) -> list[Attention]:
-    """The attention layers of a model, in order."""
-    return [layer for layer in model.layers if isinstance(layer, Attention)]
-
-
-def with_processors(model: Sequential, processors: Mapping[str, Processor]) -> Sequential:
-    """The same model with these processors, by the names of attention layers; others keep theirs."""
-
-    def changed(layer: Layer) -> Layer:
-        if isinstance(layer, Attention) and layer.name in processors:
-            return replace(layer, processor=processors[layer.name])
-        return layer
-
-    return Sequential(tuple(map(changed, model.layers)))
+if not TYPE_CHECKING:  # a type checker would take any name for one of this module
+    __getattr__ = renamed(__name__, {"Fused": "FusedQKV"})

@@ -12,7 +12,7 @@ from typing import Any, Self, TypedDict, Unpack
 import numpy as np
 
 from vaespec import families, latents, weights
-from vaespec.attention import Fused, LoRA, Processor, assign
+from vaespec.attention import FusedQKV, LoRA, Processor
 from vaespec.config import AutoencoderConfig
 from vaespec.dtypes import STORAGE_DTYPES, dtype_name
 from vaespec.errors import BackendError, InputError, WeightFileError
@@ -23,6 +23,7 @@ from vaespec.noise import Seed
 from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.posterior import DiagonalGaussian
+from vaespec.processors import assign
 from vaespec.reference import ReferenceOps
 from vaespec.registry import choose_backend, make_ops
 from vaespec.tiling.partwise import Partwise
@@ -356,12 +357,12 @@ class AutoencoderKL(Partwise):
             if isinstance(processor, LoRA):
                 raise InputError(f"{key} is a LoRA, which updates each projection: fuse_lora() first.")
         given = self.attn_processors.items()
-        self.set_attn_processor({key: p if isinstance(p, Fused) else Fused(core=p) for key, p in given})
+        self.set_attn_processor({key: p if isinstance(p, FusedQKV) else FusedQKV(core=p) for key, p in given})
 
     def unfuse_qkv_projections(self) -> None:
         """Undo `fuse_qkv_projections`; layers that are not fused stay as they are."""
         given = self.attn_processors.items()
-        self.set_attn_processor({key: p.core if isinstance(p, Fused) else p for key, p in given})
+        self.set_attn_processor({key: p.core if isinstance(p, FusedQKV) else p for key, p in given})
 
     def fuse_lora(self) -> None:
         """Add every LoRA to the weights, and go on without it."""

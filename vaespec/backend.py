@@ -1,4 +1,4 @@
-"""The protocol that a backend follows: its name, its framework, its devices, and its operations."""
+"""The protocol of a backend: its name, its framework, its devices, and its operations."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ PRECISIONS = ("default", "highest")
 
 
 class Backend(Protocol):
-    """What an entry point of `vaespec.backends` names. Importing it must not import the framework."""
+    """The object that an entry point of `vaespec.backends` names. Its module must not import the framework."""
 
     name: str
-    framework: str  # the distribution it needs
+    framework: str  # the distribution that it needs
     dtypes: tuple[str, ...]
 
     def devices(self) -> tuple[str, ...]:
-        """The devices at hand, best first; imports the framework."""
+        """The devices that can be used, best first; imports the framework."""
 
     def ops(self, device: str, dtype: str, precision: str) -> ReferenceOps:
-        """The operations on that device, storing that dtype; imports the framework.
+        """The operations on `device`, with results stored in `dtype`; imports the framework.
 
-        `precision` is "default" (what the framework does with float32: on some devices, TF32 or bfloat16 products) or
-        "highest" (true float32, or BackendError).
+        With `precision` "default", the framework multiplies float32 as it likes: on some devices, as TF32 or bfloat16.
+        With "highest" it multiplies float32 as float32, or this method raises BackendError.
         """
 
     # Optional members, which a backend may leave out:
     #
-    # native: tuple[str, ...]                 the operations of ops.KERNELS it has kernels of its own for
-    # switches: dict[str, str]                environment variables that change its numbers, and what happens unset
-    # accelerators() -> tuple[str, ...]       devices other than the CPU, seen without importing the framework
-    # module(model) -> Any                    the Model as the framework's own module class
-    # containers: dict[bytes, str]            how files begin that only the framework can read, and what they are
+    # native: tuple[str, ...]                 the operations of ops.KERNELS for which it has kernels of its own
+    # switches: dict[str, str]                environment variables that change results -> what happens if unset
+    # accelerators() -> tuple[str, ...]       devices other than the CPU, listed without importing the framework
+    # module(model) -> Any                    the Model as an object of the framework's module class
+    # containers: dict[bytes, str]            first bytes of the files that only the framework can read -> their format
     # open_tensors(path) -> TensorFile        opens such a file (see vaespec.weights.containers)
 
 

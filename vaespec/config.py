@@ -1,4 +1,4 @@
-"""AutoencoderConfig: what a diffusers `config.json` says about the VAE, checked once and immutable after."""
+"""AutoencoderConfig: the content of a diffusers `config.json` about the VAE, checked once and then immutable."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ DOWN_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
 UP_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
 ACTIVATIONS = {"silu": "silu", "swish": "silu", "mish": "mish", "gelu": "gelu", "relu": "relu"}
 
-# AutoencoderKLFlux2 has its own class defaults; a field it lacks (scaling_factor, ...) has no value.
+# AutoencoderKLFlux2 has class defaults of its own, and lacks some fields of AutoencoderKL (scaling_factor, ...).
 FLUX2_ONLY = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_momentum", "patch_size")
 FLUX2_LACKS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-# Autoencoders of diffusers with other layers; any other name is somebody's subclass, and the fields decide.
+# Autoencoders of diffusers with other layers. Any other class counts as AutoencoderKL.
 OTHER_CLASSES = (
     "AsymmetricAutoencoderKL",
     "AutoencoderDC",
@@ -46,11 +46,11 @@ FLUX2_DEFAULTS: dict[str, Any] = {
 class AutoencoderConfig:
     """The fields of diffusers 0.42's AutoencoderKL and AutoencoderKLFlux2, with AutoencoderKL's defaults.
 
-    A field that an older `config.json` lacks takes its default here, which is what that older model meant.
-    `patch_size` set means FLUX.2: latents are patchified and batch-normalised instead of scaled.
-    `scaling_factor` None means unknown: raw latents work, anything that needs the scale asks for it.
+    A field that an older `config.json` lacks gets its default: the value that models of that age used.
+    If `patch_size` is set, the model is FLUX.2: latents are patchified and batch-normalized instead of scaled.
+    If `scaling_factor` is None, it is unknown: raw latents work, and methods that need the scale raise an error.
 
-    Raises ConfigError for anything the model cannot be built from.
+    Raises ConfigError if no model can be built from the fields.
     """
 
     in_channels: int = 3
@@ -84,7 +84,7 @@ class AutoencoderConfig:
         _check_blocks(self)
         _check_latents(self)
 
-    # -- what the fields imply -------------------------------------------------------------------------
+    # -- values that follow from the fields ------------------------------------------------------------
 
     @property
     def levels(self) -> int:
@@ -93,7 +93,7 @@ class AutoencoderConfig:
 
     @property
     def downsampling_factor(self) -> int:
-        """f: an image of (H, W) px has a latent of (H // f, W // f)."""
+        """f: an image of (H, W) px has latents of (H // f, W // f)."""
         return int(2 ** (self.levels - 1))
 
     @property
@@ -115,26 +115,26 @@ class AutoencoderConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
-        """From the content of a diffusers `config.json` of any age.
+        """Reads the content of a diffusers `config.json` of any age.
 
-        Keys that start with "_" are notes, not fields. FLUX.2 is told by `_class_name` or by its own fields.
-        Raises ConfigError for a field this specification does not know: it could change the result.
+        Keys that start with "_" are notes, not fields. The model is FLUX.2 if `_class_name` says so, or if `patch_size`
+        or `batch_norm_eps` is set. Raises ConfigError for an unknown field, because it could change the result.
         """
         if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
             raise ConfigError(f"a config is a mapping of field names to values, got {values!r:.60}.")
-        if (name := values.get("_class_name")) in OTHER_CLASSES:
-            raise ConfigError(f"_class_name={name!r}: expected AutoencoderKL or AutoencoderKLFlux2.")
+        class_name = values.get("_class_name")
+        if class_name in OTHER_CLASSES:
+            raise ConfigError(f"_class_name={class_name!r}: expected AutoencoderKL or AutoencoderKLFlux2.")
         given = {name: value for name, value in values.items() if not name.startswith("_")}
-        known = {f.name for f in dataclasses.fields(cls)}
+        known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(given.keys() - known):
             raise ConfigError(f"unknown config fields {unknown}: AutoencoderKL has {sorted(known)}.")
-        flux2 = name == "AutoencoderKLFlux2" or given.get("patch_size") or given.get("batch_norm_eps")
-        defaults = FLUX2_DEFAULTS if flux2 else {}
-        return cls(**{**defaults, **given})
+        is_flux2 = class_name == "AutoencoderKLFlux2" or given.get("patch_size") or given.get("batch_norm_eps")
+        return cls(**(FLUX2_DEFAULTS if is_flux2 else {}) | given)
 
     @classmethod
     def from_json(cls, path: str | Path) -> AutoencoderConfig:
-        """Read a `config.json`; ConfigError names the file and what is wrong with it."""
+        """Reads a `config.json`; a ConfigError names the file and the mistake."""
         try:
             values = json.loads(Path(path).read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -148,8 +148,8 @@ class AutoencoderConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the `config.json` that diffusers' class of the same name reads."""
-        foreign = FLUX2_LACKS if self.patch_size else FLUX2_ONLY
-        fields = {name: value for name, value in vars(self).items() if name not in foreign or value is not None}
+        absent = FLUX2_LACKS if self.patch_size else FLUX2_ONLY
+        fields = {name: value for name, value in vars(self).items() if name not in absent or value is not None}
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
         return {"_class_name": self.class_name, **listed}
 
@@ -158,10 +158,10 @@ class AutoencoderConfig:
         return dataclasses.replace(self, **changes)
 
 
-# -- validation: each function checks one group of fields and says what is wrong ---------------------------
+# -- validation: each function checks one group of fields --------------------------------------------------
 
 
-def _fail(name: str, value: object, expected: str) -> ConfigError:
+def _error(name: str, value: object, expected: str) -> ConfigError:
     return ConfigError(f"{name}={value!r}: expected {expected}.")
 
 
@@ -176,39 +176,37 @@ def _finite(value: object) -> bool:
 def _check_types(config: AutoencoderConfig) -> None:
     for name in ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups"):
         if not _positive_int(value := getattr(config, name)):
-            raise _fail(name, value, "a positive integer")
+            raise _error(name, value, "a positive integer")
     for name in ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
         if not isinstance(value := getattr(config, name), bool):
-            raise _fail(name, value, "true or false")
+            raise _error(name, value, "true or false")
     for name in ("block_out_channels", "decoder_block_out_channels"):
         value = getattr(config, name)
         if value is None and name == "decoder_block_out_channels":
             continue
         if not isinstance(value, tuple) or not value or not all(map(_positive_int, value)):
-            raise _fail(name, value, "one positive width per level")
+            raise _error(name, value, "one positive width per level")
     sizes = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,)
     if not all(map(_positive_int, sizes)) or len(sizes) not in (1, 2):
-        raise _fail("sample_size", config.sample_size, "a positive integer or a pair of them")
+        raise _error("sample_size", config.sample_size, "a positive integer or a pair of them")
     if not isinstance(config.act_fn, str) or config.act_fn.lower() not in ACTIVATIONS:
-        raise _fail("act_fn", config.act_fn, f"one of {', '.join(ACTIVATIONS)}")
+        raise _error("act_fn", config.act_fn, f"one of {', '.join(ACTIVATIONS)}")
 
 
 def _check_blocks(config: AutoencoderConfig) -> None:
-    levels = config.levels
     for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
         types = getattr(config, name)
         if not isinstance(types, tuple):
-            raise _fail(name, types, "a list of block types")
+            raise _error(name, types, "a list of block types")
         for block in types:
             if block not in known:
-                raise _fail(name, block, f"{' or '.join(known)} for every level")
-        if len(types) != levels:
-            raise ConfigError(f"{name} has {len(types)} entries but block_out_channels has {levels}: give one each.")
-    if len(config.decoder_widths) != levels:
-        raise ConfigError(
-            f"decoder_block_out_channels has {len(config.decoder_widths)} entries but block_out_channels "
-            f"has {levels}: give one each."
-        )
+                raise _error(name, block, f"{' or '.join(known)} for every level")
+    for name in ("down_block_types", "up_block_types", "decoder_block_out_channels"):
+        entries = getattr(config, name)
+        if entries is not None and len(entries) != config.levels:
+            raise ConfigError(
+                f"{name} has {len(entries)} entries but block_out_channels has {config.levels}: give one each."
+            )
     for name in ("block_out_channels", "decoder_block_out_channels"):
         for width in getattr(config, name) or ():
             if width % config.norm_num_groups:
@@ -222,17 +220,17 @@ def _check_latents(config: AutoencoderConfig) -> None:
     for name in ("scaling_factor", "shift_factor"):
         value = getattr(config, name)
         if value is not None and not _finite(value):
-            raise _fail(name, value, "a finite number or null")
+            raise _error(name, value, "a finite number or null")
     if config.scaling_factor == 0:
-        raise _fail("scaling_factor", 0, "a number other than 0, since latents are divided by it")
+        raise _error("scaling_factor", 0, "a number other than 0, since latents are divided by it")
     for name in ("latents_mean", "latents_std"):
         value = getattr(config, name)
         if value is None:
             continue
         if not isinstance(value, tuple) or not all(map(_finite, value)) or len(value) != config.latent_channels:
-            raise _fail(name, value, f"one number per latent channel ({config.latent_channels})")
+            raise _error(name, value, f"one number per latent channel ({config.latent_channels})")
         if name == "latents_std" and min(value) <= 0:
-            raise _fail(name, value, "positive numbers")
+            raise _error(name, value, "positive numbers")
     if (config.latents_mean is None) != (config.latents_std is None):
         raise ConfigError("latents_mean and latents_std belong together: give both or neither.")
     _check_batch_norm(config)
@@ -243,16 +241,16 @@ def _check_batch_norm(config: AutoencoderConfig) -> None:
     if patch is None:
         for name in ("batch_norm_eps", "batch_norm_momentum"):
             if getattr(config, name) is not None:
-                raise _fail(name, getattr(config, name), "nothing, unless patch_size is set (FLUX.2)")
+                raise _error(name, getattr(config, name), "null unless patch_size is set (FLUX.2)")
         return
     if not (isinstance(patch, tuple) and len(patch) == 2 and all(map(_positive_int, patch))):
-        raise _fail("patch_size", patch, "a pair of positive integers")
+        raise _error("patch_size", patch, "a pair of positive integers")
     if not (_finite(config.batch_norm_eps) and (config.batch_norm_eps or 0) > 0):
-        raise _fail("batch_norm_eps", config.batch_norm_eps, "a positive number, since patch_size is set")
+        raise _error("batch_norm_eps", config.batch_norm_eps, "a positive number, since patch_size is set")
     momentum = config.batch_norm_momentum
     if momentum is not None and not (_finite(momentum) and 0 <= momentum <= 1):
-        raise _fail("batch_norm_momentum", momentum, "a number from 0 to 1")
+        raise _error("batch_norm_momentum", momentum, "a number from 0 to 1")
     if config.scaling_factor is not None:
-        raise _fail(
-            "scaling_factor", config.scaling_factor, "null where patch_size is set: FLUX.2 scales by batch-norm"
+        raise _error(
+            "scaling_factor", config.scaling_factor, "null if patch_size is set, since FLUX.2 scales by batch norm"
         )

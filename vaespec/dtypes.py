@@ -1,4 +1,4 @@
-"""What a dtype can hold: statistics, exponentials and scaling run in float32 or wider, and results must be finite."""
+"""Dtypes: statistics, exponentials and scaling run in float32 or wider, and results must be finite."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ STORAGE_DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
 def widen(x: Any, xp: Any) -> Any:
-    """16-bit floats as float32, anything wider unchanged; xp is the namespace of x."""
+    """16-bit floats -> float32; wider dtypes stay. xp is the namespace of x."""
     return x if x.dtype in (xp.float32, xp.float64) else xp.astype(x, xp.float32)
 
 
 def narrow(x: Any, like: Any, xp: Any) -> Any:
-    """x in the dtype of `like`: the end of what `widen` began."""
+    """Converts x back to the dtype of `like`, after `widen`."""
     return x if x.dtype == like.dtype else xp.astype(x, like.dtype)
 
 
@@ -29,11 +29,11 @@ def all_finite(x: Any) -> bool:
 
 
 def storage_dtype(name: str) -> np.dtype:
-    """NumPy's dtype of that name; its bfloat16 is ml_dtypes'. InputError for what weights cannot be stored in."""
+    """NumPy's dtype named `name`, bfloat16 from ml_dtypes. Raises InputError if weights cannot be stored in it."""
     if name not in STORAGE_DTYPES:
-        raise InputError(f"dtype {name!r}: weights are stored as {', '.join(STORAGE_DTYPES)}.")
+        raise InputError(f"dtype {name!r}: choose {', '.join(STORAGE_DTYPES)}.")
     if name == "bfloat16":
-        import ml_dtypes  # only those who store bfloat16 wait for it
+        import ml_dtypes  # imported late: only bfloat16 needs it
 
         return np.dtype(ml_dtypes.bfloat16)
     return np.dtype(name)

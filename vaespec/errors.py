@@ -1,8 +1,8 @@
-"""What can go wrong, one class per kind of mistake, so that callers can tell them apart."""
+"""The exceptions, one class per kind of mistake, so that callers can handle each kind on its own."""
 
 
 class VaespecError(Exception):
-    """Base of every error vaespec raises on purpose; its message is one sentence with the values and what to do."""
+    """Base of every error that vaespec raises on purpose; the message is one sentence: the value, and what to do."""
 
 
 class ConfigError(VaespecError, ValueError):
@@ -18,12 +18,12 @@ class NonFiniteError(VaespecError, ArithmeticError):
 
 
 class WeightFileError(VaespecError, OSError):
-    """A weight file that is missing, truncated, or not what its name says."""
+    """A weight file that is missing or truncated, or whose content contradicts its name."""
 
 
 class WeightMapError(VaespecError, ValueError):
-    """A weight file whose tensors do not fit the model: missing, unexpected or misshapen names."""
+    """A weight file whose tensors do not fit the model: names are missing or unexpected, or shapes are wrong."""
 
 
 class BackendError(VaespecError, RuntimeError):
-    """A backend that does not exist, is not installed, or cannot do what was asked."""
+    """A backend that does not exist, is not installed, or cannot do what the caller requests."""

@@ -1,21 +1,22 @@
-"""The parts of the model as data: each layer knows its name, its widths, its parameters, and what it computes.
+"""The layers of the model as data: each knows its name, its widths, its parameters, and its formula.
 
-A layer holds no arrays. `layer(x, params, ops)` computes with whatever ops it is given; `layer.parameters()` lists
-the names (diffusers' state-dict names), shapes and roles of what it will look up in `params`.
+A layer holds no arrays. `layer(x, params, ops)` computes with the ops that it is given; `layer.parameters()` lists the
+parameters that it reads from `params`: names (as in diffusers' state dict), shapes and roles.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 from vaespec.ops import Array, Layer, Ops, Padding
 from vaespec.parameter import Parameter
 
-GROUP_NORM_EPS = 1e-6  # of every norm in this VAE (diffusers, vae.py); most frameworks' default is 1e-5
+GROUP_NORM_EPS = 1e-6  # in every norm of this VAE (diffusers, vae.py); most frameworks' default is 1e-5
 SAME: Padding = ((1, 1), (1, 1))
 NONE: Padding = ((0, 0), (0, 0))
-BELOW_AND_RIGHT: Padding = ((0, 1), (0, 1))  # of the stride-2 convolutions; "SAME" differs from it on odd sizes
+BELOW_AND_RIGHT: Padding = ((0, 1), (0, 1))  # for stride 2; TensorFlow's "SAME" differs from it on odd sizes
 
 Params = Mapping[str, Array]
 Table = Iterator[tuple[str, Parameter]]
@@ -23,7 +24,7 @@ Table = Iterator[tuple[str, Parameter]]
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution with bias: k × k, zero padding."""
+    """A k × k convolution with bias and zero padding."""
 
     name: str
     in_channels: int
@@ -50,7 +51,7 @@ def pointwise(name: str, in_channels: int, out_channels: int) -> Conv:
 
 @dataclass(frozen=True)
 class GroupNorm:
-    """Group normalisation with a scale and a shift per channel."""
+    """Group normalization with a scale and a shift per channel."""
 
     name: str
     channels: int
@@ -67,7 +68,7 @@ class GroupNorm:
 
 @dataclass(frozen=True)
 class NormAct:
-    """Group normalisation, then the activation."""
+    """Group normalization, then the activation."""
 
     norm: GroupNorm
     activation: str
@@ -82,7 +83,7 @@ class NormAct:
 
 @dataclass(frozen=True)
 class Linear:
-    """An affine map of the channels of each token."""
+    """W t + b on the channels of each token t; b is optional."""
 
     name: str
     in_channels: int
@@ -100,7 +101,7 @@ class Linear:
 
 @dataclass(frozen=True)
 class Resnet:
-    """x + conv2(act(norm2(conv1(act(norm1(x)))))), x through a 1 × 1 convolution where the width changes."""
+    """x + conv2(act(norm2(conv1(act(norm1(x)))))), with a 1 × 1 convolution on the shortcut if the width changes."""
 
     name: str
     in_channels: int
@@ -109,15 +110,14 @@ class Resnet:
     activation: str
 
     def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
-        h = x
-        for layer in self.branch():
-            h = layer(h, params, ops)
-        for layer in self.shortcut():
-            x = layer(x, params, ops)
+        norm_act1, conv1, norm_act2, conv2 = (partial(layer, params=params, ops=ops) for layer in self.branch())
+        h = conv2(norm_act2(conv1(norm_act1(x))))
+        for conv_shortcut in self.shortcut():
+            x = conv_shortcut(x, params, ops)
         return ops.add(x, h)
 
     def branch(self) -> tuple[NormAct, Conv, NormAct, Conv]:
-        """What is added to the input."""
+        """The layers whose result is added to the input."""
         return (
             NormAct(GroupNorm(f"{self.name}.norm1", self.in_channels, self.groups), self.activation),
             Conv(f"{self.name}.conv1", self.in_channels, self.out_channels),
@@ -126,7 +126,7 @@ class Resnet:
         )
 
     def shortcut(self) -> tuple[Conv, ...]:
-        """What the input goes through: nothing where the width stays."""
+        """The convolution of the input, if the width changes."""
         if self.in_channels == self.out_channels:
             return ()
         return (pointwise(f"{self.name}.conv_shortcut", self.in_channels, self.out_channels),)
@@ -138,7 +138,7 @@ class Resnet:
 
 @dataclass(frozen=True)
 class Upsample:
-    """Nearest-neighbour ×2, then a 3 × 3 convolution."""
+    """Nearest-neighbour upsampling ×2, then a 3 × 3 convolution."""
 
     name: str
     channels: int
@@ -155,18 +155,18 @@ class Upsample:
 
 
 def downsample(name: str, channels: int) -> Conv:
-    """n -> floor(n / 2): a 3 × 3 convolution of stride 2, zeros added below and right only."""
+    """A 3 × 3 convolution of stride 2 with zeros below and right only: n -> floor(n / 2)."""
     return Conv(f"{name}.conv", channels, channels, stride=2, padding=BELOW_AND_RIGHT)
 
 
 @dataclass(frozen=True)
 class Sequential:
-    """Layers one after the other."""
+    """Layers that run one after the other."""
 
     layers: tuple[Layer, ...]
 
     def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
-        """An NCHW array of the backend in and out; in between, maps in whatever order the backend likes."""
+        """Takes and returns an NCHW array of the backend; between the layers, the backend chooses the order of axes."""
         x = ops.from_nchw(x)
         for layer in self.layers:
             x = ops.run(layer, x, params)

@@ -1,4 +1,4 @@
-"""Layout: the order of axes in which a framework, or a file, holds its kernels."""
+"""Layout: the order of axes in which a framework or a file stores its kernels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Layout:
     linear: str = "OI"
 
     def permutation(self, ndim: int, to: Layout) -> tuple[int, ...]:
-        """The axes by which a kernel of `ndim` axes in this layout is transposed into the layout `to`.
+        """The axes argument of transpose that brings a kernel of `ndim` axes from this layout to the layout `to`.
 
-        Arrays with another number of axes than 4 or 2 are no kernels; their axes stay.
+        An array with neither 4 nor 2 axes is no kernel, and its axes stay.
         """
         match ndim:
             case 4:
@@ -27,12 +27,12 @@ class Layout:
         return tuple(range(ndim))
 
     def convert(self, kernel: np.ndarray, to: Layout) -> np.ndarray:
-        """A kernel in this layout -> the same kernel in the layout `to`; a view."""
+        """Converts a kernel from this layout to the layout `to`; returns a view."""
         return kernel.transpose(self.permutation(kernel.ndim, to))
 
 
 OIHW = Layout("OIHW", "OI")
-"""The canonical layout: diffusers', and PyTorch's."""
+"""The canonical layout, that is, diffusers' and PyTorch's."""
 OHWI = Layout("OHWI", "OI")
 """MLX's layout."""
 HWIO = Layout("HWIO", "IO")

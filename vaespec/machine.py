@@ -1,6 +1,7 @@
-"""The machine: its accelerators and its memory, as the system's own files show them, without importing a framework.
+"""The accelerators and the memory of this machine, read from files of the system, without importing a framework.
 
-A file may promise what a framework then cannot use, as in a container that was given no GPU; never the reverse.
+A file can report an accelerator that a framework cannot use, as in a container without access to the GPU. The reverse
+never happens: an accelerator without a file cannot be used.
 """
 
 from __future__ import annotations
@@ -14,79 +15,80 @@ from functools import cache
 from itertools import takewhile
 from pathlib import Path
 
-# On Linux one entry for each: the driver's, which is always there, and the device's, all that some sandboxes show.
+# On Linux, one entry per GPU in each folder: the driver's, and the device's, which some sandboxes show alone.
 NVIDIA = (Path("/proc/driver/nvidia/gpus"), "*"), (Path("/dev"), "nvidia[0-9]*")
-# In Windows' subsystem for Linux, and on Windows: the driver, so at least one.
+# The driver in Windows' subsystem for Linux, and on Windows: it proves at least one GPU.
 NVIDIA_ELSEWHERE = (Path("/usr/lib/wsl/lib/libcuda.so.1"), Path(r"C:\Windows\System32\nvcuda.dll"))
-# Up to v4, and since v5; /dev/accel/ is Linux's folder for chips of other makers, /dev/vfio/vfio is no device.
+# TPUs up to v4, and from v5 on; /dev/accel/ holds chips of other makers, and /dev/vfio/vfio is no device.
 TPU = (Path("/dev"), "accel[0-9]*"), (Path("/dev/vfio"), "[0-9]*")
 
-# A container's limit and what it holds, in the second and the first version of Linux' control groups.
-CONTAINERS = (
+# The memory limit and the memory use of a container, in versions 2 and 1 of Linux's control groups.
+CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
 CPUINFO = Path("/proc/cpuinfo")
-BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # as Linux names them
+BFLOAT16 = {"avx512_bf16", "amx_bf16"}  # the CPU's flags, as Linux names them
 
 
 def nvidia_gpus() -> int:
-    """How many GPUs of NVIDIA this process may use; CUDA_VISIBLE_DEVICES hides some."""
-    counted = _most(NVIDIA)
+    """The number of NVIDIA's GPUs that this process may use; CUDA_VISIBLE_DEVICES can hide some."""
+    counted = _most_entries(NVIDIA)
     present = counted or int(any(path.exists() for path in NVIDIA_ELSEWHERE))
     listed = os.environ.get("CUDA_VISIBLE_DEVICES")
     return present if listed is None else min(present, _visible(listed, counted or math.inf))
 
 
 def _visible(listed: str, count: float) -> int:
-    """How many of a list of indices and UUIDs, or beginnings of UUIDs, CUDA shows where there are `count` GPUs.
+    """The number of GPUs that CUDA shows if `listed` is CUDA_VISIBLE_DEVICES and the machine has `count` GPUs.
 
-    Those before the first that is not there, and none if one is given twice: CUDA Programming Guide, "Environment
-    Variables", and torch.cuda._parse_visible_devices. Whether there is a GPU of that UUID is not looked at.
+    `listed` holds indices, and UUIDs or beginnings of UUIDs. CUDA shows the GPUs before the first unknown one, and none
+    if one is listed twice: CUDA Programming Guide, "Environment Variables", and torch.cuda._parse_visible_devices. A
+    UUID counts as known without a check.
     """
 
-    def there(name: str) -> bool:
+    def known(name: str) -> bool:
         return name.startswith(("GPU-", "MIG-")) or (name.isdecimal() and int(name) < count)
 
-    shown = list(takewhile(there, (name.strip() for name in listed.split(","))))
+    shown = list(takewhile(known, (name.strip() for name in listed.split(","))))
     return len(shown) if len(set(shown)) == len(shown) else 0
 
 
 def apple_gpu() -> bool:
-    """Whether this is a Mac with Apple's own chip."""
+    """Whether this machine is a Mac with Apple's own chip."""
     return platform.system() == "Darwin" and platform.machine() == "arm64"
 
 
 def tpus() -> int:
-    """How many chips of a TPU this machine holds."""
-    return _most(TPU)
+    """The number of TPU chips in this machine."""
+    return _most_entries(TPU)
 
 
 @cache
 def multiplies_bfloat16() -> bool:
-    """Whether the CPU has products of bfloat16, with sums in float32, that are quicker than those of float32."""
+    """Whether the CPU multiplies bfloat16, with sums in float32, faster than it multiplies float32."""
     return CPUINFO.exists() and not BFLOAT16.isdisjoint(CPUINFO.read_text().split())
 
 
-def _most(places: Iterable[tuple[Path, str]]) -> int:
-    """The entries that match, where most do."""
-    return max(len(list(folder.glob(pattern))) for folder, pattern in places)
+def _most_entries(folders: Iterable[tuple[Path, str]]) -> int:
+    """The greatest number of entries in one folder that match its pattern."""
+    return max(len(list(folder.glob(pattern))) for folder, pattern in folders)
 
 
 @dataclass(frozen=True)
-class Memory:
-    """Of a device, in bytes: `used` by this process, and `free` for it."""
+class MemoryUse:
+    """The memory of a device, in bytes: `used` by this process, and `free` for it."""
 
     used: int
     free: int
 
 
-def host_memory() -> Memory:
-    """Of this process: what is resident, and what the system or a container's limit leaves."""
-    import psutil  # only those who ask wait for it
+def host_memory() -> MemoryUse:
+    """The host's memory: resident pages of this process, and what the system or a container's limit leaves free."""
+    import psutil  # imported late: most runs never call this
 
     free = psutil.virtual_memory().available
-    for limit, current in CONTAINERS:
-        if limit.exists() and (most := limit.read_text().strip()).isdecimal():
-            free = min(free, max(0, int(most) - int(current.read_text())))
-    return Memory(psutil.Process().memory_info().rss, free)
+    for limit, current in CGROUPS:
+        if limit.exists() and (allowed := limit.read_text().strip()).isdecimal():
+            free = min(free, max(0, int(allowed) - int(current.read_text())))
+    return MemoryUse(psutil.Process().memory_info().rss, free)

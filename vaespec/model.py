@@ -12,7 +12,7 @@ import numpy as np
 
 from vaespec.analysis.finite import first_nonfinite
 from vaespec.architecture import HALVES, halves_among, parameters
-from vaespec.attention import Attention, LoRA, Processor, attention_layers, with_processors
+from vaespec.attention import Attention, LoRA, Processor
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, NonFiniteError
 from vaespec.layers import Sequential
@@ -20,6 +20,7 @@ from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.parameter import Parameter
 from vaespec.posterior import DiagonalGaussian
+from vaespec.processors import attention_layers, with_processors
 from vaespec.reference import ReferenceOps
 
 Run = Callable[[Array, Mapping[str, Array]], Array]

@@ -1,4 +1,4 @@
-"""What encode and decode return: read by attribute, by key, by index, or as a tuple (as diffusers' BaseOutput)."""
+"""The results of encode and decode: read by attribute, key or index, or as a tuple, like diffusers' BaseOutput."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from vaespec.posterior import DiagonalGaussian
 
 
 class Output:
-    """Fields that are None count as absent."""
+    """A result with named fields; a field that is None counts as absent."""
 
     def keys(self) -> tuple[str, ...]:
-        """The names of the fields that are there, in order."""
+        """The names of the present fields, in order."""
         return tuple(name for name, value in vars(self).items() if value is not None)
 
     def to_tuple(self) -> tuple[Any, ...]:
-        """The values that are there, in order."""
+        """The values of the present fields, in order."""
         return tuple(getattr(self, name) for name in self.keys())
 
     def replace(self, **changes: Any) -> Self:
@@ -42,14 +42,14 @@ class Output:
 
 @dataclass(frozen=True)
 class AutoencoderKLOutput(Output):
-    """`latent_dist`: the posterior over latents (B, C, h, w)."""
+    """The result of encode: `latent_dist` is the posterior over latents (B, C, h, w)."""
 
     latent_dist: DiagonalGaussian
 
 
 @dataclass(frozen=True)
 class DecoderOutput(Output):
-    """`sample`: images (B, C, H, W), about [-1, 1] but not clipped; `posterior` where it was asked for."""
+    """The result of decode: `sample` are images (B, C, H, W), about [-1, 1] but not clipped; `posterior` on request."""
 
     sample: Array
     posterior: DiagonalGaussian | None = None
@@ -60,18 +60,18 @@ ARRAY_FIELDS: dict[type, tuple[str, ...]] = {
     AutoencoderKLOutput: ("latent_dist",),
     DecoderOutput: ("sample", "posterior"),
 }
-"""Which fields hold arrays, or what holds arrays: what a framework's transforms look into. Adapters register these."""
+"""The fields that hold arrays, or objects with arrays. Adapters register them for their framework's transforms."""
 
 
 def flatten(output: Any) -> tuple[tuple[Any, ...], tuple[tuple[str, Any], ...]]:
-    """(array fields, the other fields by name)."""
+    """Splits an output into (the fields with arrays, the other fields by name)."""
     arrays = ARRAY_FIELDS[type(output)]
     constants = tuple((name, value) for name, value in vars(output).items() if name not in arrays)
     return tuple(getattr(output, name) for name in arrays), constants
 
 
 def unflatten(cls: type, children: Iterable[Any], constants: Iterable[tuple[str, Any]]) -> Any:
-    """The inverse of `flatten`. Unchecked, since transforms put other things than arrays into the fields."""
+    """Inverse of `flatten`. It checks nothing, because transforms put other objects than arrays into the fields."""
     output: Any = object.__new__(cls)
     for name, value in (*zip(ARRAY_FIELDS[cls], children, strict=True), *constants):
         object.__setattr__(output, name, value)

@@ -1,4 +1,4 @@
-"""Parameter: one row of the parameter table, its shape and what its numbers are for."""
+"""Parameter: a row of the parameter table, with the shape and the role of one tensor."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Role = Literal["conv", "linear", "bias", "norm_scale", "norm_shift", "statistic"
 
 @dataclass(frozen=True)
 class Parameter:
-    """Shape in canonical order (convolutions OIHW, linear maps OI) and what the numbers are for.
+    """The shape of a tensor in canonical order (convolutions OIHW, linear maps OI), and its role.
 
-    `fan_in` is the number of inputs each output sums over (0 where nothing is summed): it sets the initial values.
-    FLUX.2's batch-norm brings two "statistic" tensors and a "counter", an integer: stored, but not trained.
+    `fan_in` is the number of inputs that each output sums over, 0 if nothing is summed: it sets the initial values.
+    FLUX.2's batch norm has two "statistic" tensors and a "counter", an integer: they are stored, but not trained.
     """
 
     shape: tuple[int, ...]
@@ -22,10 +22,10 @@ class Parameter:
 
     @property
     def is_counter(self) -> bool:
-        """Whether the tensor is an integer that counts, FLUX.2's num_batches_tracked."""
+        """Whether the tensor is FLUX.2's integer num_batches_tracked."""
         return self.role == "counter"
 
     @property
     def trained(self) -> bool:
-        """Whether it is a parameter of the model, to be trained and counted."""
+        """Whether training changes the tensor; only such tensors count as parameters of the model."""
         return self.role not in ("statistic", "counter")

@@ -1,4 +1,4 @@
-"""Pictures of Pillow <-> arrays in [-1, 1]. Pillow is imported only when a picture is at hand."""
+"""Pillow's pictures <-> arrays in [-1, 1]. Pillow is imported only when there is a picture to convert."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ if TYPE_CHECKING:
 
 
 def is_picture(x: Any) -> bool:
-    """Whether x is a Pillow image; asks its class, so that Pillow need not be there."""
+    """Whether x is a Pillow image; looks at the names of its classes, so that Pillow is not imported."""
     return any(base.__module__ == "PIL.Image" and base.__name__ == "Image" for base in type(x).__mro__)
 
 
 class Pixels:
-    """Pictures of one size, kept in 8 bits: arrays (B, 3, H, W) float32 in [-1, 1] where they are looked at.
+    """Pictures of one size, stored in 8 bits; indexing converts that part to float32.
 
-    v / 127.5 - 1 of their `as_rgb`. InputError for pictures of several sizes.
+    An array (B, 3, H, W) in [-1, 1]: v / 127.5 - 1 for each value v of `as_rgb`. Raises InputError if sizes differ.
     """
 
     dtype = np.dtype(np.float32)
@@ -30,7 +30,7 @@ class Pixels:
         pictures = [as_rgb(picture) for picture in pictures]
         sizes = {picture.size for picture in pictures}
         if len(sizes) > 1:
-            raise InputError(f"pictures of sizes {sorted(sizes)} in one batch: give one size at a time.")
+            raise InputError(f"pictures of sizes {sorted(sizes)} in one batch: give pictures of one size.")
         self.values = np.stack([np.asarray(picture) for picture in pictures]).transpose(0, 3, 1, 2)
         self.shape = self.values.shape
 
@@ -46,13 +46,13 @@ def to_array(pictures: Sequence[Image]) -> np.ndarray:
 
 
 def as_rgb(picture: Image) -> Image:
-    """The picture as it is to be seen: turned as its EXIF says, transparency on white, 8 bits per channel."""
+    """The picture as a viewer shows it: rotated as its EXIF says, on white if transparent, 8 bits per channel."""
     from PIL import Image, ImageOps
 
     picture = ImageOps.exif_transpose(picture)
     if picture.mode in ("I", "F"):
         raise InputError(
-            f"a picture of Pillow's mode {picture.mode!r} has no known white: give 8 or 16 bits per channel."
+            f"a picture in Pillow's mode {picture.mode!r} has no known white: give 8 or 16 bits per channel."
         )
     if picture.mode.startswith("I;16"):  # Pillow would clip at 255
         return Image.fromarray(np.rint(np.asarray(picture) / 257).astype(np.uint8)).convert("RGB")
@@ -63,7 +63,7 @@ def as_rgb(picture: Image) -> Image:
 
 
 def to_pixels(images: np.ndarray) -> np.ndarray:
-    """(B, C, H, W) about [-1, 1] -> (B, H, W, C) uint8: clipped, then rounded."""
+    """(B, C, H, W), about [-1, 1] -> (B, H, W, C) uint8: clipped, then rounded."""
     scaled = np.clip(images.astype(np.float32), -1.0, 1.0) * np.float32(127.5) + np.float32(127.5)
     return np.rint(scaled).astype(np.uint8).transpose(0, 2, 3, 1)
 

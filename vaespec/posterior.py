@@ -1,4 +1,4 @@
-"""DiagonalGaussian: what the encoder returns, a normal distribution per latent number."""
+"""DiagonalGaussian, the posterior that the encoder returns: a normal distribution for each latent number."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vaespec.dtypes import narrow, widen
 from vaespec.errors import InputError
 from vaespec.ops import Array
 
-ITEM = (-3, -2, -1)  # channels, height, width; a transform such as vmap may put more axes before the batch
+ITEM = (-3, -2, -1)  # channels, height, width; a transform such as vmap may add axes before the batch
 LOGVAR_RANGE = (-30.0, 20.0)  # diffusers' clamp (vae.py): keeps std between 3e-7 and 2.2e4
 
 
@@ -38,10 +38,10 @@ class DiagonalGaussian:
             raise InputError(f"parameters of shape {tuple(self.parameters.shape)}: expected (B, 2C, h, w).")
 
     def replace(self, **changes: Any) -> DiagonalGaussian:
-        """A copy with other parameters, or deterministic or not."""
+        """A copy with other parameters, or with `deterministic` changed."""
         return dataclasses.replace(self, **changes)
 
-    # Derived when asked for, so that nothing can go out of step with `parameters`.
+    # Computed at each access, so that nothing can contradict `parameters`.
 
     @property
     def _xp(self) -> Any:
@@ -49,7 +49,7 @@ class DiagonalGaussian:
 
     @property
     def mean(self) -> Array:
-        """(B, C, h, w), the mode as well."""
+        """(B, C, h, w), which is the mode too."""
         return self.parameters[..., : self.parameters.shape[-3] // 2, :, :]
 
     @property
@@ -89,11 +89,12 @@ class DiagonalGaussian:
 
         ε is `noise` (an array of that shape), or drawn from `seed` (the same on every backend: see vaespec.noise), or
         from a `generator`: NumPy's, a torch.Generator, a key of jax.random or mlx.core.random, or a list with one for
-        each item. With none of them it is the framework's own state, where it has one, or fresh entropy.
+        each item. Without any of them, ε comes from the framework's global generator, or from fresh entropy if it has
+        none.
         """
         if sum(source is not None for source in (generator, seed, noise)) > 1:
             raise InputError("give one of generator, seed and noise, not several.")
-        epsilon = self._noise(generator, seed, first_item) if noise is None else self._alike(noise, "noise")
+        epsilon = self._noise(generator, seed, first_item) if noise is None else self._like_latents(noise, "noise")
         drawn = widen(self.mean, self._xp) + self.std * widen(epsilon, self._xp)
         return narrow(drawn, self.parameters, self._xp)
 
@@ -112,7 +113,7 @@ class DiagonalGaussian:
 
     def nll(self, sample: Array, dims: Sequence[int] = ITEM) -> Array:
         """-log q(sample) in nats, summed over `dims`: (B,) by default. ½ Σ log 2π + log σ² + (x - μ)² / σ²."""
-        distance = widen(self._alike(sample, "the sample"), self._xp) - widen(self.mean, self._xp)
+        distance = widen(self._like_latents(sample, "the sample"), self._xp) - widen(self.mean, self._xp)
         if self.deterministic:
             terms = self._xp.zeros_like(distance)
         else:
@@ -120,24 +121,24 @@ class DiagonalGaussian:
         return 0.5 * self._sum(terms, dims)
 
     def _sum(self, terms: Array, dims: Sequence[int]) -> Array:
-        """Over one axis at a time: where numbers are added one by one, as on MLX's CPU, short sums keep more."""
+        """Sums over one axis at a time: MLX's CPU adds numbers one by one, and short sums then lose fewer digits."""
         for axis in sorted((dim % terms.ndim for dim in dims), reverse=True):
             terms = self._xp.sum(terms, axis=axis)
         return terms
 
-    def _alike(self, x: Any, what: str) -> Array:
-        """x as an array like the latents, from NumPy or their own framework; InputError for another shape."""
+    def _like_latents(self, x: Any, name: str) -> Array:
+        """Converts x to the framework of the latents; raises InputError if its shape is not theirs."""
         if isinstance(x, np.ndarray | list | tuple | float | int):
             x = asarray_like(self.parameters, x)
         if tuple(x.shape) != tuple(self.mean.shape):
-            raise InputError(f"{what} of shape {tuple(x.shape)}: the latents are of shape {tuple(self.mean.shape)}.")
+            raise InputError(f"{name} of shape {tuple(x.shape)}: the latents are of shape {tuple(self.mean.shape)}.")
         return x
 
     def _noise(self, generator: Any, seed: noise.Seed | None, first_item: int) -> Array:
         if seed is not None:
             drawn = noise.standard_normal(tuple(self.mean.shape), seed, first_item=first_item)
             return asarray_like(self.parameters, drawn)
-        if isinstance(generator, list | tuple) and len(generator) == 1:  # for the whole batch, as in diffusers
+        if isinstance(generator, list | tuple) and len(generator) == 1:  # one for the whole batch, as in diffusers
             (generator,) = generator
         if not isinstance(generator, list | tuple):
             return normal_like(self.mean, generator)

@@ -13,7 +13,7 @@ import numpy as np
 
 from vaespec.dtypes import all_finite
 from vaespec.layouts import OIHW, Layout
-from vaespec.machine import Memory, host_memory
+from vaespec.machine import MemoryUse, host_memory
 from vaespec.ops import Array, Layer, Padding
 from vaespec.parameter import Parameter
 from vaespec.specification import Specification
@@ -101,7 +101,7 @@ class ReferenceOps(Specification):
     on_host = True
     """Whether arrays lie in the memory of the process."""
 
-    def memory(self) -> Memory:
+    def memory(self) -> MemoryUse:
         """What the device, or the process where it has no memory of its own, holds now, and what is free."""
         return host_memory()
 

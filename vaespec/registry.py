@@ -1,7 +1,7 @@
-"""Backends: which are installed, and which one to use.
+"""The registry of backends: which are installed, and which one a model runs on.
 
-A backend is an object found under the entry-point group `vaespec.backends` (ours are registered exactly as a
-stranger's would be) or registered at run time. Listing them imports no framework; choosing one imports that one.
+A backend is an object with an entry point in the group `vaespec.backends` (ours are registered like anybody else's), or
+one that is registered at run time. Listing backends imports no framework; choosing one imports only its own.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from vaespec.reference import ReferenceOps
 
 GROUP = "vaespec.backends"
 PREFERENCE = ("cuda", "tpu", "gpu", "mps")
-"""Kinds of accelerators, best first: CUDA is PyTorch's name, so it comes before JAX on NVIDIA's GPUs ("gpu"), and MLX's
-Metal ("gpu") before PyTorch's ("mps")."""
+"""Kinds of accelerators, best first. On NVIDIA's GPUs, PyTorch ("cuda") comes before JAX ("gpu"); on a Mac, MLX ("gpu")
+comes before PyTorch ("mps")."""
 
 
 @dataclass(frozen=True)
 class Switch:
-    """An environment variable that changes numbers: its value, None where it is not set, and what holds then."""
+    """An environment variable that changes results: its value, None if unset, and `default`, what happens then."""
 
     value: str | None
     default: str
@@ -35,8 +35,9 @@ class Switch:
 class BackendInfo:
     """A row of `vaespec.backends()`.
 
-    `version` is the framework's, None where it is not installed; `devices` those that seem to be there; `ops` tells
-    "native" from "fallback"; `problem` says why it cannot be used and what to do, None where it can.
+    `version` is the framework's, None if it is not installed. `devices` are the reported ones; a framework may fail to
+    use one. `ops` maps each operation to "native" or "fallback". `problem` is None, or says why the backend cannot be
+    used and what to do.
     """
 
     name: str
@@ -51,136 +52,42 @@ class BackendInfo:
 
     @property
     def available(self) -> bool:
-        """Whether it can be asked for."""
+        """Whether the backend can be used."""
         return self.problem is None
 
 
 _registered: dict[str, Backend] = {}
 
 
+# -- listing -----------------------------------------------------------------------------------------------------------
+
+
 def register_backend(backend: Backend) -> None:
-    """Make a backend known to this process, for tests and notebooks; an installed one of that name is hidden."""
-    if lacking := _lacking(backend):
-        raise BackendError(f"a backend to register lacks {lacking}: see vaespec.backend.Backend.")
+    """Makes a backend known to this process, for tests and notebooks; it hides an installed one of the same name."""
+    if missing := _missing_members(backend):
+        raise BackendError(f"a backend to register lacks {missing}: see vaespec.backend.Backend.")
     _registered[backend.name] = backend
 
 
 def backends() -> list[BackendInfo]:
-    """Every backend known here, numpy first, whether or not its framework is installed."""
+    """Every known backend, numpy first, whether its framework is installed or not."""
     names = sorted({*_entry_points(), *_registered}, key=lambda name: (name != "numpy", name))
-    return [_describe(name) for name in names]
+    return [_row(name) for name in names]
 
 
-def get_backend(name: str) -> Backend:
-    """The backend of that name, its framework there or not. BackendError for an unknown name or a broken plugin."""
-    if name in _registered:
-        return _registered[name]
-    points = _entry_points().get(name, ())
-    if not points:
-        raise BackendError(f"no backend named {name!r}: choose {', '.join(info.name for info in backends())}.")
-    if len(points) > 1:
-        raise BackendError(f"backend {name!r} is provided by {_owners(name)}: uninstall one of them.")
-    owner = _owner(points[0])
+def _row(name: str) -> BackendInfo:
+    """The row of a backend; a broken one has the reason in `problem`, so that the other rows can be listed."""
+    providers = _providers(name)
     try:
-        backend: Backend = points[0].load()
-        lacking = _lacking(backend)
-    except Exception as error:  # a stranger's package raises anything
-        raise BackendError(
-            f"backend {name!r} of {owner} cannot be loaded ({error!r}): repair or uninstall {owner}."
-        ) from error
-    if lacking:
-        raise BackendError(f"backend {name!r} of {owner} lacks {lacking}: see vaespec.backend.Backend.")
-    return backend
-
-
-def _lacking(backend: Backend) -> str:
-    return ", ".join(member for member in MEMBERS if not hasattr(backend, member))
-
-
-def choose_backend(name: str | None = None) -> Backend:
-    """`name`, else the environment's VAESPEC_BACKEND, else the one of the best accelerator here, else numpy."""
-    if name:
-        return _installed(name)
-    named = os.environ.get("VAESPEC_BACKEND")
-    if not named:
-        return _installed(_accelerated() or "numpy")
-    try:
-        return _installed(named)
+        return _info(name, get_backend(name), providers)
     except BackendError as error:
-        raise BackendError(f"VAESPEC_BACKEND: {error}") from error
+        problem = str(error)
+    except Exception as error:  # somebody's package can raise anything
+        problem = f"backend {name!r} of {providers} is broken ({error!r}): repair or remove it."
+    return BackendInfo(name, "", None, (), (), {}, {}, providers, problem)
 
 
-def _installed(name: str) -> Backend:
-    """The backend of that name, BackendError if its framework is missing."""
-    backend = get_backend(name)
-    if _framework_version(backend.framework) is None:
-        raise BackendError(_missing(name, backend.framework))
-    return backend
-
-
-def make_ops(
-    backend: Backend, device: str | None, dtype: str, precision: str, *, compile: bool = False
-) -> ReferenceOps:
-    """The backend's operations; BackendError names what it does not have: the device, dtype, precision or compiler."""
-    if dtype not in backend.dtypes:
-        raise BackendError(f"backend {backend.name!r} has no dtype {dtype!r}: choose {', '.join(backend.dtypes)}.")
-    if precision not in PRECISIONS:
-        raise BackendError(f"precision {precision!r}: choose {' or '.join(PRECISIONS)}.")
-    devices = _devices(backend)
-    if device is not None and device not in {*devices, *(d.split(":")[0] for d in devices)}:
-        at_hand = ", ".join(devices)
-        raise BackendError(
-            f"backend {backend.name!r} has no device {device!r} here: choose {at_hand}, or another backend."
-        )
-    ops = backend.ops(device or devices[0], dtype, precision)
-    try:
-        return ops.with_compiler() if compile else ops
-    except NotImplementedError:
-        raise BackendError(f"backend {backend.name!r} compiles nothing: leave out compile=True.") from None
-
-
-def _devices(backend: Backend) -> tuple[str, ...]:
-    try:
-        return backend.devices()
-    except Exception as error:  # a framework that is installed but broken raises anything
-        raise BackendError(
-            f"backend {backend.name!r} cannot start ({error!r}): repair {backend.framework} "
-            f"({_remedy(backend.name, backend.framework)}), or choose another backend."
-        ) from error
-
-
-def _accelerated() -> str | None:
-    """The backend whose accelerator comes first in PREFERENCE, if it works: only those are imported."""
-
-    def rank(info: BackendInfo) -> int:
-        kind = info.devices[0].split(":")[0]
-        return PREFERENCE.index(kind) if kind in PREFERENCE else len(PREFERENCE)
-
-    for info in sorted((info for info in backends() if info.available and info.devices[0] != "cpu"), key=rank):
-        with suppress(BackendError):  # a broken one is told to whoever asks for it by name
-            if _devices(get_backend(info.name))[0] != "cpu":
-                return info.name
-    return None
-
-
-@cache
-def _entry_points() -> dict[str, list[metadata.EntryPoint]]:
-    found: dict[str, list[metadata.EntryPoint]] = {}
-    for point in metadata.entry_points(group=GROUP):
-        found.setdefault(point.name, []).append(point)
-    return found
-
-
-def _describe(name: str) -> BackendInfo:
-    owner = _owners(name)
-    try:
-        return _described(name, get_backend(name), owner)
-    except Exception as error:  # what a stranger's package raises is told, not raised: the other rows are good
-        told = str(error) if isinstance(error, BackendError) else f"backend {name!r} of {owner} is broken ({error!r})."
-        return BackendInfo(name, "", None, (), (), {}, {}, owner, told)
-
-
-def _described(name: str, backend: Backend, owner: str) -> BackendInfo:
+def _info(name: str, backend: Backend, providers: str) -> BackendInfo:
     version, native = _framework_version(backend.framework), getattr(backend, "native", ())
     declared: dict[str, str] = getattr(backend, "switches", {})
     return BackendInfo(
@@ -190,10 +97,115 @@ def _described(name: str, backend: Backend, owner: str) -> BackendInfo:
         devices=(*getattr(backend, "accelerators", tuple)(), "cpu") if version else (),
         dtypes=tuple(backend.dtypes),
         ops={op: "native" if op in native else "fallback" for op in KERNELS},
-        switches={key: Switch(os.environ.get(key), default) for key, default in declared.items()},
-        distribution=owner,
-        problem=None if version else _missing(name, backend.framework),
+        switches={variable: Switch(os.environ.get(variable), default) for variable, default in declared.items()},
+        distribution=providers,
+        problem=None if version else _not_installed(name, backend.framework),
     )
+
+
+# -- choosing ----------------------------------------------------------------------------------------------------------
+
+
+def choose_backend(name: str | None = None) -> Backend:
+    """The backend `name`, else that of VAESPEC_BACKEND, else that of the best accelerator, else numpy."""
+    if name:
+        return _installed_backend(name)
+    variable = os.environ.get("VAESPEC_BACKEND")
+    if not variable:
+        return _installed_backend(_best_accelerated() or "numpy")
+    try:
+        return _installed_backend(variable)
+    except BackendError as error:
+        raise BackendError(f"VAESPEC_BACKEND: {error}") from error
+
+
+def get_backend(name: str) -> Backend:
+    """The backend `name`, even if its framework is missing; BackendError if it is unknown or cannot be loaded."""
+    if name in _registered:
+        return _registered[name]
+    points = _entry_points().get(name, ())
+    if not points:
+        raise BackendError(f"no backend named {name!r}: choose {', '.join(info.name for info in backends())}.")
+    if len(points) > 1:
+        raise BackendError(f"backend {name!r} is provided by {_providers(name)}: uninstall one of them.")
+    provider = _distribution(points[0])
+    try:
+        backend: Backend = points[0].load()
+        missing = _missing_members(backend)
+    except Exception as error:  # somebody's package can raise anything
+        raise BackendError(
+            f"backend {name!r} of {provider} cannot be loaded ({error!r}): repair or uninstall {provider}."
+        ) from error
+    if missing:
+        raise BackendError(f"backend {name!r} of {provider} lacks {missing}: see vaespec.backend.Backend.")
+    return backend
+
+
+def make_ops(
+    backend: Backend, device: str | None, dtype: str, precision: str, *, compile: bool = False
+) -> ReferenceOps:
+    """The backend's operations; BackendError if it lacks the device, the dtype, the precision or a compiler."""
+    if dtype not in backend.dtypes:
+        raise BackendError(f"backend {backend.name!r} has no dtype {dtype!r}: choose {', '.join(backend.dtypes)}.")
+    if precision not in PRECISIONS:
+        raise BackendError(f"precision {precision!r}: choose {' or '.join(PRECISIONS)}.")
+    devices = _devices(backend)
+    if device is not None and device not in {*devices, *(d.split(":")[0] for d in devices)}:
+        raise BackendError(
+            f"backend {backend.name!r} has no device {device!r} here: choose {', '.join(devices)}, or another backend."
+        )
+    ops = backend.ops(device or devices[0], dtype, precision)
+    try:
+        return ops.with_compiler() if compile else ops
+    except NotImplementedError:
+        raise BackendError(f"backend {backend.name!r} has no compiler: leave out compile=True.") from None
+
+
+def _installed_backend(name: str) -> Backend:
+    """The backend `name`; BackendError if its framework is missing."""
+    backend = get_backend(name)
+    if _framework_version(backend.framework) is None:
+        raise BackendError(_not_installed(name, backend.framework))
+    return backend
+
+
+def _best_accelerated() -> str | None:
+    """The backend whose accelerator comes first in PREFERENCE and works; imports frameworks only until one does."""
+
+    def rank(info: BackendInfo) -> int:
+        kind = info.devices[0].split(":")[0]
+        return PREFERENCE.index(kind) if kind in PREFERENCE else len(PREFERENCE)
+
+    for info in sorted((info for info in backends() if info.available and info.devices[0] != "cpu"), key=rank):
+        with suppress(BackendError):  # a broken backend raises when it is requested by name
+            if _devices(get_backend(info.name))[0] != "cpu":
+                return info.name
+    return None
+
+
+def _devices(backend: Backend) -> tuple[str, ...]:
+    try:
+        return backend.devices()
+    except Exception as error:  # a broken framework can raise anything
+        raise BackendError(
+            f"backend {backend.name!r} cannot start ({error!r}): repair {backend.framework} "
+            f"({_install_command(backend.name, backend.framework)}), or choose another backend."
+        ) from error
+
+
+# -- what is installed -------------------------------------------------------------------------------------------------
+
+
+@cache
+def _entry_points() -> dict[str, list[metadata.EntryPoint]]:
+    points: dict[str, list[metadata.EntryPoint]] = {}
+    for point in metadata.entry_points(group=GROUP):
+        points.setdefault(point.name, []).append(point)
+    return points
+
+
+def _missing_members(backend: Backend) -> str:
+    return ", ".join(member for member in MEMBERS if not hasattr(backend, member))
 
 
 def _framework_version(distribution: str) -> str | None:
@@ -203,19 +215,21 @@ def _framework_version(distribution: str) -> str | None:
         return None
 
 
-def _missing(name: str, framework: str) -> str:
-    return f"backend {name!r} needs {framework}, which is not installed: {_remedy(name, framework)}."
+def _not_installed(name: str, framework: str) -> str:
+    return f"backend {name!r} needs {framework}, which is not installed: {_install_command(name, framework)}."
 
 
-def _remedy(name: str, framework: str) -> str:
-    """What installs the framework: an extra of ours, or the framework itself."""
-    return f'pip install "vaespec[{name}]"' if _owners(name) == "vaespec" else f"pip install {framework}"
+def _install_command(name: str, framework: str) -> str:
+    """The command that installs the framework: by an extra of vaespec, or by its own name."""
+    return f'pip install "vaespec[{name}]"' if _providers(name) == "vaespec" else f"pip install {framework}"
 
 
-def _owners(name: str) -> str:
-    """The distributions that a backend comes from: one, but where two have taken the same name."""
-    return "this process" if name in _registered else " and ".join(sorted(map(_owner, _entry_points().get(name, ()))))
+def _providers(name: str) -> str:
+    """The distributions that provide a backend: one, unless two use the same name."""
+    if name in _registered:
+        return "this process"
+    return " and ".join(sorted(map(_distribution, _entry_points().get(name, ()))))
 
 
-def _owner(point: metadata.EntryPoint) -> str:
+def _distribution(point: metadata.EntryPoint) -> str:
     return point.dist.name if point.dist else point.value

@@ -16,7 +16,7 @@ from jax import Array, lax
 import vaespec_jax.arrays  # noqa: F401  (registers arrays, keys and pytrees)
 from vaespec.dtypes import narrow, storage_dtype, widen
 from vaespec.errors import BackendError
-from vaespec.machine import Memory, host_memory
+from vaespec.machine import MemoryUse, host_memory
 from vaespec.ops import Layer, Padding
 from vaespec.reference import ReferenceOps
 from vaespec_cpu.engine import EngineOps
@@ -110,9 +110,11 @@ class JaxOps(ReferenceOps):
     def on_host(self) -> bool:  # type: ignore[override]
         return self.device.platform == "cpu"
 
-    def memory(self) -> Memory:
+    def memory(self) -> MemoryUse:
         stats = None if self.on_host else self.device.memory_stats()  # some devices tell nothing
-        return Memory(stats["bytes_in_use"], stats["bytes_limit"] - stats["bytes_in_use"]) if stats else host_memory()
+        return (
+            MemoryUse(stats["bytes_in_use"], stats["bytes_limit"] - stats["bytes_in_use"]) if stats else host_memory()
+        )
 
     def cast(self, x: Array) -> Array:
         x = x.astype(self.storage())

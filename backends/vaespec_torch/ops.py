@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and pytrees)
 from vaespec import machine
-from vaespec.machine import Memory
+from vaespec.machine import MemoryUse
 from vaespec.ops import Layer, Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
@@ -104,12 +104,12 @@ class TorchOps(ReferenceOps):
     def on_host(self) -> bool:  # type: ignore[override]
         return self.device.type == "cpu"
 
-    def memory(self) -> Memory:
+    def memory(self) -> MemoryUse:
         if self.device.type != "cuda":
             return super().memory()  # Apple's GPU shares the process's
         used = torch.cuda.memory_allocated(self.device)
         reserved = torch.cuda.memory_reserved(self.device) - used
-        return Memory(used, torch.cuda.mem_get_info(self.device)[0] + reserved)
+        return MemoryUse(used, torch.cuda.mem_get_info(self.device)[0] + reserved)
 
     def workspace(self, op: str, x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, ...] = ()) -> int:
         """On a CPU, oneDNN's convolutions reorder what they read, then what they write."""

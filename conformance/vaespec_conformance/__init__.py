@@ -1,8 +1,8 @@
-"""vaespec_conformance: does a backend, or somebody's whole VAE, compute AutoencoderKL?
+"""vaespec_conformance: checks whether a backend, or a user's whole VAE, computes AutoencoderKL.
 
-`run_conformance` examines a subject and gives a Report; `conformance_suite` is the same as a class of tests. On the
-command line: `vaespec conformance`. Nothing is imported before it is used, since pytest imports this package wherever
-vaespec is installed.
+`run_conformance` examines a subject and returns a Report; `conformance_suite` returns a class of tests that do the
+same. The command is `vaespec conformance`. Names are imported on first use, since every pytest session on a machine
+with vaespec imports this package.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from vaespec_conformance.pytest_suite import conformance_suite
     from vaespec_conformance.reports.report import Report
     from vaespec_conformance.running.agenda import Selection
     from vaespec_conformance.running.runner import run_conformance
     from vaespec_conformance.subjects.errors import ConformanceError
     from vaespec_conformance.subjects.subjects import BackendSubject, Capabilities, Gap, PortSubject
-    from vaespec_conformance.suite import conformance_suite
 
 __all__ = [
     "BackendSubject",
@@ -39,13 +39,13 @@ _MODULES = {
     "PortSubject": "subjects.subjects",
     "Report": "reports.report",
     "Selection": "running.agenda",
-    "conformance_suite": "suite",
+    "conformance_suite": "pytest_suite",
     "run_conformance": "running.runner",
 }
 
 
 def require_hypothesis() -> None:
-    """Raise VaespecError where it is missing: vaespec is installed without it."""
+    """Raises VaespecError if hypothesis, an optional dependency of vaespec, is not installed."""
     from vaespec.errors import VaespecError
 
     if find_spec("hypothesis") is None:

@@ -1,188 +1,34 @@
-"""`vaespec conformance`: does a backend, or somebody's VAE, compute what the specification says?"""
+"""`vaespec conformance`: does a backend, or a user's VAE, compute the same as the specification?"""
 
 from __future__ import annotations
 
+import secrets
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from vaespec.cli import options
 from vaespec.cli.console import print_json, print_table, progress
 from vaespec.cli.failures import in_words
+from vaespec.cli.options import example
 from vaespec.cli.paths import written
 from vaespec.errors import VaespecError
-from vaespec_conformance import require_hypothesis
-
-_SUBJECT, _RUN, _REPORT, _SUITE = "Who is examined", "What is run", "What is written", "About the suite"
-PROFILES = ("quick", "default", "thorough")
-SEEDS = 2**32
+from vaespec_conformance import options, require_hypothesis
+from vaespec_conformance.reports.report import Report
+from vaespec_conformance.running.request import Request
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to vaespec's; what the entry point in the group `vaespec.commands` names."""
-    app.command(epilog=options.example("vaespec conformance --backend numpy --html report.html"))(conformance)
-
-
-def conformance(
-    backend: Annotated[
-        str | None,
-        typer.Option(
-            "--backend",
-            "-b",
-            metavar="NAME",
-            help="An installed backend, or where one is: package.module:object, file.py:object.",
-            rich_help_panel=_SUBJECT,
-        ),
-    ] = None,
-    port: Annotated[
-        str | None,
-        typer.Option(
-            "--port",
-            metavar="PLACE",
-            help="A whole VAE: package.module:build or file.py:build, called with a config and weights.",
-            rich_help_panel=_SUBJECT,
-        ),
-    ] = None,
-    device: Annotated[
-        str | None,
-        typer.Option("--device", metavar="NAME", help="Of a backend; by default its best.", rich_help_panel=_SUBJECT),
-    ] = None,
-    precision: Annotated[
-        str,
-        typer.Option(
-            "--precision",
-            metavar="highest|default",
-            help="What float32 is asked of a backend.",
-            rich_help_panel=_SUBJECT,
-        ),
-    ] = "highest",
-    profile: Annotated[
-        str,
-        typer.Option(
-            "--profile", metavar="|".join(PROFILES), help="How many cases each check has.", rich_help_panel=_RUN
-        ),
-    ] = "default",
-    dtype: Annotated[
-        list[str] | None,
-        typer.Option("--dtype", metavar="NAME", help="Only this one; again for more.", rich_help_panel=_RUN),
-    ] = None,
-    level: Annotated[
-        str | None,
-        typer.Option("--level", metavar="L0-L8", help="Only these: L1, L0-L3, or L1,L4.", rich_help_panel=_RUN),
-    ] = None,
-    check: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--check", metavar="ID", help="Only this one, as ID or ID[DTYPE]; again for more.", rich_help_panel=_RUN
-        ),
-    ] = None,
-    case: Annotated[
-        str | None,
-        typer.Option("--case", metavar="JSON", help="One case of one check in one dtype.", rich_help_panel=_RUN),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            min=0,
-            max=SEEDS - 1,
-            help="Which cases are drawn. 0 if not given, and drawn for the thorough profile.",
-            rich_help_panel=_RUN,
-            show_default=False,
-        ),
-    ] = None,
-    time_limit: Annotated[
-        float | None,
-        typer.Option(
-            "--time-limit", metavar="S", min=0.1, help="Seconds for a check, by the profile.", rich_help_panel=_RUN
-        ),
-    ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            "--jobs",
-            metavar="N",
-            min=1,
-            help="Processes that share the checks: two for a backend on the CPU, else one.",
-            rich_help_panel=_RUN,
-        ),
-    ] = None,
-    report: Annotated[
-        Path | None, typer.Option("--report", metavar="FILE", help="Write the report as JSON.", rich_help_panel=_REPORT)
-    ] = None,
-    markdown: Annotated[
-        Path | None, typer.Option("--markdown", metavar="FILE", help="As Markdown.", rich_help_panel=_REPORT)
-    ] = None,
-    html: Annotated[
-        Path | None, typer.Option("--html", metavar="FILE", help="As one page, to look at.", rich_help_panel=_REPORT)
-    ] = None,
-    seconds: Annotated[
-        bool, typer.Option("--seconds", help="Put the time of each check in the JSON too.", rich_help_panel=_REPORT)
-    ] = False,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the JSON instead of a summary.", rich_help_panel=_REPORT)
-    ] = False,
-    matrix: Annotated[
-        list[Path] | None,
-        typer.Option(
-            "--matrix",
-            metavar="FILE",
-            help="Run nothing: print the table of these JSON reports, in Markdown. Again for each.",
-            rich_help_panel=_REPORT,
-        ),
-    ] = None,
-    self_check: Annotated[
-        bool,
-        typer.Option(
-            "--self-check",
-            help="Put every known mistake into a subject that passes (numpy, if none is named) and see that it fails.",
-            rich_help_panel=_SUITE,
-        ),
-    ] = False,
-    list_: Annotated[bool, typer.Option("--list", help="List the checks.", rich_help_panel=_SUITE)] = False,
-    explain: Annotated[
-        str | None, typer.Option("--explain", metavar="ID", help="Say what a check is about.", rich_help_panel=_SUITE)
-    ] = None,
-) -> None:
-    """Compare a backend, or a whole VAE of yours, with the specification, within what rounding may cost.
-
-    Exit code 0: conformant. 1: something failed. 2: wrongly asked, or the subject cannot be imported. 3: the run looked
-    at too little for a pass to mean anything.
-    """
-    with _usage_errors():
-        require_hypothesis()
-        if list_ or explain:
-            _show_checks(explain)
-        elif matrix:
-            _print_matrix(matrix)
-        elif self_check:
-            raise typer.Exit(_check_itself(backend, port, device, dtype or []))
-        else:
-            asked = _request(
-                backend=backend,
-                port=port,
-                device=device,
-                precision=precision,
-                profile=profile,
-                seed=seed,
-                dtypes=tuple(dtype or ()),
-                levels=level,
-                checks=tuple(check or ()),
-                case=case,
-                time_limit=time_limit,
-                jobs=jobs,
-            )
-            raise typer.Exit(_examine(asked, report, markdown, html, seconds=seconds, as_json=as_json))
+    """Adds the command to vaespec's; the entry point in the group `vaespec.commands` names this function."""
+    app.command(epilog=example("vaespec conformance --backend numpy --html report.html"))(conformance)
 
 
 @contextmanager
 def _usage_errors() -> Iterator[None]:
-    """What cannot be begun has exit code 2: 1 is for a subject that failed."""
+    """Ends with exit code 2 if a run cannot begin: 1 is for a subject that failed."""
     try:
         yield
     except (VaespecError, OSError) as error:
@@ -190,52 +36,90 @@ def _usage_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-def _request(*, seed: int | None, **asked: Any) -> Any:
-    """What was asked for, as a value; a usage error where it makes no sense."""
-    import secrets
+@_usage_errors()
+def conformance(
+    backend: options.Backend = None,
+    port: options.Port = None,
+    device: options.Device = None,
+    precision: options.Precision = "highest",
+    profile: options.Profile = "default",
+    dtype: options.Dtypes = None,
+    level: options.Levels = None,
+    check: options.Checks = None,
+    case: options.Case = None,
+    seed: options.Seed = None,
+    time_limit: options.TimeLimit = None,
+    jobs: options.Jobs = None,
+    report: options.JsonFile = None,
+    markdown: options.MarkdownFile = None,
+    html: options.HtmlFile = None,
+    seconds: options.Seconds = False,
+    as_json: options.Json = False,
+    matrix: options.Matrix = None,
+    self_check: options.SelfCheck = False,
+    list_: options.List = False,
+    explain: options.Explain = None,
+) -> None:
+    """Compare a backend, or a whole VAE of yours, with the specification, within what rounding may cost.
 
-    from vaespec_conformance.running.request import Request
+    Exit codes: 0 conformant; 1 something failed; 2 the request is invalid, or the subject cannot be imported; 3 the run
+    examined too little for a pass to mean anything.
+    """
+    require_hypothesis()
+    if list_ or explain:
+        return _show_checks(explain)
+    if matrix:
+        return _print_matrix(matrix)
+    if self_check:
+        raise typer.Exit(_check_itself(backend, port, device, tuple(dtype or ())))
+    subject = {"backend": backend, "port": port, "device": device, "precision": precision}
+    selection = {"dtypes": tuple(dtype or ()), "levels": level, "checks": tuple(check or ()), "case": case}
+    request = _request(seed, profile=profile, time_limit=time_limit, jobs=jobs, **subject, **selection)
+    raise typer.Exit(_examine(request, report, markdown, html, seconds=seconds, as_json=as_json))
 
-    if (asked["backend"] is None) == (asked["port"] is None):
-        raise typer.BadParameter("name one of the two: what is to be examined.", param_hint="--backend / --port")
-    if asked["profile"] not in PROFILES:
-        raise typer.BadParameter(f"{asked['profile']!r}: choose {', '.join(PROFILES)}.", param_hint="--profile")
-    if asked["port"] and asked["device"]:
+
+def _request(seed: int | None, **fields: Any) -> Request:
+    """The request of the options; raises a usage error if they contradict each other."""
+    if (fields["backend"] is None) == (fields["port"] is None):
+        raise typer.BadParameter("name one of the two: the subject to examine.", param_hint="--backend / --port")
+    if fields["profile"] not in options.PROFILES:
+        choices = ", ".join(options.PROFILES)
+        raise typer.BadParameter(f"{fields['profile']!r}: choose {choices}.", param_hint="--profile")
+    if fields["port"] and fields["device"]:
         raise typer.BadParameter("a port chooses its device itself.", param_hint="--device")
     if seed is None:
-        seed = secrets.randbelow(SEEDS) if asked["profile"] == "thorough" else 0
-    return Request(seed=seed, **asked)
+        seed = secrets.randbelow(options.SEEDS) if fields["profile"] == "thorough" else 0
+    return Request(seed=seed, **fields)
 
 
 def _examine(
-    asked: Any, json_file: Path | None, markdown: Path | None, html: Path | None, *, seconds: bool, as_json: bool
+    request: Request, json: Path | None, markdown: Path | None, html: Path | None, *, seconds: bool, as_json: bool
 ) -> int:
-    """Run, write what is to be written, print a summary; the exit code."""
+    """Runs the suite, prints a summary, writes the requested files, and returns the exit code."""
     from vaespec_conformance.reports.html import to_html
     from vaespec_conformance.reports.markdown import to_markdown
     from vaespec_conformance.reports.summary import print_summary
     from vaespec_conformance.running.isolated import run_isolated
 
-    with progress(f"examining {asked.backend or asked.port}") as step:
-        found = run_isolated(asked, lambda place, total: step())
+    with progress(f"examining {request.backend or request.port}") as step:
+        report = run_isolated(request, lambda place, total: step())
     if as_json:
-        print_json(found.to_dict(seconds=seconds))
+        print_json(report.to_dict(seconds=seconds))
     else:
-        print_summary(found)
-    for path, text in (  # after the summary: what has been found is told, wherever it can be written
-        (json_file, found.to_json(seconds=seconds)),
-        (markdown, to_markdown(found)),
-        (html, to_html(found)),
+        print_summary(report)
+    for path, text in (  # after the summary, which is printed even if a file cannot be written
+        (json, report.to_json(seconds=seconds)),
+        (markdown, to_markdown(report)),
+        (html, to_html(report)),
     ):
         if path is not None:
             with written(path) as part:
                 part.write_text(text, encoding="utf-8")
-    return found.exit_code
+    return report.exit_code
 
 
 def _print_matrix(paths: list[Path]) -> None:
     from vaespec_conformance.reports.markdown import matrix
-    from vaespec_conformance.reports.report import Report
 
     reports = []
     for path in paths:
@@ -255,22 +139,22 @@ def _show_checks(name: str | None) -> None:
             [c.level, c.id, " ".join(c.subjects), " ".join(c.requires), c.explain.split("\n")[0]]
             for c in sorted(CHECKS.values(), key=lambda c: c.level)
         ]
-        print_table(("level", "check", "of", "requires", "what"), rows)
+        print_table(("level", "check", "subjects", "requires", "examines"), rows)
         return
-    Selection(checks=(name,))
-    found = CHECKS[name.partition("[")[0]]
-    print(f"{found.id}, {found.level} ({LEVELS[found.level]}), since {found.since}\n\n{found.explain}")
+    Selection(checks=(name,))  # raises AgendaError if there is no such check
+    check = CHECKS[name.partition("[")[0]]
+    print(f"{check.id}, {check.level} ({LEVELS[check.level]}), since {check.since}\n\n{check.explain}")
 
 
-def _check_itself(backend: str | None, port: str | None, device: str | None, dtypes: list[str]) -> int:
+def _check_itself(backend: str | None, port: str | None, device: str | None, dtypes: tuple[str, ...]) -> int:
     from vaespec_conformance.running.agenda import Selection
     from vaespec_conformance.running.selfcheck import self_check
     from vaespec_conformance.subjects.loading import load_backend
 
     if port:
         raise typer.BadParameter("mistakes are put into a backend, not into a port.", param_hint="--self-check")
-    Selection(dtypes=tuple(dtypes))
+    Selection(dtypes=dtypes)  # raises AgendaError if there is no such dtype
     with progress("putting mistakes in") as step:
-        found = self_check(load_backend(backend or "numpy", device), dtypes, step)
-    print("\n".join(found.lines()))
-    return found.exit_code
+        result = self_check(load_backend(backend or "numpy", device), dtypes, step)
+    print("\n".join(result.lines()))
+    return result.exit_code

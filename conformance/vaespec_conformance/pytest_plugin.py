@@ -1,22 +1,23 @@
-"""`pytest --pyargs vaespec_conformance --vaespec-backend NAME`: the suite as tests, one for each check and dtype.
+"""The options of `pytest --pyargs vaespec_conformance --vaespec-backend NAME`, which runs the suite as tests.
 
-Loaded by pytest wherever vaespec is installed, so it imports nothing but pytest, and does nothing without its options.
+pytest loads this module on every machine with vaespec, so it imports pytest alone, and does nothing without its
+options.
 """
 
 from __future__ import annotations
 
 import pytest
 
-PREFIX = "--vaespec-"
+PREFIX, RECORDER = "--vaespec-", "vaespec-recorder"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Those of `vaespec conformance`, each with a prefix."""
+    """Adds the options of `vaespec conformance`, each with a prefix."""
     group = parser.getgroup("vaespec", "conformance of a VAE (with --pyargs vaespec_conformance)")
     for name, text in (
         ("backend", "an installed backend, or where one is: package.module:object, file.py:object"),
         ("port", "a whole VAE: package.module:build or file.py:build"),
-        ("device", "of a backend"),
+        ("device", "device of a backend"),
         ("level", "only these: L1, L0-L3, or L1,L4"),
         ("report", "write the report as JSON to this file"),
         ("markdown", "write it as Markdown"),
@@ -34,7 +35,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Where a subject is named, keep what its tests find, for the report."""
+    """Registers the recorder if an option names a subject."""
     if config.getoption("vaespec_backend") or config.getoption("vaespec_port"):
         from vaespec.errors import VaespecError
         from vaespec_conformance import require_hypothesis
@@ -43,6 +44,6 @@ def pytest_configure(config: pytest.Config) -> None:
             require_hypothesis()
         except VaespecError as error:
             raise pytest.UsageError(str(error)) from None
-        from vaespec_conformance.recorder import Recorder
+        from vaespec_conformance.pytest_suite import Recorder
 
-        config.pluginmanager.register(Recorder(config), "vaespec-recorder")
+        config.pluginmanager.register(Recorder(config), RECORDER)

@@ -1,4 +1,4 @@
-"""NaN and infinity are reported with their place, never turned into a black picture."""
+"""NaN and infinity are reported with their position, and never become a black picture."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vaespec import (
 
 @each_backend
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
-def test_a_bad_pixel_is_reported_with_its_place(backend, bad):
+def test_a_bad_pixel_is_reported_with_its_index(backend, bad):
     x = images(TINY, 8, 8, batch=2)
     x[1, 2, 3, 4] = x[1, 2, 7, 7] = bad
     with pytest.raises(NonFiniteError, match=r"the images hold 2 NaN or infinite numbers, .* index \(1, 2, 3, 4\)"):
@@ -28,7 +28,7 @@ def test_a_bad_pixel_is_reported_with_its_place(backend, bad):
 
 
 @each_backend
-def test_a_bad_latent_is_reported_with_its_place(backend):
+def test_a_bad_latent_is_reported_with_its_index(backend):
     z = uniform("z", (1, 4, 2, 2))
     z[0, 3, 1, 0] = np.nan
     with pytest.raises(NonFiniteError, match=r"the latents hold 1 NaN .* index \(0, 3, 1, 0\)"):
@@ -49,7 +49,7 @@ def test_a_bad_weight_is_named(backend, name):
 
 
 @each_backend
-def test_a_bad_weight_of_the_encoder_leaves_the_decoder_alone(backend):
+def test_a_bad_weight_of_the_encoder_does_not_affect_the_decoder(backend):
     weights = tiny().weights()
     weights["encoder.conv_in.bias"] = np.full_like(weights["encoder.conv_in.bias"], np.inf)
     vae = AutoencoderKL(TINY, weights, backend=backend, device="cpu")
@@ -76,9 +76,9 @@ def test_an_overflow_names_the_layer(backend):
 
 
 def test_an_overflow_of_torch_in_float16_names_the_layer():
-    """Residual maps of a few thousand, times 100, do not fit float16 (65,504), and do fit float32.
+    """Residual maps of a few thousand, times 100, exceed the range of float16 (65,504), but not that of float32.
 
-    PyTorch's own operations hold them in float16, NumPy's engine in float32.
+    PyTorch's own operations store them in float16, the CPU engine in float32.
     """
     name, z = "decoder.up_blocks.0.resnets.1.conv2.weight", uniform("z", (1, 4, 2, 2), -2, 2)
     for precision, dtype in (("highest", "float32"), ("default", "float16")):

@@ -30,7 +30,7 @@ def test_the_f8_families_reach_138_px_in_the_decoder_and_101_and_108_px_in_the_e
 
 
 class LocalOps(ReferenceOps):
-    """The specification without what reaches everywhere; positive and linear, so that no influence cancels."""
+    """The specification without the ops that reach everywhere: positive and linear, so that no influence cancels."""
 
     def group_norm(self, x, scale, shift, *, groups, eps):
         return x

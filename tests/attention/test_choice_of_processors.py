@@ -1,4 +1,4 @@
-"""Processors are set by name, class, object or layer; none is lost, mixed up or half set."""
+"""Processors are set by name, class, object or layer, and always in all layers or in none."""
 
 from __future__ import annotations
 
@@ -13,35 +13,36 @@ from support.attending import DECODER, ENCODER, SMALL, Sharper, distance, state,
 from support.models import EXACT, each_backend, model
 from support.oracle import oracle
 
-from vaespec import InputError
-from vaespec.attention import MEANINGLESS, NAMES, Chunked, Eager, Fused, LoRA, Processor, Sdpa, as_processor
+from vaespec import InputError, attention
+from vaespec.attention import Chunked, Eager, FusedQKV, LoRA, Processor, Sdpa
+from vaespec.processors import BY_NAME, as_processor
 
-TEXT, TRAINED_TEXT = "it adds keys and values made from a text", "it trains the keys and values of a text"
+READS_A_TEXT = "processors that read a text have no meaning in a VAE."
 
 OF_DIFFUSERS_0_23: dict[str, Processor | str] = {
     "AttnProcessor": Eager(),
     "AttnProcessor2_0": Sdpa(),
     "XFormersAttnProcessor": Chunked(),
     "SlicedAttnProcessor": Chunked(),
-    "AttnAddedKVProcessor": TEXT,
-    "SlicedAttnAddedKVProcessor": TEXT,
-    "AttnAddedKVProcessor2_0": TEXT,
-    "XFormersAttnAddedKVProcessor": TEXT,
-    "CustomDiffusionAttnProcessor": TRAINED_TEXT,
-    "CustomDiffusionXFormersAttnProcessor": TRAINED_TEXT,
-    "CustomDiffusionAttnProcessor2_0": TRAINED_TEXT,
+    "AttnAddedKVProcessor": READS_A_TEXT,
+    "SlicedAttnAddedKVProcessor": READS_A_TEXT,
+    "AttnAddedKVProcessor2_0": READS_A_TEXT,
+    "XFormersAttnAddedKVProcessor": READS_A_TEXT,
+    "CustomDiffusionAttnProcessor": READS_A_TEXT,
+    "CustomDiffusionXFormersAttnProcessor": READS_A_TEXT,
+    "CustomDiffusionAttnProcessor2_0": READS_A_TEXT,
     "LoRAAttnProcessor": LoRA(core=Eager()),
     "LoRAAttnProcessor2_0": LoRA(),
     "LoRAXFormersAttnProcessor": LoRA(core=Chunked()),
-    "LoRAAttnAddedKVProcessor": TEXT,
+    "LoRAAttnAddedKVProcessor": READS_A_TEXT,
 }
-"""What `set_attn_processor` takes there: what each stands for here, or why it is refused."""
+"""The processors that `set_attn_processor` takes there, and ours for each, or the reason why it is refused."""
 
 
 def object_of(name: str) -> object:
-    """One of diffusers' processors."""
-    cls, wanted = getattr(attention_processor, name), {"slice_size": 4, "hidden_size": 8, "cross_attention_dim": 8}
-    return cls(**{key: value for key, value in wanted.items() if key in inspect.signature(cls).parameters})
+    """An object of diffusers' class of that name."""
+    cls, options = getattr(attention_processor, name), {"slice_size": 4, "hidden_size": 8, "cross_attention_dim": 8}
+    return cls(**{key: value for key, value in options.items() if key in inspect.signature(cls).parameters})
 
 
 FORMS = {"name": str, "class": lambda name: getattr(attention_processor, name), "object": object_of}
@@ -56,27 +57,34 @@ def test_every_processor_of_diffusers_0_23_is_taken_or_refused_with_the_reason(n
         vae.set_attn_processor(form(name))
         assert vae.attn_processors == dict.fromkeys(before, expected)
     else:
-        with pytest.raises(InputError, match=f"^attention processor {name}: {expected}, and this VAE reads none"):
+        with pytest.raises(InputError, match=f"^attention processor '{name}': choose sdpa, .*; {expected}$"):
             vae.set_attn_processor(form(name))
         assert vae.attn_processors == before
 
 
-def test_no_other_processor_is_said_to_be_of_diffusers_but_the_fused_one():
-    refused = {name for name, expected in OF_DIFFUSERS_0_23.items() if isinstance(expected, str)}
-    assert MEANINGLESS.keys() == refused
-    assert {name for name in NAMES if "Attn" in name} == OF_DIFFUSERS_0_23.keys() - refused | {"FusedAttnProcessor2_0"}
-    assert as_processor(attention_processor.FusedAttnProcessor2_0()) == Fused()
+def test_the_fused_processor_is_the_only_newer_one_of_diffusers():
+    taken = {name for name, expected in OF_DIFFUSERS_0_23.items() if isinstance(expected, Processor)}
+    assert {name for name in BY_NAME if "Attn" in name} == taken | {"FusedAttnProcessor2_0"}
+    assert as_processor(attention_processor.FusedAttnProcessor2_0()) == FusedQKV()
 
 
 @pytest.mark.parametrize(
     ("name", "expected"),
-    [("sdpa", Sdpa()), ("eager", Eager()), ("chunked", Chunked()), ("fused", Fused()), ("lora", LoRA())],
+    [("sdpa", Sdpa()), ("eager", Eager()), ("chunked", Chunked()), ("fused", FusedQKV()), ("lora", LoRA())],
 )
-def test_ours_have_short_names(name, expected):
+def test_our_processors_have_short_names(name, expected):
     assert as_processor(name) == expected
 
 
-def test_an_object_of_ours_is_taken_as_it_is():
+def test_the_old_name_of_the_fused_processor_works_with_a_warning():
+    with pytest.warns(DeprecationWarning, match=r"^vaespec\.attention\.Fused is now vaespec\.attention\.FusedQKV; "):
+        old = attention.Fused
+    assert old is FusedQKV
+    with pytest.raises(AttributeError, match=r"module 'vaespec.attention' has no attribute 'Fuse'"):
+        attention.Fuse  # noqa: B018
+
+
+def test_a_processor_object_is_taken_as_it_is():
     processor = Sharper(2.0)
     assert as_processor(processor) is processor
 
@@ -85,18 +93,18 @@ def test_an_object_of_ours_is_taken_as_it_is():
     "given", ["flash", "", "SDPA", None, 3, object(), Chunked, attention_processor.AttnProcessorNPU]
 )
 @pytest.mark.parametrize("name", [SMALL, "cogview"])
-def test_what_is_unknown_is_refused_with_the_choices(given, name):
+def test_an_unknown_processor_is_refused_with_the_choices(given, name):
     with pytest.raises(InputError, match="choose sdpa, eager, chunked, fused, lora, AttnProcessor") as refused:
         model(name).set_attn_processor(given)
-    assert str(refused.value).endswith("or an object of vaespec.attention.Processor.")
+    assert "or an object of vaespec.attention.Processor; " in str(refused.value)
 
 
 class LoRAAttnProcessor(torch.nn.Linear):
-    """As in diffusers 0.23, where it has weights."""
+    """Has weights, as in diffusers 0.23."""
 
 
 def test_a_processor_that_has_weights_is_refused():
-    with pytest.raises(InputError, match=r"^a LoRAAttnProcessor with weights of its own: give vaespec.attention.LoRA"):
+    with pytest.raises(InputError, match=r"^attention processor LoRAAttnProcessor has weights of its own: give vae"):
         model(SMALL).set_attn_processor(LoRAAttnProcessor(2, 2))
 
 
@@ -147,7 +155,7 @@ def test_diffusers_own_mapping_is_taken():
     assert set(vae.attn_processors.values()) == {Sdpa()}
 
 
-def test_the_mapping_that_is_read_may_be_changed_and_set():
+def test_the_mapping_that_a_model_returns_can_be_changed_and_set():
     vae = model("kl-f16")
     mapping = vae.attn_processors
     key, *others = mapping
@@ -164,21 +172,21 @@ WRONG = {
     "a-layers-name": ({ENCODER: "eager", DECODER.removesuffix(".processor"): "eager"}, "unknown 'decoder.mid_block"),
     "a-key-that-is-no-name": ({ENCODER: "eager", DECODER: "fused", 3: "eager"}, "unknown '3'"),
     "an-unknown-processor": ({ENCODER: "fused", DECODER: "flash"}, "attention processor 'flash': choose sdpa"),
-    "a-refused-processor": ({ENCODER: "lora", DECODER: "AttnAddedKVProcessor"}, "AttnAddedKVProcessor: it adds"),
+    "a-refused-processor": ({ENCODER: "lora", DECODER: "AttnAddedKVProcessor"}, "'AttnAddedKVProcessor': choose"),
 }
 
 
-@pytest.mark.parametrize(("mapping", "told"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_mapping_is_refused_by_name_and_changes_nothing(mapping, told):
+@pytest.mark.parametrize(("mapping", "words"), WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_mapping_is_refused_by_name_and_changes_nothing(mapping, words):
     vae = with_processor("chunked")
     before, handed = state(vae), dict(mapping)
-    with pytest.raises(InputError, match=re.escape(told)):
+    with pytest.raises(InputError, match=re.escape(words)):
         vae.set_attn_processor(handed)
     assert handed == mapping
     np.testing.assert_equal(state(vae), before)
 
 
-class Unwilling(Fused):
+class Unwilling(FusedQKV):
     """Refuses the weights of the decoder."""
 
     def adopt(self, layer, weights):
@@ -187,7 +195,7 @@ class Unwilling(Fused):
         return super().adopt(layer, weights)
 
 
-def test_a_processor_that_fails_for_one_layer_is_set_in_none():
+def test_a_processor_that_fails_in_one_layer_is_set_in_no_layer():
     vae = model(SMALL)
     before = state(vae)
     with pytest.raises(InputError, match="not these"):

@@ -1,4 +1,4 @@
-"""Attention in chunks is attention, in bounded memory."""
+"""Attention in chunks computes attention, in bounded memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SPECIFICATION = ReferenceOps(np)
 
 
 def queries_keys_values(shape: tuple[int, ...], largest: float = 1.0) -> list[np.ndarray]:
-    """(B, N, C) each. Their logits, where the scale is 1 / C, are `largest` at most."""
+    """Arrays (B, N, C). With the scale 1 / C, their logits are `largest` at most."""
     return [factor * uniform(key, shape) for key, factor in (("q", largest), ("k", 1), ("v", 1))]
 
 
@@ -28,10 +28,12 @@ def queries_keys_values(shape: tuple[int, ...], largest: float = 1.0) -> list[np
     largest=st.sampled_from([1.0, 30.0, 1e4]),
 )
 @example(extent=(1, 37, 1), size=1, largest=1e4)
-def test_chunks_of_any_size_are_the_whole_without_overflow(extent, size, largest):
-    """In units of eps · max |v|, for both together: logits (C + 1) · largest each, which a weight and the sum of the
-    weights suffer twice; their distances to two greatest ones, 2 · largest; sums of N terms, 2 N; at most N merges of
-    four roundings, of a weighted sum and of a sum, 4 N; and 4 more.
+def test_chunks_of_any_size_agree_with_the_whole_and_never_overflow(extent, size, largest):
+    """The bound, in units of eps · max |v|, for both results together.
+
+    Logits err by (C + 1) · largest each, which counts twice, in a weight and in the sum of the weights; differences to
+    the two greatest logits by 2 · largest; sums of N terms by 2 N; at most N merges of four roundings, in a weighted
+    sum and in a sum, by 4 N; and 4 more.
     """
     N, C = extent[1:]
     q, k, v = queries_keys_values(extent, largest)
@@ -43,7 +45,7 @@ def test_chunks_of_any_size_are_the_whole_without_overflow(extent, size, largest
 
 @each_backend
 @pytest.mark.parametrize("largest", [-1e4, 1e4])
-def test_one_key_far_above_the_others_is_taken_alone_whatever_chunk_it_is_in(backend, largest):
+def test_one_key_far_above_the_others_has_all_the_weight_in_any_chunk(backend, largest):
     """One token at a time points along its own axis: the others are 1e4 below it, and have no weight."""
     ops, N = make_ops(get_backend(backend), "cpu", "float32", "default"), 5
     k = np.eye(N)[None]
@@ -58,18 +60,18 @@ def test_one_key_far_above_the_others_is_taken_alone_whatever_chunk_it_is_in(bac
 
 
 @pytest.mark.parametrize("size", [1, 5, 12, 13])
-def test_gradients_through_chunks_are_those_of_the_whole(size):
+def test_gradients_through_chunks_agree_with_the_whole(size):
     ops, gradients = make_ops(get_backend("torch"), "cpu", "float64", "default"), []
-    for attend, how in ((ops.eager_attention, {}), (ops.chunked_attention, {"size": size})):
+    for attend, options in ((ops.eager_attention, {}), (ops.chunked_attention, {"size": size})):
         leaves = [ops.from_numpy(a).requires_grad_() for a in queries_keys_values((2, 12, 3), 30.0)]
-        attend(*leaves, scale=1 / 3, **how).square().sum().backward()
+        attend(*leaves, scale=1 / 3, **options).square().sum().backward()
         gradients.append([array(leaf.grad) for leaf in leaves])
     for actual, expected in zip(*gradients, strict=True):
         assert relative_l2(actual, expected) <= EXACT["float64"]
 
 
-class Weighed:
-    """A namespace that remembers the shapes of what its functions return."""
+class Recorded:
+    """A namespace that records the shapes of the results of its functions."""
 
     def __init__(self, xp):
         self.xp, self.shapes = xp, {}
@@ -79,20 +81,20 @@ class Weighed:
         if isinstance(member, type) or not callable(member):  # a dtype
             return member
 
-        def weighed(*args, **kwargs):
+        def recorded(*args, **kwargs):
             y = member(*args, **kwargs)
             self.shapes.setdefault(name, []).append(y.shape)
             return y
 
-        return weighed
+        return recorded
 
 
 @pytest.mark.parametrize("xp", [np, array_api_strict])
 @pytest.mark.parametrize("size", [4, 7, 15, 40])
 def test_chunks_never_hold_more_than_size_by_size_weights(xp, size):
-    """Of an item of the batch, but for the result itself; the channels here are fewer than the chunk is long."""
+    """For one item of the batch, and apart from the result; this test has fewer channels than a chunk has tokens."""
     B, N, C = 2, 30, 3
-    ops = ReferenceOps(Weighed(xp))
+    ops = ReferenceOps(Recorded(xp))
     q, k, v = queries_keys_values((B, N, C))
     chunks = ops.chunked_attention(*(xp.asarray(a) for a in (q, k, v)), scale=0.5, size=size)
     shapes = ops.xp.shapes
@@ -102,8 +104,8 @@ def test_chunks_never_hold_more_than_size_by_size_weights(xp, size):
     assert_within(np.asarray(chunks), SPECIFICATION.eager_attention(q, k, v, scale=0.5), (6 * N + 20) * EPS["float64"])
 
 
-def test_weighing_sees_all_weights_of_the_whole():
-    ops = ReferenceOps(Weighed(np))
+def test_the_recorded_shapes_include_the_weights_of_the_whole():
+    ops = ReferenceOps(Recorded(np))
     ops.eager_attention(*queries_keys_values((2, 30, 3)), scale=0.5)
     assert (2, 30, 30) in ops.xp.shapes["matmul"]
 
@@ -112,9 +114,9 @@ def test_weighing_sees_all_weights_of_the_whole():
 @pytest.mark.parametrize("backend", ["torch", "jax", "mlx"])
 @pytest.mark.parametrize("processor", [Eager(), Chunked(16)])
 def test_logits_of_16_bits_are_not_rounded_and_do_not_overflow(backend, dtype, processor):
-    """Of 16 bits are only the weights, sums of values and the result: 4 roundings of eps / 2, relative to max |v|.
+    """Only weights, sums of values and the result have 16 bits: 4 roundings of eps / 2, relative to max |v|.
 
-    The products q · k reach 1e5, beyond float16, and the logits a hundred, where bfloat16 has steps of one half.
+    The products q · k reach 1e5, beyond float16, and the logits a hundred, at which bfloat16 has steps of one half.
     """
     ops = make_ops(get_backend(backend), "cpu", dtype, "default")
     q, k, v = (ops.from_numpy(a) for a in queries_keys_values((2, 64, 512), 16.0))
@@ -125,6 +127,6 @@ def test_logits_of_16_bits_are_not_rounded_and_do_not_overflow(backend, dtype, p
 
 
 @pytest.mark.parametrize("size", [0, -1])
-def test_chunks_of_nothing_are_refused(size):
-    with pytest.raises(InputError, match=f"chunks of {size} tokens: expected at least 1"):
+def test_chunks_without_tokens_are_refused(size):
+    with pytest.raises(InputError, match=f"attention in chunks of {size} tokens: expected a size of at least 1"):
         Chunked(size)

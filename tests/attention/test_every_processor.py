@@ -26,20 +26,21 @@ from support.oracle import decoded, encoded, oracle
 from vaespec import ReferenceOps, decoder, encoder
 from vaespec.analysis.cost import CostOps
 from vaespec.analysis.reach import Interval, ReachOps
-from vaespec.attention import Chunked, Eager, Fused, LoRA, Processor, Sdpa, attention_layers
+from vaespec.attention import Chunked, Eager, FusedQKV, LoRA, Processor, Sdpa
+from vaespec.processors import attention_layers
 
 
 @each_processor
 @each_backend
-def test_every_processor_gives_what_diffusers_gives(backend, processor):
+def test_every_processor_agrees_with_diffusers(backend, processor):
     vae = with_processor(processor, backend=backend)
     assert set(vae.attn_processors.values()) == {processor}
     assert distance(vae, oracle(SMALL)[0]) <= EXACT[vae.dtype]
 
 
-@pytest.mark.parametrize("processor", [Eager(), Chunked(11), Fused(core=Chunked(64))])
+@pytest.mark.parametrize("processor", [Eager(), Chunked(11), FusedQKV(core=Chunked(64))])
 @pytest.mark.parametrize("name", ["sd", "kl-f16", "attention-everywhere", "attention-in-the-decoder-only"])
-def test_attention_at_every_level_is_that_of_diffusers(name, processor):
+def test_attention_at_every_level_agrees_with_diffusers(name, processor):
     assert distance(with_processor(processor, name), oracle(name)[0], name) <= EXACT["float64"]
 
 
@@ -54,49 +55,49 @@ def test_every_processor_runs_on_array_api_strict(processor):
     assert relative_l2(moments, np.concatenate(encoded(model, x), axis=1)) <= EXACT["float64"]
 
 
-class AskedOps(ReferenceOps):
-    """Remembers which kind of attention it was asked for."""
+class RecordingOps(ReferenceOps):
+    """Ops that record which kinds of attention the model calls."""
 
     def __init__(self):
         super().__init__(np)
-        self.asked = set()
+        self.called = set()
 
     def attention(self, q, k, v, *, scale):
-        self.asked.add("attention")
+        self.called.add("attention")
         return v
 
     def eager_attention(self, q, k, v, *, scale):
-        self.asked.add("eager")
+        self.called.add("eager")
         return v
 
     def chunked_attention(self, q, k, v, *, scale, size):
-        self.asked.add(f"chunks of {size}")
+        self.called.add(f"chunks of {size}")
         return v
 
 
-ASKED = {
+CALLED = {
     Sdpa(): "attention",
     Eager(): "eager",
     Chunked(): "chunks of 1024",
     Chunked(5): "chunks of 5",
-    Fused(): "attention",
-    Fused(core=Eager()): "eager",
+    FusedQKV(): "attention",
+    FusedQKV(core=Eager()): "eager",
     LoRA(): "attention",
     LoRA(core=Chunked(3)): "chunks of 3",
-    LoRA(core=Fused(core=Eager())): "eager",
+    LoRA(core=FusedQKV(core=Eager())): "eager",
 }
 
 
-@pytest.mark.parametrize(("processor", "asked"), ASKED.items(), ids=map(str, ASKED))
-def test_each_processor_asks_for_its_own_kind_of_attention(processor, asked):
-    layers, ops = processed(decoder(CONFIGS["kl-f16"]), processor), AskedOps()
+@pytest.mark.parametrize(("processor", "called"), CALLED.items(), ids=map(str, CALLED))
+def test_each_processor_calls_its_own_kind_of_attention(processor, called):
+    layers, ops = processed(decoder(CONFIGS["kl-f16"]), processor), RecordingOps()
     layers(uniform("z", (1, 16, 1, 1)), drawn_weights({k: row.shape for k, row in layers.parameters()}), ops)
-    assert ops.asked == {asked}
+    assert ops.called == {called}
 
 
 @each_backend
 def test_a_model_encodes_and_decodes_with_its_processors(backend):
-    vae = with_processor(Fused(core=Chunked(4)), backend=backend)
+    vae = with_processor(FusedQKV(core=Chunked(4)), backend=backend)
     (x, z), theirs = compared(SMALL), oracle(SMALL)[0]
     assert relative_l2(array(vae.encode(x).latent_dist.mean), encoded(theirs, x)[0]) <= EXACT[vae.dtype]
     assert relative_l2(array(vae.decode(z).sample), decoded(theirs, z)) <= EXACT[vae.dtype]
@@ -104,7 +105,7 @@ def test_a_model_encodes_and_decodes_with_its_processors(backend):
 
 @each_backend
 def test_a_users_own_processor_is_computed(backend):
-    """Sharper attention is that of queries made larger."""
+    """Sharper attention equals attention with larger queries."""
     vae, (_, weights) = with_processor(Sharper(3.0), backend=backend), oracle(SMALL)
     queries = {name: 3.0 * a for name, a in weights.items() if ".to_q." in name}
     assert distance(vae, changed(queries)) <= EXACT[vae.dtype]
@@ -141,7 +142,7 @@ def test_no_processor_reaches_further_than_the_convolutions(processor, direction
 
 
 def counted(processor: Processor, name: str = "kl-f16") -> CostOps:
-    """What decoding with this processor costs."""
+    """The cost of decoding with a processor."""
     layers, ops = processed(decoder(CONFIGS[name]), processor), CostOps(4)
     layers(ops.array(1, CONFIGS[name].latent_channels, 2, 3), dict(layers.parameters()), ops)
     return ops

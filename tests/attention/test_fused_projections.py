@@ -1,4 +1,4 @@
-"""The projections to q, k and v as one: the same numbers, and canonical weights to whoever asks."""
+"""The projections to q, k and v as one: the results stay, and the weights that users get are canonical."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from support.models import EXACT, each_backend, model
 from support.oracle import oracle
 
 from vaespec import InputError
-from vaespec.attention import QKV, Chunked, Eager, Fused, as_processor
+from vaespec.attention import QKV, Chunked, Eager, FusedQKV
+from vaespec.processors import as_processor
 
 
 @each_backend
-def test_fusing_the_projections_makes_one_of_three(backend):
+def test_fusing_replaces_three_projections_by_one(backend):
     vae = model(SMALL, backend)
     before = state(vae)
     vae.fuse_qkv_projections()
@@ -45,11 +46,11 @@ def test_fusing_or_unfusing_twice_is_harmless():
 
 
 @pytest.mark.parametrize("processor", [Eager(), Chunked(4), Sharper(2.0)])
-def test_fused_projections_are_attended_to_as_before_and_afterwards(processor):
-    """As in diffusers, where unfusing brings back the processors that were there."""
+def test_fusing_and_unfusing_keep_the_processor_that_attends(processor):
+    """In diffusers too, unfusing restores the processors."""
     vae = with_processor(processor)
     vae.fuse_qkv_projections()
-    assert set(vae.attn_processors.values()) == {Fused(core=processor)}
+    assert set(vae.attn_processors.values()) == {FusedQKV(core=processor)}
     vae.unfuse_qkv_projections()
     assert set(vae.attn_processors.values()) == {processor}
 
@@ -63,7 +64,7 @@ def test_a_lora_is_not_lost_by_fusing_the_projections():
 
 
 @each_backend
-def test_what_a_fused_model_hands_out_and_saves_is_canonical(backend, tmp_path):
+def test_a_fused_model_returns_and_saves_canonical_weights(backend, tmp_path):
     vae = model(SMALL, backend)
     expected = vae.weights()
     vae.fuse_qkv_projections()
@@ -73,7 +74,7 @@ def test_what_a_fused_model_hands_out_and_saves_is_canonical(backend, tmp_path):
 
 
 @each_backend
-def test_a_fused_model_moves_and_trains_as_one(backend):
+def test_a_fused_model_moves_and_trains_with_its_fused_weights(backend):
     vae = with_processor("fused", backend=backend).to(dtype="float32")
     params = vae.functional().params
     doubled = vae.with_params({name: 2 * p if "to_qkv.bias" in name else p for name, p in params.items()})

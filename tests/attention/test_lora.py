@@ -26,16 +26,16 @@ from support.oracle import oracle
 
 from vaespec import AutoencoderKL, InputError
 from vaespec.architecture import parameters
-from vaespec.attention import Chunked, Fused, LoRA, Sdpa
+from vaespec.attention import Chunked, FusedQKV, LoRA, Sdpa
 
 
 def drawn_lora(vae: AutoencoderKL) -> dict[str, np.ndarray]:
-    """Canonical weights for every LoRA of a model, none of them zero."""
+    """Canonical weights for every LoRA of a model, without zeros."""
     return {name: uniform(name, row.shape) for name, row in vae._model.table().items() if "_lora." in name}
 
 
 def with_lora(vae: AutoencoderKL, weights: Mapping[str, np.ndarray]) -> AutoencoderKL:
-    """The model after a training that led to these."""
+    """The model with `weights` in the place of its own, as after training."""
     return vae.with_params(vae.functional().params | vae._model.ops.load_params(weights, vae._model.table()))
 
 
@@ -43,8 +43,8 @@ def updated(lora: Mapping[str, np.ndarray], factor: float, name: str = SMALL) ->
     """diffusers' model with W + factor · up · down for each W of its attention."""
     weights, changes = oracle(name)[1], {}
     for key, up in lora.items():
-        if found := re.fullmatch(r"(.+)\.processor\.(to_q|to_k|to_v|to_out)_lora\.up\.weight", key):
-            layer, part = found.groups()
+        if match := re.fullmatch(r"(.+)\.processor\.(to_q|to_k|to_v|to_out)_lora\.up\.weight", key):
+            layer, part = match.groups()
             weight = f"{layer}.{part}{'.0' if part == 'to_out' else ''}.weight"
             changes[weight] = weights[weight] + factor * up @ lora[key.replace(".up.", ".down.")]
     assert len(changes) == len(lora) / 2
@@ -59,9 +59,9 @@ def test_a_new_lora_changes_nothing(backend):
     np.testing.assert_array_equal(array(vae.decode(z).sample), before)
 
 
-@pytest.mark.parametrize("lora", [UPDATE, LoRA(rank=5), LoRA(rank=2, core=Chunked(4)), LoRA(rank=2, core=Fused())])
+@pytest.mark.parametrize("lora", [UPDATE, LoRA(rank=5), LoRA(rank=2, core=Chunked(4)), LoRA(rank=2, core=FusedQKV())])
 @each_backend
-def test_a_lora_is_diffusers_with_the_update_in_its_weights(backend, lora):
+def test_a_lora_agrees_with_diffusers_with_the_update_in_its_weights(backend, lora):
     vae = with_processor(lora, backend=backend)
     weights = drawn_lora(vae)
     vae, factor = with_lora(vae, weights), lora.scale * (lora.alpha or lora.rank) / lora.rank
@@ -69,14 +69,14 @@ def test_a_lora_is_diffusers_with_the_update_in_its_weights(backend, lora):
     assert distance(vae, oracle(SMALL)[0]) > 1e-2
 
 
-def test_a_lora_at_every_level_is_diffusers_with_the_update_in_its_weights():
+def test_a_lora_at_every_level_agrees_with_diffusers_with_the_update_in_its_weights():
     vae = with_processor(UPDATE, "kl-f16")
     weights = drawn_lora(vae)
     assert len(weights) == 7 * 4 * 2
     assert distance(with_lora(vae, weights), updated(weights, 0.75, "kl-f16"), "kl-f16") <= EXACT["float64"]
 
 
-def test_its_parameters_are_named_as_in_diffusers_0_23():
+def test_the_parameters_of_a_lora_are_named_as_in_diffusers_0_23():
     vae = with_processor(LoRA(rank=3), "sd")
     added = vae._model.table().keys() - parameters(vae.config).keys()
     assert added == {
@@ -94,7 +94,7 @@ def test_its_parameters_are_named_as_in_diffusers_0_23():
 
 
 def test_down_is_normal_with_deviation_one_over_rank_and_up_is_zero():
-    """A deviation of n draws is within 5 / √(2 n) of its own size; of the mean, 5 / √n."""
+    """The deviation of n draws is within 5 / √(2 n) of its expected size, their mean within 5 / √n of 0."""
     params = with_processor(LoRA(rank=8), "kl-f16").functional().params
     assert not any(params[name].any() for name in params if "_lora.up." in name)
     down = np.concatenate([a.ravel() for name, a in params.items() if "_lora.down." in name])
@@ -102,7 +102,7 @@ def test_down_is_normal_with_deviation_one_over_rank_and_up_is_zero():
     assert abs(8 * down.mean()) < 5 / np.sqrt(down.size)
 
 
-def test_each_lora_is_drawn_for_itself_from_the_seed_and_alike_on_every_backend():
+def test_each_lora_is_drawn_from_the_seed_and_its_name_on_every_backend():
     def drawn(backend: str, seed: int) -> dict[str, np.ndarray]:
         vae = with_processor(LoRA(seed=seed), backend=backend, dtype="float32")
         params = vae._model.ops.export_params(vae._model.params, vae._model.table())
@@ -115,19 +115,19 @@ def test_each_lora_is_drawn_for_itself_from_the_seed_and_alike_on_every_backend(
     assert len({a.tobytes() for a in every}) == len(every)
 
 
-def test_training_a_lora_leaves_the_model_below_it_as_it_was():
+def test_training_a_lora_leaves_the_other_weights_unchanged():
     vae = with_processor(UPDATE, backend="torch")
     module, x = vae.module(), torch.tensor(compared(SMALL)[0])
     lora = {name: tensor for name, tensor in module.named_parameters() if "_lora." in name}
     module.requires_grad_(False)
     for tensor in lora.values():
         tensor.requires_grad_(True)
-    optimiser, losses = torch.optim.Adam(lora.values(), lr=1e-2), []
+    optimizer, losses = torch.optim.Adam(lora.values(), lr=1e-2), []
     for _ in range(12):
         loss = (module(x).sample - x).square().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.95 * losses[0]
     assert all(tensor.grad.abs().max() > 0 for tensor in lora.values())
@@ -139,23 +139,23 @@ def test_training_a_lora_leaves_the_model_below_it_as_it_was():
 
 
 def test_gradients_reach_every_part_of_a_lora_after_one_step():
-    """Before it, up is zero, and the gradient stops there."""
+    """Before the first step, up is zero and stops the gradient."""
     module, x = with_processor(UPDATE, backend="torch").module(), torch.tensor(compared(SMALL)[0])
     lora = {name: tensor for name, tensor in module.named_parameters() if "_lora." in name}
-    optimiser = torch.optim.SGD(lora.values(), lr=1e-2)
+    optimizer = torch.optim.SGD(lora.values(), lr=1e-2)
 
     def reached() -> set[str]:
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         module(x).sample.square().mean().backward()
         return {name for name, tensor in lora.items() if tensor.grad.any()}
 
     assert reached() == {name for name in lora if ".up." in name}
-    optimiser.step()
+    optimizer.step()
     assert reached() == lora.keys()
 
 
 @each_backend
-def test_fusing_a_lora_puts_it_into_the_weights(backend, tmp_path):
+def test_fusing_a_lora_adds_it_to_the_weights(backend, tmp_path):
     vae = with_processor(LoRA(rank=2, alpha=3.0, scale=0.5, core=Chunked(4)), backend=backend)
     weights = drawn_lora(vae)
     vae, theirs = with_lora(vae, weights), updated(weights, 0.75)
@@ -185,9 +185,9 @@ def test_fusing_a_lora_leaves_other_layers_alone():
     assert distance(vae, updated(weights, 0.75)) <= EXACT["float64"]
 
 
-def test_weights_with_a_lora_in_them_are_not_handed_out_or_saved(tmp_path):
+def test_weights_with_a_lora_are_neither_returned_nor_saved(tmp_path):
     vae = with_processor(UPDATE)
-    told = (
+    message = (
         r"^encoder.mid_block.attentions.0 has a LoRA, which is no part .*: fuse_lora\(\) to add it .* or set_attn_proc"
     )
     for refused in (
@@ -195,7 +195,7 @@ def test_weights_with_a_lora_in_them_are_not_handed_out_or_saved(tmp_path):
         lambda: vae.save_pretrained(tmp_path / "folder"),
         lambda: vae.save_single_file(tmp_path / "file.safetensors"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=message):
             refused()
     assert list(tmp_path.iterdir()) == []
     vae.set_attn_processor("sdpa")
@@ -225,14 +225,14 @@ def test_a_lora_moves_with_its_model(backend):
     vae, theirs = with_lora(vae, weights), updated(weights, 0.75)
     vae.to(dtype="float32")
     assert distance(vae, theirs) <= EXACT["float32"]
-    for there in BACKENDS:
-        moved = vae.with_backend(there)
+    for other in BACKENDS:
+        moved = vae.with_backend(other)
         assert set(moved.attn_processors.values()) == {UPDATE}
         np.testing.assert_equal(state(moved.with_backend(backend)), state(vae))
     assert distance(vae.with_backend("torch"), theirs) <= EXACT["float32"]
 
 
 @pytest.mark.parametrize("rank", [0, -4])
-def test_a_lora_of_no_rank_is_refused(rank):
-    with pytest.raises(InputError, match=f"a LoRA of rank {rank}: expected at least 1"):
+def test_a_rank_below_one_is_refused(rank):
+    with pytest.raises(InputError, match=f"a LoRA of rank {rank}: expected a rank of at least 1"):
         LoRA(rank)

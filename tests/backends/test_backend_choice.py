@@ -1,4 +1,4 @@
-"""Which backend is used, what is told of those there are, and what is said where one cannot be used."""
+"""The choice of a backend, the list of backends, and the error if one cannot be used."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from vaespec.registry import choose_backend, get_backend
 
 
 class Strict:
-    """Tier 0: an Array API namespace and nothing else."""
+    """The smallest backend: an Array API namespace."""
 
     name = "strict"
     framework = "array-api-strict"
@@ -63,19 +63,19 @@ def _nothing_is_accelerated(monkeypatch):
 
 @pytest.fixture
 def has(monkeypatch):
-    """has("torch", "cuda:0"): a device that the backend promises, and finds."""
+    """has("torch", "cuda:0"): a backend that reports a device, and can use it unless another is `usable`."""
 
-    def has(name: str, promised: str, found: str | None = None) -> None:
+    def has(name: str, reported: str, usable: str | None = None) -> None:
         cls = type(get_backend(name))
-        monkeypatch.setattr(cls, "accelerators", lambda self: (promised,))
-        monkeypatch.setattr(cls, "devices", lambda self: (found or promised, "cpu"))
+        monkeypatch.setattr(cls, "accelerators", lambda self: (reported,))
+        monkeypatch.setattr(cls, "devices", lambda self: (usable or reported, "cpu"))
 
     return has
 
 
 @pytest.fixture
 def not_installed(monkeypatch):
-    """not_installed("torch"): a distribution that is not there."""
+    """not_installed("torch"): hides an installed distribution."""
     absent: set[str] = set()
     installed = metadata.version
 
@@ -90,7 +90,7 @@ def not_installed(monkeypatch):
 
 @pytest.fixture
 def install(tmp_path, monkeypatch):
-    """install("clay-tablets", "code"): a distribution with the entry point `mine`, found as any installed one is."""
+    """install("clay-tablets", "code"): installs a distribution with the entry point `mine`."""
     monkeypatch.syspath_prepend(tmp_path)
     modules = []
 
@@ -112,23 +112,23 @@ def install(tmp_path, monkeypatch):
 
 
 def described(name: str) -> vaespec.registry.BackendInfo:
-    """The row of `backends()`; the rows of vaespec's own backends are there and good, whatever this one is."""
+    """The row of a backend in `backends()`; also checks that the rows of the other backends are good."""
     rows = {info.name: info for info in backends()}
     assert all(rows[own].available for own in BACKENDS if own != name)
     return rows[name]
 
 
-# -- which is used -----------------------------------------------------------------------------------------------
+# -- the choice ---------------------------------------------------------------------------------------------------
 
 
-def test_the_argument_wins_over_the_environment_and_that_over_an_accelerator(monkeypatch, has):
+def test_the_argument_comes_before_the_environment_and_the_environment_before_an_accelerator(monkeypatch, has):
     has("torch", "cuda:0")
     monkeypatch.setenv("VAESPEC_BACKEND", "mlx")
     assert choose_backend().name == "mlx"
     assert choose_backend("numpy").name == "numpy"
 
 
-def test_the_environment_is_what_models_are_made_with(monkeypatch):
+def test_without_an_argument_a_model_uses_the_backend_of_the_environment(monkeypatch):
     monkeypatch.setenv("VAESPEC_BACKEND", "torch")
     assert AutoencoderKL.from_config(TINY).backend == "torch"
     assert AutoencoderKL.from_config(TINY, backend="numpy").backend == "numpy"
@@ -139,18 +139,18 @@ def test_an_empty_environment_variable_chooses_nothing(monkeypatch):
     assert choose_backend().name == "numpy"
 
 
-def test_the_environment_is_checked_as_the_argument_is_and_named(monkeypatch):
+def test_an_unknown_backend_in_the_environment_is_refused_with_the_variables_name(monkeypatch):
     monkeypatch.setenv("VAESPEC_BACKEND", "cupy")
     with pytest.raises(BackendError, match=r"^VAESPEC_BACKEND: no backend named 'cupy': choose numpy, jax, mlx, torch"):
         AutoencoderKL.from_config(TINY)
 
 
-def test_where_nothing_is_accelerated_numpy_is_used():
+def test_without_an_accelerator_numpy_is_used():
     assert choose_backend().name == "numpy"
 
 
 @pytest.mark.parametrize(
-    ("there", "chosen"),
+    ("devices", "chosen"),
     [
         ({"torch": "cuda:0"}, "torch"),
         ({"jax": "gpu:0"}, "jax"),
@@ -167,14 +167,14 @@ def test_where_nothing_is_accelerated_numpy_is_used():
         ({"torch": "npu:0"}, "torch"),
     ],
 )
-def test_the_best_accelerator_chooses_cuda_before_tpu_before_gpu_before_mps_before_others(has, there, chosen):
-    for name, device in there.items():
+def test_cuda_comes_before_tpu_before_gpu_before_mps_before_others(has, devices, chosen):
+    for name, device in devices.items():
         has(name, device)
     assert choose_backend().name == chosen
 
 
-def test_an_accelerator_is_passed_over_where_the_framework_finds_only_the_cpu(has):
-    has("torch", "cuda:0", found="cpu")
+def test_an_accelerator_that_the_framework_cannot_use_is_passed_over(has):
+    has("torch", "cuda:0", usable="cpu")
     assert choose_backend().name == "numpy"
     has("mlx", "gpu")
     assert choose_backend().name == "mlx"
@@ -187,7 +187,7 @@ def test_an_accelerator_of_a_framework_that_is_not_installed_is_passed_over(has,
     assert choose_backend().name == "mlx"
 
 
-def test_a_framework_that_cannot_start_is_told_to_who_asks_and_passed_over_otherwise(has):
+def test_a_framework_that_cannot_start_raises_if_requested_and_is_passed_over_otherwise(has):
     register_backend(Broken())
     with pytest.raises(
         BackendError, match=r"backend 'broken' cannot start \(OSError.*libchip.*repair array-api-strict"
@@ -198,13 +198,13 @@ def test_a_framework_that_cannot_start_is_told_to_who_asks_and_passed_over_other
     assert choose_backend().name == "mlx"
 
 
-def test_a_framework_of_ours_that_cannot_start_is_told_with_its_extra(monkeypatch):
+def test_the_error_names_our_extra_if_a_framework_cannot_start(monkeypatch):
     monkeypatch.setattr("vaespec_mlx.MlxBackend.devices", Broken.devices)
     with pytest.raises(BackendError, match=r'repair mlx \(pip install "vaespec\[mlx\]"\), or choose another backend\.'):
         AutoencoderKL.from_config(TINY, backend="mlx")
 
 
-def test_a_probe_that_fails_is_passed_over_and_told(monkeypatch, has):
+def test_a_backend_that_fails_to_list_accelerators_is_passed_over_and_reported(monkeypatch, has):
     has("mlx", "gpu")
     monkeypatch.setattr("vaespec_torch.TorchBackend.accelerators", Broken.devices)
     assert choose_backend().name == "mlx"
@@ -220,7 +220,7 @@ def test_a_registered_backend_hides_an_installed_one():
     assert described("numpy").distribution == "this process"
 
 
-# -- what is told of them ----------------------------------------------------------------------------------------
+# -- the list ----------------------------------------------------------------------------------------------------
 
 
 def test_backends_are_listed_numpy_first_with_what_they_need():
@@ -235,13 +235,13 @@ def test_backends_are_listed_numpy_first_with_what_they_need():
     assert (row.version, row.devices, row.distribution) == (None, (), "this process")
 
 
-def test_devices_are_those_that_are_promised_and_the_cpu(monkeypatch):
+def test_the_listed_devices_are_the_accelerators_and_the_cpu(monkeypatch):
     monkeypatch.setattr(machine, "apple_gpu", lambda: True)
     assert described("mlx").devices == ("gpu", "cpu")
     assert described("torch").devices == ("mps", "cpu")
 
 
-def test_switches_are_told_with_their_values_and_with_what_holds_without(monkeypatch):
+def test_switches_are_listed_with_their_values_and_defaults(monkeypatch):
     monkeypatch.setenv("JAX_ENABLE_X64", "1")
     monkeypatch.delenv("MLX_ENABLE_TF32", raising=False)
     jax_switch, mlx_switch = described("jax").switches["JAX_ENABLE_X64"], described("mlx").switches["MLX_ENABLE_TF32"]
@@ -252,13 +252,13 @@ def test_switches_are_told_with_their_values_and_with_what_holds_without(monkeyp
 
 @pytest.mark.parametrize("op", KERNELS)
 @each_backend
-def test_the_operations_that_are_told_native_are_those_the_backend_has_kernels_for(backend, op):
-    made = get_backend(backend)
-    assert made.ops("cpu", "float32", "default").provenance(op) == described(backend).ops[op]
-    assert set(made.native) <= set(KERNELS)
+def test_an_operation_is_listed_as_native_if_the_backend_has_a_kernel_for_it(backend, op):
+    instance = get_backend(backend)
+    assert instance.ops("cpu", "float32", "default").provenance(op) == described(backend).ops[op]
+    assert set(instance.native) <= set(KERNELS)
 
 
-# -- what is said where one cannot be used -----------------------------------------------------------------------
+# -- errors -------------------------------------------------------------------------------------------------------
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
@@ -266,7 +266,7 @@ def test_an_unknown_backend_is_refused_with_the_known_ones():
         AutoencoderKL.from_config(TINY, backend="tensorflow")
 
 
-def test_a_missing_framework_of_a_stranger_is_named():
+def test_the_error_of_a_missing_framework_says_how_to_install_it():
     register_backend(Missing())
     with pytest.raises(
         BackendError, match=r"'cuneiform' needs no-such-framework, .*: pip install no-such-framework\.$"
@@ -275,7 +275,7 @@ def test_a_missing_framework_of_a_stranger_is_named():
 
 
 @pytest.mark.parametrize("backend", ["torch", "jax", "mlx"])
-def test_a_framework_that_is_not_installed_is_named_with_its_extra(backend, not_installed):
+def test_a_missing_framework_of_our_backends_is_named_with_its_extra(backend, not_installed):
     not_installed(backend)
     sentence = f'backend {backend!r} needs {backend}, which is not installed: pip install "vaespec[{backend}]".'
     with pytest.raises(BackendError) as refused:
@@ -293,7 +293,7 @@ class Mine:
 """
 
 
-def test_a_plugin_is_listed_with_the_distribution_it_comes_from(install):
+def test_a_plugin_is_listed_with_its_distribution(install):
     install("clay-tablets", f"{BACKEND}\nbackend = Mine()")
     row = described("mine")
     assert row.available
@@ -302,7 +302,7 @@ def test_a_plugin_is_listed_with_the_distribution_it_comes_from(install):
     assert row.switches == {}
 
 
-def test_two_plugins_of_one_name_are_an_error_that_names_both(install):
+def test_two_plugins_with_one_name_are_an_error_that_names_both(install):
     for distribution in ("wax-tablets", "clay-tablets"):
         install(distribution, f"{BACKEND}\nbackend = Mine()")
     with pytest.raises(BackendError, match="'mine' is provided by clay-tablets and wax-tablets: uninstall one of them"):
@@ -328,7 +328,7 @@ def test_two_plugins_of_one_name_are_an_error_that_names_both(install):
         ),
     ],
 )
-def test_a_plugin_that_is_broken_says_whose_it_is_and_why(install, code, words):
+def test_the_error_of_a_broken_plugin_names_its_distribution_and_the_cause(install, code, words):
     install("clay-tablets", code)
     with pytest.raises(BackendError, match=f"^backend 'mine' of clay-tablets {words}"):
         get_backend("mine")
@@ -342,13 +342,13 @@ def test_a_plugin_that_is_broken_says_whose_it_is_and_why(install, code, words):
     "change",
     ["dtypes = None", "framework = None", "native = None", "switches = 3", "accelerators = lambda self: 1 / 0"],
 )
-def test_a_plugin_that_declares_nonsense_spoils_no_other_row(install, change):
+def test_a_plugin_with_wrong_members_leaves_the_other_rows_good(install, change):
     install("clay-tablets", f"{BACKEND}    {change}\nbackend = Mine()")
     assert "backend 'mine' of clay-tablets is broken (" in described("mine").problem
     assert choose_backend().name == "numpy"
 
 
-def test_what_is_no_backend_cannot_be_registered():
+def test_an_object_without_a_backends_members_cannot_be_registered():
     with pytest.raises(BackendError, match="lacks name, framework, dtypes, devices, ops"):
         register_backend(3.14)
 
@@ -363,13 +363,13 @@ def test_an_unknown_dtype_is_refused_with_the_known_ones(backend, dtype):
         AutoencoderKL.from_config(TINY, backend=backend, dtype=dtype)
 
 
-def test_float64_on_jax_is_refused_until_the_process_asks_for_it():
+def test_float64_on_jax_is_refused_unless_jax_enables_it():
     with pytest.raises(BackendError, match="jax_enable_x64"):
         AutoencoderKL.from_config(TINY, backend="jax", dtype="float64")
 
 
 @each_backend
-def test_an_unknown_device_is_refused_with_those_at_hand(backend):
+def test_an_unknown_device_is_refused_with_the_known_ones(backend):
     words = f"^backend {backend!r} has no device 'tpu:0' here: choose .*cpu.*, or another backend"
     with pytest.raises(BackendError, match=words):
         AutoencoderKL.from_config(TINY, backend=backend, device="tpu:0")
@@ -386,13 +386,13 @@ FLOAT16 = [np.float16, np.dtype("float16"), torch.float16, jnp.float16, mx.float
 
 @pytest.mark.parametrize("dtype", FLOAT16, ids=str)
 @each_backend
-def test_dtypes_may_be_those_of_any_framework(backend, dtype):
+def test_a_dtype_of_any_framework_is_taken(backend, dtype):
     vae = AutoencoderKL.from_config(TINY, backend=backend, device="cpu", dtype=dtype)
     assert vae.dtype == "float16"
     assert str(vae.decode(np.zeros((1, 4, 1, 1), np.float32)).sample.dtype).endswith("float16")
 
 
-def test_bfloat16_may_be_that_of_ml_dtypes():
+def test_bfloat16_of_ml_dtypes_is_taken():
     assert AutoencoderKL.from_config(TINY, backend="numpy", dtype=ml_dtypes.bfloat16).dtype == "bfloat16"
 
 
@@ -417,7 +417,7 @@ def test_an_array_api_namespace_alone_is_a_backend(name):
 
 
 def test_models_in_several_threads_leave_blas_as_it_was():
-    """The number of its threads belongs to the process; strips.py sets it while it works."""
+    """The number of BLAS threads belongs to the process; the CPU engine changes it during a run."""
 
     def blas():
         return sorted((pool["filepath"], pool["num_threads"]) for pool in threadpool_info())

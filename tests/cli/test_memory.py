@@ -12,7 +12,7 @@ from support.workplace import MODEL, error, files, picture, pixels, run
 
 from vaespec.cli import console
 from vaespec.cli.sheet import CAPTION, MARGIN
-from vaespec.machine import Memory
+from vaespec.machine import MemoryUse
 from vaespec.model import Model
 from vaespec_numpy.ops import NumpyOps
 
@@ -25,7 +25,7 @@ def streams(monkeypatch) -> list[str]:
     """The halves that ran in bands, where the process holds one GiB."""
     ran, stream = [], Model.stream
     monkeypatch.setattr("vaespec.tiling.banded.BAND", 1 << 13)  # for a small picture
-    monkeypatch.setattr(NumpyOps, "memory", lambda self: Memory(HELD, 2**40))
+    monkeypatch.setattr(NumpyOps, "memory", lambda self: MemoryUse(HELD, 2**40))
     monkeypatch.setattr(Model, "stream", lambda self, half, *how: ran.append(half) or stream(self, half, *how))
     return ran
 

@@ -1,4 +1,4 @@
-"""A registry that a test may fill, and a canary that it need not think of."""
+"""A registry that a test fills itself."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vaespec_conformance.running import runner
 
 @pytest.fixture
 def no_checks(monkeypatch):
-    """An empty registry; the canary, which needs the suite's own, is said to be caught."""
+    """An empty registry. The canary, which needs the suite's own checks, is reported as caught."""
     before = dict(CHECKS)
     CHECKS.clear()
     caught = {"status": "caught", "mutant": "a mutant", "check": "a check"}

@@ -1,4 +1,4 @@
-"""Write the suite's goldens.npz: what diffusers computes, frozen. Run it again when the suite's configs change."""
+"""Writes the suite's goldens.npz, the results of diffusers. Run it again when the suite's configs change."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vaespec_conformance.cases.models import CONFIGS
 
 
 def frozen(name: str) -> dict[str, np.ndarray]:
-    """The results of diffusers' model of a config of the suite."""
+    """The results of diffusers for one of the suite's configs."""
     model = diffusers_model(CONFIGS[name])
     weights = golden_weights({key: tuple(tensor.shape) for key, tensor in model.state_dict().items()})
     model.load_state_dict({key: torch.tensor(w) for key, w in weights.items()}, strict=True)

@@ -1,4 +1,4 @@
-"""A budget lies between what honest arithmetic costs and what the known shortcuts cost."""
+"""A budget is larger than the error of correct arithmetic and smaller than the error of the known shortcuts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.mark.parametrize("products", [9, 576, 4608])
-def test_sums_of_products_are_told_from_those_of_tf32_and_bfloat16(products):
+def test_the_budget_of_a_sum_separates_float32_from_tf32_and_bfloat16(products):
     x, w = RNG.standard_normal((64, products)), RNG.standard_normal((products, 64))
     x, w = x.astype(np.float32).astype(np.float64), w.astype(np.float32).astype(np.float64)
     one_by_one = np.zeros((64, 64), np.float32)
@@ -29,24 +29,24 @@ def test_sums_of_products_are_told_from_those_of_tf32_and_bfloat16(products):
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_storing_in_16_bits_takes_a_third_of_the_budget_of_a_sum(dtype):
     y = RNG.standard_normal(100_000)
-    used = relative_l2(rounded(y, dtype), y) / budgets.contraction(dtype)
-    assert 0.1 < used < 0.4
+    share = relative_l2(rounded(y, dtype), y) / budgets.contraction(dtype)
+    assert 0.1 < share < 0.4
 
 
 @pytest.mark.parametrize("ratio", [1.0, 30.0, 1000.0])
-def test_a_centred_variance_keeps_to_its_budget_and_one_pass_leaves_it_where_the_mean_is_large(ratio):
+def test_a_centered_variance_is_within_its_budget_and_one_pass_is_not_if_the_mean_is_large(ratio):
     x = (RNG.standard_normal((8, 500)) + ratio).astype(np.float32)
     exact = x.astype(np.float64)
     expected = (exact - exact.mean(1, keepdims=True)) / np.sqrt(exact.var(1, keepdims=True) + 1e-6)
     budget = budgets.group_norm("float32", ratio + 1)
     mean = x.mean(1, keepdims=True)
-    centred = (x - mean) / np.sqrt(np.square(x - mean).mean(1, keepdims=True) + np.float32(1e-6))
+    centered = (x - mean) / np.sqrt(np.square(x - mean).mean(1, keepdims=True) + np.float32(1e-6))
     once = (x - mean) / np.sqrt(np.square(x).mean(1, keepdims=True) - mean * mean + np.float32(1e-6))
-    assert relative_l2(centred, expected) < 0.75 * budget
+    assert relative_l2(centered, expected) < 0.75 * budget
     assert (relative_l2(once, expected) > 10 * budget) == (ratio == 1000)
 
 
-def test_softmax_of_float32_keeps_to_its_budget_and_of_tf32_does_not():
+def test_attention_in_float32_is_within_its_budget_and_in_tf32_is_not():
     q, k, v = (RNG.standard_normal((1, 64, 16)).astype(np.float32).astype(np.float64) * s for s in (2, 2, 1))
 
     def attend(q, k, dtype):
@@ -62,7 +62,7 @@ def test_softmax_of_float32_keeps_to_its_budget_and_of_tf32_does_not():
 
 
 @pytest.mark.parametrize("dtype", list(budgets.EPS))
-def test_a_budget_grows_with_what_makes_rounding_worse(dtype):
+def test_a_budget_grows_with_the_quantities_that_make_rounding_worse(dtype):
     assert budgets.group_norm(dtype, 100.0) > budgets.group_norm(dtype, 1.0)
     assert budgets.moments(dtype, 100.0) > budgets.moments(dtype, 1.0)
     assert budgets.model(dtype, 1e-2) > budgets.model(dtype, 1e-3) > 0
@@ -70,7 +70,7 @@ def test_a_budget_grows_with_what_makes_rounding_worse(dtype):
     assert budgets.attention(dtype, 500.0, 60.0) >= budgets.attention(dtype, 5.0, 0.5)
 
 
-def test_the_left_tail_of_an_activation_may_be_lost_and_the_right_may_not():
+def test_an_activation_may_lose_its_left_tail_but_not_its_right():
     expected, cancelled = np.array([-1e-9, 1.0]), np.array([1.0, 1.0])
     low, high = budgets.activation("float16", expected, cancelled)
     assert low > 1e-9 > 1e-4 * low
@@ -79,5 +79,5 @@ def test_the_left_tail_of_an_activation_may_be_lost_and_the_right_may_not():
 
 
 @pytest.mark.parametrize(("times", "grade"), [(1.0, "A"), (3.0, "B"), (5.0, "C")])
-def test_grades_are_multiples_of_what_rounding_must_cost(times, grade):
+def test_grades_are_multiples_of_the_predicted_error(times, grade):
     assert budgets.grade("float32", times / budgets.MODEL["float32"]) == grade

@@ -20,7 +20,7 @@ from vaespec_conformance.checks import behaviour
 from vaespec_conformance.judging.comparison import equal, within
 from vaespec_conformance.judging.registry import CHECKS, DTYPES, LEVELS
 from vaespec_conformance.subjects.errors import ConformanceError, blamed
-from vaespec_conformance.subjects.numpy_facade import DrivenVae
+from vaespec_conformance.subjects.numpy_facade import VaeFacade
 from vaespec_conformance.subjects.oracle import ORACLE, ReferenceBackend
 from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject
 
@@ -143,9 +143,9 @@ def test_what_a_subject_raises_is_its_failure_and_not_the_suites():
             return x, x, x
 
     with pytest.raises(ConformanceError, match="expected a pair of arrays"):
-        DrivenVae(Three(), np.float32).encode(np.zeros(1))
+        VaeFacade(Three(), np.float32).encode(np.zeros(1))
     with pytest.raises(ConformanceError, match="decode raised AttributeError"):
-        DrivenVae(Three(), np.float32).decode(np.zeros(1))
+        VaeFacade(Three(), np.float32).decode(np.zeros(1))
 
 
 def test_a_framework_may_show_its_own_state():

@@ -1,4 +1,4 @@
-"""The pages that strangers follow are true: what they show runs, and what they name exists."""
+"""The pages for users are true: their code runs, and the options and checks that they name exist."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import vaespec_conformance.checks  # noqa: F401  (registers)
 from vaespec.cli.app import app
 from vaespec_conformance.judging.registry import BLOCK, CHECKS, MODEL, OPERATION, PROFILES
-from vaespec_conformance.running.agenda import plan  # noqa: F401  (registers the checks)
 
 ROOT = Path(__file__).parents[2]
 PORT_THE_VAE, CHECK_YOUR_VAE = (
@@ -31,7 +31,7 @@ def examined(*arguments: str) -> str:
     return result.stdout
 
 
-def test_the_backend_in_twenty_lines_passes_and_is_told_to_have_nothing_of_its_own(tmp_path, monkeypatch):
+def test_the_backend_in_twenty_lines_passes_and_has_no_kernels_of_its_own(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "vaespec_toy.py").write_text(blocks(PORT_THE_VAE)[0])
     assert len(blocks(PORT_THE_VAE)[0].splitlines()) <= 20
@@ -44,8 +44,8 @@ def test_the_kernel_with_the_mistake_fails_as_the_page_shows(tmp_path, monkeypat
     before, kernel = blocks(PORT_THE_VAE)[:2]
     wrong = kernel.partition("\n\n")[0] + "\n\n" + before.replace("return ReferenceOps", "return ToyOps")
     (tmp_path / "vaespec_toy.py").write_text("from vaespec import ReferenceOps\n" + wrong)
-    asked = ["--backend", "vaespec_toy:backend", "--level", "L1", "--dtype", "float32", "--profile", "quick"]
-    result = CliRunner().invoke(app, ["conformance", *asked])
+    arguments = ["--backend", "vaespec_toy:backend", "--level", "L1", "--dtype", "float32", "--profile", "quick"]
+    result = CliRunner().invoke(app, ["conformance", *arguments])
     assert result.exit_code == 1
     (shown,) = (block for block in blocks(PORT_THE_VAE, "") if "likely:" in block)
     for line in shown.splitlines()[:-1]:  # the last is shortened
@@ -75,9 +75,9 @@ def test_the_ports_of_the_page_pass(index, tmp_path, monkeypatch):
 def test_the_options_that_the_page_uses_exist(page):
     help_page = CliRunner().invoke(app, ["conformance", "--help"], env={"COLUMNS": "200"}).output
     lines = [line for line in page.splitlines() if "vaespec conformance" in line]
-    used = {option for line in lines for option in re.findall(r" (--[a-z-]+)", line)}
-    assert len(used) >= 3
-    assert [option for option in used if option not in help_page] == []
+    options = {option for line in lines for option in re.findall(r" (--[a-z-]+)", line)}
+    assert len(options) >= 3
+    assert [option for option in options if option not in help_page] == []
 
 
 @each_page
@@ -87,7 +87,7 @@ def test_the_checks_that_the_page_names_exist(page):
         assert name in CHECKS
 
 
-def test_the_profiles_are_those_of_the_table():
+def test_the_table_has_the_numbers_of_the_profiles():
     for profile in PROFILES:
         counts = " / ".join(str(getattr(kind, profile)) for kind in (OPERATION, BLOCK, MODEL))
         assert re.search(rf"\| `{profile}` \|.*\| {counts} \|", PORT_THE_VAE)

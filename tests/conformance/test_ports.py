@@ -1,4 +1,4 @@
-"""diffusers' AutoencoderKL, driven from outside, passes; with any one thing wrong in it, it does not."""
+"""diffusers' AutoencoderKL, examined as a port, passes; with any one mistake in it, it does not."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.subjects import Capabilities, PortSubject
 
 FEATURES = frozenset({"tiling", "slicing", "sample", "weights", "deterministic", "threads", "legacy_names"})
-logging.set_verbosity_error()  # it warns of half precision, which is meant
-KINDS = ("float32", "bfloat16", "float16", "float64")
+logging.set_verbosity_error()  # diffusers warns of half precision, which these tests use on purpose
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 class Port:
-    """diffusers' model behind the methods that the suite calls; `spoil` may change it first."""
+    """diffusers' model behind the methods that the suite calls; `spoil` puts a mistake into it."""
 
     def __init__(self, config, weights, dtype="float32", *, spoil: Callable[[torch.nn.Module], object] | None = None):
         self.config, self.dtype = config, getattr(torch, dtype)
@@ -33,7 +33,7 @@ class Port:
             spoil(self.vae)
 
     def _new_names(self, state):
-        """What diffusers' from_pretrained does to the names of older files."""
+        """Renames the parameters of older files, as diffusers' from_pretrained does."""
         for old, new in (("query", "to_q"), ("key", "to_k"), ("value", "to_v"), ("proj_attn", "to_out.0")):
             for name in [name for name in state if f".{old}." in name]:
                 w = state.pop(name)
@@ -78,7 +78,7 @@ class Port:
 
 def subject(spoil: Callable[[torch.nn.Module], object] | None = None) -> PortSubject:
     maker = partial(Port, spoil=spoil)
-    maker.capabilities = Capabilities(KINDS, features=FEATURES)
+    maker.capabilities = Capabilities(DTYPES, features=FEATURES)
     return PortSubject(maker, "diffusers")
 
 
@@ -86,7 +86,7 @@ PORT_CHECKS = [check for check in CHECKS.values() if "port" in check.subjects an
 
 
 def failures(port: PortSubject, dtype: str = "float32", room: float = 1.0) -> set[str]:
-    """The checks that see something; AssertionError where one that passes used more than `room` of its budget."""
+    """The checks that fail; raises AssertionError if one that passes used more than `room` of its budget."""
     failed = set()
     for check in PORT_CHECKS:
         for case in check.pinned:
@@ -98,16 +98,16 @@ def failures(port: PortSubject, dtype: str = "float32", room: float = 1.0) -> se
     return failed
 
 
-@pytest.mark.parametrize("dtype", KINDS)
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_diffusers_passes_with_a_quarter_of_each_budget_left(dtype):
     assert failures(subject(), dtype, room=0.75) == set()
 
 
-# -- with one thing wrong ----------------------------------------------------------------------------------------------
+# -- with one mistake --------------------------------------------------------------------------------------------------
 
 
 def modules(kind: type, change: Callable[[torch.nn.Module], object]) -> Callable[[torch.nn.Module], object]:
-    """Do something to every module of a kind."""
+    """Applies `change` to every module of a kind."""
     return lambda vae: [change(module) for module in vae.modules() if isinstance(module, kind)]
 
 
@@ -124,17 +124,12 @@ def replicate(conv):
         conv.padding_mode, conv._reversed_padding_repeated_twice = "replicate", [1, 1, 1, 1]
 
 
-def functional(module, name, function):
-    """Another forward for a module."""
-    setattr(module, name, function)
-
-
 def pad_above(vae):
-    """Zeros above and left of the maps that are halved."""
+    """Pads the downsampled maps above and left, not below and right."""
     for block in vae.encoder.down_blocks:
         for downsampler in block.downsamplers or ():
             conv = downsampler.conv
-            functional(downsampler, "forward", lambda x, *_, conv=conv: conv(torch.nn.functional.pad(x, (1, 0, 1, 0))))
+            downsampler.forward = lambda x, *_, conv=conv: conv(torch.nn.functional.pad(x, (1, 0, 1, 0)))
 
 
 def attention_of(vae):
@@ -148,7 +143,7 @@ def keys_unscaled(vae):
 
 
 def mixed_batch(norm):
-    """Statistics of all items at once."""
+    """Computes statistics over all items of the batch together."""
 
     def forward(x):
         together = x.transpose(0, 1).reshape(1, x.shape[1], -1, x.shape[3])
@@ -160,22 +155,22 @@ def mixed_batch(norm):
 
 
 def half_precision(conv):
-    """Products of bfloat16 factors."""
+    """Rounds the kernels to bfloat16."""
     conv.weight.copy_(conv.weight.bfloat16())
 
 
 def noisy(vae):
     decoder = vae.decoder.forward
-    vae.decoder.forward = lambda *given: decoder(*given) + 1e-3 * torch.rand(())
+    vae.decoder.forward = lambda *arguments: decoder(*arguments) + 1e-3 * torch.rand(())
 
 
 def clipped(vae):
     decoder = vae.decoder.forward
-    vae.decoder.forward = lambda *given: decoder(*given).clamp(-1, 1)
+    vae.decoder.forward = lambda *arguments: decoder(*arguments).clamp(-1, 1)
 
 
 def greedy(vae):
-    """The overlap of two tiles is not faded."""
+    """Does not blend the overlap of two tiles."""
     vae.blend_v = vae.blend_h = lambda a, b, extent: b
 
 
@@ -194,7 +189,7 @@ DEFECTS = {
 
 
 @pytest.mark.parametrize("name", DEFECTS)
-def test_one_thing_wrong_in_diffusers_is_seen(name):
+def test_one_mistake_in_diffusers_is_detected(name):
     spoil, expected = DEFECTS[name]
     assert expected <= failures(subject(spoil))
 
@@ -210,14 +205,14 @@ def written(port, x):
 
 
 def square(port, x):
-    """Padded to a square, and cut again: the statistics are others."""
+    """Pads images to a square and crops the result, which changes the statistics."""
     f, n = port.config.downsampling_factor, max(x.shape[2:])
     padded = np.pad(x, ((0, 0), (0, 0), (0, n - x.shape[2]), (0, n - x.shape[3])))
     return tuple(part[:, :, : x.shape[2] // f, : x.shape[3] // f] for part in Port.encode(port, padded))
 
 
 def even(port, x):
-    """Odd sizes refused."""
+    """Refuses odd sizes."""
     if x.shape[2] % port.config.downsampling_factor:
         raise ValueError("sizes must be even")
     return Port.encode(port, x)
@@ -228,6 +223,6 @@ def even(port, x):
     [(unclamped, "model.logvar"), (written, "behaviour.inputs"), (square, "model.encode"), (even, "model.encode")],
     ids=["log-variance not cut", "argument written to", "square images only", "odd sizes refused"],
 )
-def test_one_thing_wrong_around_diffusers_is_seen(encode, expected):
+def test_one_mistake_around_diffusers_is_detected(encode, expected):
     spoiled = type("Spoiled", (Port,), {"encode": encode})
     assert expected in failures(PortSubject(spoiled, "spoiled"))

@@ -1,4 +1,4 @@
-"""What a failure prints runs by itself, computes what the specification does, and shows the mistake."""
+"""The snippet of a failure runs alone, computes the same as the specification, and shows the mistake."""
 
 from __future__ import annotations
 
@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 from support import subjects_of_all_kinds as subjects
 
+from vaespec import backends
 from vaespec.registry import get_backend
 from vaespec_conformance import BackendSubject
-from vaespec_conformance.running.agenda import plan
+from vaespec_conformance.running.agenda import agenda
 from vaespec_conformance.running.snippets import FORMULAS, snippet
 
 LONGEST = 15
-BACKENDS = ("numpy", "torch", "jax", "mlx")
+BACKENDS = [info.name for info in backends()]
 
 
 def items(subject, dtype="float32"):
-    """Of operations, in this dtype."""
-    return [item for item in plan(subject) if item.check.level == "L1" and item.dtype == dtype]
+    """The items of operations in a dtype."""
+    return [item for item in agenda(subject) if item.check.level == "L1" and item.dtype == dtype]
 
 
 def printed(text, capsys):
@@ -28,7 +29,7 @@ def printed(text, capsys):
 @pytest.mark.parametrize("name", BACKENDS)
 def test_each_snippet_of_a_good_backend_is_short_and_shows_no_mistake(name, capsys):
     subject = BackendSubject(get_backend(name), "cpu")
-    heard = set()
+    checks = set()
     for item in items(subject):
         for case in item.check.pinned:
             text = snippet(subject, item.check, case, "float32")
@@ -36,12 +37,12 @@ def test_each_snippet_of_a_good_backend_is_short_and_shows_no_mistake(name, caps
                 assert len([line for line in text.splitlines() if line]) <= LONGEST, text
                 assert all(len(line) <= 120 for line in text.splitlines())
                 assert printed(text, capsys) < 1e-3, text  # 16 u κ is 8e-4 where the mean is 857 deviations
-                heard.add(item.check.id)
-    assert {f"ops.{op}" for op in ("conv2d", "linear", "group_norm", "silu", "mish", "gelu", "attention")} <= heard
-    assert {f"structure.{op}" for op in ("conv2d", "linear", "upsample", "add", "scale")} <= heard
+                checks.add(item.check.id)
+    assert {f"ops.{op}" for op in ("conv2d", "linear", "group_norm", "silu", "mish", "gelu", "attention")} <= checks
+    assert {f"structure.{op}" for op in ("conv2d", "linear", "upsample", "add", "scale")} <= checks
 
 
-def test_a_snippet_shows_the_mistake_that_it_was_written_for(capsys):
+def test_the_snippet_of_a_mistake_shows_it(capsys):
     wrong, good = (BackendSubject(kind()) for kind in (subjects.Wrong, subjects.Good))
     (item,) = (item for item in items(wrong, "float16") if item.check.id == "ops.group_norm")
     (faint,) = (case for case in item.check.pinned if case["regime"] == "faint")
@@ -50,15 +51,15 @@ def test_a_snippet_shows_the_mistake_that_it_was_written_for(capsys):
     assert errors[1] < 1e-3
 
 
-def test_a_port_has_none():
+def test_a_port_has_no_snippet():
     from vaespec_conformance import PortSubject
 
     port = PortSubject(subjects.port, "port")
-    (item,) = (item for item in plan(port) if item.id == "model.decode[float32]")
+    (item,) = (item for item in agenda(port) if item.id == "model.decode[float32]")
     assert snippet(port, item.check, item.check.pinned[0], "float32") is None
 
 
-def test_every_formula_is_of_an_operation():
+def test_every_formula_belongs_to_an_operation():
     from vaespec import ReferenceOps
 
     assert all(hasattr(ReferenceOps(np), op) for op in FORMULAS)

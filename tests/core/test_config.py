@@ -1,4 +1,4 @@
-"""A config is checked once, in words; it reads the config.json of every age and writes what diffusers reads."""
+"""A config is checked once; it reads a config.json of any age, and writes one that diffusers reads."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OLD = {
     "up_block_types": ["UpDecoderBlock2D"] * 4,
 }
 
-# field(s), words that the message must hold
+# (fields, words of the message)
 MISTAKES = [
     ({"in_channels": 0}, "in_channels=0: expected a positive integer"),
     ({"in_channels": True}, "in_channels=True"),
@@ -84,7 +84,7 @@ def test_an_unknown_field_is_refused_with_the_known_ones():
         AutoencoderConfig.from_dict({**OLD, "dropout": 0.1})
 
 
-def test_what_is_no_mapping_is_refused():
+def test_a_list_is_refused_as_a_config():
     with pytest.raises(ConfigError, match=r"a config is a mapping of field names to values, got \[7\]"):
         AutoencoderConfig.from_dict([7])
 
@@ -109,7 +109,7 @@ def test_lists_and_tuples_mean_the_same():
     assert AutoencoderConfig(**listed) == CONFIGS["playground"]
 
 
-def test_a_config_without_newer_fields_means_what_it_meant_then():
+def test_a_config_without_newer_fields_gets_the_defaults_of_its_time():
     config = AutoencoderConfig.from_dict(OLD)
     assert config == families.config("sd1")
     assert (config.scaling_factor, config.shift_factor, config.latents_mean) == (0.18215, None, None)
@@ -163,10 +163,10 @@ def test_diffusers_reads_the_config_we_write(name):
 
 
 @pytest.mark.parametrize(
-    "told_by", [{"_class_name": "AutoencoderKLFlux2"}, {"patch_size": [2, 2]}, {"batch_norm_eps": 1e-4}]
+    "fields", [{"_class_name": "AutoencoderKLFlux2"}, {"patch_size": [2, 2]}, {"batch_norm_eps": 1e-4}]
 )
-def test_flux2_is_told_by_its_class_or_its_own_fields(told_by):
-    config = AutoencoderConfig.from_dict(told_by)
+def test_flux2_is_recognized_by_its_class_or_its_own_fields(fields):
+    config = AutoencoderConfig.from_dict(fields)
     assert config == families.config("flux2")
     assert config.class_name == "AutoencoderKLFlux2"
 
@@ -176,7 +176,7 @@ def test_notes_in_a_config_are_not_fields():
     assert AutoencoderConfig.from_dict(noted) == AutoencoderConfig.from_dict(OLD)
 
 
-def test_an_asymmetric_decoder_survives_its_dict_whatever_the_class():
+def test_an_asymmetric_decoder_survives_its_dict_in_either_class():
     config = AutoencoderConfig(decoder_block_out_channels=(32,))
     assert AutoencoderConfig.from_dict(config.to_dict()) == config
 
@@ -190,7 +190,7 @@ def test_a_bad_config_file_is_named(tmp_path, content, words):
     assert str(path) in str(caught.value)
 
 
-def test_bytes_that_are_no_text_are_a_bad_config_file(tmp_path):
+def test_a_config_file_that_is_not_utf8_is_refused(tmp_path):
     path = tmp_path / "config.json"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match="cannot be read as JSON"):
@@ -213,9 +213,11 @@ def test_the_factor_and_the_decoder_widths_follow_from_the_widths():
     assert CONFIGS["flux2-small-decoder"].decoder_widths == (4, 12, 16, 16)
 
 
-@pytest.mark.parametrize(("act_fn", "meant"), [("silu", "silu"), ("swish", "silu"), ("SiLU", "silu"), ("gelu", "gelu")])
-def test_activations_have_one_canonical_name(act_fn, meant):
-    assert AutoencoderConfig(act_fn=act_fn).activation == meant
+@pytest.mark.parametrize(
+    ("act_fn", "activation"), [("silu", "silu"), ("swish", "silu"), ("SiLU", "silu"), ("gelu", "gelu")]
+)
+def test_activations_have_one_canonical_name(act_fn, activation):
+    assert AutoencoderConfig(act_fn=act_fn).activation == activation
 
 
 @pytest.mark.parametrize("name", ["VQModel", "AutoencoderTiny", "AsymmetricAutoencoderKL"])
@@ -224,13 +226,13 @@ def test_another_autoencoder_is_refused_by_its_class(name):
         AutoencoderConfig.from_dict({"_class_name": name})
 
 
-def test_a_subclass_of_somebody_is_read_by_its_fields():
+def test_a_config_of_an_unknown_subclass_is_read_by_its_fields():
     assert AutoencoderConfig.from_dict({"_class_name": "ZImageVAE", "latent_channels": 16}).latent_channels == 16
 
 
 def test_flux2_has_no_scaling_factor_and_others_no_batch_norm():
-    with pytest.raises(ConfigError, match=r"scaling_factor=0\.5: expected null where patch_size is set"):
+    with pytest.raises(ConfigError, match=r"scaling_factor=0\.5: expected null if patch_size is set, since FLUX"):
         AutoencoderConfig.from_dict({"_class_name": "AutoencoderKLFlux2", "scaling_factor": 0.5})
-    with pytest.raises(ConfigError, match=r"batch_norm_eps=0\.1: expected nothing, unless patch_size is set"):
+    with pytest.raises(ConfigError, match=r"batch_norm_eps=0\.1: expected null unless patch_size is set"):
         AutoencoderConfig(batch_norm_eps=0.1)
     assert AutoencoderConfig.from_dict({"batch_norm_eps": None}) == AutoencoderConfig()

@@ -1,4 +1,4 @@
-"""What the system's own files tell of accelerators, on machines made of temporary folders."""
+"""Accelerators are found in the system's files; a machine is a temporary folder."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from vaespec import machine
 def root(tmp_path, monkeypatch):
     """A machine without accelerators: its root folder, where files may be put."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    for places in ("NVIDIA", "TPU"):
-        moved = tuple((tmp_path / folder.relative_to("/"), pattern) for folder, pattern in getattr(machine, places))
-        monkeypatch.setattr(machine, places, moved)
+    for folders in ("NVIDIA", "TPU"):
+        moved = tuple((tmp_path / folder.relative_to("/"), pattern) for folder, pattern in getattr(machine, folders))
+        monkeypatch.setattr(machine, folders, moved)
     elsewhere = tuple(tmp_path / path.as_posix().replace("\\", "/").lstrip("/") for path in machine.NVIDIA_ELSEWHERE)
     monkeypatch.setattr(machine, "NVIDIA_ELSEWHERE", elsewhere)
     monkeypatch.setattr(machine, "CPUINFO", tmp_path / "cpuinfo")
@@ -31,7 +31,7 @@ def put_gpus(root, count: int) -> None:
     put(root, *(f"proc/driver/nvidia/gpus/0000:0{i}:00.0" for i in range(count)))
 
 
-def test_a_machine_without_them_has_no_accelerator(monkeypatch):
+def test_a_machine_without_device_files_has_no_accelerator(monkeypatch):
     monkeypatch.setattr("platform.system", lambda: "Linux")
     assert (machine.nvidia_gpus(), machine.tpus(), machine.apple_gpu()) == (0, 0, False)
 
@@ -46,12 +46,12 @@ def test_every_gpu_the_driver_lists_is_counted(root, count):
     assert machine.nvidia_gpus() == count
 
 
-def test_a_sandbox_that_shows_devices_alone_is_counted_by_them(root):
+def test_in_a_sandbox_without_driver_files_the_device_files_are_counted(root):
     put(root, "dev/nvidia0", "dev/nvidia3", "dev/nvidiactl", "dev/nvidia-uvm", "dev/nvidia-caps/nvidia-cap1")
     assert machine.nvidia_gpus() == 2
 
 
-def test_a_driver_that_found_no_gpu_counts_for_nothing(root):
+def test_a_driver_without_a_gpu_is_not_counted(root):
     put(root, "dev/nvidiactl", "proc/driver/nvidia/version")
     (root / "proc/driver/nvidia/gpus").mkdir()
     assert machine.nvidia_gpus() == 0
@@ -59,7 +59,7 @@ def test_a_driver_that_found_no_gpu_counts_for_nothing(root):
 
 @pytest.mark.parametrize("library", ["usr/lib/wsl/lib/libcuda.so.1", "C:/Windows/System32/nvcuda.dll"])
 @pytest.mark.parametrize(("listed", "count"), [(None, 1), ("", 0), ("-1", 0), ("0", 1), ("1", 1), ("1,0", 1)])
-def test_on_windows_and_in_its_linux_the_driver_promises_one_of_whatever_index(
+def test_on_windows_and_in_its_linux_the_driver_proves_one_gpu_with_any_index(
     root, monkeypatch, library, listed, count
 ):
     put(root, library)
@@ -112,12 +112,12 @@ def test_pytorch_reads_cuda_visible_devices_as_we_do(monkeypatch, listed):
     assert len(named[: beyond[0]] if beyond else named) == VISIBLE_OF_TWO[listed]
 
 
-def test_cuda_visible_devices_makes_no_gpus(monkeypatch):
+def test_cuda_visible_devices_adds_no_gpus_to_a_machine_without_any(monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
     assert machine.nvidia_gpus() == 0
 
 
-def test_more_names_than_gpus_are_no_more_gpus(root, monkeypatch):
+def test_cuda_visible_devices_with_more_names_than_gpus_adds_none(root, monkeypatch):
     put_gpus(root, 1)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", f"{A},{B}")
     assert machine.nvidia_gpus() == 1
@@ -133,7 +133,7 @@ def test_the_chips_of_a_tpu_are_counted_by_their_device_files(root, folder, coun
     assert machine.tpus() == count
 
 
-def test_chips_of_other_makers_are_no_tpu(root):
+def test_chips_of_other_makers_are_not_counted_as_tpus(root):
     put(root, "dev/accel/accel0", "dev/vfio/vfio")
     assert machine.tpus() == 0
 
@@ -142,9 +142,9 @@ def test_chips_of_other_makers_are_no_tpu(root):
     ("system", "chip", "has_gpu"),
     [("Darwin", "arm64", True), ("Darwin", "x86_64", False), ("Linux", "aarch64", False), ("Linux", "arm64", False)],
 )
-def test_metal_is_on_apples_own_chips_only(monkeypatch, system, chip, has_gpu):
+def test_only_a_mac_with_apples_own_chip_has_metal(monkeypatch, system, chip, has_gpu):
     monkeypatch.setattr("platform.system", lambda: system)
-    monkeypatch.setattr("platform.root", lambda: chip)
+    monkeypatch.setattr("platform.machine", lambda: chip)
     assert machine.apple_gpu() is has_gpu
 
 
@@ -152,10 +152,10 @@ def test_metal_is_on_apples_own_chips_only(monkeypatch, system, chip, has_gpu):
 
 
 @pytest.mark.parametrize(
-    ("flags", "there"),
+    ("flags", "fast"),
     [("avx2 avx512f", False), ("avx512f avx512_bf16", True), ("amx_bf16 amx_tile", True), (None, False)],
 )
-def test_products_of_bfloat16_are_seen_in_the_flags_of_the_cpu(root, flags, there):
+def test_fast_products_of_bfloat16_are_read_from_the_flags_of_the_cpu(root, flags, fast):
     if flags is not None:
         (root / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} flush_l1d\n")
-    assert machine.multiplies_bfloat16.__wrapped__() is there
+    assert machine.multiplies_bfloat16.__wrapped__() is fast

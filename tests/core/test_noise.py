@@ -38,7 +38,7 @@ def test_items_and_seeds_differ():
     assert not np.isin(standard_normal((3, *SHAPE), 1), noise).any()
 
 
-def test_an_odd_count_is_a_cut_of_the_even_one():
+def test_an_odd_count_is_the_beginning_of_the_even_one():
     np.testing.assert_array_equal(standard_normal((1, 7), 3)[0], standard_normal((1, 8), 3)[0, :7])
 
 
@@ -63,7 +63,7 @@ def test_an_empty_batch_has_empty_noise():
     assert standard_normal((0, *SHAPE), 0).shape == (0, *SHAPE)
 
 
-def test_the_mean_variance_and_tails_are_those_of_a_standard_normal():
+def test_mean_variance_and_tails_are_standard_normal():
     """n = 400,000 draws: the mean varies by 1/√n, the variance by √(2/n), the fourth moment by √(96/n); 5 σ each."""
     noise = standard_normal((2, 200_000), 12345).astype(np.float64).reshape(-1)
     n = noise.size
@@ -113,6 +113,6 @@ def test_noise_neither_reads_nor_moves_global_generators():
 
 
 @pytest.mark.parametrize("seed", [1.5, "12", "ab", [0.5, 1], -1, 2**64, [None, 1]])
-def test_what_is_no_seed_is_refused(seed):
+def test_a_seed_that_is_no_integer_in_range_is_refused(seed):
     with pytest.raises(InputError, match="expected an integer from 0 to 2"):
         standard_normal((2, 3), seed)

@@ -1,4 +1,4 @@
-"""Outputs are read by attribute, key, index or as a tuple; what is None is absent."""
+"""Outputs are read by attribute, key, index or as a tuple; a field that is None is absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Pictures become arrays and arrays pictures as a viewer would see them."""
+"""Pictures become arrays, and arrays pictures, with the colours that a viewer sees."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vaespec.pictures import is_picture, psnr, to_array, to_pixels
 PIXELS = np.rint(uniform("pixels", (6, 9, 3), 0, 255)).astype(np.uint8)
 
 
-def test_every_byte_survives_the_way_there_and_back():
+def test_every_byte_survives_the_conversion_and_its_inverse():
     every = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
     x = to_array([Image.fromarray(every), Image.fromarray(every[::-1].copy())])
     assert x.shape == (2, 3, 16, 16)
@@ -40,9 +40,9 @@ def test_grey_values_of_sixteen_bits_are_scaled_not_clipped():
     assert to_pixels(x)[0, 0, :, 0].tolist() == [0, 1, 128, 255]
 
 
-def test_a_picture_is_turned_as_its_camera_says(tmp_path):
+def test_a_picture_is_rotated_as_its_exif_says(tmp_path):
     exif = Image.Exif()
-    exif[0x0112] = 6  # to be seen a quarter turn clockwise
+    exif[0x0112] = 6  # shown after a quarter turn clockwise
     Image.fromarray(PIXELS).save(tmp_path / "turned.png", exif=exif)
     with Image.open(tmp_path / "turned.png") as picture:
         np.testing.assert_array_equal(to_pixels(to_array([picture]))[0], np.rot90(PIXELS, -1))

@@ -1,4 +1,4 @@
-"""The posterior is a diagonal Gaussian, in every dtype, also where diffusers' overflows or loses its batch axis."""
+"""The posterior is a diagonal Gaussian in every dtype, even if diffusers' overflows or loses its batch axis."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def test_nll_at_the_mean_is_the_entropy_less_a_half_per_number(posterior):
 
 
 @given(pairs)
-def test_kl_and_nll_are_those_of_diffusers(pair):
+def test_kl_and_nll_agree_with_diffusers(pair):
     """Log-variances differ by up to 50, rounded to 50 · eps; in an exponent that is a relative error."""
     (ours, other), (theirs, their_other) = map(DiagonalGaussian, pair), map(torch_pair, pair)
     # kl(other) has e^d for a ratio of variances; d, up to 50, is rounded to 25 EPS, and e^d with it.
@@ -98,7 +98,7 @@ def test_kl_and_nll_are_those_of_diffusers(pair):
 
 
 @given(pairs)
-def test_moments_and_sample_are_those_of_diffusers(pair):
+def test_mean_variance_and_sample_agree_with_diffusers(pair):
     ours, theirs = DiagonalGaussian(pair[0]), torch_pair(pair[0])
     noise = DiagonalGaussian(pair[1]).mean
     for name in ("mean", "logvar", "var", "std"):
@@ -109,7 +109,7 @@ def test_moments_and_sample_are_those_of_diffusers(pair):
 
 
 @pytest.mark.parametrize("dims", [(1, 2, 3), (1,), [2, 3]])
-def test_nll_sums_over_the_dims_asked_for(dims):
+def test_nll_sums_over_the_given_dims(dims):
     p, x = uniform("p", (2, 6, 3, 4), -2, 2), uniform("x", (2, 3, 3, 4), -2, 2)
     expected = torch_pair(p).nll(torch.tensor(x), dims=list(dims)).numpy()
     np.testing.assert_allclose(DiagonalGaussian(p).nll(x, dims), expected, rtol=1e-13)
@@ -123,7 +123,7 @@ def test_log_variance_is_clamped_at_both_ends():
 
 
 @pytest.mark.parametrize("make", [lambda a: a, torch.tensor], ids=["numpy", "torch"])
-def test_kl_and_nll_of_float16_are_finite_where_its_variance_overflows(make):
+def test_kl_and_nll_of_float16_are_finite_even_if_its_variance_overflows(make):
     p = np.concatenate([np.full((2, 4, 8, 8), 3.0), np.full((2, 4, 8, 8), 20.0)], axis=1).astype(np.float16)
     posterior = DiagonalGaussian(make(p))
     by_hand = 0.5 * 4 * 64 * (9.0 + np.exp(20.0) - 1.0 - 20.0)
@@ -181,7 +181,7 @@ def test_a_seeded_sample_is_mean_and_std_times_portable_noise():
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_seeded_sample_is_the_same_in_every_framework(dtype):
-    """Up to the rounding of exp, which libraries do differently: two units in the last place."""
+    """Up to the rounding of exp, which differs between libraries by two units in the last place."""
     p = uniform("p", (2, 6, 4, 3), -3, 3).astype(dtype)
     expected = DiagonalGaussian(p).sample(seed=3)
     for array in (torch.tensor(p), array_api_strict.asarray(p)):
@@ -212,7 +212,7 @@ def test_samples_have_the_mean_and_variance_of_the_posterior():
 
 
 @pytest.mark.parametrize(
-    ("how", "words"),
+    ("source", "words"),
     [
         ({"seed": 0, "noise": np.zeros((2, 2, 3, 3))}, "give one of generator, seed and noise"),
         ({"generator": np.random.default_rng(0), "seed": 0}, "give one of generator, seed and noise"),
@@ -220,16 +220,16 @@ def test_samples_have_the_mean_and_variance_of_the_posterior():
         ({"seed": [1]}, "1 seeds for a batch of 2"),
         (
             {"generator": torch.Generator()},
-            "generator is a Generator: give one of numpy.random, of the framework, or seed=",
+            "generator is a Generator: give one of numpy.random or of the framework, or give seed=",
         ),
     ],
 )
-def test_a_source_of_noise_that_does_not_fit_is_refused(how, words):
+def test_a_source_of_noise_that_does_not_fit_is_refused(source, words):
     with pytest.raises(InputError, match=words):
-        DiagonalGaussian(np.zeros((2, 4, 3, 3))).sample(**how)
+        DiagonalGaussian(np.zeros((2, 4, 3, 3))).sample(**source)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 4), (4, 2, 2), (1, 5, 1, 1)])
-def test_parameters_that_are_no_moments_are_refused(shape):
+def test_parameters_of_a_wrong_shape_are_refused(shape):
     with pytest.raises(InputError, match=r"parameters of shape .*: expected \(B, 2C, h, w\)"):
         DiagonalGaussian(np.zeros(shape))

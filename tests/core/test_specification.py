@@ -55,7 +55,7 @@ def reference(name: str, xp=compat_numpy):
 @each_config
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("size", ["square", "tall", "odd"])
-def test_encode_and_decode_are_those_of_diffusers(name, size, batch):
+def test_encode_and_decode_agree_with_diffusers(name, size, batch):
     config, (model, _), (encode, decode) = CONFIGS[name], oracle(name), reference(name)
     x = images(config, *sizes(config)[size], batch)
     posterior = DiagonalGaussian(encode(x))
@@ -67,18 +67,18 @@ def test_encode_and_decode_are_those_of_diffusers(name, size, batch):
 
 
 @each_config
-def test_names_and_shapes_are_those_of_the_state_dict(name):
+def test_names_and_shapes_agree_with_the_state_dict_of_diffusers(name):
     table = {key: parameter.shape for key, parameter in parameters(CONFIGS[name]).items()}
     assert table == {key: tuple(value.shape) for key, value in diffusers_model(CONFIGS[name]).state_dict().items()}
 
 
 @each_config
-def test_trained_parameters_are_those_of_the_module(name):
+def test_the_count_of_trained_parameters_agrees_with_diffusers(name):
     assert count_parameters(CONFIGS[name]) == sum(p.numel() for p in diffusers_model(CONFIGS[name]).parameters())
 
 
 @each_config
-def test_latents_have_floor_of_size_over_factor(name):
+def test_the_size_of_latents_is_the_image_size_over_the_factor_rounded_down(name):
     config = CONFIGS[name]
     height, width = sizes(config)["odd"]
     mean = DiagonalGaussian(reference(name)[0](images(config, height, width))).mean
@@ -162,7 +162,7 @@ def test_no_argument_is_ever_written_to(name, backend):
 
 
 @pytest.mark.parametrize("name", ["flux2", "flux2-small-decoder"])
-def test_flux2_latents_are_those_of_the_diffusers_pipeline(name):
+def test_flux2_latents_agree_with_the_pipeline_of_diffusers(name):
     """pipeline_flux2.py of diffusers 0.42.1: _encode_vae_image, and the end of __call__."""
     config, (model, weights) = CONFIGS[name], oracle(name)
     vae = AutoencoderKL(config, weights, backend="numpy", dtype="float64")

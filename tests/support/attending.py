@@ -1,4 +1,4 @@
-"""What the tests of attention share: narrow models with a processor, and how far they are from diffusers'."""
+"""Helpers of the tests of attention: narrow models with a processor, and their distance from diffusers' models."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from support.models import array, model
 from support.oracle import decoded, diffusers_model, encoded, oracle
 
 from vaespec import AutoencoderKL
-from vaespec.attention import Chunked, Eager, Fused, LoRA, Processor, Sdpa, attention_layers, with_processors
+from vaespec.attention import Chunked, Eager, FusedQKV, LoRA, Processor, Sdpa
 from vaespec.layers import Sequential
+from vaespec.processors import attention_layers, with_processors
 
 SMALL = "one-level"
-"""What most tests run on: its latents are as large as its images."""
+"""The config of most tests: its latents are as large as its images."""
 SIZES = {SMALL: (2, 3), "sd": (16, 24)}
-"""(height, width) of images; either way attention sees 6 tokens."""
+"""(height, width) of images; attention gets 6 tokens from both sizes."""
 
 
 ENCODER, DECODER = (f"{part}.mid_block.attentions.0.processor" for part in ("encoder", "decoder"))
 
 
 def compared(name: str) -> tuple[np.ndarray, np.ndarray]:
-    """(images, latents) to compare a named config on."""
+    """(images, latents) on which a named config is compared."""
     config = CONFIGS[name]
     x = images(config, *SIZES.get(name, (16, 32)), batch=2)
     f = config.downsampling_factor
@@ -37,7 +38,7 @@ def compared(name: str) -> tuple[np.ndarray, np.ndarray]:
 def distance(vae: AutoencoderKL, theirs: torch.nn.Module, name: str = SMALL) -> float:
     """The greater relative error of encode and decode, against diffusers' model in float64.
 
-    By functional(): JAX then compiles operations, once for all tests, and not every model.
+    Through functional(): JAX then compiles operations, once for all tests, instead of every model.
     """
     x, z = compared(name)
     params, encode, decode = vae.functional()
@@ -68,12 +69,12 @@ def with_processor(processor, name: str = SMALL, backend: str = "numpy", dtype: 
 
 
 def state(vae: AutoencoderKL) -> tuple[dict[str, Processor], dict[str, np.ndarray]]:
-    """All that setting a processor may change."""
+    """Everything that setting a processor may change."""
     return vae.attn_processors, {name: array(p) for name, p in vae.functional().params.items()}
 
 
 def loaded(folder) -> torch.nn.Module:
-    """What diffusers makes of a folder, in float64."""
+    """The model that diffusers loads from a folder, in float64."""
     return diffusers.AutoencoderKL.from_pretrained(folder, torch_dtype=torch.float64).eval()
 
 
@@ -84,9 +85,9 @@ PROCESSORS = {
     "chunks-of-5-and-1": Chunked(5),
     "one-chunk": Chunked(6),
     "a-chunk-too-large": Chunked(7),
-    "fused": Fused(),
-    "fused-eager": Fused(core=Eager()),
-    "fused-chunks": Fused(core=Chunked(4)),
+    "fused": FusedQKV(),
+    "fused-eager": FusedQKV(core=Eager()),
+    "fused-chunks": FusedQKV(core=Chunked(4)),
 }
 
 each_processor = pytest.mark.parametrize("processor", PROCESSORS.values(), ids=PROCESSORS.keys())
@@ -94,7 +95,7 @@ each_processor = pytest.mark.parametrize("processor", PROCESSORS.values(), ids=P
 
 @dataclass(frozen=True)
 class Sharper(Processor):
-    """All that a user has to write."""
+    """A user's own processor: only this much code."""
 
     factor: float
 

@@ -7,7 +7,7 @@ from support.configs import CONFIGS, images, relative_l2, uniform
 from support.models import model
 
 from vaespec.architecture import decoder, encoder
-from vaespec.attention import with_processors
+from vaespec.processors import with_processors
 from vaespec.tiling.banded import BandedOps
 from vaespec.tiling.padding import CircularOps
 

@@ -1,4 +1,4 @@
-"""Reports with every status, without a run."""
+"""Reports with every status, built without a run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checks of a test's own, in the place of the suite's."""
+"""Checks that a test defines itself, in place of the suite's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ NUMBERS = cases(number=st.integers(0, 10**6))
 
 
 def define(id, run=lambda subject, case, dtype: EXACT, **fields):
-    """Register a check that every subject is asked."""
+    """Registers a check that applies to every subject."""
     fields = {"level": "L1", "cases": NUMBERS, "examples": Examples(3, 6, 12), **fields}
     return check(id, **fields)(run) and CHECKS[id]
 

@@ -1,11 +1,10 @@
-"""Backends and ports that are good, wrong, empty, or worse: what the runner must tell apart."""
+"""Backends and ports that are good, wrong, empty, or worse; the suite must judge each rightly."""
 
 from __future__ import annotations
 
 import os
 import sys
 import threading
-import time
 
 import numpy as np
 
@@ -34,7 +33,7 @@ class Good:
 
 
 class Wrong(Good):
-    """Its GroupNorm has another epsilon."""
+    """GroupNorm has a wrong epsilon."""
 
     name = "wrong"
 
@@ -51,7 +50,7 @@ class Empty(Good):
 
 
 class Narrow(Good):
-    """Does not claim what every backend must do."""
+    """Does not claim float32, which is required."""
 
     name = "narrow"
     dtypes = ("float16",)
@@ -102,7 +101,7 @@ class Stuck(Good):
 
 
 class Crashes(Good):
-    """SiLU takes the process with it."""
+    """SiLU aborts the process."""
 
     name = "crashes"
 
@@ -112,7 +111,7 @@ class Crashes(Good):
 
 
 class Talks(Good):
-    """Prints, and waits for an answer."""
+    """Prints to stdout and reads from stdin."""
 
     name = "talks"
 
@@ -122,21 +121,8 @@ class Talks(Good):
         return super().ops(device, dtype, precision)
 
 
-class Fickle(Good):
-    """Wrong at times: no failure comes back."""
-
-    name = "fickle"
-
-    class Ops(NumpyOps):
-        calls = 0
-
-        def silu(self, x):
-            type(self).calls += 1
-            return super().silu(x) + (type(self).calls == 12)
-
-
 class Declares(Good):
-    """Says what it cannot do."""
+    """Declares a gap that it has."""
 
     name = "declares"
     gaps = (GAP_IN_GELU,)
@@ -147,7 +133,7 @@ class Declares(Good):
 
 
 class DeclaresTooMuch(Declares):
-    """Says it cannot do what it can."""
+    """Declares a gap that it does not have."""
 
     name = "declares-too-much"
 
@@ -156,21 +142,21 @@ class DeclaresTooMuch(Declares):
 
 
 class DeclaresTheCore(Wrong):
-    """Would be excused from what every backend must do."""
+    """Declares a gap for a required check."""
 
     name = "declares-the-core"
     gaps = (Gap("ops.group_norm", "bug", "known"),)
 
 
 class DeclaresNonsense(Good):
-    """A gap for no check."""
+    """Declares a gap for a check that does not exist."""
 
     name = "declares-nonsense"
     gaps = (Gap("ops.grup_norm", "bug", "known"),)
 
 
 class OverClaims(Good):
-    """Claims bfloat16, and stores it in half of the bits it should have."""
+    """Claims bfloat16, but drops the lowest four bits."""
 
     name = "over-claims"
     dtypes = ("float32", "bfloat16")
@@ -182,7 +168,7 @@ class OverClaims(Good):
 
 
 class UnderClaims(Good):
-    """Has a capabilities object that leaves out what works."""
+    """Declares capabilities without a dtype that works."""
 
     name = "under-claims"
     capabilities = Capabilities(("float32",), ("cpu",))
@@ -199,7 +185,7 @@ class Plain(Good):
 
 
 def port(config, weights):
-    """A whole VAE: vaespec's, behind the two methods."""
+    """Builds a whole VAE: vaespec's, behind the two methods."""
     return Port(config, weights)
 
 
@@ -216,12 +202,7 @@ class Port:
 
 
 class BrightPort(Port):
-    """Its pictures are a little too bright."""
+    """Decodes pictures that are a little too bright."""
 
     def decode(self, z):
         return super().decode(z) + 0.01
-
-
-def slow_port(config, weights):
-    """Cannot even be built."""
-    time.sleep(3600)

@@ -11,8 +11,9 @@ from support.configs import CONFIGS, relative_l2, uniform
 from support.models import FINEST
 
 from vaespec.analysis.cost import CostOps
-from vaespec.attention import Chunked, Eager, Fused, LoRA, Sdpa, attention_layers
+from vaespec.attention import Chunked, Eager, FusedQKV, LoRA, Sdpa
 from vaespec.errors import InputError
+from vaespec.processors import attention_layers
 from vaespec.reference import ReferenceOps
 from vaespec.tiling import banded
 from vaespec.tiling.banded import BandedOps
@@ -148,7 +149,15 @@ def test_pieces_cover_everything_once_and_are_nearly_equal(length, most):
 
 # -- attention processors ------------------------------------------------------------------------------------------
 
-PROCESSORS = (Sdpa(), Eager(), Chunked(5), Fused(), Fused(core=Chunked(3)), LoRA(rank=2, alpha=3), LoRA(core=Eager()))
+PROCESSORS = (
+    Sdpa(),
+    Eager(),
+    Chunked(5),
+    FusedQKV(),
+    FusedQKV(core=Chunked(3)),
+    LoRA(rank=2, alpha=3),
+    LoRA(core=Eager()),
+)
 
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=repr)

@@ -15,7 +15,7 @@ from support.configs import narrow, relative_l2, uniform
 from support.models import array, each_backend, model
 
 from vaespec import AutoencoderKL, InputError
-from vaespec.machine import Memory, host_memory
+from vaespec.machine import MemoryUse, host_memory
 from vaespec.model import Model
 from vaespec.tiling import planner
 from vaespec.tiling.planner import Plan
@@ -30,7 +30,7 @@ ONE = (1, *Z.shape[1:])
 @pytest.fixture
 def vae(monkeypatch) -> AutoencoderKL:
     """On a machine of which the process holds one GiB, and three are free."""
-    monkeypatch.setattr(NumpyOps, "memory", lambda self: Memory(GIB, 3 * GIB))
+    monkeypatch.setattr(NumpyOps, "memory", lambda self: MemoryUse(GIB, 3 * GIB))
     return AutoencoderKL.from_config(CONFIG, backend="numpy", dtype="float64")
 
 
@@ -88,7 +88,7 @@ def test_a_limit_that_is_too_little_names_one_that_is_enough(share):
     vae = AutoencoderKL.from_config(CONFIG, backend="numpy", dtype="float64")
     shape = (1, CONFIG.latent_channels, 100, 300)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(NumpyOps, "memory", lambda self: Memory(GIB, 3 * GIB))
+        patch.setattr(NumpyOps, "memory", lambda self: MemoryUse(GIB, 3 * GIB))
         how = (vae._model, "decoder", shape)
         with pytest.raises(InputError) as told:
             planner.choose(*how, int(share * GIB) + 1, {})
@@ -106,7 +106,7 @@ def test_without_a_limit_most_of_what_is_free_is_taken(vae, ran, monkeypatch):
     vae.decode(Z)
     assert ran == [(Z.shape,)]
     free = (need(vae, Plan(slicing=True)) - GIB) / planner.SHARE + 9
-    monkeypatch.setattr(NumpyOps, "memory", lambda self: Memory(GIB, int(free)))
+    monkeypatch.setattr(NumpyOps, "memory", lambda self: MemoryUse(GIB, int(free)))
     ran.clear()
     vae.decode(Z)
     assert ran == [(ONE,)] * 2
@@ -201,7 +201,7 @@ def test_an_accelerator_is_asked_for_its_own_memory(monkeypatch):
     for name, value in (("memory_allocated", 10), ("memory_reserved", 30), ("mem_get_info", (70, 999))):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
     for ops in (jax_ops, torch_ops):
-        assert (ops.memory(), ops.on_host) == (Memory(10, 90), False)
+        assert (ops.memory(), ops.on_host) == (MemoryUse(10, 90), False)
 
 
 def test_maps_of_an_accelerator_may_lie_in_the_hosts_memory(vae, monkeypatch):

@@ -1,1 +1,1 @@
-"""Questions about the model, each answered by running it with other ops."""
+"""Questions about the model: each module answers one by running the model with other ops."""

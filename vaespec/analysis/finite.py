@@ -1,8 +1,6 @@
-"""Which layer made the first NaN or infinity? The model, with every result looked at."""
+"""Which layer computed the first NaN or infinity? Runs the model and checks every result."""
 
 from __future__ import annotations
-
-from collections.abc import Iterator, Mapping
 
 from vaespec.analysis.observe import WatchedOps
 from vaespec.dtypes import all_finite
@@ -12,42 +10,33 @@ from vaespec.reference import ReferenceOps
 
 
 def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -> str | None:
-    """The name of the first weight or layer of `model` that is not finite on x, in words; None if all are."""
+    """The first weight or result that is not finite when `model` runs on x, in words; None if all are finite."""
     for name, _ in model.parameters():
         if not all_finite(params[name]):
             return f"the weight {name}"
     watched = _WatchedParams(params)
     try:
         model(x, watched, WatchedOps(ops, _require_finite))
-    except _FoundError as found:
-        return f"the {found.op} after reading {watched.last}"
+    except _NonFiniteResultError as error:
+        return f"the {error} after reading {watched.last}"
     return None
 
 
 def _require_finite(op: str, y: Array) -> Array:
     if not all_finite(y):
-        raise _FoundError(op)
+        raise _NonFiniteResultError(op)
     return y
 
 
-class _FoundError(Exception):
-    def __init__(self, op: str) -> None:
-        self.op = op
+class _NonFiniteResultError(Exception):
+    """Carries the name of the operation."""
 
 
-class _WatchedParams(Mapping[str, Array]):
-    """Remembers the last name that was looked up: the layer at work."""
+class _WatchedParams(dict[str, Array]):
+    """Parameters that remember the last name that was read: it names the layer at work."""
 
-    def __init__(self, params: Params) -> None:
-        self.params = params
-        self.last = ""
+    last = ""
 
     def __getitem__(self, name: str) -> Array:
         self.last = name
-        return self.params[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.params)
-
-    def __len__(self) -> int:
-        return len(self.params)
+        return super().__getitem__(name)

@@ -1,4 +1,4 @@
-"""The ops of a backend, with somebody looking at every result."""
+"""WatchedOps: the ops of a backend, with a function that sees every result and may replace it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vaespec.ops import Array, Layer, Ops
 
 
 class WatchedOps:
-    """Every result of `ops` passes through watch(name of the operation, result), which returns what goes on."""
+    """Passes each result of `ops` to watch(name of the operation, result), and goes on with what `watch` returns."""
 
     def __init__(self, ops: Ops, watch: Callable[[str, Array], Array]) -> None:
         self.ops, self.watch = ops, watch

@@ -1,8 +1,8 @@
-"""How far does a pixel reach? The model, with intervals for arrays.
+"""How far does a pixel reach? Runs the model with intervals in the place of arrays.
 
-An array is the interval of positions along one axis, which both axes share, that a single input position can
-influence through convolutions. Group norm and attention reach everywhere, and are left out: this is the halo a tile
-needs once statistics and attention are shared between tiles.
+An interval holds the positions on one axis that a single input position can influence through convolutions; the other
+axis has the same reach. Group norm and attention reach every position, and are left out: the reach is the halo that a
+tile needs if tiles share statistics and attention.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Interval(NamedTuple):
 
 
 def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
-    """How many px before and after its own f × f block a latent sees."""
+    """The number of px before and after its own f × f block on which a latent depends."""
     model, f = encoder(config), config.downsampling_factor
     before = takewhile(lambda px: influence(model, px).last >= 0, count(-1, -1))
     after = takewhile(lambda px: influence(model, px).first <= 0, count(f))
@@ -32,30 +32,24 @@ def encoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
 
 
 def decoder_reach(config: AutoencoderConfig) -> tuple[int, int]:
-    """How many px before and after its own f × f block a latent influences."""
-    touched = influence(decoder(config), 0)
-    return -touched.first, touched.last - (config.downsampling_factor - 1)
+    """The number of px before and after its own f × f block that a latent influences."""
+    reached = influence(decoder(config), 0)
+    return -reached.first, reached.last - (config.downsampling_factor - 1)
 
 
 def influence(model: Layer, position: int) -> Interval:
-    """The outputs that the input at `position` can change."""
-    touched: Interval = model(Interval(position, position), dict(model.parameters()), ReachOps())
-    return touched
+    """The positions of the output that the input at `position` can change."""
+    reached: Interval = model(Interval(position, position), dict(model.parameters()), ReachOps())
+    return reached
 
 
 class ReachOps:
-    """Every operation returns the interval its result can change in."""
-
-    def from_nchw(self, x: Interval) -> Interval:
-        return x
-
-    def to_nchw(self, x: Interval) -> Interval:
-        return x
+    """Ops on intervals: each operation returns the interval in which its result can change."""
 
     def conv2d(self, x: Interval, w: Any, b: Any, *, stride: int, padding: Padding) -> Interval:
-        """Output i reads s·i - p … s·i - p + k - 1, p the zeros before."""
+        """Output i reads inputs s·i - p to s·i - p + k - 1, with p zeros before the first input."""
         kernel, (before, _) = w.shape[2], padding[0]
-        first = -((kernel - 1 - before - x.first) // stride)  # of the i with s·i - p + k - 1 >= x.first: rounded up
+        first = -((kernel - 1 - before - x.first) // stride)  # the least i with s·i - p + k - 1 >= x.first
         return Interval(first, (x.last + before) // stride)
 
     def upsample_nearest2x(self, x: Interval) -> Interval:
@@ -64,34 +58,16 @@ class ReachOps:
     def add(self, x: Interval, y: Interval) -> Interval:
         return Interval(min(x.first, y.first), max(x.last, y.last))
 
-    def group_norm(self, x: Interval, scale: Any, shift: Any, *, groups: int, eps: float) -> Interval:
-        return x
-
-    def silu(self, x: Interval) -> Interval:
-        return x
-
-    mish = gelu = relu = tokens = silu
+    def split(self, t: Interval, parts: int) -> tuple[Interval, ...]:
+        return (t,) * parts
 
     def run(self, layer: Layer, x: Interval, params: Params) -> Interval:
         reached: Interval = layer(x, params, self)
         return reached
 
-    def pixels(self, t: Interval, like: Interval) -> Interval:
-        return t
+    def unchanged(self, *arguments: Any, **options: Any) -> Interval:
+        """Returns the first argument: for operations on one position alone, and for those that are left out."""
+        return arguments[0]
 
-    def linear(self, t: Interval, w: Any, b: Any) -> Interval:
-        return t
-
-    def split(self, t: Interval, parts: int) -> tuple[Interval, ...]:
-        return (t,) * parts
-
-    def scale(self, t: Interval, factor: float) -> Interval:
-        return t
-
-    def attention(self, q: Interval, k: Interval, v: Interval, *, scale: float) -> Interval:
-        return q
-
-    eager_attention = attention
-
-    def chunked_attention(self, q: Interval, k: Interval, v: Interval, *, scale: float, size: int) -> Interval:
-        return q
+    from_nchw = to_nchw = tokens = pixels = linear = scale = silu = mish = gelu = relu = unchanged
+    group_norm = attention = eager_attention = chunked_attention = unchanged

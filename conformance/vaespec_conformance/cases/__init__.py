@@ -1,1 +1,1 @@
-"""Cases: what a subject is given, drawn or stored."""
+"""Cases: the inputs, weights and configs that a subject is examined with, drawn or stored."""

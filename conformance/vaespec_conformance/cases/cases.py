@@ -1,7 +1,7 @@
 """Cases: what hypothesis draws. Structure and a seed only; the numbers come from NumPy, seeded by the case.
 
 So a case is a few words of JSON, nothing is filtered, and shrinking finds a small shape and a small seed. Lists of
-choices begin with the simplest, since that is where hypothesis shrinks to; what catches more is in them more often.
+choices begin with the simplest, since hypothesis shrinks towards it; choices that catch more appear more than once.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Case:
 
     @classmethod
     def from_json(cls, text: str) -> Case:
-        """The inverse of `to_json`; ValueError for anything but an object."""
+        """The inverse of `to_json`; raises ValueError for anything but an object."""
         values = json.loads(text)
         if not isinstance(values, Mapping):
             raise ValueError(f"a case is a JSON object, got {text!r}.")
@@ -45,7 +45,7 @@ class Case:
         return dict(self.items)[name]
 
     def rng(self, what: str) -> np.random.Generator:
-        """The generator of the numbers called `what`: they do not depend on what else is drawn."""
+        """The random generator of the array called `what`, independent of every other array of the case."""
         return np.random.default_rng([self["seed"], zlib.crc32(what.encode())])
 
 
@@ -54,7 +54,7 @@ def _frozen(value: Any) -> Json:
 
 
 def cases(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
-    """A strategy of cases with these fields, and a seed."""
+    """A strategy that draws cases with the given fields and a seed."""
     return st.fixed_dictionaries({**fields, "seed": SEEDS}).map(lambda values: Case.of(**values))
 
 
@@ -62,5 +62,5 @@ SEEDS = st.integers(0, 999)
 
 
 def among(*choices: Any) -> st.SearchStrategy[Any]:
-    """One of these, the simplest first."""
+    """A strategy that draws one of the choices; the simplest comes first."""
     return st.sampled_from(choices)

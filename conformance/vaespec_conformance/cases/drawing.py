@@ -1,12 +1,13 @@
-"""Cases drawn by hypothesis, and nothing but the seed decides which.
+"""Draws cases with hypothesis, so that the seed alone decides which.
 
-Two habits of hypothesis would: it keeps a database of failures, and it draws the constants of whatever modules happen
-to be imported. The settings are those of one call; a host's profile of hypothesis is neither read nor changed.
+Two habits of hypothesis are switched off: it keeps a database of failures, and it draws constants of the modules that
+happen to be imported. The settings hold for one call; the user's own profile of hypothesis is neither read nor changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import hypothesis
@@ -17,11 +18,11 @@ from hypothesis.strategies import SearchStrategy
 from vaespec_conformance.cases.cases import Case
 
 SHRINKING = 100
-"""Cases that are tried after a failure, to find a smaller one."""
+"""Cases tried after a failure, to find a smaller one."""
 
 
 class SeededProvider(HypothesisProvider):
-    """Hypothesis' own, without the constants of imported modules."""
+    """Hypothesis' provider, without the constants of imported modules."""
 
     def _maybe_draw_constant(self, *args: Any, **kwargs: Any) -> None:
         return None
@@ -30,48 +31,43 @@ class SeededProvider(HypothesisProvider):
 AVAILABLE_PROVIDERS["vaespec"] = f"{__name__}.{SeededProvider.__qualname__}"
 
 
+FIXED = settings(
+    backend="vaespec",
+    database=None,
+    deadline=None,
+    derandomize=False,
+    print_blob=False,
+    report_multiple_bugs=False,
+    suppress_health_check=[HealthCheck.too_slow],
+    verbosity=Verbosity.quiet,
+)
+"""Settings of every run; each is written out, so that none comes from the user's profile."""
+
+
 class Enough(BaseException):
-    """Ends the search for a smaller case. Hypothesis lets pass what is no Exception."""
+    """Ends the search for a smaller case. Hypothesis passes on anything that is no Exception."""
 
 
 def run_drawn(
-    examine: Callable[[Case], None],
-    cases: SearchStrategy[Case],
-    *,
-    examples: int,
-    seed: int,
-    shrink: bool,
+    examine: Callable[[Case], None], cases: SearchStrategy[Case], *, examples: int, seed: int, shrink: bool
 ) -> None:
-    """Call `examine` with that many cases, and after a failure with smaller ones; raises what it raised last."""
+    """Calls `examine` with `examples` drawn cases, after a failure with smaller ones; raises the last exception."""
     phases = (Phase.generate, *[Phase.shrink] * shrink)
-    after = 0
+    after_failure = 0
 
     @hypothesis.seed(seed)
-    @settings(
-        max_examples=examples,
-        phases=phases,
-        backend="vaespec",
-        database=None,
-        deadline=None,
-        derandomize=False,
-        print_blob=False,
-        report_multiple_bugs=False,
-        suppress_health_check=[HealthCheck.too_slow],
-        verbosity=Verbosity.quiet,
-    )
+    @settings(FIXED, max_examples=examples, phases=phases)
     @given(cases)
     def run(case: Case) -> None:
-        nonlocal after
-        after += bool(after)
-        if after > SHRINKING:
+        nonlocal after_failure
+        after_failure += bool(after_failure)
+        if after_failure > SHRINKING:
             raise Enough
         try:
             examine(case)
         except Exception:
-            after = after or 1
+            after_failure = after_failure or 1
             raise
 
-    try:
+    with suppress(Enough):
         run()
-    except Enough:
-        return

@@ -1,4 +1,4 @@
-"""Frozen results of diffusers, in float64, of the models that are examined: they hold without diffusers and without us.
+"""Goldens: float64 results of diffusers for the suite's models, stored in a file, so that diffusers is not needed.
 
 Weights and inputs come from Philox's raw bits, which NumPy promises never to change, keyed by a name.
 """
@@ -18,22 +18,22 @@ from vaespec_conformance.cases.models import CONFIGS
 
 FILE = Path(__file__).with_name("goldens.npz")
 SIZES = {"plain": (5, 7), "attentive": (6, 8), "bare": (12, 16)}
-"""Of the images, in px, and ⌊n / f⌋ of the latents: those of the other checks, so that nothing is compiled for them."""
+"""Image sizes in px; latents are ⌊n / f⌋. Other checks use the same sizes, so that nothing is compiled for these."""
 
 
 def uniform(key: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Multiples of 2⁻⁷ in [-1, 1), which every dtype holds; float64."""
+    """Multiples of 2⁻⁷ in [-1, 1), which every dtype represents exactly; float64."""
     bits = np.random.Philox(key=zlib.crc32(key.encode())).random_raw(math.prod(shape))
     return ((bits >> np.uint64(56)) * 2.0**-7 - 1.0).reshape(shape)
 
 
 def golden_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Canonical weights by names and shapes, which every dtype holds; no norm is the identity."""
+    """Canonical weights by names and shapes, exact in every dtype; no norm is the identity."""
     return {name: _weight(name, shape) for name, shape in shapes.items()}
 
 
 def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Kernels of a variance of about 1 / fan-in; scales in [½, 1)."""
+    """Kernels with a variance of about 1 / fan-in; scales in [½, 1)."""
     drawn = uniform(name, shape)
     if name.endswith("bias"):
         return drawn / 4
@@ -41,12 +41,12 @@ def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def golden_images(name: str) -> np.ndarray:
-    """(2, C, H, W)."""
+    """Images (2, C, H, W)."""
     return uniform(f"images {name}", (2, CONFIGS[name].in_channels, *SIZES[name]))
 
 
 def golden_latents(name: str) -> np.ndarray:
-    """(2, C, h, w)."""
+    """Latents (2, C, h, w)."""
     config: AutoencoderConfig = CONFIGS[name]
     size = (n // config.downsampling_factor for n in SIZES[name])
     return 2 * uniform(f"latents {name}", (2, config.latent_channels, *size))
@@ -54,6 +54,6 @@ def golden_latents(name: str) -> np.ndarray:
 
 @cache
 def goldens() -> dict[str, np.ndarray]:
-    """ "plain/moments", "plain/decoded" …, and the "version" of diffusers."""
+    """The arrays by name, "plain/moments", "plain/decoded" …, and the "version" of diffusers."""
     with np.load(FILE) as file:
         return dict(file)

@@ -1,4 +1,4 @@
-"""The configs, weights and inputs that models are examined with: narrow, and made to show the known mistakes.
+"""The configs, weights and inputs that models are examined with: narrow, and chosen to show the known mistakes.
 
 There are few configs and sizes, since some backends compile for each, and many regimes of weights, which cost nothing.
 """
@@ -17,7 +17,7 @@ Weights = dict[str, np.ndarray]
 
 
 def narrow(widths: tuple[int, ...], **fields: object) -> AutoencoderConfig:
-    """As many levels as widths, with attention only in the middle, unless block types are given."""
+    """A config with one level for each width, and attention in the mid block only, unless block types are given."""
     blocks = {
         "block_out_channels": widths,
         "down_block_types": ("DownEncoderBlock2D",) * len(widths),
@@ -46,22 +46,24 @@ CONFIGS = {
         shift_factor=0.3,
     ),
 }
-"""As of SD 1; with attention in the outer blocks, a group for every two channels; and with all that may be left out."""
+"""plain: as in SD 1. attentive: attention in the outer blocks too, one or two channels per group. bare: none of
+the optional parts."""
 
 REGIMES = ("plain", "faint", "offset", "loud", "sharp")
-"""Weights after which a mistake shows.
+"""Distributions of weights, each of which shows some mistakes.
 
-plain: of the size of new weights, no norm the identity. faint: every normalised map has a deviation of 10⁻³, where eps
-matters. offset: maps have a mean of twenty deviations, which norms take away. loud: they have a deviation of
-100, whose squares overflow float16. sharp: queries and keys give logits of a deviation of 10 around 100, where the
+plain: as large as new weights; no norm is the identity. faint: every map that is normalized has a deviation of 10⁻³, so
+that eps matters. offset: maps have a mean of twenty deviations, which norms subtract. loud: maps have a deviation of
+100, whose squares overflow float16. sharp: queries and keys give logits with a deviation of 10 around 100, so that the
 scale matters and exponentials overflow.
 """
 
 SIZES = {"faint": 1e-3, "loud": 1e2}
 OFFSET = 20.0
-"""The mean of maps, in deviations of about 1. Beyond it, PyTorch's own group norm on CPUs is off: `ops.group_norm`."""
+"""The mean of maps, in deviations of about 1. Beyond it, PyTorch's own group norm is inexact on CPUs: see
+`ops.group_norm`."""
 INTO_NORMS = ("conv_in", "conv1", "conv2", "to_out.0")
-"""The layers whose results are summed up and normalised."""
+"""The layers whose results are added up and normalized."""
 
 
 @lru_cache(64)
@@ -72,7 +74,7 @@ def _weights(config: str, regime: str, seed: int, dtype: str) -> Weights:
 
 
 def weights(case: Case, dtype: str) -> Weights:
-    """Canonical float64 weights that the dtype holds: of the case's config, regime and seed."""
+    """Canonical float64 weights for the case's config, regime and seed, rounded to the dtype."""
     return dict(_weights(case["config"], case["regime"], case["seed"], dtype))
 
 
@@ -96,13 +98,13 @@ def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Genera
 
 
 def images(case: Case, dtype: str) -> np.ndarray:
-    """(2, C, f h + more, f w + more) in [-1, 1], of latents (h, w) = case["size"]."""
+    """Images (2, C, f h + more, f w + more) in [-1, 1], for latents of (h, w) = case["size"]."""
     config = CONFIGS[case["config"]]
     height, width = (config.downsampling_factor * n + case["more"] for n in case["size"])
     return rounded(case.rng("images").uniform(-1, 1, (2, config.in_channels, height, width)), dtype)
 
 
 def latents(case: Case, dtype: str) -> np.ndarray:
-    """(2, C, h, w), N(0, 1)."""
+    """Latents (2, C, h, w), drawn from N(0, 1)."""
     config = CONFIGS[case["config"]]
     return rounded(case.rng("latents").standard_normal((2, config.latent_channels, *case["size"])), dtype)

@@ -81,7 +81,7 @@ CALLS: dict[str, dict[str, Any]] = {
 
 
 def _call(subject: Any, op: str, case: Case, dtype: str) -> Any:
-    """Runs one operation on random numbers: see `DrivenOps.watched`."""
+    """Runs one operation on random numbers: see `OpsFacade.watched`."""
     shape = (2, 6, 4) if op in ("linear", "attention") else (2, 4, 5, 7)
     count = {"attention": 3, "add": 2}.get(op, 1)
     numbers = dict(CALLS.get(op, {}))

@@ -1,1 +1,1 @@
-"""Judging: results compared with the specification, within a budget."""
+"""Judging: results are compared with the specification, within a budget."""

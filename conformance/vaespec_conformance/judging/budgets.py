@@ -1,8 +1,8 @@
-"""How far from the specification a result may be, and why. u is half of eps, the most that one rounding is off.
+"""Budgets: how far from the specification a result may be, and why. u = eps / 2 is the largest error of one rounding.
 
-Two measures, both relative to the specification's result r: η₂ = ‖a - r‖ / ‖r‖, which a budget B bounds, and
-η∞ = max |a - r| / rms(r), which may be 30 B: one wrong pixel at a border is lost in η₂. Budgets are for the numbers
-that a dtype holds: inputs are rounded to it first, and the specification is given the same.
+There are two measures, both relative to the specification's result r: η₂ = ‖a - r‖ / ‖r‖, which a budget B bounds, and
+η∞ = max |a - r| / rms(r), which may be 30 B, since one wrong pixel at a border is lost in η₂. Inputs are rounded to the
+dtype first, and the specification gets the same rounded inputs.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ WORST_ELEMENT = 30.0
 
 
 def wide_eps(dtype: str) -> float:
-    """eps of what sums and statistics are computed in: float32, or float64 where that is stored."""
+    """eps of the dtype of sums and statistics: float64 for float64, float32 for any other."""
     return EPS["float64"] if dtype == "float64" else EPS["float32"]
 
 
 def storage_eps(dtype: str) -> float:
-    """eps of what 16-bit results are rounded to; 0 where storing rounds no more than computing did."""
+    """eps of the rounding when 16-bit results are stored; 0 for float32 and float64, which are stored as computed."""
     return EPS[dtype] if dtype in ("float16", "bfloat16") else 0.0
 
 
 def contraction(dtype: str) -> float:
-    """Of a convolution or linear map: B = 2e-5 in float32, one eps of storage more in 16 bits, 1e-12 in float64.
+    """Budget of a convolution or linear map: 2e-5 in float32, plus eps of storage in 16 bits; 1e-12 in float64.
 
-    Honest float32 sums of up to 4608 products are off by 1e-7 to 1.2e-6 (one by one), 3.7e-6 (Winograd's F6) or 4.7e-6
-    (three bfloat16 products); TF32 is off by 2e-4, bfloat16 by 2e-3. 2e-5 is four times from the one and ten times from
-    the other. Storing rounds each result by at most u = eps / 2.
+    Errors of correct float32 sums of up to 4608 products are 1e-7 to 1.2e-6 (added one by one), 3.7e-6 (Winograd's F6)
+    or 4.7e-6 (three bfloat16 products); TF32's error is 2e-4, bfloat16's 2e-3. 2e-5 is four times the largest correct
+    error, and a tenth of TF32's. Storing rounds each result by at most u = eps / 2.
     """
     return 1e-12 if dtype == "float64" else 2e-5 + storage_eps(dtype)
 
@@ -38,34 +38,34 @@ MODEL = {"float32": 128.0, "bfloat16": 4.0, "float16": 4.0, "float64": 128.0}
 
 
 def model(dtype: str, predicted: float) -> float:
-    """Of blocks and whole models: what rounding costs the specification, times 4 in 16 bits and 128 in float32.
+    """Budget of a block or model: the predicted error of rounding, times 4 in 16 bits and 128 in float32.
 
-    Correct backends are off by up to 2.6 times the prediction in 16 bits, where the rounding of results rules (PyTorch
-    and MLX, 200 seeds), and by 1.2 to 2.6 in float32, where sums do; three bfloat16 products for one of float32 are off
-    by up to 56 times of it, and TF32's by 1700. `grade` tells them apart.
+    Errors of correct backends are up to 2.6 times the prediction in 16 bits, where the rounding of results dominates
+    (PyTorch and MLX, 200 seeds), and 1.2 to 2.6 times in float32, where sums dominate; with three bfloat16 products for
+    one float32 product the error is up to 56 times the prediction, with TF32 1700 times. `grade` separates them.
     """
     return MODEL[dtype] * max(predicted, EPS[dtype])
 
 
 def grade(dtype: str, eta2: float) -> str:
-    """Of the share of the budget of a model that is used: A to twice the prediction, B to four times, C beyond."""
+    """Grade of a model by the used share of its budget: A to twice the predicted error, B to four times, C beyond."""
     times = eta2 * MODEL[dtype]
     return "A" if times <= 2 else "B" if times <= 4 else "C"
 
 
 def group_norm(dtype: str, conditioning: float) -> float:
-    """Of a normalisation: B = eps of storage + 16 u κ, κ = max (|μ| + σ) / √(σ² + ε) over samples and groups.
+    """Budget of a normalization: eps of storage + 16 u κ, κ = max (|μ| + σ) / √(σ² + ε) over samples and groups.
 
-    The mean of n numbers is off by a few u |μ|, whatever n where sums are merged; x - μ is off by as much, and is
-    divided by √(σ² + ε). E[x²] - E[x]² is off by u (μ / σ)² instead: 60 times the budget where μ / σ is 1000.
+    The error of a mean is a few u |μ|, for any number of values if partial sums are merged; x - μ has the same error,
+    and is divided by √(σ² + ε). The error of E[x²] - E[x]² is u (μ / σ)² instead: 60 times the budget if μ / σ is 1000.
     """
     return storage_eps(dtype) + 16 * wide_eps(dtype) / 2 * conditioning
 
 
 def moments(dtype: str, ratio: float) -> float:
-    """Of a mean, in deviations, and of a variance, relative: 16 u (1 + |μ| / σ). Both are of float32 or wider.
+    """Budget of a mean, in deviations, and of a variance, relative: 16 u (1 + |μ| / σ). Both are float32 or wider.
 
-    The mean is off by a few u |μ|; a variance of deviations from it by a few u, and by the square of that.
+    The error of the mean is a few u |μ|; the error of the centered variance is a few u, plus the square of the mean's.
     """
     return 16 * wide_eps(dtype) / 2 * (1 + ratio)
 
@@ -74,22 +74,22 @@ TINIEST = {"float32": 2.0**-126, "float64": 2.0**-126, "bfloat16": 2.0**-126, "f
 
 
 def activation(dtype: str, expected: np.ndarray, cancelled: np.ndarray) -> np.ndarray:
-    """Of each element: 16 eps of float32 of |f(x)| + c, 2 eps of storage of |f(x)|, and the smallest number there is.
+    """Bound of each element: 16 eps of float32 · (|f(x)| + c) + 2 eps of storage · |f(x)| + the smallest number.
 
-    c, `cancelled`, is the size of what f(x) may be the small rest of: x itself in ½ x (1 + erf(x / √2)), and in
-    ½ x (1 + tanh(x / 2)) as well, as long as tanh is not -1; a good exponential does better.
+    c, `cancelled`, is the size of the terms whose difference f(x) may be: x itself in ½ x (1 + erf(x / √2)), and in
+    ½ x (1 + tanh(x / 2)) as well, unless tanh is -1; a good exponential has a smaller error.
     """
     computed = 16 * wide_eps(dtype) * (abs(expected) + cancelled)
     return computed + 2 * storage_eps(dtype) * abs(expected) + TINIEST[dtype]
 
 
 def attention(dtype: str, largest: float, steepness: float) -> float:
-    """B = 2e-5 + 2 eps of storage + 16 u L∞ + ½ eps of storage · min(L, 12); L∞ = scale · max Σ |q| |k|.
+    """Budget of attention: 2e-5 + 2 eps of storage + 16 u L∞ + ½ eps of storage · min(L, 12).
 
-    L, `steepness`, is the deviation of the logits.
+    L∞ = scale · max Σ |q| |k| is `largest`; L, the standard deviation of the logits, is `steepness`.
 
-    An exponential of a logit that is off by δ is off by δ: a few u L∞ in float32, and, where a backend rounds logits to
-    16 bits, about ½ eps L. Below L = 10 the budget of float32 is 4e-5 at most, or TF32's 3e-4 would be lost in it.
+    An error δ of a logit is a relative error δ of its exponential: a few u L∞ in float32, and about ½ eps L if a
+    backend rounds logits to 16 bits. Below L = 10 the float32 budget is at most 4e-5, so that TF32's 3e-4 is seen.
     """
     if dtype == "float64":
         return 1e-12

@@ -1,4 +1,4 @@
-"""Two arrays, a budget, and one sentence about where they differ."""
+"""Compares two arrays within a budget, and says in one sentence where they differ."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from vaespec_conformance.subjects.errors import ConformanceError
 
 
 def within(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -> Margin:
-    """The share of the budget that is used; ConformanceError where that is more than all of it."""
+    """The used share of the budget; raises ConformanceError if it is more than 1."""
     difference = _difference(actual, expected, what)
     size = float(np.linalg.norm(expected)) or 1.0
     rms = size / max(1.0, expected.size**0.5)
@@ -27,16 +27,16 @@ def within(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -
 
 
 def elementwise(actual: np.ndarray, expected: np.ndarray, bound: np.ndarray, what: str) -> Margin:
-    """The same for a bound of each element."""
+    """The used share of a bound for each element; raises ConformanceError if any element exceeds it."""
     difference = _difference(actual, expected, what)
     worst = float((abs(difference) / bound).max(initial=0.0))
     if worst > 1:
-        raise _failure(f"{what} is {worst:.3g} times the bound of an element", difference, worst, worst)
+        raise _failure(f"{what} has an error of {worst:.3g} times the bound of an element", difference, worst, worst)
     return Margin(worst, worst)
 
 
 def equal(actual: np.ndarray, expected: np.ndarray, what: str) -> Margin:
-    """For what must be the same number."""
+    """Raises ConformanceError unless every number is equal."""
     difference = _difference(actual, expected, what)
     if difference.any():
         wrong = np.count_nonzero(difference)
@@ -45,7 +45,7 @@ def equal(actual: np.ndarray, expected: np.ndarray, what: str) -> Margin:
 
 
 def integers(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -> Margin:
-    """For integers: each must be off by less than `budget`, so that sums by Winograd's method pass, no other number."""
+    """Raises ConformanceError unless each integer is within `budget`: Winograd sums pass, other integers do not."""
     difference = _difference(actual, expected, what)
     wrong = np.count_nonzero(abs(difference) >= budget)
     if wrong:
@@ -54,7 +54,7 @@ def integers(actual: np.ndarray, expected: np.ndarray, budget: float, what: str)
 
 
 def _difference(actual: np.ndarray, expected: np.ndarray, what: str) -> np.ndarray:
-    """actual - expected in float64."""
+    """actual - expected in float64; raises ConformanceError for another shape, NaN or infinity."""
     if actual.shape != expected.shape:
         raise ConformanceError(f"{what} is of shape {actual.shape}: expected {expected.shape}.")
     wide = np.asarray(actual).astype(np.float64)
@@ -69,17 +69,17 @@ def _difference(actual: np.ndarray, expected: np.ndarray, what: str) -> np.ndarr
 def _failure(
     message: str, difference: np.ndarray, eta2: float = float("inf"), etainf: float = float("inf")
 ) -> ConformanceError:
-    return ConformanceError(f"{message}.", where=where(difference), difference=difference, eta2=eta2, etainf=etainf)
+    return ConformanceError(f"{message}.", where=_location(difference), difference=difference, eta2=eta2, etainf=etainf)
 
 
-def where(difference: np.ndarray) -> str:
-    """The worst element, and whether the error lies at the border or inside, in one channel or item or in all."""
+def _location(difference: np.ndarray) -> str:
+    """Describes the worst element, whether the error is at the border or inside, and how many channels and items."""
     worst = tuple(map(int, np.unravel_index(abs(difference).argmax(), difference.shape)))
     return f"worst at {worst}, {_region(difference)}" if difference.ndim == 4 else f"worst at {worst}"
 
 
 def _region(difference: np.ndarray) -> str:
-    """Of a map (B, C, H, W)."""
+    """Describes the wrong part of a map (B, C, H, W): elements with more than a tenth of the largest error."""
     size = abs(difference)
     wrong = size > 0.1 * size.max()
     items, channels = wrong.any((1, 2, 3)), wrong.any((0, 2, 3))

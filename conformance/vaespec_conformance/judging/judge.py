@@ -1,4 +1,4 @@
-"""A computation, by the subject and by the specification: what nearly every check comes to."""
+"""Runs one computation on the subject and on the specification, and compares: the body of nearly every check."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.oracle import ORACLE, roundings
 
 Compute = Callable[[Any, Case, str], np.ndarray]
-"""(subject, case, dtype) -> what it computes. A function of a module, so that the oracle's result can be kept."""
+"""(subject, case, dtype) -> the result. A function of a module, so that the oracle's result can be cached."""
 
 
 def judge(
@@ -31,9 +31,10 @@ def judge(
     compare: Callable[..., Margin] = within,
     expected: np.ndarray | None = None,
 ) -> Margin:
-    """The subject's result against what is `expected`, the specification's; ConformanceError tells the likely cause.
+    """Compares the subject's result with `expected`, by default the specification's; raises ConformanceError.
 
-    `budget` is by default that of a model: what rounding to the dtype costs the specification, and some.
+    `budget` is by default a model's: a multiple of the error that rounding to the dtype causes in the specification.
+    The error carries the evidence from which its likely cause is found.
     """
     if expected is None:
         expected = specified(compute, case, dtype)
@@ -49,7 +50,7 @@ def judge(
 
 @lru_cache(512)
 def specified(compute: Compute, case: Case, dtype: str) -> np.ndarray:
-    """What the specification computes in float64, of inputs that the dtype holds."""
+    """The specification's result in float64, from inputs rounded to the dtype."""
     expected = compute(ORACLE, case, dtype)
     expected.flags.writeable = False
     return expected
@@ -57,11 +58,10 @@ def specified(compute: Compute, case: Case, dtype: str) -> np.ndarray:
 
 @lru_cache(512)
 def predicted(compute: Compute, case: Case, dtype: str) -> float:
-    """What rounding to the dtype must cost: the relative L2 of the specification, rounded, against itself.
+    """The error that rounding to the dtype must cause: the relative L2 of the rounded specification against itself.
 
-    In 16 bits the root mean square over several grids, since one rounding alone may be lucky.
-
-    That of float64, in which the specification is, is 2⁻²⁹ of float32's.
+    In 16 bits it is the root mean square over several grids, since one rounding alone may be lucky. In float64, the
+    dtype of the specification itself, it is 2⁻²⁹ of float32's.
     """
     if dtype == "float64":
         return 2.0**-29 * predicted(compute, case, "float32")

@@ -1,7 +1,7 @@
-"""The checks: one function each, registered here under a name; the runner, the plugin and the reports all read CHECKS.
+"""The registry of checks: one function each, under a name; the runner, the pytest plugin and the reports read CHECKS.
 
-A check is `(subject, case, dtype) -> Margin`. It raises ConformanceError where the subject is wrong. Its docstring is
-what `--explain` prints.
+A check is `(subject, case, dtype) -> Margin`. It raises ConformanceError if the subject is wrong. `--explain` prints
+its docstring.
 """
 
 from __future__ import annotations
@@ -9,14 +9,12 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from hypothesis.strategies import SearchStrategy
 
 from vaespec_conformance.cases.cases import Case
-
-if TYPE_CHECKING:
-    from vaespec_conformance.subjects.subjects import Subject
+from vaespec_conformance.subjects.subjects import Subject
 
 LEVELS = {
     "L0": "interop",
@@ -34,7 +32,7 @@ PROFILES = ("quick", "default", "thorough")
 
 
 class Margin(NamedTuple):
-    """How much of the budget was used: relative L2, and the worst element. 1 is all of it; an exact check uses 0."""
+    """The used share of the budget: relative L2, and the worst element. 1 is the whole budget; exact checks use 0."""
 
     eta2: float
     etainf: float
@@ -44,7 +42,7 @@ EXACT = Margin(0.0, 0.0)
 
 
 class Examples(NamedTuple):
-    """How many cases of a check are drawn, besides the pinned ones, in each profile."""
+    """The number of drawn cases of a check in each profile, besides the pinned ones."""
 
     quick: int
     default: int
@@ -53,14 +51,14 @@ class Examples(NamedTuple):
 
 OPERATION, BLOCK, MODEL = Examples(5, 30, 300), Examples(1, 8, 50), Examples(1, 3, 10)
 
-Run = Callable[["Subject", Case, str], Margin]
+Run = Callable[[Subject, Case, str], Margin]
 
 
 @dataclass(frozen=True)
 class Check:
-    """One property. `pinned` cases run in every profile, before what `cases` draws: they catch the known defects.
+    """One property. `pinned` cases run in every profile, before the drawn ones: they catch the known mistakes.
 
-    `requires` names features of `Capabilities`; a check that requires none is core, and cannot be declared away.
+    `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it.
     """
 
     id: str
@@ -76,16 +74,16 @@ class Check:
 
     @property
     def explain(self) -> str:
-        """What is checked, and why."""
+        """What the check examines, and why."""
         return inspect.getdoc(self.run) or ""
 
     @property
     def core(self) -> bool:
-        """Whether every subject must pass it."""
+        """Whether every subject must pass the check."""
         return not self.requires
 
     def concerns(self, subject: Subject, dtype: str) -> bool:
-        """Whether it can be asked of such a subject in this dtype, declared or not."""
+        """Whether the check applies to subjects of this kind in this dtype, claimed or not."""
         return subject.kind in self.subjects and dtype in self.dtypes
 
 
@@ -104,7 +102,7 @@ def check(
     examples: Examples = MODEL,
     since: str = "1.0",
 ) -> Callable[[Run], Run]:
-    """Register the function below under a name of its own."""
+    """Registers the decorated function as a check."""
 
     def register(run: Run) -> Run:
         if id in CHECKS:

@@ -1,1 +1,1 @@
-"""Reports: what a run found, as data, Markdown, HTML and text."""
+"""Reports: the results of a run as data, Markdown, HTML and text."""

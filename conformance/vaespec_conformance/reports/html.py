@@ -1,4 +1,4 @@
-"""The report as one page: no network, no script; light or dark as the reader's system is."""
+"""The report as one HTML page without network or script; light or dark like the reader's system."""
 
 from __future__ import annotations
 
@@ -23,15 +23,9 @@ STYLE = Path(__file__).with_name("report.css")
 
 
 def to_html(report: Report) -> str:
-    """The verdict, then what went wrong, then every margin, then what was examined and where."""
+    """The page: the verdict, the failures, every margin, and the subject and its environment."""
     title = escape(f"{report.name}: {report.verdict}")
-    parts = (
-        _verdict(report),
-        _failures(report),
-        _matrix(report),
-        _tables(report),
-        _gaps(report),
-    )
+    parts = (_verdict(report), _failures(report), _matrix(report), _tables(report), _gaps(report))
     return (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
@@ -59,7 +53,7 @@ def _verdict(report: Report) -> str:
 
 
 def _overview(report: Report) -> str:
-    """Levels and dtypes: how many checks passed of how many."""
+    """A table of levels and dtypes: how many checks passed of how many."""
     head = "".join(f"<th>{escape(dtype)}</th>" for dtype in report.dtypes)
     rows = []
     for level, cells in by_level(report).items():
@@ -81,7 +75,7 @@ def _share(results: list[Result]) -> str:
     return f'<td class="{mark}">{MARKS[mark]} {passed}/{len(results)}</td>'
 
 
-# -- what went wrong ---------------------------------------------------------------------------------------------
+# -- failures ----------------------------------------------------------------------------------------------------
 
 
 def _failures(report: Report) -> str:
@@ -92,7 +86,7 @@ def _failures(report: Report) -> str:
 
 
 def _card(result: Result, *, opened: bool) -> str:
-    """One failure: the sentence, the picture of the error, the likely cause, and two ways to see it again."""
+    """One failure: the message, the picture of the error, the likely cause, and two ways to reproduce it."""
     failure = result.failure
     head = f'<h3>{escape(result.id)} <span class="chip {result.status}">{result.status}</span></h3>'
     if failure is None:
@@ -130,12 +124,12 @@ def _matrix(report: Report) -> str:
     rows, level_before = [], None
     for (level, check), cells in by_check(report.results).items():
         if level != level_before:
-            told = escape(f"{level}  {LEVELS.get(level, '')}")
-            rows.append(f'<tr class="level"><th colspan="{len(dtypes) + 1}">{told}</th></tr>')
+            heading = escape(f"{level}  {LEVELS.get(level, '')}")
+            rows.append(f'<tr class="level"><th colspan="{len(dtypes) + 1}">{heading}</th></tr>')
             level_before = level
         shown = "".join(_cell(cells.get(dtype)) for dtype in dtypes)
         rows.append(f"<tr><th>{escape(check)}</th>{shown}</tr>")
-    legend = " · ".join(f"{MARKS[status]} {escape(told)}" for status, told in STATUSES.items() if report.counts[status])
+    legend = " · ".join(f"{MARKS[status]} {escape(text)}" for status, text in STATUSES.items() if report.counts[status])
     return (
         "<section>\n<h2>How much of each budget was used</h2>\n"
         f'<p class="note">A full bar is the whole budget, computed for each case. {NOTE} {legend}</p>\n'
@@ -148,7 +142,7 @@ def _matrix(report: Report) -> str:
 def _cell(result: Result | None) -> str:
     if result is None:
         return "<td></td>"
-    title = escape(_told(result), quote=True)
+    title = escape(_tooltip(result), quote=True)
     if result.margin is None or result.status not in ("pass", "fail"):
         return f'<td class="{result.status}" title="{title}">{MARKS[result.status]}</td>'
     if result.status == "pass" and result.margin == 0:
@@ -160,8 +154,8 @@ def _cell(result: Result | None) -> str:
     )
 
 
-def _told(result: Result) -> str:
-    """What a cell says to whoever rests on it."""
+def _tooltip(result: Result) -> str:
+    """The text that is shown when the pointer rests on a cell."""
     parts = [result.id, STATUSES[result.status], f"{result.examples} examples"]
     if result.eta2 is not None:
         parts.append(f"L2 {margin(result.eta2)}, greatest {margin(result.etainf)} of the budget")
@@ -170,7 +164,7 @@ def _told(result: Result) -> str:
     return "; ".join(parts)
 
 
-# -- what was examined -------------------------------------------------------------------------------------------
+# -- the subject and its environment -----------------------------------------------------------------------------
 
 
 def _tables(report: Report) -> str:
@@ -192,15 +186,13 @@ def _facts(rows: Iterable[tuple[str, str]]) -> str:
 
 def _gaps(report: Report) -> str:
     items = "\n".join(
-        f"<li><b>{escape(what)}</b>: {escape(why)}{_link(url)}</li>" for what, why, url in gap_rows(report)
+        f"<li><b>{escape(name)}</b>: {escape(reason)}{_link(url)}</li>" for name, reason, url in gap_rows(report)
     )
-    return (
-        f"<section>\n<h2>Declared gaps, and what is not claimed</h2>\n<ul>\n{items}\n</ul>\n</section>" if items else ""
-    )
+    return f"<section>\n<h2>Declared gaps and missing claims</h2>\n<ul>\n{items}\n</ul>\n</section>" if items else ""
 
 
 def _link(url: str | None) -> str:
-    """A link to an issue; an address of another kind is only shown."""
+    """A link to an issue; an address that is not http or https is plain text."""
     if not url:
         return ""
     shown = escape(url, quote=True)

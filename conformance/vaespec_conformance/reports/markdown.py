@@ -1,4 +1,4 @@
-"""The report as Markdown, and the table of several reports: BACKENDS.md."""
+"""The report as Markdown, and a table of several reports, such as BACKENDS.md."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CELLS = "The greatest part of its budget that a check used, over the dtypes of t
 
 
 def to_markdown(report: Report) -> str:
-    """The verdict, what did not pass, the matrix of checks and dtypes, and the facts."""
+    """The document: the verdict, the failures, the matrix of checks and dtypes, and the facts."""
     dtypes = tuple(dict.fromkeys(result.dtype for result in report.results))
     lines = [f"# {_line(report.name)}: {report.verdict}", "", _line(report.headline)]
     if report.bad:
@@ -32,19 +32,19 @@ def to_markdown(report: Report) -> str:
     )
     ops = [(f"`{op}`", provenance) for op, provenance in report.about["ops"].items()]
     for title, header, rows in (
-        ("Precision of float32", ("asked for", "measured"), precision_rows(report)),
+        ("Precision of float32", ("requested", "measured"), precision_rows(report)),
         ("Operations", ("operation", "kernel"), ops),
-        ("Gaps, and what is not claimed", ("what", "why"), _gaps(report)),
+        ("Declared gaps and missing claims", ("check or claim", "reason"), _gaps(report)),
         ("Subject", ("", ""), subject_rows(report)),
         ("Environment", ("", ""), environment_rows(report)),
     ):
-        if found := list(rows):
-            lines += ["", f"## {title}", "", *_table(header, found)]
+        if table := list(rows):
+            lines += ["", f"## {title}", "", *_table(header, table)]
     return "\n".join(lines) + "\n"
 
 
 def matrix(reports: Sequence[Report]) -> str:
-    """BACKENDS.md: several subjects side by side, verdict and grades, then each check, then where they were run."""
+    """Several subjects side by side: verdicts and grades, then each check, then where each was run."""
     dtypes = tuple(dict.fromkeys(dtype for report in reports for dtype in report.dtypes))
     lines = ["# Backends", "", ORIGIN, ""]
     lines += _table(
@@ -54,7 +54,7 @@ def matrix(reports: Sequence[Report]) -> str:
                 f"**{report.name}**",
                 f"{SIGNS['pass'] if report.exit_code == 0 else SIGNS['fail']} {report.verdict}",
                 *(report.grade(dtype) or ("–" if dtype not in report.dtypes else SIGNS["fail"]) for dtype in dtypes),
-                ", ".join(f"{asked}: {found['class']}" for asked, found in report.about["precision"].items()) or "–",
+                ", ".join(f"{name}: {row['class']}" for name, row in report.about["precision"].items()) or "–",
                 _kernels(report),
                 f"{margin(report.worst.margin)} (`{report.worst.id}`)" if report.worst else "–",
             )
@@ -75,17 +75,16 @@ def matrix(reports: Sequence[Report]) -> str:
 
 def _origin(report: Report) -> tuple[str, str, str, str]:
     run, suite, environment = (report.about[part] for part in ("run", "suite", "environment"))
-    told = ", ".join(f"{name} {value}" for name, value in environment.items() if "not set" not in value)
     return (
         report.name,
         f"{run['profile']}, seed {run['seed']}, on {report.about['subject']['device'] or 'its own device'}",
         f"{suite['version']}, checks {suite['checks_hash'][:12]}",
-        told,
+        ", ".join(f"{name} {value}" for name, value in environment.items() if "not set" not in value),
     )
 
 
 def _over_dtypes(cells: dict[str, Result]) -> str:
-    """The worst of a check's results on one subject."""
+    """The worst result of a check on one subject, over its dtypes."""
     ran = [result for result in cells.values() if result.status != "undeclared"]
     if not ran:
         return SIGNS["undeclared"] if cells else ""
@@ -109,23 +108,23 @@ def _failure(result: Result) -> Iterator[str]:
         yield _line(result.reason or STATUSES[result.status])
         return
     yield _line(failure.message)
-    told = [("where", failure.where), ("likely", failure.hint)]
+    details = [("where", failure.where), ("likely", failure.hint)]
     if result.margin is not None:
-        told.insert(0, ("error", f"{margin(result.margin)} times the budget"))
+        details.insert(0, ("error", f"{margin(result.margin)} times the budget"))
     if failure.case is not None:
-        told.append(("smallest case", f"`{json.dumps(failure.case)}`"))
+        details.append(("smallest case", f"`{json.dumps(failure.case)}`"))
     if failure.command:
-        told.append(("once more", f"`{failure.command}`"))
-    if any(text for _, text in told):
+        details.append(("again", f"`{failure.command}`"))
+    if any(text for _, text in details):
         yield ""
-    yield from (f"- {name}: {_line(text)}" for name, text in told if text)
+    yield from (f"- {name}: {_line(text)}" for name, text in details if text)
     if failure.snippet:
         yield from ("", "```python", *failure.snippet.rstrip("\n").split("\n"), "```")
 
 
 def _legend(report: Report) -> str:
-    used = (f"{SIGNS[status]} {told}" for status, told in STATUSES.items() if report.counts[status])
-    return "; ".join(used) + f". {NOTE}"
+    signs = (f"{SIGNS[status]} {text}" for status, text in STATUSES.items() if report.counts[status])
+    return "; ".join(signs) + f". {NOTE}"
 
 
 def _cell(result: Result | None) -> str:
@@ -138,16 +137,16 @@ def _cell(result: Result | None) -> str:
 
 
 def _gaps(report: Report) -> Iterator[tuple[str, str]]:
-    for what, why, url in gap_rows(report):
-        yield what, f"{why} {url}" if url else why
+    for name, reason, url in gap_rows(report):
+        yield name, f"{reason} {url}" if url else reason
 
 
 def _line(text: str) -> str:
-    """On one line, and no HTML."""
+    """The text on one line, without HTML."""
     return " ".join(text.split()).replace("<", "&lt;")
 
 
 def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> list[str]:
-    """A table whose cells hold no line break and no bar of their own."""
+    """A table whose cells contain no line break and no unescaped bar."""
     lines = [header, ["---"] * len(header), *rows]
     return ["| " + " | ".join(_line(cell).replace("|", "\\|") for cell in line) + " |" for line in lines]

@@ -1,4 +1,4 @@
-"""Where the error is: a picture of it, small enough to travel inside a report."""
+"""A picture of where the error is, small enough to be part of a report."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 LARGEST = 144
 """Pixels along a side. A smaller map is magnified, a larger one shows the worst of each block."""
 WITHIN, BUDGET, BEYOND, FAR = ((247, 251, 255), (158, 202, 225), (252, 146, 114), (203, 24, 29))
-"""Colours of: no error, just within the budget, just beyond it, the greatest error."""
+"""The colours of no error, just within the budget, just beyond it, and the greatest error."""
 MISSING = (0, 0, 0)  # NaN or infinity
 
 
 def error_picture(error: np.ndarray) -> str:
-    """Errors, as parts of what is allowed, of any shape -> PNG as a data URI.
+    """Errors of any shape, in units of the budget -> PNG as a data URI.
 
     (B, C, H, W) shows the worst of B and C for every pixel, (B, N, C) the worst of B. NaN and infinity are black.
     """
@@ -30,13 +30,13 @@ def error_picture(error: np.ndarray) -> str:
 
 
 def _plane(error: np.ndarray) -> np.ndarray:
-    """Two axes, with the worst of the others."""
+    """Reduces to the last two axes, by the worst error over the others."""
     error = error.reshape((1,) * (2 - error.ndim) + error.shape) if error.ndim < 2 else error
     return error.max(axis=tuple(range(error.ndim - 2)))
 
 
 def _shrunk(plane: np.ndarray) -> np.ndarray:
-    """At most LARGEST along each side: blocks of equal size, and what is left over."""
+    """Reduces each side to at most LARGEST, by the worst error of blocks of equal size; the last may be smaller."""
     for axis in (0, 1):
         step = -(-plane.shape[axis] // LARGEST)
         plane = np.maximum.reduceat(plane, np.arange(0, plane.shape[axis], step), axis=axis)
@@ -44,7 +44,7 @@ def _shrunk(plane: np.ndarray) -> np.ndarray:
 
 
 def _coloured(plane: np.ndarray) -> np.ndarray:
-    """(H, W) -> (H, W, 3) bytes: linear within the budget, logarithmic from there to the greatest error."""
+    """(H, W) -> (H, W, 3) bytes: linear within the budget, logarithmic beyond it up to the greatest error."""
     beyond, greatest = plane > 1, plane[np.isfinite(plane)].max(initial=10.0)
     part = np.where(beyond, np.log(np.clip(plane, 1, greatest)) / np.log(greatest), plane)[..., np.newaxis]
     low, high = (np.where(beyond[..., np.newaxis], b, a) for a, b in ((WITHIN, BEYOND), (BUDGET, FAR)))

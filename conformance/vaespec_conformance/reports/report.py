@@ -1,7 +1,7 @@
-"""What a run found: a value, written as JSON, and read from it. Pages are made from it by `markdown` and `html`.
+"""The report of a run: a value that is written as JSON and read from it. `markdown` and `html` write pages from it.
 
-Nothing in it depends on when, where or how fast the run was: the same subject, suite and seed give the same bytes.
-Seconds are kept beside it, and written only where they are asked for.
+Nothing in it depends on the time, place or speed of the run: the same subject, suite and seed give the same bytes.
+Seconds are kept beside it, and written only on request.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any, NamedTuple, Self
 
 from vaespec_conformance.judging import budgets
 
-OF_OPERATIONS = ("L0", "L1")
-"""Levels whose budgets are those of one operation; the others' are of what rounding costs a whole model."""
+OPERATION_LEVELS = ("L0", "L1")
+"""Levels with a budget for one operation; every other level has a budget for the rounding of a whole model."""
 SCHEMA = "vaespec-conformance/1"
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
 STATUSES = {
     "pass": "within the budget",
-    "fail": "not what the specification says",
-    "error": "the check could not be done: something else was raised, or it did not end",
+    "fail": "differs from the specification",
+    "error": "the check could not be done: it raised another exception, or did not end",
     "gap": "fails, as the subject declares",
     "xpass": "passes, though the subject declares a gap",
     "undeclared": "not claimed by the subject",
 }
 BAD = ("fail", "error", "xpass")
 EXIT_CODES = {"conformant": 0, "partial": 0, "failed": 1, "vacuous": 3}
-"""2 is for what was wrongly asked: there is no report then."""
+"""2 is for an invalid request, which has no report."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a check did not pass: in words, and as something to run. `picture` is a PNG of the error, as a data URI."""
+    """Why a check did not pass, and how to run it again. `picture` is a PNG of the error, as a data URI."""
 
     message: str
     where: str | None = None
@@ -49,7 +49,7 @@ class Failure:
 
 
 class Place(NamedTuple):
-    """Where a result stands: one check in one dtype."""
+    """The place of a result in a report: one check in one dtype."""
 
     check: str
     level: str
@@ -63,9 +63,9 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Result:
-    """One check in one dtype. `eta2` and `etainf` are the greatest parts of the budget that were used.
+    """The result of one check in one dtype. `eta2` and `etainf` are the greatest used shares of the budget.
 
-    `works` is of what is undeclared: whether the one case that was tried passed.
+    `works`, for an undeclared item, says whether the one case that was tried passed.
     """
 
     check: str
@@ -83,32 +83,32 @@ class Result:
 
     @property
     def id(self) -> str:
-        """That of its place."""
+        """The check and the dtype: "ops.conv2d[float32]"."""
         return Place(self.check, self.level, self.dtype).id
 
     @property
     def margin(self) -> float | None:
-        """The part of the budget that was used; more than 1 is a failure, None where nothing was measured."""
+        """The used share of the budget; more than 1 is a failure, None if nothing was measured."""
         measured = [m for m in (self.eta2, self.etainf) if m is not None]
         return max(measured) if measured else None
 
     @property
     def grade(self) -> str | None:
-        """A: at most half of the budget; B: more. C: of a model in float32, more than four times what it must cost."""
+        """A: at most half of the budget; B: more. Models have grades by the predicted error; see budgets.grade."""
         if self.status != "pass" or self.eta2 is None or self.margin is None:
             return None
-        if self.level in OF_OPERATIONS:
+        if self.level in OPERATION_LEVELS:
             return "A" if self.margin <= 0.5 else "B"
         return budgets.grade(self.dtype, self.eta2)
 
     def to_dict(self) -> dict[str, Any]:
-        """Without what is not known."""
+        """The fields that are not None, and the grade."""
         nested = {"failure": _known(self.failure)} if self.failure else {}
         return {**_known(self), **nested, **({"grade": self.grade} if self.grade else {})}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
-        """The inverse."""
+        """The inverse of `to_dict`."""
         failure = document.get("failure")
         fields = {name: value for name, value in document.items() if name != "grade"}
         return cls(**{**fields, "failure": failure and Failure(**failure)})
@@ -116,10 +116,10 @@ class Result:
 
 @dataclass(frozen=True)
 class Report:
-    """All that a run found.
+    """All results of a run.
 
-    `about` is what was examined and how (subject, suite, run, environment, claims, precision, ops, canary), as it
-    stands in the JSON; `results` are in the order of the registry; `seconds` are by the id of the result.
+    `about` says what was examined and how (subject, suite, run, environment, claims, precision, ops, canary), with the
+    keys of the JSON; `results` are in the order of the registry; `seconds` maps the id of a result to its time.
     """
 
     about: dict[str, Any]
@@ -131,17 +131,17 @@ class Report:
     @cached_property
     def counts(self) -> dict[str, int]:
         """How many results have each status."""
-        found = Counter(result.status for result in self.results)
-        return {status: found[status] for status in STATUSES}
+        counter = Counter(result.status for result in self.results)
+        return {status: counter[status] for status in STATUSES}
 
     @cached_property
     def bad(self) -> tuple[Result, ...]:
-        """What keeps the subject from being conformant."""
+        """The results because of which the subject is not conformant."""
         return tuple(result for result in self.results if result.status in BAD)
 
     @cached_property
     def unseen(self) -> tuple[str, ...]:
-        """Why a pass would mean nothing: what the run must look at and did not."""
+        """Why a pass would mean nothing: what the run had to examine and did not."""
         reasons = [
             f"{result.id} ran {result.examples} of {result.required} examples"
             for result in self.results
@@ -159,7 +159,7 @@ class Report:
 
     @property
     def verdict(self) -> str:
-        """ "conformant"; "partial" where only some checks were asked for, and passed; "failed"; or "vacuous"."""
+        """ "conformant"; "partial" if only some checks were selected, and passed; "failed"; or "vacuous"."""
         if self.bad:
             return "failed"
         if self.unseen:
@@ -168,29 +168,29 @@ class Report:
 
     @property
     def exit_code(self) -> int:
-        """0, 1 or 3."""
+        """The exit code of the command line: 0, 1 or 3."""
         return EXIT_CODES[self.verdict]
 
     # -- in summary ----------------------------------------------------------------------------------------
 
     @property
     def name(self) -> str:
-        """What was examined."""
+        """The name of the subject."""
         return str(self.about["subject"]["name"])
 
     @cached_property
     def dtypes(self) -> tuple[str, ...]:
-        """Those of any result that was run, in the order of the results."""
+        """The dtypes of the results that were run, in order."""
         return tuple(dict.fromkeys(result.dtype for result in self.results if result.status != "undeclared"))
 
     @cached_property
     def worst(self) -> Result | None:
-        """The passing result that used most of its budget."""
+        """The passing result that used the largest share of its budget."""
         passing = [result for result in self.results if result.status == "pass" and result.margin is not None]
         return max(passing, key=lambda result: result.margin or 0.0, default=None)
 
     def grade(self, dtype: str) -> str | None:
-        """The worst grade of a dtype's results; None where one of them is bad, or none has a grade."""
+        """The worst grade of a dtype's results; None if one of them is bad, or none has a grade."""
         own = [result for result in self.results if result.dtype == dtype]
         grades = [result.grade for result in own if result.grade]
         return None if not grades or any(result in self.bad for result in own) else max(grades)
@@ -200,19 +200,19 @@ class Report:
         """The verdict in a sentence."""
         ran = sum(self.counts[status] for status in self.counts if status != "undeclared")
         bad = self.counts["fail"] + self.counts["error"] + self.counts["xpass"]
-        told = {
+        reason = {
             "conformant": f"all {ran} checks passed",
             "partial": f"{ran} of {ran} checks passed, which is not the whole suite",
             "failed": f"{bad} of {ran} checks did not pass",
             "vacuous": "; ".join(self.unseen),
         }[self.verdict]
         gaps = f", but for {self.counts['gap']} declared gaps" if self.counts["gap"] and not self.unseen else ""
-        return f"{self.name}: {self.verdict}. {told[0].upper()}{told[1:]}{gaps}."
+        return f"{self.name}: {self.verdict}. {reason[0].upper()}{reason[1:]}{gaps}."
 
     # -- as a document -------------------------------------------------------------------------------------
 
     def to_dict(self, *, seconds: bool = False) -> dict[str, Any]:
-        """What the JSON holds; see report.schema.json."""
+        """The JSON document; see report.schema.json."""
         return {
             "schema": SCHEMA,
             **self.about,
@@ -235,9 +235,9 @@ class Report:
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
-        """The inverse of `to_dict`; ValueError for a document that is no report of this version."""
+        """The inverse of `to_dict`; raises ValueError for a document that is no report of this version."""
         if document.get("schema") != SCHEMA:
-            raise ValueError(f"schema {document.get('schema')!r}: a report of {SCHEMA!r} is expected; make it again.")
+            raise ValueError(f"schema {document.get('schema')!r}: a report of {SCHEMA!r} is expected; write it again.")
         about = {name: part for name, part in document.items() if name not in _COMPUTED}
         results = tuple(Result.from_dict(row) for row in document["checks"])
         return cls(about, results, document.get("seconds", {}))
@@ -252,7 +252,7 @@ _COMPUTED = ("schema", "checks", "summary", "seconds")
 
 
 def rounded(number: float | None) -> float | None:
-    """Three significant digits: what is worth comparing between two runs. Infinity is written as 1e308."""
+    """Three significant digits, since two runs differ in the others. Infinity becomes 1e308."""
     return None if number is None else float(f"{min(number, 1e308):.3g}")
 
 
@@ -265,7 +265,7 @@ def by_check(results: Sequence[Result]) -> dict[tuple[str, str], dict[str, Resul
 
 
 def by_level(report: Report) -> dict[str, dict[str, list[Result]]]:
-    """Level -> dtype -> the results that were run: the rows of a shorter table."""
+    """Level -> dtype -> the results that were run: the rows of the overview."""
     rows: dict[str, dict[str, list[Result]]] = {}
     for result in report.results:
         if result.status != "undeclared":
@@ -274,4 +274,5 @@ def by_level(report: Report) -> dict[str, dict[str, list[Result]]]:
 
 
 def _known(value: Any) -> dict[str, Any]:
+    """The fields of a dataclass that are not None."""
     return {name: part for name, part in dataclasses.asdict(value).items() if part is not None}

@@ -1,4 +1,4 @@
-"""What is printed after a run: enough to know what to do next."""
+"""The summary that is printed after a run."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vaespec_conformance.reports.report import Report, Result, by_level
 from vaespec_conformance.reports.text import COLUMNS, MARKS, failure_lines, margin
 
 FAILURES = 5
-"""That are told in full; the reports have all of them."""
+"""The number of failures that are printed in full; the written reports contain all."""
 
 
 def print_summary(report: Report) -> None:
-    """A row for each level, the failures, and the verdict last, where it is seen."""
+    """Prints a row for each level, the failures, and the verdict last."""
     if rows := list(_rows(report)):
         print_table(("level", "", *report.dtypes), rows)
     for result in report.bad[:FAILURES]:
@@ -32,7 +32,7 @@ def print_summary(report: Report) -> None:
 
 
 def _rows(report: Report) -> Iterator[list[str]]:
-    """Per level and dtype: how many passed of how many, and the greatest margin."""
+    """A row for each level: in each dtype, how many checks passed of how many, and the greatest margin."""
     for level, cells in by_level(report).items():
         yield [level, LEVELS[level], *(_cell(cells.get(dtype, [])) for dtype in report.dtypes)]
 

@@ -1,4 +1,4 @@
-"""How a report's numbers and facts are said, the same in every form of it."""
+"""The numbers and facts of a report as text, shared by every output format."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from vaespec_conformance.reports.report import STATUSES, Report, Result
 MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–"}
 COLUMNS = 100
 NOTE = (
-    "Grade A: at most half of a budget was used; of a whole model's, at most twice what rounding must cost. B: more; "
-    "of a model's, at most four times. C: beyond that."
+    "Grade A: at most half of the budget was used, or for a whole model at most twice the error that rounding must "
+    "cause. B: more, for a model at most four times. C: beyond that."
 )
 
 
 def margin(used: float | None) -> str:
-    """A part of the budget: "0.41", "3.2", "570", "2e6"."""
+    """A share of the budget as text: "0.41", "3.2", "570", "2e6"."""
     if used is None:
         return "unknown"
     if used >= 1e5:
@@ -26,7 +26,7 @@ def margin(used: float | None) -> str:
 
 
 def subject_rows(report: Report) -> Iterator[tuple[str, str]]:
-    """What was examined, and how."""
+    """The subject, and how it was examined."""
     subject, run, suite = (report.about[part] for part in ("subject", "run", "suite"))
     yield "kind", subject["kind"]
     if subject["distribution"]:
@@ -37,20 +37,21 @@ def subject_rows(report: Report) -> Iterator[tuple[str, str]]:
     yield "features", ", ".join(report.about["claims"]["features"]) or "none"
     yield "profile", f"{run['profile']}, seed {run['seed']}"
     if run["selection"]:
-        yield "only", ", ".join(f"{name} {', '.join(asked)}" for name, asked in run["selection"].items())
+        yield "only", ", ".join(f"{field} {', '.join(names)}" for field, names in run["selection"].items())
     canary = report.about["canary"]
     yield "canary", f"{canary['mutant']}: {canary['status']}" if canary["mutant"] else canary["status"]
     yield "suite", f"{suite['version']}, checks {suite['checks_hash'][:12]}"
 
 
 def precision_rows(report: Report) -> Iterator[tuple[str, str]]:
-    """What float32 is worth, for each precision that can be asked for."""
-    for precision, found in report.about["precision"].items():
-        yield precision, f"{found['class']} ({found['error']:.1e})" if found["error"] is not None else found["class"]
+    """The measured class and error of float32 products, for each precision."""
+    for precision, measured in report.about["precision"].items():
+        error = "" if measured["error"] is None else f" ({measured['error']:.1e})"
+        yield precision, measured["class"] + error
 
 
 def gap_rows(report: Report) -> Iterator[tuple[str, str, str | None]]:
-    """(what, why, link) of each declared gap; then of each thing that is not claimed, how many checks of it work."""
+    """(check, reason, link) of each declared gap; (claim, how many of its checks work, None) of each missing claim."""
     for result in report.results:
         if result.status in ("gap", "xpass"):
             yield result.id, result.reason or "", result.url
@@ -63,12 +64,12 @@ def gap_rows(report: Report) -> Iterator[tuple[str, str, str | None]]:
 
 
 def environment_rows(report: Report) -> Iterator[tuple[str, str]]:
-    """Versions, machine, and the variables that change numbers."""
+    """Versions, machine, and the environment variables that change results."""
     yield from report.about["environment"].items()
 
 
 def failure_lines(result: Result) -> Iterator[str]:
-    """A failure, with what helps to find its cause."""
+    """A failure, with everything that helps to find its cause."""
     failure = result.failure
     yield f"{MARKS[result.status]} {result.id}: {result.status}"
     if failure is None:

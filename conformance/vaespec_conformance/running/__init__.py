@@ -1,1 +1,1 @@
-"""Running: which checks, in which processes, and what came out."""
+"""Running: which checks are run, in which processes, and their results."""

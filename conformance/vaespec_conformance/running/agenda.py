@@ -1,9 +1,9 @@
-"""What a run examines: every check in every dtype it concerns, or those that were asked for."""
+"""The agenda of a run: every check in every dtype it applies to, or a selection of them."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from vaespec.errors import VaespecError
@@ -16,33 +16,47 @@ REQUIRED = ("float32",)
 """Dtypes that every subject must claim."""
 
 
-class PlanError(VaespecError, ValueError):
-    """A check, level, dtype or gap that does not exist."""
+class AgendaError(VaespecError, ValueError):
+    """A check, level, dtype or gap does not exist."""
 
 
 @dataclass(frozen=True)
 class Item:
-    """One check in one dtype. `lacking` says what the subject does not claim of what it needs."""
+    """One check in one dtype. `lacking` names what the check needs and the subject does not claim."""
 
     check: Check
     dtype: str
-    gap: Gap | None
-    lacking: str | None
+    gap: Gap | None = None
+    lacking: str | None = None
 
     @property
     def id(self) -> str:
-        """That of its place."""
+        """The check and the dtype: "ops.conv2d[float32]"."""
         return self.place.id
 
     @property
     def place(self) -> Place:
-        """Where its result stands in a report."""
+        """Where the result stands in a report."""
         return Place(self.check.id, self.check.level, self.dtype)
+
+
+def _require(kind: str, names: Collection[str], choices: Collection[str]) -> None:
+    """Raises AgendaError for the first name that is not one of the choices."""
+    for name in names:
+        if name not in choices:
+            raise AgendaError(f"no {kind} called {name!r}: {_choose(name, choices)}.")
+
+
+def _choose(name: str, choices: Collection[str]) -> str:
+    """ "choose ops.conv2d, …": names that share more than half of the letters, or the first nine."""
+    names = list(choices)
+    near = difflib.get_close_matches(name, names, n=3, cutoff=0.51) or sorted(names)[:9]
+    return f"choose {', '.join(near)}"
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What was asked for; everything where nothing is named. `checks` are ids, with or without a dtype."""
+    """The requested part of the suite; an empty field selects everything. `checks` are ids, with or without a dtype."""
 
     dtypes: tuple[str, ...] = ()
     levels: tuple[str, ...] = ()
@@ -50,17 +64,12 @@ class Selection:
 
     def __post_init__(self) -> None:
         known = {*CHECKS, *(f"{check.id}[{dtype}]" for check in CHECKS.values() for dtype in check.dtypes)}
-        for what, asked, choices in (
-            ("dtype", self.dtypes, DTYPES),
-            ("level", self.levels, LEVELS),
-            ("check", self.checks, known),
-        ):
-            for name in asked:
-                if name not in choices:
-                    raise PlanError(f"no {what} called {name!r}: {_choose(name, choices)}.")
+        _require("dtype", self.dtypes, DTYPES)
+        _require("level", self.levels, LEVELS)
+        _require("check", self.checks, known)
 
     def takes(self, check: Check, dtype: str) -> bool:
-        """Whether this was asked for."""
+        """Whether a check in a dtype is selected."""
         return (
             (not self.dtypes or dtype in self.dtypes)
             and (not self.levels or check.level in self.levels)
@@ -68,32 +77,30 @@ class Selection:
         )
 
     def to_dict(self) -> dict[str, list[str]]:
-        """What was named."""
+        """The fields that are not empty."""
         fields = {"dtypes": self.dtypes, "levels": self.levels, "checks": self.checks}
-        return {name: list(asked) for name, asked in fields.items() if asked}
+        return {name: list(names) for name, names in fields.items() if names}
 
 
 EVERYTHING = Selection()
 
 
-def levels_between(text: str) -> tuple[str, ...]:
-    """ "L1", "L0-L3" or "L1,L4-L6" -> the levels; PlanError for one that does not exist."""
-    found: list[str] = []
-    for part in text.split(","):
+def levels_between(text: str | None) -> tuple[str, ...]:
+    """ "L1", "L0-L3" or "L1,L4-L6" -> the levels, none for None; raises AgendaError if one does not exist."""
+    levels: list[str] = []
+    for part in text.split(",") if text else ():
         first, _, last = part.strip().partition("-")
-        for name in (first, last or first):
-            if name not in LEVELS:
-                raise PlanError(f"no level called {name!r}: {_choose(name, LEVELS)}.")
+        _require("level", (first, last or first), LEVELS)
         names = list(LEVELS)
-        found += names[names.index(first) : names.index(last or first) + 1]
-    return tuple(found)
+        levels += names[names.index(first) : names.index(last or first) + 1]
+    return tuple(levels)
 
 
-def plan(subject: Subject, selection: Selection = EVERYTHING) -> tuple[Item, ...]:
-    """The items of a run, level by level; PlanError where the subject declares a gap for what does not exist."""
+def agenda(subject: Subject, selection: Selection = EVERYTHING) -> tuple[Item, ...]:
+    """The items of a run, level by level; raises AgendaError if the subject declares a gap for no existing check."""
     for gap in subject.gaps:
         if not any(gap.covers(check.id, dtype) for check in CHECKS.values() for dtype in check.dtypes):
-            raise PlanError(f"{subject.name} declares a gap for {gap.check!r}: {_choose(gap.check, CHECKS)}.")
+            raise AgendaError(f"{subject.name} declares a gap for {gap.check!r}: {_choose(gap.check, CHECKS)}.")
     return tuple(
         Item(check, dtype, _gap(subject, check, dtype), _lacking(subject, check, dtype))
         for check in sorted(CHECKS.values(), key=lambda check: check.level)
@@ -111,10 +118,3 @@ def _lacking(subject: Subject, check: Check, dtype: str) -> str | None:
     lacking = [] if dtype in claimed.dtypes else [dtype]
     lacking += [feature for feature in check.requires if feature not in claimed.features]
     return f"{' and '.join(lacking)} not claimed" if lacking else None
-
-
-def _choose(name: str, choices: Iterable[str]) -> str:
-    """ "choose ops.conv2d, …": those that share more than half of the letters, or the first few."""
-    names = list(choices)
-    near = difflib.get_close_matches(name, names, n=3, cutoff=0.51) or sorted(names)[:9]
-    return f"choose {', '.join(near)}"

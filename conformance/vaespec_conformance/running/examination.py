@@ -1,4 +1,4 @@
-"""One check on one subject in one dtype: its cases are run, counted, and the smallest that fails is kept."""
+"""Examines one check on one subject in one dtype: runs and counts its cases, and keeps the smallest that fails."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ class Examination:
         self.flaky = False
 
     def __call__(self, case: Case) -> None:
-        """Raises what the check raises, and ConformanceError where more than the budget was used."""
+        """Runs one case; raises the check's exception, or ConformanceError if more than the budget was used."""
         self.examples += self.failure is None
         try:
             margin = self.item.check.run(self.subject, case, self.item.dtype)
-            if not max(margin) <= 1:  # NaN is no pass
+            if not max(margin) <= 1:  # NaN does not pass
                 raise ConformanceError("the error is beyond the budget.", eta2=margin.eta2, etainf=margin.etainf)
         except Exception as error:
             self.failure = case, error
@@ -41,10 +41,10 @@ class Examination:
 def examine(
     subject: Subject, item: Item, *, profile: str, seed: int, case: Case | None = None, shrink: bool = True
 ) -> Examination:
-    """Run an item: the pinned cases and as many drawn ones as the profile asks for, or the one case that is given.
+    """Runs the pinned cases of an item and as many drawn ones as the profile needs, or only the given case.
 
-    What the subject does not claim is tried with one drawn case. A failure is made smaller with `shrink`, unless it is
-    a declared gap.
+    An item that the subject does not claim is tried with one drawn case. With `shrink`, a smaller failing case is
+    searched, unless the failure is a declared gap.
     """
     check = item.check
     pinned = (case,) if case else () if item.lacking else check.pinned
@@ -60,21 +60,16 @@ def _run_all(examination: Examination, cases: Sequence[Case]) -> None:
     for case in cases:
         try:
             examination(case)
-        except Exception:  # kept by the examination
+        except Exception:  # the examination keeps it
             return
 
 
 def _run_drawn(examination: Examination, examples: int, seed: int, *, shrink: bool) -> None:
-    """Each item has a seed of its own: alone, it draws what it draws among the others."""
+    """Runs drawn cases. Each item has its own seed, so it draws the same cases alone as in a whole run."""
     item = examination.item
+    item_seed = zlib.crc32(f"{seed} {item.id}".encode())
     try:
-        run_drawn(
-            examination,
-            item.check.cases,
-            examples=examples,
-            seed=zlib.crc32(f"{seed} {item.id}".encode()),
-            shrink=shrink,
-        )
+        run_drawn(examination, item.check.cases, examples=examples, seed=item_seed, shrink=shrink)
     except Flaky:
         examination.flaky = True
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The facts of a run: who was examined, by which suite, where."""
+"""The facts of a run: which subject was examined, by which suite, on which machine."""
 
 from __future__ import annotations
 
@@ -16,12 +16,23 @@ from vaespec_conformance.running.agenda import REQUIRED
 from vaespec_conformance.subjects.subjects import BackendSubject, Subject
 
 SUITE = "1.0"
-HERE = Path(__file__).parents[1]
-OURS = ("numpy", "hypothesis", "vaespec")
+DISTRIBUTIONS = ("numpy", "hypothesis", "vaespec")
+"""Packages whose versions every report names."""
+FOLDER = Path(__file__).parents[1]
+DECISIVE = (
+    "subjects/*.py",
+    "cases/*.py",
+    "cases/goldens.npz",
+    "judging/*.py",
+    "checks/*.py",
+    "running/agenda.py",
+    "running/examination.py",
+)
+"""Files of the suite that decide which cases are run and whether a result passes."""
 
 
-def about(subject: Subject, *, profile: str, selection: dict[str, list[str]], seed: int) -> dict[str, Any]:
-    """What stands in a report beside the results; canary and precision come later."""
+def run_facts(subject: Subject, *, profile: str, selection: dict[str, list[str]], seed: int) -> dict[str, Any]:
+    """The part of a report beside the results; the preliminaries add canary and precision."""
     ops = provenance(subject)
     return {
         "suite": {"version": SUITE, "checks_hash": checks_hash()},
@@ -46,24 +57,21 @@ def about(subject: Subject, *, profile: str, selection: dict[str, list[str]], se
 
 
 def checks_hash() -> str:
-    """SHA-256 of the sources that decide a verdict; two runs of equal hash asked the same questions."""
+    """SHA-256 of the files that decide a verdict; two runs with equal hashes ran the same checks."""
     digest = hashlib.sha256()
-    for path in sorted(path for pattern in DECISIVE for path in HERE.glob(pattern)):
-        digest.update(f"{path.relative_to(HERE).as_posix()}\n".encode() + path.read_bytes())
+    for path in sorted(path for pattern in DECISIVE for path in FOLDER.glob(pattern)):
+        digest.update(f"{path.relative_to(FOLDER).as_posix()}\n".encode() + path.read_bytes())
     return digest.hexdigest()
 
 
-DECISIVE = ("checks/*.py", "judging/*.py", "cases/*.py", "cases/goldens.npz", "subjects/*.py")
-
-
 def provenance(subject: Subject) -> dict[str, str]:
-    """Operation -> "native" or "fallback"; nothing for a port, and for a backend whose operations cannot be made."""
+    """Operation -> "native" or "fallback"; empty for a port, and for a backend that cannot create its operations."""
     if not isinstance(subject, BackendSubject):
         return {}
     try:
         ops = subject.raw_ops(REQUIRED[0])
         return {op: ops.provenance(op) for op in KERNELS}
-    except Exception:  # the checks tell what it raises
+    except Exception:  # the checks report it
         return {}
 
 
@@ -80,16 +88,12 @@ def _device(subject: Subject) -> str | None:
 
 
 def _distribution(subject: Subject) -> str | None:
-    """The package that brings a backend, with its version; None for what is not installed as one."""
+    """The installed package of a backend, with its version; None if there is none."""
     for info in backends():
         if isinstance(subject, BackendSubject) and info.name == subject.name:
-            return _versioned(info.distribution)
+            version = _version(info.distribution)
+            return f"{info.distribution} {version}" if version else None
     return None
-
-
-def _versioned(distribution: str) -> str | None:
-    version = _version(distribution)
-    return f"{distribution} {version}" if version else None
 
 
 def _version(distribution: str) -> str | None:
@@ -100,11 +104,11 @@ def _version(distribution: str) -> str | None:
 
 
 def _environment(subject: Subject) -> Iterator[tuple[str, str]]:
-    """Versions, machine, and the variables that change a backend's numbers, where they are set."""
+    """Versions, machine, and the environment variables that change a backend's results."""
     declaring: Any = subject.backend if isinstance(subject, BackendSubject) else getattr(subject, "maker", None)
     yield "python", platform.python_version()
     yield "machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    for distribution in dict.fromkeys((*OURS, getattr(declaring, "framework", "numpy"))):
+    for distribution in dict.fromkeys((*DISTRIBUTIONS, getattr(declaring, "framework", "numpy"))):
         yield distribution, _version(distribution) or "not installed as a package"
     for name, unset in {"OMP_NUM_THREADS": "not set", **getattr(declaring, "switches", {})}.items():
         yield name, os.environ.get(name, unset)

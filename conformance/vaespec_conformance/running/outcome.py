@@ -1,4 +1,4 @@
-"""From what an examination saw to a result, with all that helps to understand a failure."""
+"""Turns an examination into a result, with everything that helps to understand a failure."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from vaespec_conformance.running.agenda import REQUIRED, Item
 from vaespec_conformance.running.examination import Examination
 from vaespec_conformance.running.snippets import snippet
 from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.subjects.subjects import Gap
 
 
 def outcome(examination: Examination, named: str | None) -> Result:
-    """The result. `named` is how the command line names the subject, None where it cannot."""
+    """The result of an examination. `named` is the subject's options on the command line, None if it has none."""
     item = examination.item
     status, reason = _status(examination)
     eta2, etainf = _measured(examination) if status in ("pass", "fail") else (None, None)
@@ -37,7 +38,7 @@ def outcome(examination: Examination, named: str | None) -> Result:
 
 
 def _status(examination: Examination) -> tuple[str, str | None]:
-    """The status, and the reason where it is none of pass, fail and error."""
+    """The status, and for gap, xpass and undeclared the reason."""
     item = examination.item
     error = examination.failure and examination.failure[1]
     if item.lacking:
@@ -45,24 +46,22 @@ def _status(examination: Examination) -> tuple[str, str | None]:
     if error is not None and not isinstance(error, ConformanceError):
         return "error", None
     if item.gap and not (error and _core(item)):
-        return "gap" if error else "xpass", _told(item)
+        return "gap" if error else "xpass", _gap_text(item.gap)
     return "fail" if error else "pass", None
 
 
 def _core(item: Item) -> bool:
-    """Whether no gap can excuse it."""
+    """Whether no gap can excuse the item."""
     return item.check.core and item.dtype in REQUIRED
 
 
-def _told(item: Item) -> str:
-    """What the subject says of its gap."""
-    assert item.gap
-    until = f" (until {item.gap.until})" if item.gap.until else ""
-    return f"{item.gap.kind}: {item.gap.reason}{until}"
+def _gap_text(gap: Gap) -> str:
+    until = f" (until {gap.until})" if gap.until else ""
+    return f"{gap.kind}: {gap.reason}{until}"
 
 
 def _measured(examination: Examination) -> tuple[float | None, float | None]:
-    """The parts of the budget that were used; none where a failure was not one of size."""
+    """The used shares of the budget (L2, greatest); None for a failure that is not a difference of numbers."""
     if examination.failure is None:
         return examination.margin
     error = examination.failure[1]
@@ -73,13 +72,13 @@ def _measured(examination: Examination) -> tuple[float | None, float | None]:
 def _failure(examination: Examination, named: str | None) -> Failure:
     assert examination.failure
     (case, error), item = examination.failure, examination.item
-    said = [str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"]
+    message = [str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"]
     if examination.flaky:
-        said.append("It does not fail each time this case is run.")
+        message.append("It does not fail each time this case is run.")
     if item.gap and _core(item):
-        said.append("A gap cannot be declared for what every subject must do.")
+        message.append("A gap cannot be declared for what every subject must do.")
     return Failure(
-        " ".join(said),
+        " ".join(message),
         where=getattr(error, "where", None),
         hint=hints.likely(error) if isinstance(error, ConformanceError) else None,
         case=json.loads(case.to_json()) if case else None,
@@ -90,22 +89,20 @@ def _failure(examination: Examination, named: str | None) -> Failure:
 
 
 def _command(item: Item, case: Case, named: str | None) -> str | None:
-    """What runs this case again."""
-    return (
-        f"vaespec conformance {named} --check {shlex.quote(item.id)} --case {shlex.quote(case.to_json())}"
-        if named
-        else None
-    )
+    """The command that runs the case again."""
+    if named is None:
+        return None
+    return f"vaespec conformance {named} --check {shlex.quote(item.id)} --case {shlex.quote(case.to_json())}"
 
 
 def _picture(error: Exception) -> str | None:
-    """The map of the error, in parts of what the budget allows: of the measure, L2 or greatest, that is beyond it."""
+    """A picture of the error in units of the budget of the measure, L2 or greatest, that exceeds it."""
     difference = getattr(error, "difference", None)
     if difference is None or not difference.size:
         return None
     assert isinstance(error, ConformanceError)
     size = np.abs(np.asarray(difference, np.float64))
     rms, greatest = float(np.sqrt(np.mean(size**2))), float(size.max())
-    if np.isinf(error.etainf):  # nothing is allowed: all that differs is beyond the budget
+    if np.isinf(error.etainf):  # no error is allowed: every difference is beyond the budget
         return error_picture(np.where(size > 0, 1 + size / (greatest or 1.0), 0.0))
     return error_picture(size / (rms / error.eta2 if error.eta2 > 1 else greatest / error.etainf))

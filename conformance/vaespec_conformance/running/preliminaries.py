@@ -1,4 +1,4 @@
-"""Before the checks: a known mistake is put into the subject and must be seen, and float32 is measured."""
+"""Before the checks: puts a known mistake into the subject, which must be detected, and measures its float32."""
 
 from __future__ import annotations
 
@@ -17,50 +17,50 @@ from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.subjects import BackendSubject, Subject
 
 CLASSES = {"float32": 2e-5, "tf32": 1.5e-3, "bfloat16": 1.2e-2}
-"""Greatest relative L2 of a sum of products whose factors have so many bits; see budgets.contraction."""
+"""The class of float32 products -> the greatest relative L2 of a sum of them; see budgets.contraction."""
 PRODUCTS = ("ops.conv2d", "ops.linear")
 
 
 def preliminaries(subject: Subject) -> dict[str, Any]:
-    """What a report says of the canary and of the precision."""
+    """The canary and the precision, as in a report."""
     return {"canary": canary(subject), "precision": precision(subject)}
 
 
 def canary(subject: Subject) -> dict[str, Any]:
-    """What became of it: "caught", "survived", or "not run" where the check could not be done."""
+    """Puts a known mistake into the subject: "caught", "survived", or "not run" if the check raised another error."""
     mutant = mutants.canary(subject)
     check = mutant.owner if subject.kind == "backend" else mutant.seen_in_ports
-    item = Item(CHECKS[str(check)], REQUIRED[0], None, None)
+    item = Item(CHECKS[str(check)], REQUIRED[0])
     result = outcome(examine(mutant.wrap(subject), item, profile="quick", seed=0, shrink=False), None)
     status = {"fail": "caught", "pass": "survived"}.get(result.status, "not run")
     return {"status": status, "mutant": mutant.name, "check": item.id}
 
 
 def precision(subject: Subject) -> dict[str, Any]:
-    """What float32 is worth in a backend's products, for each precision that can be asked for; nothing for a port."""
+    """Measures a backend's float32 products in each precision that can be requested; empty for a port."""
     if not isinstance(subject, BackendSubject):
         return {}
-    return {asked: _measured(subject, asked) for asked in PRECISIONS}
+    return {precision: _measured(subject, precision) for precision in PRECISIONS}
 
 
-def _measured(subject: BackendSubject, asked: str) -> dict[str, Any]:
+def _measured(subject: BackendSubject, precision: str) -> dict[str, Any]:
     try:
-        subject.backend.ops(subject.device or subject.capabilities.devices[0], "float32", asked)
-        error = max(_error(subject.replace(precision=asked), check) for check in PRODUCTS)
+        subject.backend.ops(subject.device or subject.capabilities.devices[0], "float32", precision)
+        error = max(_error(subject.replace(precision=precision), check) for check in PRODUCTS)
     except BackendError:
         return {"class": "not available", "error": None}
-    except Exception:  # the checks tell what it raises
+    except Exception:  # the checks report it
         return {"class": "not measured", "error": None}
     fitting = (name for name, greatest in CLASSES.items() if error <= greatest)
     return {"class": next(fitting, "worse than bfloat16"), "error": rounded(error)}
 
 
 def _error(subject: BackendSubject, check: str) -> float:
-    """The relative L2 of the pinned cases of an operation that sums products."""
-    used = []
+    """The greatest relative L2 of the pinned cases of an operation that sums products."""
+    margins = []
     for case in CHECKS[check].pinned:
         try:
-            used.append(CHECKS[check].run(subject, case, "float32").eta2)
+            margins.append(CHECKS[check].run(subject, case, "float32").eta2)
         except ConformanceError as error:
-            used.append(error.eta2)
-    return max(used) * budgets.contraction("float32")
+            margins.append(error.eta2)
+    return max(margins) * budgets.contraction("float32")

@@ -1,4 +1,4 @@
-"""A process in which a subject runs, and what is heard from it."""
+"""The parent's side of a worker process: starts it, sends it a request, and receives its messages."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any, TypeAlias
 
 from vaespec_conformance.running.request import Request
 
-ENDING = 10.0
-"""Seconds that a process takes to end, after its last word."""
+SHUTDOWN = 10.0
+"""Seconds that a process may take to exit after its last message."""
 THREADS = {"OMP_NUM_THREADS": "1"}
-"""A few pixels are computed sooner than a second thread wakes up, above all on busy cores. The user's own setting
-goes before."""
+"""A few pixels are computed before a second thread wakes up, above all on busy cores. The user's setting has priority.
+"""
 
 
 class Process:
-    """Loads the subject of a request, tells what there is to run, and runs what it is told to."""
+    """A worker process: loads the subject of a request, reports the agenda, and runs the items it is sent."""
 
-    def __init__(self, request: Request, heard: SimpleQueue[Heard]) -> None:
+    def __init__(self, request: Request, messages: SimpleQueue[Message]) -> None:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "vaespec_conformance.running.worker"],
             stdin=subprocess.PIPE,
@@ -34,37 +34,37 @@ class Process:
             encoding="utf-8",
             env=THREADS | os.environ,
         )
-        self._say(request.to_json())
-        self.reader = threading.Thread(target=self._read, args=(heard,), daemon=True)
+        self._send(request.to_json())
+        self.reader = threading.Thread(target=self._read, args=(messages,), daemon=True)
         self.reader.start()
 
     def begin(self, numbers: Iterable[int]) -> None:
-        """Run these items of the plan, in this order."""
-        self._say(json.dumps(list(numbers)))
+        """Runs the items with these numbers in the agenda, in this order."""
+        self._send(json.dumps(list(numbers)))
 
-    def _say(self, line: str) -> None:
+    def _send(self, line: str) -> None:
         assert self.process.stdin
-        with suppress(BrokenPipeError):  # one that has ended is heard to have
+        with suppress(BrokenPipeError):  # the reader reports that the process has ended
             self.process.stdin.write(line + "\n")
             self.process.stdin.flush()
 
-    def _read(self, heard: SimpleQueue[Heard]) -> None:
+    def _read(self, messages: SimpleQueue[Message]) -> None:
         assert self.process.stdout
         with self.process.stdout as stdout:
             for line in stdout:
-                heard.put((self, json.loads(line)))
-        heard.put((self, None))
+                messages.put((self, json.loads(line)))
+        messages.put((self, None))
 
-    def ended(self) -> str:
-        """How it ended, in words; of one that has nothing more to say."""
+    def ending(self) -> str:
+        """How a process that has closed its output ended, in words."""
         try:
-            code = self.process.wait(ENDING)
+            code = self.process.wait(SHUTDOWN)
         except subprocess.TimeoutExpired:
             return "stopped answering"
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
     def stop(self) -> None:
-        """End it, if it still runs."""
+        """Kills the process if it still runs."""
         self.process.kill()
         self.process.wait()
         self.reader.join()
@@ -73,5 +73,5 @@ class Process:
             self.process.stdin.close()
 
 
-Heard: TypeAlias = tuple[Process, dict[str, Any] | None]
-"""A message and who sent it; None for the end of the process."""
+Message: TypeAlias = tuple[Process, dict[str, Any] | None]
+"""The sender and its message; None after the process has closed its output."""

@@ -1,4 +1,4 @@
-"""What the command line asks for, as a value that another process can be given."""
+"""The request of a command line, as a value that can be sent to another process."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Self
 class Request:
     """A run of the suite on a backend or on a port: one of the two is named.
 
-    `levels` is as it was written, "L0-L3"; `case` is the JSON of a case, for one check in one dtype; `jobs` is how many
-    processes share the checks, where that is not left to the suite.
+    `levels` is the text of the option, "L0-L3"; `case` is the JSON of one case, for one check in one dtype; `jobs` is
+    the number of processes that share the checks, None if the suite chooses it.
     """
 
     backend: str | None = None
@@ -32,18 +32,18 @@ class Request:
 
     @property
     def named(self) -> str:
-        """The options that name the subject."""
+        """The options of the command line that name the subject."""
         options = {"--backend": self.backend, "--port": self.port, "--device": self.device}
         if self.precision != "highest":
             options["--precision"] = self.precision
         return " ".join(f"{option} {shlex.quote(value)}" for option, value in options.items() if value)
 
     def to_json(self) -> str:
-        """One line."""
+        """One line of JSON."""
         return json.dumps(dataclasses.asdict(self))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The inverse."""
+        """The inverse of `to_json`."""
         fields = json.loads(text)
         return cls(**{**fields, "dtypes": tuple(fields["dtypes"]), "checks": tuple(fields["checks"])})

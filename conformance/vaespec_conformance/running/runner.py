@@ -1,4 +1,4 @@
-"""Runs the checks on a subject. A run that did not look is no pass: examples are counted, a canary must be caught."""
+"""Runs the checks on a subject in this process. Examples are counted and a canary must be caught, or no run passes."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from functools import partial
 
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.reports.report import Report, Result
-from vaespec_conformance.running.agenda import EVERYTHING, Item, Selection, plan
+from vaespec_conformance.running.agenda import EVERYTHING, Item, Selection, agenda
 from vaespec_conformance.running.examination import examine
-from vaespec_conformance.running.facts import about
+from vaespec_conformance.running.facts import run_facts
 from vaespec_conformance.running.outcome import outcome
 from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.tally import Tally
-from vaespec_conformance.running.timing import TIME_LIMITS, HungError, within
+from vaespec_conformance.running.timing import TIME_LIMITS, HungError, call_within
 from vaespec_conformance.subjects.subjects import Subject
 
 
@@ -28,19 +28,19 @@ def run_conformance(
     named: str | None = None,
     progress: Callable[[Item], None] = lambda item: None,
 ) -> Report:
-    """Examine a subject in this process.
+    """Examines a subject in this process.
 
-    `profile` is quick, default or thorough: how many examples, and how many seconds (`time_limit`) a check may take.
-    One that takes longer is an error, and its thread is left behind. `named` is how the command line would name the
-    subject, for the commands in the report; `progress` is called before each check. PlanError for a gap that names no
-    check. `vaespec conformance` does the same in a process of its own, which may also crash.
+    `profile` is quick, default or thorough: the number of examples, and the seconds (`time_limit`) a check may take.
+    A check that takes longer is an error, and its thread is abandoned. `named` is the subject's options on the command
+    line, for the commands in the report; `progress` is called before each check. Raises AgendaError for a gap that
+    names no check. `vaespec conformance` does the same in worker processes, which may also crash.
     """
     limit = TIME_LIMITS[profile] if time_limit is None else time_limit
-    items = plan(subject, selection)
-    tally = Tally(about(subject, profile=profile, selection=selection.to_dict(), seed=seed))
+    items = agenda(subject, selection)
+    tally = Tally(run_facts(subject, profile=profile, selection=selection.to_dict(), seed=seed))
     slow = f"it did not end within {limit:g} s."
     try:
-        tally.about |= within(limit, lambda: preliminaries(subject))
+        tally.facts |= call_within(limit, lambda: preliminaries(subject))
     except HungError:
         tally.lose(None, slow)
     for number, item in enumerate(items):
@@ -50,7 +50,7 @@ def run_conformance(
         progress(item)
         start = time.perf_counter()
         try:
-            result = within(limit, partial(run_item, subject, item, profile=profile, seed=seed, named=named))
+            result = call_within(limit, partial(run_item, subject, item, profile=profile, seed=seed, named=named))
         except HungError:
             tally.lose(item.place, slow)
         else:
@@ -61,5 +61,5 @@ def run_conformance(
 def run_item(
     subject: Subject, item: Item, *, profile: str, seed: int, case: Case | None = None, named: str | None = None
 ) -> Result:
-    """One check in one dtype, for as long as it takes."""
+    """Runs one check in one dtype, without a time limit."""
     return outcome(examine(subject, item, profile=profile, seed=seed, case=case), named)

@@ -1,7 +1,7 @@
-"""A failure of an operation without the suite: at most fifteen lines of NumPy and the backend, to be sent to anybody.
+"""Snippets: a failure of an operation in at most fifteen lines of NumPy and the backend, which run without the suite.
 
-The check is run once more with a listener in the place of the operations; from the call that it makes, numbers of the
-same kind (mean and deviation, or integers) are written down, and the formula in NumPy.
+The check is run once more with a recorder in place of the operations. The snippet draws arrays like those of the
+recorded call (same mean and deviation, or integers in the same range), and has the formula in NumPy.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from vaespec.layouts import OIHW
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging.registry import Check
 from vaespec_conformance.subjects.subjects import BackendSubject, Subject
@@ -56,74 +57,67 @@ FORMULAS = {
 }
 
 
-class Heard(BaseException):
-    """A call that a check makes; no Exception, so that nothing on the way takes it for a failure."""
+class RecordedCall(BaseException):
+    """The call that a check makes, raised through it; not an Exception, so that nothing treats it as a failure."""
 
-    def __init__(
-        self,
-        op: str,
-        arrays: tuple[np.ndarray, ...],
-        weights: tuple[np.ndarray, ...],
-        numbers: dict[str, Any],
-        maps: bool,
-    ) -> None:
+    def __init__(self, op: str, arrays: Arrays, weights: Arrays, numbers: dict[str, Any], maps: bool) -> None:
         self.op, self.arrays, self.weights, self.numbers, self.maps = op, arrays, weights, numbers, maps
 
 
-class Listener:
-    """Operations that tell what is asked of them, instead of doing it."""
+class RecordingOps:
+    """Operations that raise the first call made on them, instead of computing it."""
 
     def on_maps(self, op: str, *maps: np.ndarray, weights: Arrays = (), **numbers: Any) -> NoReturn:
-        """See DrivenOps."""
-        raise Heard(op, maps, weights, numbers, maps=True)
+        """Raises the call; see OpsFacade."""
+        raise RecordedCall(op, maps, weights, numbers, maps=True)
 
     def on_tokens(self, op: str, *tokens: np.ndarray, weights: Arrays = (), **numbers: Any) -> NoReturn:
-        """See DrivenOps."""
-        raise Heard(op, tokens, weights, numbers, maps=False)
+        """Raises the call; see OpsFacade."""
+        raise RecordedCall(op, tokens, weights, numbers, maps=False)
 
 
 @dataclass(frozen=True)
-class Listening(BackendSubject):
-    """A backend whose operations only listen."""
+class RecordingSubject(BackendSubject):
+    """A backend whose operations record the first call."""
 
     def ops(self, dtype: str) -> Any:
-        """A listener."""
-        return Listener()
+        """Recording operations."""
+        return RecordingOps()
 
 
 def snippet(subject: Subject, check: Check, case: Case, dtype: str) -> str | None:
-    """The lines; None where the check asks for more than one operation, or for one without a formula here."""
+    """The snippet; None if the check calls several operations, or one without a formula here."""
     if not isinstance(subject, BackendSubject) or check.level != OPERATIONS:
         return None
-    heard = _heard(subject, check, case, dtype)
-    if heard is None or heard.op not in FORMULAS:
+    call = _recorded(subject, check, case, dtype)
+    if call is None or call.op not in FORMULAS:
         return None
     try:
-        return _written(subject, heard, dtype)
-    except Exception:  # the subject cannot even make its operations
+        return _written(subject, call, dtype)
+    except Exception:  # the subject cannot even create its operations
         return None
 
 
-def _heard(subject: BackendSubject, check: Check, case: Case, dtype: str) -> Heard | None:
+def _recorded(subject: BackendSubject, check: Check, case: Case, dtype: str) -> RecordedCall | None:
     try:
-        check.run(Listening(subject.backend, subject.device, subject.precision), case, dtype)
-    except Heard as heard:
-        return heard
-    except Exception:  # it asks for something that a listener does not hear
+        check.run(RecordingSubject(subject.backend, subject.device, subject.precision), case, dtype)
+    except RecordedCall as call:
+        return call
+    except Exception:  # the check uses a method that RecordingOps lacks
         return None
     return None
 
 
-def _written(subject: BackendSubject, heard: Heard, dtype: str) -> str:
-    names = ARGUMENTS.get(heard.op, ("x",))
+def _written(subject: BackendSubject, call: RecordedCall, dtype: str) -> str:
+    names = ARGUMENTS.get(call.op, ("x",))
     backend, device = type(subject.backend), subject.device or subject.backend.devices()[0]
-    arrays = dict(zip(names, (*heard.arrays, *heard.weights), strict=True))
+    arrays = dict(zip(names, (*call.arrays, *call.weights), strict=True))
     listed = ", ".join(names) + ("," if len(names) == 1 else "")
-    numbers = {name: value if isinstance(value, int | tuple) else float(value) for name, value in heard.numbers.items()}
-    kernel = _kernel_layout(subject, heard, dtype)
+    numbers = {name: value if isinstance(value, int | tuple) else float(value) for name, value in call.numbers.items()}
+    kernel = _kernel_layout(subject, call, dtype)
     return "\n".join(
         [
-            "import math\n\nimport numpy as np" if "math." in "".join(FORMULAS[heard.op]) else "import numpy as np",
+            "import math\n\nimport numpy as np" if "math." in "".join(FORMULAS[call.op]) else "import numpy as np",
             f"from {backend.__module__} import {backend.__qualname__}",
             "",
             f"ops = {backend.__qualname__}().ops({device!r}, {dtype!r}, {subject.precision!r})",
@@ -131,8 +125,8 @@ def _written(subject: BackendSubject, heard: Heard, dtype: str) -> str:
             *(f"{name} = {_drawn(a)}" for name, a in arrays.items()),
             f"{listed} = (ops.to_numpy(put(a)).astype(float) for a in ({listed}))",
             *([f"{', '.join(numbers)} = {', '.join(map(repr, numbers.values()))}"] if numbers else []),
-            f"z = {_call(heard, names, kernel)}",
-            *FORMULAS[heard.op],
+            f"z = {_expression(call, names, kernel)}",
+            *FORMULAS[call.op],
             "print(np.linalg.norm(ops.to_numpy(z).astype(float) - r) / np.linalg.norm(r))",
             "",
         ]
@@ -140,26 +134,24 @@ def _written(subject: BackendSubject, heard: Heard, dtype: str) -> str:
 
 
 def _drawn(a: np.ndarray) -> str:
-    """Numbers of the same kind as these."""
+    """An expression that draws an array like `a`."""
     if np.array_equal(a, np.rint(a)) and np.ptp(a) > 0:
         return f"rng.integers({int(a.min())}, {int(a.max()) + 1}, {a.shape}).astype(float)"
     return f"rng.normal({a.mean():.3g}, {a.std():.3g}, {a.shape})"
 
 
-def _kernel_layout(subject: BackendSubject, heard: Heard, dtype: str) -> str:
-    """What turns the kernel into the backend's layout; nothing where that is the canonical one."""
-    if not heard.weights or heard.weights[0].ndim == 1:
+def _kernel_layout(subject: BackendSubject, call: RecordedCall, dtype: str) -> str:
+    """The transposition of the kernel into the backend's layout; empty for the canonical layout."""
+    if not call.weights:
         return ""
-    ops = subject.raw_ops(dtype)
-    canonical, own = ("OIHW", ops.conv_layout) if heard.weights[0].ndim == 4 else ("OI", ops.linear_layout)
-    return "" if own == canonical else f".transpose{tuple(canonical.index(axis) for axis in own)}"
+    axes = OIHW.permutation(call.weights[0].ndim, subject.raw_ops(dtype).layout)
+    return f".transpose{axes}" if sorted(axes) != list(axes) else ""
 
 
-def _call(heard: Heard, names: tuple[str, ...], kernel: str) -> str:
-    """The operation, of maps and weights as the backend holds them."""
-    given = [f"put({name})" for name in names[: len(heard.arrays)]]
-    given = [f"ops.from_nchw({array})" for array in given] if heard.maps else given
-    weights = names[len(heard.arrays) :]
-    given += [f"put({name}{kernel if name == 'w' else ''})" for name in weights]
-    arguments = ", ".join([*given, *(f"{name}={name}" for name in heard.numbers)])
-    return f"ops.to_nchw(ops.{heard.op}({arguments}))" if heard.maps else f"ops.{heard.op}({arguments})"
+def _expression(call: RecordedCall, names: tuple[str, ...], kernel: str) -> str:
+    """The call of the operation on maps and weights in the backend's layouts."""
+    arrays = [f"put({name})" for name in names[: len(call.arrays)]]
+    arrays = [f"ops.from_nchw({array})" for array in arrays] if call.maps else arrays
+    arrays += [f"put({name}{kernel if name == 'w' else ''})" for name in names[len(call.arrays) :]]
+    arguments = ", ".join([*arrays, *(f"{name}={name}" for name in call.numbers)])
+    return f"ops.to_nchw(ops.{call.op}({arguments}))" if call.maps else f"ops.{call.op}({arguments})"

@@ -1,4 +1,4 @@
-"""How long a check may take, and how to go on where one does not end."""
+"""Time limits of checks, and a call that is abandoned if it does not end."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from queue import SimpleQueue
 from typing import Any, TypeVar
 
 TIME_LIMITS = {"quick": 60.0, "default": 120.0, "thorough": 1200.0}
-"""Seconds for one check in one dtype. On two cores, what is correct needs a tenth of it; a third, where each shape is
-compiled.
+"""Seconds for one check in one dtype. On two cores a correct backend needs a tenth of them, or a third if it compiles
+for each shape.
 """
 
 T = TypeVar("T")
@@ -20,36 +20,36 @@ class HungError(Exception):
     """A call that did not end in time."""
 
 
-def within(seconds: float, call: Callable[[], T]) -> T:
-    """call(), in a thread that is left behind if it takes longer: then HungError is raised.
+def call_within(seconds: float, call: Callable[[], T]) -> T:
+    """Runs call() in a thread. If it takes longer than `seconds`, abandons the thread and raises HungError.
 
-    This cannot help against a call that never gives back the interpreter's lock; a process of its own can.
+    A call that never releases the interpreter's lock blocks this one too; only a separate process helps there.
     """
-    worker = _kept.__dict__.pop("worker", None) or _Worker()
+    worker = _idle.__dict__.pop("worker", None) or _Worker()
     future = worker.call(call)
     if not wait([future], seconds).done:
         worker.leave()
         raise HungError
-    _kept.worker = worker
+    _idle.worker = worker
     result: T = future.result()
     return result
 
 
 class _Worker:
-    """A thread that makes one call after another: in each that it first meets, Hypothesis collects all garbage."""
+    """A thread that runs one call after another, since Hypothesis collects all garbage in each new thread."""
 
     def __init__(self) -> None:
         self.calls: SimpleQueue[tuple[Callable[[], Any], Future[Any]] | None] = SimpleQueue()
         threading.Thread(target=self._serve, daemon=True).start()
 
     def call(self, call: Callable[[], Any]) -> Future[Any]:
-        """What will have its result, or what it raises."""
+        """Starts a call; the future gets its result or its exception."""
         future: Future[Any] = Future()
         self.calls.put((call, future))
         return future
 
     def leave(self) -> None:
-        """It ends with the call that it is at."""
+        """Lets the thread end after its current call."""
         self.calls.put(None)
 
     def _serve(self) -> None:
@@ -59,8 +59,8 @@ class _Worker:
                 future.set_result(call())
             except BaseException as error:
                 future.set_exception(error)
-            del order, call, future  # which may hold a model
+            del order, call, future  # they may hold a model
 
 
-_kept = threading.local()
-"""The worker of a thread, between its calls."""
+_idle = threading.local()
+"""The worker that a thread uses again for its next call."""

@@ -1,6 +1,6 @@
-"""The process in which a subject runs: told by `isolated` what to do on stdin, it answers in lines of JSON.
+"""The worker process, in which a subject runs: reads a request from stdin and writes messages, one line of JSON each.
 
-So a subject may hang with the interpreter's lock held, or crash, and the run goes on.
+So a subject may crash, or hang without releasing the interpreter's lock, and the run goes on in `isolated`.
 """
 
 from __future__ import annotations
@@ -14,70 +14,57 @@ from typing import Any, TextIO
 
 from vaespec.errors import VaespecError
 from vaespec_conformance.cases.cases import Case
-from vaespec_conformance.running.agenda import Item, PlanError, Selection, levels_between, plan
-from vaespec_conformance.running.facts import about
+from vaespec_conformance.running.agenda import AgendaError, Item, Selection, agenda, levels_between
+from vaespec_conformance.running.facts import run_facts
 from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.request import Request
 from vaespec_conformance.running.runner import run_item
-from vaespec_conformance.running.tally import BEFORE
-from vaespec_conformance.subjects.loading import load_backend, load_port
-from vaespec_conformance.subjects.subjects import Subject
+from vaespec_conformance.running.tally import PRELIMINARIES
+from vaespec_conformance.subjects.loading import load_subject
 
 Send = Callable[..., None]
 
 
 def main() -> None:
-    """Serve one request: the first line of stdin. The second says which of its items."""
-    told, send = _told(), _sender()
+    """Serves one request: the first line of stdin. The second line lists the items to run."""
+    orders, send = _private_stdin(), _private_stdout()
     try:
-        serve(Request.from_json(told.readline()), told, send)
-    except (VaespecError, PlanError) as error:
+        serve(Request.from_json(orders.readline()), orders, send)
+    except VaespecError as error:
         send(refused=str(error))
 
 
-def serve(request: Request, told: TextIO, send: Send) -> None:
-    """Load the subject, tell what there is to run, and run what is then asked for."""
-    subject = _subject(request)
-    selection = _selection(request)
-    items = plan(subject, selection)
+def serve(request: Request, orders: TextIO, send: Send) -> None:
+    """Loads the subject, sends the agenda, and runs the items that are then requested."""
+    subject = load_subject(request.backend, request.port, request.device, request.precision)
+    selection = Selection(request.dtypes, levels_between(request.levels), request.checks)
+    items = agenda(subject, selection)
     case, named = _case(request, items), request.named
-    asked = selection.to_dict() | ({"case": [case.to_json()]} if case else {})
-    facts = about(subject, profile=request.profile, selection=asked, seed=request.seed)
-    send(about=facts, places=[item.place for item in items])
-    for number in json.loads(told.readline()):
-        if number == BEFORE:
-            send(known=preliminaries(subject))
+    selected = selection.to_dict() | ({"case": [case.to_json()]} if case else {})
+    facts = run_facts(subject, profile=request.profile, selection=selected, seed=request.seed)
+    send(facts=facts, places=[item.place for item in items])
+    for number in json.loads(orders.readline()):
+        if number == PRELIMINARIES:
+            send(preliminaries=preliminaries(subject))
             continue
         start = time.perf_counter()
         result = run_item(subject, items[number], profile=request.profile, seed=request.seed, case=case, named=named)
         send(result=result.to_dict(), seconds=time.perf_counter() - start)
 
 
-def _subject(request: Request) -> Subject:
-    if request.port:
-        return load_port(request.port)
-    assert request.backend
-    return load_backend(request.backend, request.device, request.precision)
-
-
-def _selection(request: Request) -> Selection:
-    levels = levels_between(request.levels) if request.levels else ()
-    return Selection(request.dtypes, levels, request.checks)
-
-
 def _case(request: Request, items: tuple[Item, ...]) -> Case | None:
     if request.case is None:
         return None
     if len(items) != 1:
-        raise PlanError(f"--case goes with one check in one dtype, not with {len(items)}: add --check ID[DTYPE].")
+        raise AgendaError(f"--case goes with one check in one dtype, not with {len(items)}: add --check ID[DTYPE].")
     try:
         return Case.from_json(request.case)
     except ValueError as error:
-        raise PlanError(f"--case {request.case}: {error}") from error
+        raise AgendaError(f"--case {request.case}: {error}") from error
 
 
-def _told() -> TextIO:
-    """Reads where stdin was; the subject finds it empty, and cannot take what is told."""
+def _private_stdin() -> TextIO:
+    """Moves stdin to a private pipe, so that the subject reads an empty stdin and cannot take the suite's lines."""
     pipe = os.fdopen(os.dup(0), encoding="utf-8")
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
@@ -85,8 +72,8 @@ def _told() -> TextIO:
     return pipe
 
 
-def _sender() -> Send:
-    """Writes messages where stdout was; what the subject prints goes to stderr, and cannot be taken for one."""
+def _private_stdout() -> Send:
+    """Moves stdout to a private pipe, so that the subject prints to stderr and not between the messages."""
     sys.stdout.flush()
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

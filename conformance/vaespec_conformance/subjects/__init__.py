@@ -1,1 +1,1 @@
-"""Subjects: a backend or a port, loaded and driven from outside."""
+"""Subjects: backends and ports, loaded by name and called with NumPy arrays."""

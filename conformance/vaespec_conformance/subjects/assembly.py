@@ -1,4 +1,4 @@
-"""A whole VAE on some ops, with every entrance that a check may use: NumPy in, the backend's numbers as NumPy out."""
+"""A whole VAE on given ops, with every method that a check may call: NumPy arrays in, the backend's numbers out."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from vaespec.weights import require_complete
 
 
 class Assembled:
-    """The specification's model on `ops`: a port in all but name.
+    """The specification's model on `ops`, with the methods of a port.
 
-    Images and latents are NumPy arrays (B, C, H, W). `compile` makes a half of the model ready to run, by default as
-    the ops do it themselves.
+    Images and latents are NumPy arrays (B, C, H, W). `compile` turns the encoder or the decoder into a function of
+    (x, params); by default it is the ops' own `compile`.
     """
 
     def __init__(
@@ -50,56 +50,56 @@ class Assembled:
         return self._out(self._posterior(x).sample(noise=noise))
 
     def encode_latents(self, x: np.ndarray) -> np.ndarray:
-        """Images -> latents as the diffusion model wants them: the mode, scaled and shifted."""
+        """Images -> latents that a diffusion model takes: the mode, shifted and scaled."""
         return self._out(latents.normalize(self._posterior(x).mode(), self.config, self.model.params))
 
     def decode_latents(self, z: np.ndarray) -> np.ndarray:
-        """The inverse: latents of the diffusion model -> images."""
+        """Latents of a diffusion model -> images: the inverse of `encode_latents`."""
         raw = latents.denormalize(self.ops.from_numpy(z), self.config, self.model.params)
         return self._out(self._run("decoder", raw))
 
     def tiled_encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`encode` in tiles of config.sample_size px that overlap by a quarter and are faded into each other."""
+        """`encode` in tiles of config.sample_size px that overlap by a quarter and are blended."""
         tiles = TileGeometry.from_config(self.config).encoding
         moments = blended(partial(self._run, "encoder"), self.ops.from_numpy(x), tiles)
         posterior = DiagonalGaussian(moments)
         return self._out(posterior.mean), self._out(posterior.logvar)
 
     def tiled_decode(self, z: np.ndarray) -> np.ndarray:
-        """`decode` in such tiles."""
+        """`decode` in tiles of the same size, blended."""
         tiles = TileGeometry.from_config(self.config).decoding
         return self._out(blended(partial(self._run, "decoder"), self.ops.from_numpy(z), tiles))
 
     def banded_encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`encode` in bands of rows, with the numbers of the whole."""
+        """`encode` in bands of rows: the same result in less memory."""
         return self._in_bands().encode(x)
 
     def banded_decode(self, z: np.ndarray) -> np.ndarray:
-        """`decode` in bands of rows."""
+        """`decode` in bands of rows: the same result in less memory."""
         return self._in_bands().decode(z)
 
     def eager_decode(self, z: np.ndarray) -> np.ndarray:
-        """`decode`, layer by layer, without what the ops compile."""
+        """`decode` layer by layer, without compiling."""
         return self._compiled_by(lambda model: lambda x, params: model(x, params, self.ops)).decode(z)
 
     def sliced_encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """`encode` of one item of the batch at a time."""
+        """`encode`, one item of the batch at a time."""
         mean, logvar = zip(*(self.encode(x[i : i + 1]) for i in range(len(x))), strict=True)
         return np.concatenate(mean), np.concatenate(logvar)
 
     def sliced_decode(self, z: np.ndarray) -> np.ndarray:
-        """`decode` of one item of the batch at a time."""
+        """`decode`, one item of the batch at a time."""
         return np.concatenate([self.decode(z[i : i + 1]) for i in range(len(z))])
 
     def weights(self) -> dict[str, np.ndarray]:
-        """What it was built from, by canonical names, in the dtype it is stored in."""
+        """The weights by canonical names, in the dtype they are stored in."""
         return self.model.weights()
 
     def _in_bands(self) -> Assembled:
         return self._compiled_by(BandedOps(self.ops, band_rows=3, chunk=5).compile)
 
     def _compiled_by(self, compile: Callable[..., Run]) -> Assembled:
-        """The same model, run otherwise."""
+        """A copy with the same weights and another `compile`."""
         other = copy.copy(self)
         other.compile = compile
         return other
@@ -113,5 +113,5 @@ class Assembled:
         return next(self.model.stream(half, x, lambda model: lambda x, params: iter((compile(model)(x, params),))))
 
     def _out(self, x: Array) -> np.ndarray:
-        """A copy: what a backend hands out may be a view of its own memory."""
+        """Converts to NumPy and copies: a backend may return a view of its own memory."""
         return np.array(self.ops.to_numpy(x))

@@ -1,4 +1,4 @@
-"""What a failed check raises. Anything else that a check raises is a mistake of the suite: an error, not a failure."""
+"""The error of a failed check. Any other error that a check raises is a mistake of the suite."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 
 
 class ConformanceError(Exception):
-    """The subject is wrong. `where` is the place in the array, `difference` actual - expected in float64.
+    """The subject is wrong. `where` is the place in the array, `difference` is actual - expected in float64.
 
-    `eta2` and `etainf` are the ratios to the budget, as of a Margin; infinite where there is nothing to measure.
+    `eta2` and `etainf` are the ratios to the budget, as in a Margin; infinite if nothing can be measured.
     `evidence` is (compute, case, dtype, actual, expected) of the computation that failed, from which
     `vaespec_conformance.mutants.hints` finds the likely cause; None if nothing was computed.
     """
@@ -34,7 +34,7 @@ class ConformanceError(Exception):
 
 @contextmanager
 def blamed(call: str) -> Iterator[None]:
-    """What the subject raises inside is its failure, told with the name of what was called."""
+    """Turns any exception of the subject into a ConformanceError that names the call."""
     try:
         yield
     except ConformanceError:

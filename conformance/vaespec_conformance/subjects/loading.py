@@ -1,4 +1,4 @@
-"""Subjects by their names: an installed backend, or "module:object" and "file.py:object", a backend or a port."""
+"""Loads subjects by name: an installed backend, or "module:object" and "file.py:object" for a backend or a port."""
 
 from __future__ import annotations
 
@@ -16,62 +16,73 @@ from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject, S
 
 
 class LoadError(VaespecError, ImportError):
-    """A subject that cannot be found or imported."""
+    """A subject cannot be found or imported."""
+
+
+def load_subject(backend: str | None, port: str | None, device: str | None, precision: str) -> Subject:
+    """Loads a port if one is named, and the backend otherwise."""
+    if port:
+        return load_port(port)
+    assert backend
+    return load_backend(backend, device, precision)
 
 
 def load_backend(name: str, device: str | None = None, precision: str = "highest") -> BackendSubject:
-    """The subject of a backend; BackendError or LoadError where there is none."""
+    """Loads a backend by name; raises BackendError or LoadError if there is none."""
     backend = _backend(load_object(name), name) if ":" in name else choose_backend(name)
     return BackendSubject(backend, device, precision)
 
 
 def load_port(name: str) -> Subject:
-    """The subject of a port: `name` leads to what builds it from (config, weights)."""
-    maker = load_object(name)
-    if not callable(maker):
-        raise LoadError(f"port {name!r} is a {type(maker).__name__}: name what builds a VAE from (config, weights).")
-    return PortSubject(maker, name)
+    """Loads a port; `name` leads to the function that builds it from (config, weights)."""
+    build = load_object(name)
+    if not callable(build):
+        raise LoadError(
+            f"port {name!r} is a {type(build).__name__}: name a function that builds a VAE from (config, weights)."
+        )
+    return PortSubject(build, name)
 
 
-def as_subject(given: Any) -> Subject:
-    """A Subject as it is; of a backend or its class, of a function that builds a port, the subject."""
-    if isinstance(given, Subject):
-        return given
-    if _lacking(given) and callable(given) and not (isinstance(given, type) and hasattr(given, "ops")):
-        return PortSubject(given, getattr(given, "__name__", type(given).__name__))
-    return BackendSubject(_backend(given, getattr(given, "__name__", type(given).__name__)))
+def as_subject(value: Any) -> Subject:
+    """A subject of a backend, of a backend's class or of a function that builds a port; a Subject is returned as is."""
+    if isinstance(value, Subject):
+        return value
+    if _missing(value) and callable(value) and not (isinstance(value, type) and hasattr(value, "ops")):
+        return PortSubject(value, getattr(value, "__name__", type(value).__name__))
+    return BackendSubject(_backend(value, getattr(value, "__name__", type(value).__name__)))
 
 
-def _backend(given: Any, name: str) -> Any:
-    """A backend, which is made here if the class of one is given."""
-    if isinstance(given, type):
+def _backend(value: Any, name: str) -> Any:
+    """A backend; if `value` is a class, an instance of it."""
+    if isinstance(value, type):
         try:
-            given = given()
-        except Exception as error:  # a stranger's class raises anything
-            raise LoadError(f"backend {name!r} cannot be made ({error!r}).") from error
-    if lacking := _lacking(given):
-        raise LoadError(f"backend {name!r} lacks {', '.join(lacking)}: see vaespec.backend.Backend.")
-    return given
+            value = value()
+        except Exception as error:  # a user's class may raise anything
+            raise LoadError(f"backend {name!r} cannot be created ({error!r}).") from error
+    if missing := _missing(value):
+        raise LoadError(f"backend {name!r} lacks {', '.join(missing)}: see vaespec.backend.Backend.")
+    return value
 
 
-def _lacking(given: Any) -> list[str]:
-    return [member for member in MEMBERS if not hasattr(given, member)]
+def _missing(value: Any) -> list[str]:
+    """Members of the Backend protocol that `value` lacks."""
+    return [member for member in MEMBERS if not hasattr(value, member)]
 
 
 def load_object(name: str) -> Any:
-    """ "package.module:object" or "folder/file.py:object"; modules are also looked for in the current folder."""
+    """Imports "package.module:object" or "folder/file.py:object"; modules may also be in the current folder."""
     place, _, attributes = name.rpartition(":")
     if not place or not attributes:
         raise LoadError(f"{name!r}: give package.module:object, or file.py:object.")
     try:
-        found: Any = _file(Path(place)) if place.endswith(".py") else _module(place)
-    except (Exception, SystemExit) as error:  # a stranger's module raises anything
+        value: Any = _file(Path(place)) if place.endswith(".py") else _module(place)
+    except (Exception, SystemExit) as error:  # a user's module may raise anything
         raise LoadError(f"{place} cannot be imported ({type(error).__name__}: {error}).") from error
     for attribute in attributes.split("."):
-        if not hasattr(found, attribute):
+        if not hasattr(value, attribute):
             raise LoadError(f"{place} has no {attribute!r}: name an object that it defines.")
-        found = getattr(found, attribute)
-    return found
+        value = getattr(value, attribute)
+    return value
 
 
 def _module(name: str) -> ModuleType:
@@ -81,7 +92,7 @@ def _module(name: str) -> ModuleType:
 
 
 def _file(path: Path) -> ModuleType:
-    """A module from a file, which is registered, so that its classes can be found again."""
+    """Imports a file and registers the module in sys.modules, so that pickle can find its classes."""
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec
     assert spec.loader

@@ -1,4 +1,4 @@
-"""Subjects as the checks call them: NumPy in, NumPy out; what they raise or give amiss becomes a ConformanceError."""
+"""Subjects as the checks call them: NumPy in, NumPy out. An exception or a wrong result is a ConformanceError."""
 
 from __future__ import annotations
 
@@ -9,45 +9,44 @@ import numpy as np
 
 from vaespec.layers import Sequential
 from vaespec.layouts import OIHW
-from vaespec.parameter import Role
 from vaespec.reference import ReferenceOps
 from vaespec_conformance.subjects.errors import ConformanceError, blamed
 
-ROLES: dict[int, Role] = {4: "conv", 2: "linear", 1: "bias"}
 
+class VaeFacade:
+    """A VAE whose methods take and return NumPy arrays; arguments are converted to `input_dtype`, float32 or float64.
 
-class DrivenVae:
-    """A VAE that takes arrays of `given`, float32 or float64.
-
-    `encode` gives (mean, logvar), and so does whatever ends in encode; the rest gives an array.
+    A method whose name ends in "encode" returns (mean, logvar); `weights` returns a dictionary; any other an array.
     """
 
-    def __init__(self, vae: Any, given: type[np.floating]) -> None:
-        self.vae, self.given = vae, given
+    def __init__(self, vae: Any, input_dtype: type[np.floating]) -> None:
+        self.vae, self.input_dtype = vae, input_dtype
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         with blamed(name):
             method = getattr(self.vae, name)
 
-        def driven(*arrays: np.ndarray) -> Any:
+        def call(*arrays: np.ndarray) -> Any:
             with blamed(name):
-                result = method(*(np.asarray(a, self.given) for a in arrays))
+                result = method(*(np.asarray(a, self.input_dtype) for a in arrays))
                 if name == "weights":
                     return {key: np.asarray(a) for key, a in result.items()}
                 return tuple(map(np.asarray, _pair(name, result))) if name.endswith("encode") else np.asarray(result)
 
-        return driven
+        return call
 
 
 def _pair(name: str, result: Any) -> tuple[Any, Any]:
     if not isinstance(result, tuple | list) or len(result) != 2:
-        raise ConformanceError(f"{name} gave a {type(result).__name__}: expected a pair of arrays (mean, logvar).")
+        raise ConformanceError(f"{name} returned a {type(result).__name__}: expected a pair of arrays (mean, logvar).")
     return result[0], result[1]
 
 
 class Watched(NamedTuple):
-    """The arguments of an operation before and after it; its result's dtype on leaving, and whether it is of the
-    backend's own kind of array, or else of which."""
+    """One call of an operation: copies of its arguments before and after it, and the dtype of the result as NumPy.
+
+    `own` says whether the result is one of the backend's own arrays; `kind` is the name of its type.
+    """
 
     before: list[np.ndarray]
     after: list[np.ndarray]
@@ -56,21 +55,21 @@ class Watched(NamedTuple):
     kind: str
 
 
-class DrivenOps:
-    """The operations of a backend: maps are (B, C, H, W) and kernels canonical, whatever the backend holds them in."""
+class OpsFacade:
+    """A backend's operations on NumPy arrays: maps (B, C, H, W) and canonical kernels, in any layout of the backend."""
 
     def __init__(self, ops: ReferenceOps) -> None:
         self.ops = ops
 
     def on_maps(self, op: str, *maps: np.ndarray, weights: tuple[np.ndarray, ...] = (), **numbers: Any) -> np.ndarray:
-        """ops.op(*maps, *weights, **numbers), of maps and a map."""
+        """ops.op(*maps, *weights, **numbers), which returns a map."""
         with blamed(op):
             return self._run(
                 lambda: self.leave(getattr(self.ops, op)(*map(self.enter, maps), *self.place(weights), **numbers))
             )
 
     def on_tokens(self, op: str, *tokens: np.ndarray, weights: tuple[np.ndarray, ...] = (), **numbers: Any) -> Any:
-        """The same of tokens (B, N, C), and tokens, or a tuple of them."""
+        """ops.op(*tokens, *weights, **numbers) on tokens (B, N, C), which returns tokens or a tuple of them."""
 
         def call() -> Any:
             y = getattr(self.ops, op)(*map(self.enter_tokens, tokens), *self.place(weights), **numbers)
@@ -97,7 +96,7 @@ class DrivenOps:
             return self.numpy(mean), self.numpy(sigma2)
 
     def normalize(self, x: np.ndarray, *moments: np.ndarray, weights: tuple[np.ndarray, ...], eps: float) -> np.ndarray:
-        """ops.normalize of a map and its moments, which are float32."""
+        """ops.normalize of a map, with moments in float32."""
         with blamed("normalize"):
             statistics = map(self.ops.from_host, moments)
             return self._run(
@@ -105,24 +104,24 @@ class DrivenOps:
             )
 
     def round_trip(self, a: np.ndarray) -> np.ndarray:
-        """to_numpy of from_numpy."""
+        """to_numpy(from_numpy(a))."""
         with blamed("from_numpy"):
             return self.numpy(self.ops.from_numpy(a))
 
     def through_map(self, x: np.ndarray) -> np.ndarray:
-        """to_nchw of from_nchw."""
+        """to_nchw(from_nchw(x))."""
         with blamed("from_nchw"):
             return self.leave(self.enter(x))
 
     def after_change(self, a: np.ndarray) -> np.ndarray:
-        """What from_numpy made of `a`, after `a` was changed."""
+        """The result of from_numpy(a), read after `a` was changed in place."""
         with blamed("from_numpy"):
-            made = self.ops.from_numpy(a)
+            array = self.ops.from_numpy(a)
             a += 1
-            return self.numpy(made)
+            return self.numpy(array)
 
     def watched(self, op: str, *arrays: np.ndarray, weights: tuple[np.ndarray, ...], **numbers: Any) -> Watched:
-        """ops.op of maps (B, C, H, W) or tokens (B, N, C), and what became of its arguments."""
+        """Calls ops.op on maps (B, C, H, W) or tokens (B, N, C), and records its arguments before and after."""
         with blamed(op):
             entered = [self.enter(a) if a.ndim == 4 else self.enter_tokens(a) for a in arrays]
             arguments = [*entered, *self.place(weights)]
@@ -133,12 +132,12 @@ class DrivenOps:
         return Watched(before, after, left.dtype.name, self.ops.is_array(y), type(y).__name__)
 
     def _pixels(self, t: Any, shape: tuple[int, ...]) -> Any:
-        """Tokens of that shape as a map of one row, which is how they leave."""
+        """Tokens as a map of one row, so that they can be converted to NumPy."""
         B, N, C = shape
         return self.ops.pixels(t, like=self.enter(np.zeros((B, C, 1, N))))
 
     def layer(self, layer: Sequential, x: np.ndarray, weights: dict[str, np.ndarray]) -> np.ndarray:
-        """A layer with these canonical weights, of (B, C, H, W)."""
+        """Runs a layer with canonical weights on x (B, C, H, W)."""
         with blamed("a layer"):
             params = self.ops.load_params(weights, dict(layer.parameters()))
             return self.numpy(self.ops.compile(layer)(self.ops.from_numpy(x), params))
@@ -148,7 +147,7 @@ class DrivenOps:
         return self.ops.from_nchw(self.ops.from_numpy(x))
 
     def enter_tokens(self, t: np.ndarray) -> Any:
-        """NumPy (B, N, C) -> tokens, by way of a map: a backend may compute in a wider dtype than it stores."""
+        """NumPy (B, N, C) -> tokens, through a map: a backend may compute in a wider dtype than it stores."""
         return self.ops.tokens(self.enter(t.transpose(0, 2, 1)[:, :, None]))
 
     def leave(self, y: Any) -> np.ndarray:
@@ -156,13 +155,13 @@ class DrivenOps:
         return self.numpy(self.ops.to_nchw(y))
 
     def numpy(self, x: Any) -> np.ndarray:
-        """An array of the backend -> NumPy; a copy, since it may be a view of the backend's memory."""
+        """A backend's array -> NumPy; copied, since it may be a view of the backend's memory."""
         return np.array(self.ops.to_numpy(x))
 
     def place(self, weights: tuple[np.ndarray, ...]) -> list[Any]:
-        """Canonical kernels, scales and biases -> the backend's, in its layouts."""
+        """Canonical kernels, scales and biases -> the backend's arrays, in its layout."""
         return [self.ops.from_numpy(OIHW.convert(w, self.ops.layout)) for w in weights]
 
     def _run(self, call: Callable[[], Any]) -> Any:
-        """Through ops.run, where a backend sets its device and precision."""
+        """Calls through ops.run, in which a backend sets its device and precision."""
         return self.ops.run(lambda x, params, ops: call(), None, {})  # type: ignore[arg-type]  # a layer without x

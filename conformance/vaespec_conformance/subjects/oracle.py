@@ -1,4 +1,4 @@
-"""The judge: the specification in float64 on NumPy, and what rounding to a dtype must cost it at least."""
+"""The oracle: the specification in float64 on NumPy; and the error that rounding to a dtype must cause."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from vaespec_conformance.subjects.subjects import Alter, BackendSubject, Capabil
 
 
 class OracleBackend:
-    """The specification, in float64 whatever dtype is asked for."""
+    """The specification in float64, whatever dtype is requested."""
 
     name = "oracle"
     framework = "numpy"
     dtypes: tuple[str, ...] = ("float64",)
 
     def devices(self) -> tuple[str, ...]:
-        """NumPy's."""
+        """The CPU."""
         return ("cpu",)
 
     def ops(self, device: str, dtype: str, precision: str) -> ReferenceOps:
-        """Always the same."""
+        """Reference operations in float64."""
         return ReferenceOps(np, "float64")
 
 
@@ -37,24 +37,24 @@ ORACLE = BackendSubject(OracleBackend())
 
 
 class ReferenceBackend:
-    """The specification in the dtypes that NumPy has: a backend like any other, without a kernel of its own."""
+    """The specification in NumPy's dtypes: a backend without a kernel of its own."""
 
     name = "reference"
     framework = "numpy"
     dtypes: tuple[str, ...] = ("float32", "float64")
 
     def devices(self) -> tuple[str, ...]:
-        """NumPy's."""
+        """The CPU."""
         return ("cpu",)
 
     def ops(self, device: str, dtype: str, precision: str) -> ReferenceOps:
-        """In that dtype."""
+        """Reference operations in the dtype."""
         return ReferenceOps(np, dtype)
 
 
 @dataclass(frozen=True)
 class RoundingSubject(Subject):
-    """The least that a dtype costs: each result rounded to 16 bits, or all of it in float32, by the specification."""
+    """The specification with the least error of a dtype: each result rounded to 16 bits, or computed in float32."""
 
     kind = "judge"
     name = "rounding"
@@ -68,12 +68,12 @@ class RoundingSubject(Subject):
 
     @property
     def capabilities(self) -> Capabilities:
-        """All dtypes."""
+        """Every dtype."""
         return Capabilities(("float32", "float64", "bfloat16", "float16"))
 
 
 class RoundedVae(Assembled):
-    """The specification's model, what every operation and every method gives rounded to 16 bits."""
+    """The specification's model, with the result of every operation and method rounded to 16 bits."""
 
     def __init__(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str, grid: float) -> None:
         super().__init__(config, weights, ReferenceOps(np, "float64"), self._rounding)
@@ -91,5 +91,5 @@ def _run(model: Layer, ops: Any, x: Array, params: Any) -> Array:
 
 
 def roundings(dtype: str) -> tuple[RoundingSubject, ...]:
-    """For 16 bits, one on each grid."""
+    """The subjects that predict the error of a dtype: in 16 bits, one for each rounding grid."""
     return tuple(RoundingSubject(grid=grid) for grid in (GRIDS if dtype in ("float16", "bfloat16") else (1.0,)))

@@ -1,7 +1,7 @@
-"""Who is examined: a backend, which has operations, or a port, which is somebody's whole VAE behind two methods.
+"""Subjects of the suite: a backend, which has operations, or a port, which is a whole VAE behind two methods.
 
-A backend is a port as well, once the model is put together on its operations: what is asked of a whole VAE is asked of
-both in the same words, `subject.build(config, weights, dtype).decode(z)`.
+The suite assembles the model on a backend's operations, so a check of a whole VAE examines both kinds with the same
+call: `subject.build(config, weights, dtype).decode(z)`.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from vaespec.initialize import initialize
 from vaespec.reference import ReferenceOps
 from vaespec_conformance.subjects.assembly import Assembled
 from vaespec_conformance.subjects.errors import ConformanceError, blamed
-from vaespec_conformance.subjects.numpy_facade import DrivenOps, DrivenVae
+from vaespec_conformance.subjects.numpy_facade import OpsFacade, VaeFacade
 
 Weights = Mapping[str, np.ndarray]
 Factory = Callable[[AutoencoderConfig, dict[str, np.ndarray], str], Any]
-"""(config, canonical weights, dtype) -> an object with encode and decode, and perhaps more of FEATURES."""
+"""(config, canonical weights, dtype) -> an object with encode and decode, and perhaps the methods in FEATURES."""
 
 Alter = Callable[[Factory], Factory]
-"""What a mutant does to a subject that is not seen in its operations."""
+"""Changes a subject's whole VAE: how a mutant makes a mistake outside the operations."""
 
 FEATURES = {
     "sample": ("sample",),
@@ -38,25 +38,24 @@ FEATURES = {
     "slicing": ("sliced_encode", "sliced_decode"),
     "weights": ("weights",),
 }
-"""What a VAE may have besides encode and decode, and the methods that show it. They mean what `Assembled`'s mean."""
+"""Optional features of a VAE, and the methods that show each. `Assembled` documents the methods."""
 
 PRESUMED = frozenset({"deterministic", "threads"})
-"""What is taken for granted where a subject declares no capabilities: the same bits again, and in several threads.
+"""Features that are assumed if a subject declares no capabilities: equal bits in every run, and in several threads.
 
-What no method shows and is not presumed, a port declares: "legacy_names", that it builds from diffusers' names of
-before 0.18.
+A port declares any other feature that no method shows: "legacy_names", if it accepts diffusers' names before 0.18.
 """
 
-OF_BACKENDS = frozenset({"banding"})
-"""What a backend can do besides, since it needs no more than operations: the model in bands of rows."""
+BACKEND_FEATURES = frozenset({"banding"})
+"""Features of every backend, since they need operations alone: the model in bands of rows."""
 
 SMALLEST = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2)
-"""The config that is built to see which methods a port has."""
+"""The config of the VAE that is built to find out which methods a port has."""
 
 
 @dataclass(frozen=True)
 class Capabilities:
-    """What a subject claims to do. To encode, decode and load weights in float32 is claimed by being examined."""
+    """The dtypes, devices and features that a subject claims. Encoding, decoding and loading weights are required."""
 
     dtypes: tuple[str, ...] = ("float32",)
     devices: tuple[str, ...] = ("cpu",)
@@ -65,7 +64,7 @@ class Capabilities:
 
 @dataclass(frozen=True)
 class Gap:
-    """A check that the subject is known to fail, and says so: `check` is an id, or "id[dtype]" for one dtype."""
+    """A check that the subject declares it fails: `check` is an id, or "id[dtype]" for one dtype."""
 
     check: str
     kind: Literal["bug", "unsupported", "planned"]
@@ -74,61 +73,61 @@ class Gap:
     until: str | None = None
 
     def covers(self, check: str, dtype: str) -> bool:
-        """Whether it is about this check in this dtype."""
+        """Whether the gap is about this check in this dtype."""
         return self.check in (check, f"{check}[{dtype}]")
 
 
 def given(dtype: str) -> type[np.floating]:
-    """NumPy's dtype of the images, latents and weights that a VAE of this dtype is given."""
+    """NumPy's dtype of the images, latents and weights that are passed to a VAE of `dtype`."""
     return np.float64 if dtype == "float64" else np.float32
 
 
 class Subject:
-    """What the two kinds have in common."""
+    """What backends and ports have in common."""
 
     kind: ClassVar[str]
     name: str
     alter: Alter
 
-    def build(self, config: AutoencoderConfig, weights: Weights, dtype: str) -> DrivenVae:
-        """The VAE of this config and these canonical weights, in this dtype; it gets copies, of float32 or float64."""
+    def build(self, config: AutoencoderConfig, weights: Weights, dtype: str) -> VaeFacade:
+        """Builds the VAE from a config and copies of canonical weights, in float32 or float64."""
         return self.build_from(config, {name: np.array(w, given(dtype)) for name, w in weights.items()}, dtype)
 
-    def build_from(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> DrivenVae:
-        """The same from the very arrays given."""
+    def build_from(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> VaeFacade:
+        """Builds the VAE from the arrays themselves, not from copies."""
         with blamed("build"):
-            return DrivenVae(self.factory(config, weights, dtype), given(dtype))
+            return VaeFacade(self.factory(config, weights, dtype), given(dtype))
 
     def factory(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
-        """The VAE itself."""
+        """Builds the VAE without the NumPy facade."""
         return self.alter(self._make)(config, weights, dtype)
 
     def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
         raise NotImplementedError
 
     def replace(self, **changes: Any) -> Self:
-        """A copy with another name, backend, factory …"""
+        """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # both kinds are dataclasses
 
     @property
     def capabilities(self) -> Capabilities:
-        """What it claims, or what can be seen of it where it claims nothing."""
+        """The declared capabilities, or the observed ones if none are declared."""
         raise NotImplementedError
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
-        """What it is known to fail."""
+        """The checks that the subject declares it fails."""
         raise NotImplementedError
 
 
 def unaltered(factory: Factory) -> Factory:
-    """The same."""
+    """Returns the factory unchanged."""
     return factory
 
 
 @dataclass(frozen=True)
 class BackendSubject(Subject):
-    """A backend, on its best device where none is named, in the most exact float32 that it has there."""
+    """A backend, by default on its best device and in its most exact float32."""
 
     backend: Backend
     device: str | None = None
@@ -138,40 +137,40 @@ class BackendSubject(Subject):
 
     @property
     def name(self) -> str:  # type: ignore[override]  # a field of the other kind
-        """The backend's."""
+        """The backend's name."""
         return self.backend.name
 
     def raw_ops(self, dtype: str) -> ReferenceOps:
-        """The backend's operations, in the "default" precision where it has no other."""
+        """The backend's operations, in the "default" precision if it lacks the requested one."""
         device = self.device or self.backend.devices()[0]
         try:
             return self.backend.ops(device, dtype, self.precision)
         except BackendError:
             return self.backend.ops(device, dtype, "default")
 
-    def ops(self, dtype: str) -> DrivenOps:
-        """The same, as the checks call them."""
+    def ops(self, dtype: str) -> OpsFacade:
+        """The backend's operations on NumPy arrays, as the checks call them."""
         with blamed("ops"):
-            return DrivenOps(self.raw_ops(dtype))
+            return OpsFacade(self.raw_ops(dtype))
 
     def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Assembled:
         return Assembled(config, weights, self.raw_ops(dtype))
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """The backend's own, else: the dtypes that it has here, and whatever a model on its operations can do."""
+        """The declared capabilities; otherwise the dtypes available here and every feature of `Assembled`."""
         declared = getattr(self.backend, "capabilities", None)
         dtypes = tuple(dtype for dtype in self.backend.dtypes if self._has(dtype))
-        return declared or Capabilities(dtypes, self._devices(), features=PRESUMED | OF_BACKENDS | FEATURES.keys())
+        return declared or Capabilities(dtypes, self._devices(), features=PRESUMED | BACKEND_FEATURES | FEATURES.keys())
 
     def _devices(self) -> tuple[str, ...]:
         try:
             return tuple(self.backend.devices())
-        except Exception:  # the checks tell what it raises
+        except Exception:  # the checks report it
             return ()
 
     def _has(self, dtype: str) -> bool:
-        """A backend may have a dtype only where the process asked for it, and says so with a BackendError."""
+        """Whether the backend has the dtype in this process: it raises BackendError if not."""
         try:
             self.raw_ops(dtype).from_numpy(np.zeros(1))
         except BackendError:
@@ -182,13 +181,13 @@ class BackendSubject(Subject):
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
-        """Those that the backend declares."""
+        """The gaps that the backend declares."""
         return tuple(getattr(self.backend, "gaps", ()))
 
 
 @dataclass(frozen=True)
 class PortSubject(Subject):
-    """Somebody's whole VAE: `maker(config, weights)` gives it, and `maker(config, weights, dtype=)` in other dtypes."""
+    """A user's whole VAE: `maker(config, weights)` builds it, `maker(config, weights, dtype=)` in other dtypes."""
 
     maker: Callable[..., Any]
     name: str
@@ -197,7 +196,7 @@ class PortSubject(Subject):
 
     @classmethod
     def of(cls, subject: Subject) -> PortSubject:
-        """Another subject, of which nothing is seen but the whole VAE."""
+        """Another subject as a port: only its whole VAE can be called."""
         maker: Any = partial(subject.factory)
         maker.capabilities, maker.gaps = subject.capabilities, subject.gaps
         return cls(maker, subject.name)
@@ -209,18 +208,18 @@ class PortSubject(Subject):
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """Those that `maker` declares, else: float32, and the methods that the smallest VAE has."""
+        """The capabilities that `maker` declares; otherwise float32, and the features that its methods show."""
         declared = getattr(self.maker, "capabilities", None)
         return declared or Capabilities(features=PRESUMED.union(self._features()))
 
     def _features(self) -> list[str]:
         try:
             vae = self.build(SMALLEST, initialize(SMALLEST, 0), "float32").vae
-        except ConformanceError:  # the checks tell what it raises
+        except ConformanceError:  # the checks report it
             return []
         return [name for name, methods in FEATURES.items() if all(hasattr(vae, method) for method in methods)]
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
-        """Those that `maker` declares."""
+        """The gaps that `maker` declares."""
         return tuple(getattr(self.maker, "gaps", ()))
