@@ -18,7 +18,7 @@ from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import EXACT, MODEL, Margin, check
 from vaespec_conformance.subjects.errors import ConformanceError
-from vaespec_conformance.subjects.subjects import given
+from vaespec_conformance.subjects.subjects import input_dtype
 
 behaviour = partial(
     check,
@@ -61,7 +61,7 @@ def inputs(subject: Any, case: Case, dtype: str) -> Margin:
     """encode and decode do not change their arguments."""
     vae = build_model(subject, case, dtype)
     for name, drawn in (("encode", models.images(case, dtype)), ("decode", models.latents(case, dtype))):
-        x = drawn.astype(given(dtype))
+        x = drawn.astype(input_dtype(dtype))
         getattr(vae, name)(x)
         equal(x, drawn, f"the argument of {name}, after it,")
     return EXACT
@@ -70,7 +70,7 @@ def inputs(subject: Any, case: Case, dtype: str) -> Margin:
 @behaviour("behaviour.results")
 def results(subject: Any, case: Case, dtype: str) -> Margin:
     """A result does not change when the model is called again or when the argument is changed."""
-    vae, z = build_model(subject, case, dtype), models.latents(case, dtype).astype(given(dtype))
+    vae, z = build_model(subject, case, dtype), models.latents(case, dtype).astype(input_dtype(dtype))
     result = vae.decode(z)
     before = np.array(result)
     z += 1
@@ -81,7 +81,7 @@ def results(subject: Any, case: Case, dtype: str) -> Margin:
 
 def _compute_from_fortran_order(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Images decoded from latents that are stored in Fortran order."""
-    z = models.latents(case, dtype).astype(given(dtype))
+    z = models.latents(case, dtype).astype(input_dtype(dtype))
     return build_model(subject, case, dtype).decode(np.asfortranarray(z))
 
 

@@ -16,7 +16,7 @@ from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import EXACT, OPERATION, Margin, check
 from vaespec_conformance.subjects.errors import ConformanceError
-from vaespec_conformance.subjects.subjects import given
+from vaespec_conformance.subjects.subjects import input_dtype
 
 SHAPES = ((3,), (4, 6), (2, 4, 5, 3))
 ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -132,5 +132,5 @@ def arguments(subject: Any, case: Case, dtype: str) -> Margin:
 def ownership(subject: Any, case: Case, dtype: str) -> Margin:
     """An array from from_numpy does not change when its source is changed."""
     before = _numbers(case, dtype)
-    after = subject.ops(dtype).after_change(before.astype(given(dtype)))
+    after = subject.ops(dtype).after_change(before.astype(input_dtype(dtype)))
     return equal(after, before, "an array, after its source was changed,")

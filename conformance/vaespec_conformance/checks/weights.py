@@ -16,7 +16,7 @@ from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import EXACT, MODEL, Margin, check
 from vaespec_conformance.subjects.errors import ConformanceError
-from vaespec_conformance.subjects.subjects import given
+from vaespec_conformance.subjects.subjects import input_dtype
 
 FAULTS = ("missing", "unexpected", "misshapen")
 MODELS: dict[str, Any] = {
@@ -67,7 +67,7 @@ def kept(subject: Any, case: Case, dtype: str) -> Margin:
     returned = subject.build(models.CONFIGS[case["config"]], weights, dtype).weights()
     if returned.keys() != weights.keys():
         names = ", ".join(sorted(returned.keys() ^ weights.keys())[:3])
-        raise ConformanceError(f"weights() and what was given differ in the names {names}.")
+        raise ConformanceError(f"weights() returned other names than it was built from: {names}.")
     for name, w in weights.items():
         equal(returned[name], rounded(w, dtype), f"the weight {name}")
     return EXACT
@@ -108,7 +108,8 @@ def legacy(subject: Any, case: Case, dtype: str) -> Margin:
 @check("weights.owned", level="L5", examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,))
 def owned(subject: Any, case: Case, dtype: str) -> Margin:
     """A model does not change when the arrays that it was built from are changed."""
-    weights: dict[str, np.ndarray] = {name: w.astype(given(dtype)) for name, w in models.weights(case, dtype).items()}
+    given = input_dtype(dtype)
+    weights: dict[str, np.ndarray] = {name: w.astype(given) for name, w in models.weights(case, dtype).items()}
     z = models.latents(case, dtype)
     vae = subject.build_from(models.CONFIGS[case["config"]], weights, dtype)
     before = vae.decode(z)
