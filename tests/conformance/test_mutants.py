@@ -93,8 +93,8 @@ def test_a_port_that_reads_older_names_correctly_passes(dtype):
     assert caught("model.decode", port, dtype) is None
 
 
-def test_older_names_and_newer_name_the_same_weights(tmp_path):
-    """diffusers itself reads the older names and returns the weights under the newer ones."""
+def test_diffusers_reads_the_older_names_as_the_same_weights(tmp_path):
+    """The older names come from our own table; diffusers reads them independently of it."""
     case = CHECKS["weights.legacy_names"].pinned[0]
     config, weights = models.CONFIGS[case["config"]], models.weights(case, "float32")
     old = legacy_names(weights, axes=2)
