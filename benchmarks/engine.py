@@ -1,10 +1,10 @@
-"""How fast is each convolution of Stable Diffusion's VAE on NumPy, in the form it takes? Prints a table.
+"""Measures each convolution of Stable Diffusion's VAE on NumPy, and prints a table of forms and rates.
 
     python benchmarks/engine.py [--size 256] [--runs 5]
 
-GFLOP/s are those of the convolution as it is written, so a form with fewer multiplications may pass the ceiling: the
-rate of a product of two matrices of 2048 × 2048 in the same run. Inputs are as wide as the decoder's and the encoder's
-at that size of image; times are medians.
+GFLOP/s count the flops of the convolution as it is written, so a form with fewer multiplications can exceed the
+ceiling: the rate of a product of two 2048 × 2048 matrices in the same run. Inputs have the shapes of the maps in the
+decoder and the encoder for images of that size; times are medians.
 """
 
 import argparse
@@ -22,44 +22,44 @@ from vaespec_cpu.lazy import Doubled
 
 
 class ListedOps(CostOps):
-    """Every convolution that a model calls: shapes of x and w, stride, padding, and whether x was doubled before."""
+    """Counts the convolutions of a model by shapes of x and w, stride, padding, and whether x was upsampled before."""
 
     def __init__(self):
         super().__init__(bytes_per_number=4)
         self.listed, self.doubling = {}, False
 
     def run(self, layer, x, params):
-        """As CostOps, knowing what layer it is."""
+        """Runs a layer and notes whether it upsamples."""
         self.doubling = isinstance(layer, Upsample)
         y = layer(x, params, self)
         self.doubling = False
         return y
 
     def conv2d(self, x, w, b, *, stride, padding):
-        """As CostOps, and noted."""
+        """Counts the convolution."""
         key = (x.shape, w.shape, stride, padding, self.doubling)
         self.listed[key] = self.listed.get(key, 0) + 1
         return super().conv2d(x, w, b, stride=stride, padding=padding)
 
 
 def seconds(call, runs):
-    """Median of `runs`, after one to warm up."""
-    found = []
+    """The median of `runs` calls, after a first one to warm up."""
+    times = []
     for _ in range(runs + 1):
         start = time.perf_counter()
         call()
-        found.append(time.perf_counter() - start)
-    return statistics.median(found[1:])
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[1:])
 
 
 def ceiling(runs):
-    """GFLOP/s of a matrix product."""
+    """The rate of a matrix product in GFLOP/s."""
     a = np.random.default_rng(0).standard_normal((2048, 2048), np.float32)
     return 2 * 2048**3 / seconds(lambda: a @ a, runs) / 1e9
 
 
 def measure(ops, listed, runs):
-    """(what, how often, form, milliseconds, GFLOP/s) of each convolution."""
+    """Yields (description, count, form, milliseconds, GFLOP/s) of each convolution."""
     rng = np.random.default_rng(0)
     for (shape, kernel, stride, padding, doubled), times in listed.items():
         (B, C, H, W), (O, _, kh, kw) = shape, kernel
@@ -76,7 +76,7 @@ def measure(ops, listed, runs):
 
 
 def main(size, runs):
-    """List what both halves do, measure, print."""
+    """Lists the convolutions of both halves, measures them and prints the table."""
     ops = make_ops(get_backend("numpy"), "cpu", "float32", "default")
     sd = config("sd1")
     for half, shape in ((decoder(sd), (1, 4, size // 8, size // 8)), (encoder(sd), (1, 3, size, size))):
@@ -85,9 +85,9 @@ def main(size, runs):
         print(f"\nceiling {ceiling(runs):.0f} GFLOP/s\n")
         print("| convolution | times | form | ms | GFLOP/s |\n|---|---|---|---|---|")
         total = 0.0
-        for what, times, form, taken, rate in measure(ops, listing.listed, runs):
-            total += times * taken
-            print(f"| {what} | {times} | {form} | {taken:.1f} | {rate:.0f} |", flush=True)
+        for description, count, form, taken, rate in measure(ops, listing.listed, runs):
+            total += count * taken
+            print(f"| {description} | {count} | {form} | {taken:.1f} | {rate:.0f} |", flush=True)
         print(f"\nall convolutions: {total:.0f} ms")
 
 
@@ -95,5 +95,5 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--runs", type=int, default=5)
-    asked = parser.parse_args()
-    main(asked.size, asked.runs)
+    arguments = parser.parse_args()
+    main(arguments.size, arguments.runs)

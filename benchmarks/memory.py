@@ -1,10 +1,10 @@
-"""How much memory does a decode take, and how long? SD's decoder at full width, float32, on the CPU; prints a table.
+"""Measures memory and time of SD's decoder at full width, in float32, on the CPU; prints a table.
 
     python benchmarks/memory.py [--sizes 512 1024] [--cases ...] [--runs 1]
 
-Each run has a process of its own: its peak is the resident memory the system has seen, frameworks and weights included,
-and `estimated` what the planner said just before it. Runs of the cases take turns; seconds are medians. The error is
-relative L2 to the untiled decode of the same backend. Needs the `test` extra; about fifteen minutes on two cores.
+Each run has its own process. Its peak is the highest resident memory of the process, with frameworks and weights;
+`estimated` is the planner's estimate just before the run. Cases run in turns; seconds are medians. The error is the
+relative L2 to the untiled decode of the same backend. Needs the `test` extra; about half an hour on two cores.
 """
 
 import argparse
@@ -23,7 +23,7 @@ from vaespec import families
 from vaespec.architecture import decoder
 from vaespec.layers import Sequential
 from vaespec.model import Model
-from vaespec.registry import get_backend, make_ops
+from vaespec.registry import backends, get_backend, make_ops
 from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps
 from vaespec.tiling.planner import Plan
@@ -32,18 +32,18 @@ CONFIG = families.config("sd1")
 
 
 def drawn(row, rng):
-    """A parameter that neither lets maps die out nor grow."""
+    """A random parameter that keeps the size of maps from layer to layer."""
     if row.role in ("conv", "linear"):
         return rng.standard_normal(row.shape, np.float32) / np.float32(row.fan_in**0.5)
     return np.full(row.shape, row.role == "norm_scale", np.float32)
 
 
 def ours(backend, how):
-    """(decode(z), estimate(z) in bytes), untiled where `how` is None, else in bands kept where it says."""
+    """(decode(z), estimate(z) in bytes): untiled if `how` is None, else in bands whose maps are stored there."""
     ops = make_ops(get_backend(backend), "cpu", "float32", "default")
     layers, rng = decoder(CONFIG), np.random.default_rng(0)
     table, params = dict(layers.parameters()), {}
-    for name, row in table.items():  # one at a time: nothing but the weights is in memory
+    for name, row in table.items():  # one at a time, so that memory holds the weights once
         params |= ops.load_params({name: drawn(row, rng)}, table)
     model = Model(CONFIG, Sequential(()), layers, params, ops)
     plan = Plan(bands={"store": how} if how else None)
@@ -55,12 +55,12 @@ def ours(backend, how):
 
 
 def diffusers(tiled):
-    """(decode(z), no estimate) of diffusers' model, without its encoder, which is not wanted here either."""
+    """(decode(z), no estimate) of diffusers' model without its encoder."""
     import torch
     from diffusers import AutoencoderKL
 
     fields = {name: value for name, value in CONFIG.to_dict().items() if not name.startswith("_")}
-    torch.manual_seed(0)  # every process draws the same model
+    torch.manual_seed(0)  # each process draws the same model
     vae = AutoencoderKL(**fields).eval()
     del vae.encoder
     vae.use_tiling = tiled
@@ -76,9 +76,10 @@ CASES = {
     "diffusers": lambda: diffusers(False),
     "diffusers, blended tiles": lambda: diffusers(True),
     **{
-        name + words: partial(ours, name, how)
-        for name in ("torch", "numpy")
-        for words, how in (
+        info.name + words: partial(ours, info.name, store)
+        for info in backends()
+        if info.version
+        for words, store in (
             ("", None),
             (", bands", "device"),
             (", bands on the host", "host"),
@@ -89,10 +90,10 @@ CASES = {
 
 
 def measure(case, size, result):
-    """Decode once and write {peak, estimated, seconds}, and the image into the file `result`."""
+    """Decodes once, prints {peak, estimated, seconds} and writes the image to the file `result`."""
     z = np.random.default_rng(0).standard_normal((1, CONFIG.latent_channels, size // 8, size // 8), np.float32)
     decode, estimate = CASES[case]()
-    decode(z[:, :, :4, :4])  # what is done once only
+    decode(z[:, :, :4, :4])  # a first call compiles and allocates
     estimated, before = estimate(z), time.perf_counter()
     image = decode(z)
     seconds = time.perf_counter() - before
@@ -101,8 +102,8 @@ def measure(case, size, result):
     print(json.dumps({"peak": peak, "estimated": estimated, "seconds": seconds}))
 
 
-def measured(case, size):
-    """(row, image) of one run, in a process of its own; a row without figures where it ends otherwise."""
+def run(case, size):
+    """(row, image) of one run in its own process; (None, None) if it fails."""
     with tempfile.TemporaryDirectory() as folder:
         result = os.path.join(folder, "image.npy")
         command = [sys.executable, __file__, "--measure", case, "--sizes", str(size), "--result", result]
@@ -113,26 +114,26 @@ def measured(case, size):
 
 
 def compare(sizes, cases, runs):
-    """A row for each size and case."""
+    """Prints a row for each size and case."""
     print("| px | case | peak GiB | of diffusers | estimated | seconds | error |\n|---|---|---|---|---|---|---|")
     for size in sizes:
         rows, images = {case: [] for case in cases}, {}
         for _ in range(runs):
             for case in cases:
-                row, images[case] = measured(case, size)
+                row, images[case] = run(case, size)
                 rows[case].append(row)
         for case in cases:
             if None in rows[case]:
                 print(f"| {size} | {case} | out of memory, or ended otherwise | | | | |", flush=True)
                 continue
-            peak, seconds = (np.median([row[what] for row in rows[case]]) for what in ("peak", "seconds"))
+            peak, seconds = (np.median([row[figure] for row in rows[case]]) for figure in ("peak", "seconds"))
             reference = rows.get("diffusers", [None])[0]
             share = f"{peak / reference['peak']:.2f}" if reference else ""
             estimated = ""
             if rows[case][0]["estimated"]:
-                said = np.median([row["estimated"] for row in rows[case]])
+                median = np.median([row["estimated"] for row in rows[case]])
                 ratios = [row["estimated"] / row["peak"] for row in rows[case]]
-                estimated = f"{said / 2**30:.2f} ({min(ratios):.2f}x to {max(ratios):.2f}x)"
+                estimated = f"{median / 2**30:.2f} ({min(ratios):.2f}x to {max(ratios):.2f}x)"
             whole = images.get(case.split(",")[0])
             error = "" if whole is None else f"{np.linalg.norm(images[case] - whole) / np.linalg.norm(whole):.1e}"
             figures = f"{peak / 2**30:.2f} | {share} | {estimated} | {seconds:.1f} | {error}"
@@ -146,8 +147,8 @@ if __name__ == "__main__":
     parser.add_argument("--runs", type=int, default=1, help="of each case, in turns")
     parser.add_argument("--measure", choices=CASES, help=argparse.SUPPRESS)
     parser.add_argument("--result", help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.measure:
-        measure(asked.measure, asked.sizes[0], asked.result)
+    arguments = parser.parse_args()
+    if arguments.measure:
+        measure(arguments.measure, arguments.sizes[0], arguments.result)
     else:
-        compare(asked.sizes, asked.cases, asked.runs)
+        compare(arguments.sizes, arguments.cases, arguments.runs)

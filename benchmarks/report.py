@@ -1,8 +1,8 @@
-"""The results of `python -m benchmarks.run` as JSON, as a table, and as a plot of seconds and memory against pixels.
+"""Writes the results of `python -m benchmarks.run` as JSON, as a table, and as a plot of seconds and memory.
 
     python -m benchmarks.report speed-256.json speed-1024.json --output docs/speed
 
-makes one of several, as where large images were run less often.
+joins several reports into one, for example if large images were run less often.
 """
 
 import argparse
@@ -17,20 +17,20 @@ from matplotlib import pyplot, ticker
 
 
 def write(report, output):
-    """OUTPUT.json, OUTPUT.md, OUTPUT.png."""
+    """Writes OUTPUT.json, OUTPUT.md and OUTPUT.png."""
     output.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
     output.with_suffix(".md").write_text(markdown(report))
     plot(report, output.with_suffix(".png"))
 
 
-def joined(reports):
-    """One of several of the same machine and versions."""
+def join(reports):
+    """Joins several reports of one machine and the same versions."""
     first = reports[0]
     for other in reports[1:]:
-        for what in ("machine", "device", "versions"):
-            if other[what] != first[what]:
-                raise SystemExit(f"{what} of two reports: {first[what]} and {other[what]}; join those that agree.")
-    left_out = {name: why for report in reports for name, why in report["left out"].items()}
+        for field in ("machine", "device", "versions"):
+            if other[field] != first[field]:
+                raise SystemExit(f"{field} of two reports: {first[field]} and {other[field]}; join reports that agree.")
+    left_out = {name: reason for report in reports for name, reason in report["left out"].items()}
     rows = sorted((row for report in reports for row in report["rows"]), key=lambda row: (row["size"], row["batch"]))
     return first | {"rows": rows, "left out": left_out}
 
@@ -39,16 +39,16 @@ def markdown(report):
     """A table for each case: seconds, and every figure as a ratio to the fastest peer and to diffusers."""
     versions = ", ".join(f"{name} {version}" for name, version in report["versions"].items())
     machine = report["machine"]
-    told = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory']}; Python {machine['python']}, {versions}"
-    lines = ["# Speed", "", f"Written by `python -m benchmarks.run`, on {told}.", ""]
+    context = f"{machine['cpu']}, {machine['cores']} cores, {machine['memory']}; Python {machine['python']}, {versions}"
+    lines = ["# Speed", "", f"Written by `python -m benchmarks.run`, on {context}.", ""]
     for case in cases(report):
         lines += _table(case, [row for row in report["rows"] if _case(row) == case])
-    lines += [f"Left out: {name} ({why})." for name, why in report["left out"].items()]
+    lines += [f"Left out: {name} ({reason})." for name, reason in report["left out"].items()]
     return "\n".join(lines).rstrip() + "\n"
 
 
 def cases(report):
-    """(direction, size, batch), in order."""
+    """The (direction, size, batch) of all rows, in order."""
     return list(dict.fromkeys(map(_case, report["rows"])))
 
 
@@ -57,12 +57,12 @@ def _case(row):
 
 
 def ours(row):
-    """Whether a row is not of a peer."""
+    """Whether a row is ours, not a peer's."""
     return row["subject"].startswith("vaespec")
 
 
 def fastest_peer(rows, precision):
-    """Seconds of the fastest peer in that precision, or None."""
+    """Seconds of the fastest peer in a precision; None if there is none."""
     return min((r["seconds"] for r in rows if not ours(r) and r["precision"] == precision), default=None)
 
 
@@ -104,20 +104,20 @@ def _table(case, rows):
 
 
 def plot(report, path):
-    """Seconds and memory against pixels, both axes logarithmic: batch 1, decode and encode."""
+    """Plots seconds and memory against pixels, on logarithmic axes: batch 1, decode and encode."""
     figure, axes = pyplot.subplots(2, 2, figsize=(11, 8), sharex=True)
     names = list(dict.fromkeys(row["subject"] for row in report["rows"]))
     for column, direction in enumerate(("decode", "encode")):
         rows = [r for r in report["rows"] if r["direction"] == direction and r["batch"] == 1 and "failed" not in r]
-        for line, (what, unit) in enumerate((("seconds", 1), ("memory", 2**20))):
+        for line, (figure_name, unit) in enumerate((("seconds", 1), ("memory", 2**20))):
             axis = axes[line][column]
             axis.set(xscale="log", yscale="log")
             for name in dict.fromkeys(row["subject"] for row in rows):
-                points = sorted((row["size"] ** 2, row[what] / unit) for row in rows if row["subject"] == name)
+                points = sorted((row["size"] ** 2, row[figure_name] / unit) for row in rows if row["subject"] == name)
                 style = {"linewidth": 2.5, "zorder": 3} if name.startswith("vaespec") else {"linewidth": 1}
-                colour = matplotlib.colormaps["tab20"](names.index(name))  # the same one in all four
+                colour = matplotlib.colormaps["tab20"](names.index(name))  # the same in all four plots
                 axis.plot(*zip(*points, strict=True), marker="o", markersize=4, label=name, color=colour, **style)
-            axis.set_title(f"{direction}: {'seconds' if what == 'seconds' else 'MiB at most'}")
+            axis.set_title(f"{direction}: {'seconds' if figure_name == 'seconds' else 'MiB at most'}")
             axis.grid(which="both", alpha=0.2)
             axis.set_xticks([size**2 for size in sorted({row["size"] for row in rows})])
             axis.set_xticklabels([f"{size}²" for size in sorted({row["size"] for row in rows})])
@@ -134,8 +134,8 @@ def plot(report, path):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="One report of several.")
+    parser = argparse.ArgumentParser(description="Joins several reports into one.")
     parser.add_argument("reports", type=Path, nargs="+", help="JSON files of `python -m benchmarks.run`")
     parser.add_argument("--output", type=Path, required=True, help="files to write, without their ending")
-    asked = parser.parse_args()
-    write(joined([json.loads(path.read_text()) for path in asked.reports]), asked.output)
+    arguments = parser.parse_args()
+    write(join([json.loads(path.read_text()) for path in arguments.reports]), arguments.output)

@@ -1,14 +1,14 @@
-"""How fast, beside every peer? Stable Diffusion's VAE at full width, encode and decode, in one run on one machine.
+"""Measures the speed of Stable Diffusion's VAE at full width beside every peer, in one run on one machine.
 
     python -m benchmarks.run [--quick] [--sizes 256 512 1024] [--batches 1 4] [--directions decode encode]
                              [--runs 5] [--subjects ...] [--peers ...] [--device cuda] [--output docs/speed]
 
-Each subject is a process of its own, which makes itself ready from the same weights and waits; they run in turns, so
-that whatever else the machine does falls on all of them. Measured are the median and the spread of the seconds, the
-highest resident memory during a run, and the error, relative L2 to diffusers in float64. Flops are those of the model
-as it is written (`vaespec.analysis.cost`); beside them stands the rate of a matrix product in the same run. Writes
-OUTPUT.json, OUTPUT.md and OUTPUT.png as it goes. Needs the `bench` extra; a peer that is not installed is left out and
-named. --quick: 256 px, NumPy, PyTorch and diffusers.
+Each subject has its own process, which loads the same weights and waits. Subjects run in turns, so that other load of
+the machine slows all of them. The report has the median and the spread of the seconds, the highest resident memory
+during a run, and the error, relative L2 to diffusers in float64. Flops are counted from the model as it is written
+(`vaespec.analysis.cost`) and compared with the rate of a matrix product in the same run. OUTPUT.json, OUTPUT.md and
+OUTPUT.png are written after each case. Needs the `bench` extra; the report names each peer that is not installed.
+--quick: 256 px, NumPy, PyTorch and diffusers.
 """
 
 import argparse
@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks import subjects
 from benchmarks.report import write
-from vaespec import AutoencoderKL, families
+from vaespec import AutoencoderKL, backends, families
 from vaespec.analysis.cost import cost
 
 CONFIG = families.config("sd1")
@@ -38,7 +38,7 @@ EXACT_TO = 512  # px: beyond, float64 takes more memory than most machines have
 
 
 class Running:
-    """A subject's process."""
+    """The process of a subject."""
 
     def __init__(self, name, folder, direction, device, python=sys.executable):
         command = [python, "-m", "benchmarks.subjects", name, folder, direction, device]
@@ -54,25 +54,25 @@ class Running:
         self.process.stdin.close()
         self.process.wait()
 
-    def ready(self):
-        """None, or why it is not: its last words."""
+    def failure(self):
+        """None if the process is ready; else the last line of its stderr."""
         return None if self.process.stdout.readline() else (self.process.stderr.read().strip() or "?").splitlines()[-1]
 
     def run(self, result=""):
-        """Once; its result goes to the file of that name. False where the process ended."""
+        """Runs once and writes the result to the file `result`. Returns False if the process has ended."""
         try:
             self.process.stdin.write(f"{result}\n")
             self.process.stdin.flush()
         except BrokenPipeError:
             return False
-        told = self.process.stdout.readline()
-        if told:
-            self.runs.append(json.loads(told))
-        return bool(told)
+        answer = self.process.stdout.readline()
+        if answer:
+            self.runs.append(json.loads(answer))
+        return bool(answer)
 
 
 def environment(requirements, folder):
-    """The Python of a virtual environment with these packages."""
+    """Creates a virtual environment with the required packages and returns its Python."""
     venv.create(folder, with_pip=True)
     python = str(Path(folder) / "bin" / "python")
     subprocess.run([python, "-m", "pip", "install", "--quiet", *requirements], check=True)
@@ -80,7 +80,7 @@ def environment(requirements, folder):
 
 
 def error(folder, name):
-    """‖result - exact‖ / ‖exact‖, or None where nothing is exact."""
+    """‖result - exact‖ / ‖exact‖; None if there is no exact result."""
     if not (Path(folder) / "exact.npy").exists():
         return None
     actual, exact = (np.load(Path(folder) / f"{stem}.npy").astype(np.float64) for stem in (name, "exact"))
@@ -88,49 +88,49 @@ def error(folder, name):
 
 
 def measure(folder, case, names, device, runs, pythons):
-    """A row for each subject; where one fails, or does not fit the memory, a row that says so."""
+    """A row for each subject; the row of a subject that failed, or ran out of memory, has the reason."""
     direction, size, batch = case
     if size <= EXACT_TO:
         with Running("exact", folder, direction, device) as exact:
-            exact.ready()
+            exact.failure()
             exact.run(f"{folder}/exact.npy")
     rows, ceilings = [], []
     with ExitStack() as stack:
         alive = []
         for name in names:
-            one = stack.enter_context(Running(name, folder, direction, device, pythons.get(name, sys.executable)))
-            failed = one.ready() or (None if one.run(f"{folder}/result.npy") else "it ended: out of memory?")
-            if failed:
-                rows.append({"subject": name, "failed": failed})
+            subject = stack.enter_context(Running(name, folder, direction, device, pythons.get(name, sys.executable)))
+            failure = subject.failure() or (None if subject.run(f"{folder}/result.npy") else "it ended: out of memory?")
+            if failure:
+                rows.append({"subject": name, "failed": failure})
                 continue
-            one.error = error(folder, "result")
-            one.runs.clear()  # warm from here on
-            alive.append(one)
+            subject.error = error(folder, "result")
+            subject.runs.clear()  # the first run was the warm-up
+            alive.append(subject)
         for i in range(runs):
             ceilings.append(subjects.matrix_product())
-            for one in random.Random(i).sample(alive, len(alive)):  # nobody always runs behind the same one
-                one.run()
-        rows = [_row(one) for one in alive] + rows
+            for subject in random.Random(i).sample(alive, len(alive)):  # a new order in each turn
+                subject.run()
+        rows = [_row(subject, device) for subject in alive] + rows
     flops = cost(CONFIG, direction, (size, size) if direction == "encode" else (size // 8, size // 8), batch).flops
-    told = {"direction": direction, "size": size, "batch": batch, "runs": runs, "flops": flops}
-    return [told | {"ceiling": statistics.median(ceilings)} | row for row in rows]
+    shared = {"direction": direction, "size": size, "batch": batch, "runs": runs, "flops": flops}
+    return [shared | {"ceiling": statistics.median(ceilings)} | row for row in rows]
 
 
-def _row(one):
-    seconds = [run["seconds"] for run in one.runs]
+def _row(subject, device):
+    seconds = [run["seconds"] for run in subject.runs]
     return {
-        "subject": one.name,
-        "precision": {**subjects.SUBJECTS, **subjects.ON_CUDA}[one.name].precision,
+        "subject": subject.name,
+        "precision": {**subjects.our_subjects(device), **subjects.peers(device)}[subject.name].precision,
         "seconds": statistics.median(seconds),
         "least": min(seconds),
         "most": max(seconds),
-        "memory": max(run["memory"] for run in one.runs),
-        "error": one.error,
+        "memory": max(run["memory"] for run in subject.runs),
+        "error": subject.error,
     }
 
 
 def machine():
-    """What the figures are of."""
+    """The machine that was measured."""
     model = next(
         (line.split(":")[1].strip() for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line),
         platform.processor(),
@@ -147,25 +147,26 @@ def machine():
 
 
 def versions():
-    """Of what is measured."""
+    """The installed versions of all subjects."""
     from importlib import metadata
 
-    named = ("vaespec", "numpy", "torch", "diffusers", "onnxruntime", "openvino", "jax", "mlx")
-    found = {name: list(metadata.distributions(name=name)) for name in named}
-    return {name: some[0].version for name, some in found.items() if some} | {"Flax": ", ".join(subjects.FLAX[:3])}
+    names = ("vaespec", *(info.framework for info in backends()), "diffusers", "onnxruntime", "openvino")
+    installed = {name: list(metadata.distributions(name=name)) for name in names}
+    flax = {"Flax": ", ".join(subjects.FLAX[:3])}
+    return {name: distributions[0].version for name, distributions in installed.items() if distributions} | flax
 
 
-def main(asked):
-    """Make the weights and the inputs, measure, write."""
-    offered = subjects.ON_CUDA if asked.device == "cuda" else subjects.SUBJECTS
-    names = asked.subjects or (QUICK if asked.quick else tuple(offered))
+def main(arguments):
+    """Writes the weights and the inputs, measures all cases and writes the report."""
+    offered = {**subjects.our_subjects(arguments.device), **subjects.peers(arguments.device)}
+    names = arguments.subjects or (QUICK if arguments.quick else tuple(offered))
     left_out = {name: offered[name].missing for name in names if offered[name].missing}
     names = [name for name in names if name not in left_out]
-    report = {"machine": machine(), "device": asked.device, "versions": versions(), "rows": []}
+    report = {"machine": machine(), "device": arguments.device, "versions": versions(), "rows": []}
     report["left out"] = {name: f"{', '.join(missing)} not installed" for name, missing in left_out.items()} | {
         name: f"above {offered[name].up_to} px, where a run takes minutes"
         for name in names
-        if max(asked.sizes) > offered[name].up_to
+        if max(arguments.sizes) > offered[name].up_to
     }
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:
@@ -180,19 +181,19 @@ def main(asked):
             for i, name in enumerate(names)
             if offered[name].environment
         }
-        for size in asked.sizes:
+        for size in arguments.sizes:
             running = [name for name in names if size <= offered[name].up_to]
-            for batch in asked.batches:
-                for direction in asked.directions:
+            for batch in arguments.batches:
+                for direction in arguments.directions:
                     shape = (batch, 3, size, size) if direction == "encode" else (batch, 4, size // 8, size // 8)
                     x = rng.uniform(-1, 1, shape) if direction == "encode" else rng.standard_normal(shape)
                     np.save(f"{folder}/{direction}.npy", x.astype(np.float32))
                     Path(f"{folder}/exact.npy").unlink(missing_ok=True)
                     case = direction, size, batch
-                    report["rows"] += measure(folder, case, running, asked.device, asked.runs, pythons)
-                    write(report, asked.output)
+                    report["rows"] += measure(folder, case, running, arguments.device, arguments.runs, pythons)
+                    write(report, arguments.output)
                     print(f"{direction} {size} px, batch {batch}: done", file=sys.stderr, flush=True)
-    print(asked.output.with_suffix(".md").read_text())
+    print(arguments.output.with_suffix(".md").read_text())
 
 
 if __name__ == "__main__":
@@ -205,7 +206,7 @@ if __name__ == "__main__":
     parser.add_argument("--subjects", "--peers", nargs="+", help="by name; all by default")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, default=Path("speed"), help="files to write, without their ending")
-    asked = parser.parse_args()
-    asked.sizes = asked.sizes or ([256] if asked.quick else [256, 512, 1024])
-    asked.batches = asked.batches or ([1] if asked.quick else [1, 4])
-    main(asked)
+    arguments = parser.parse_args()
+    arguments.sizes = arguments.sizes or ([256] if arguments.quick else [256, 512, 1024])
+    arguments.batches = arguments.batches or ([1] if arguments.quick else [1, 4])
+    main(arguments)

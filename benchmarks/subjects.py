@@ -1,9 +1,9 @@
-"""What `python -m benchmarks.run` measures: ours and the peers, each made ready to run from the same weights.
+"""The subjects of `python -m benchmarks.run`: our backends and their peers, all with the same weights.
 
 A subject is a function (folder, direction, shape) -> run(x), NumPy to NumPy; `folder` holds a diffusers model and
-`shape` is that of x. As a program, `python -m benchmarks.subjects NAME FOLDER DIRECTION`, it is one process: for each
-line of stdin it runs once and tells the seconds and its highest resident memory; the line may name a file for the
-result.
+`shape` is the shape of x. `python -m benchmarks.subjects NAME FOLDER DIRECTION DEVICE` is the process of one subject:
+for each line of stdin it runs once and prints the seconds and its highest resident memory; the line may name a file
+for the result.
 """
 
 import importlib.util
@@ -19,14 +19,14 @@ from pathlib import Path
 import numpy as np
 
 FLAX = ("diffusers==0.35.2", "flax==0.10.7", "jax==0.6.2")
-"""The last diffusers with FlaxAutoencoderKL, and what it runs with: an environment of its own."""
+"""The last diffusers with FlaxAutoencoderKL, and its requirements: they run in their own environment."""
 
 
 @dataclass(frozen=True)
 class Subject:
-    """`needs` are the modules it imports; `precision` is what its numbers are held in. Ours begin with "vaespec".
+    """A way to run the VAE. `needs` are the modules it imports; `precision` is the dtype of its numbers.
 
-    Of images larger than `up_to` px a run takes minutes, so they are not measured.
+    Images larger than `up_to` px are not measured, because a run would take minutes.
     """
 
     prepare: object
@@ -37,18 +37,18 @@ class Subject:
 
     @property
     def missing(self):
-        """Modules that are not installed here."""
+        """The modules that are not installed."""
         return [name for name in self.needs if not self.environment and importlib.util.find_spec(name) is None]
 
 
 # -- ours --------------------------------------------------------------------------------------------------------------
 
 
-def ours(backend, folder, direction, shape, **where):
+def ours(backend, folder, direction, shape, **options):
     """AutoencoderKL on one of our backends."""
     import vaespec
 
-    vae = vaespec.AutoencoderKL.from_pretrained(folder, **{"backend": backend, "device": "cpu", **where})
+    vae = vaespec.AutoencoderKL.from_pretrained(folder, **{"backend": backend, "device": "cpu", **options})
     if direction == "encode":
         return lambda x: vae.to_numpy(vae.encode(x).latent_dist.mean)
     return lambda z: vae.to_numpy(vae.decode(z).sample)
@@ -58,7 +58,7 @@ def ours(backend, folder, direction, shape, **where):
 
 
 def half_of_diffusers(folder, direction, dtype="float32", *, channels_last=False):
-    """encode (to the mean) or decode of diffusers' AutoencoderKL as a module."""
+    """The encode (to the mean) or decode of diffusers' AutoencoderKL, as a module."""
     import diffusers
     import torch
 
@@ -77,7 +77,7 @@ def half_of_diffusers(folder, direction, dtype="float32", *, channels_last=False
 
 
 def diffusers(folder, direction, shape, *, dtype="float32", channels_last=False, compiled=False, device="cpu"):
-    """Eager, in another memory order, or compiled."""
+    """diffusers' model: eager, in channels-last order, or compiled."""
     import torch
 
     half = half_of_diffusers(folder, direction, dtype, channels_last=channels_last).to(device)
@@ -92,7 +92,7 @@ def diffusers(folder, direction, shape, *, dtype="float32", channels_last=False,
 
 
 def onnxruntime(folder, direction, shape):
-    """diffusers' model, exported for this shape and optimised on loading."""
+    """diffusers' model on ONNX Runtime, exported for this shape and optimized when it is loaded."""
     import onnxruntime as ort
     import torch
 
@@ -104,7 +104,7 @@ def onnxruntime(folder, direction, shape):
 
 
 def openvino(folder, direction, shape, *, precision):
-    """diffusers' model, converted for this shape, computed in `precision` ("f32" or "bf16")."""
+    """diffusers' model on OpenVINO, converted for this shape, computed in `precision` ("f32" or "bf16")."""
     import openvino as ov
     import torch
 
@@ -116,7 +116,7 @@ def openvino(folder, direction, shape, *, precision):
 
 
 def flax(folder, direction, shape):
-    """FlaxAutoencoderKL, jitted for this shape."""
+    """diffusers' FlaxAutoencoderKL, compiled for this shape."""
     import jax
     from diffusers import FlaxAutoencoderKL
 
@@ -133,12 +133,38 @@ def flax(folder, direction, shape):
 
 
 def plain_mlx(folder, direction, shape):
-    """The same network of what mlx.nn offers, as its examples write it: our topology, mlx.nn's layers as operations."""
+    """The layers of mlx.nn, as its examples use them, in our topology."""
     import mlx.core as mx
-    from mlx import nn
 
     from vaespec import AutoencoderKL
     from vaespec.model import Model
+
+    vae = AutoencoderKL.from_pretrained(folder, backend="mlx", device="cpu")
+    table, ops = vae._model.table(), plain_mlx_ops()
+    placed = Model(
+        vae.config,
+        vae._model.encoder,
+        vae._model.decoder,
+        ops.load_params(vae._model.ops.export_params(vae._model.params, table), table),
+        ops,
+    )
+    half = {"encode": "encoder", "decode": "decoder"}[direction]
+    del vae
+
+    def run(x):
+        with mx.stream(mx.cpu):
+            y = getattr(placed, half)(mx.array(x), placed.params, ops)
+            mx.eval(y)
+        return np.array(y)[:, : y.shape[1] // 2] if direction == "encode" else np.array(y)
+
+    return run
+
+
+def plain_mlx_ops():
+    """The operations of a model with the layers of mlx.nn."""
+    import mlx.core as mx
+    from mlx import nn
+
     from vaespec_mlx.ops import MlxOps
 
     class PlainOps(MlxOps):
@@ -166,36 +192,11 @@ def plain_mlx(folder, direction, shape):
             q, k, v = (t[:, None] for t in (q, k, v))
             return mx.fast.scaled_dot_product_attention(q, k, v, scale=scale)[:, 0]
 
-    vae = AutoencoderKL.from_pretrained(folder, backend="mlx", device="cpu")
-    table = vae._model.table()
-    ops = PlainOps("cpu", "float32")
-    placed = Model(
-        vae.config,
-        vae._model.encoder,
-        vae._model.decoder,
-        ops.load_params(vae._model.ops.export_params(vae._model.params, table), table),
-        ops,
-    )
-    half = {"encode": "encoder", "decode": "decoder"}[direction]
-    del vae
-
-    def run(x):
-        with mx.stream(mx.cpu):
-            y = getattr(placed, half)(mx.array(x), placed.params, ops)
-            mx.eval(y)
-        return np.array(y)[:, : y.shape[1] // 2] if direction == "encode" else np.array(y)
-
-    return run
+    return PlainOps("cpu", "float32")
 
 
 TORCH = ("torch", "diffusers")
-SUBJECTS = {
-    "vaespec numpy": Subject(partial(ours, "numpy")),
-    "vaespec numpy, highest": Subject(partial(ours, "numpy", precision="highest")),
-    "vaespec torch": Subject(partial(ours, "torch"), ("torch",)),
-    "vaespec torch bf16": Subject(partial(ours, "torch", dtype="bfloat16"), ("torch",), "bfloat16"),
-    "vaespec jax": Subject(partial(ours, "jax"), ("jax",)),
-    "vaespec mlx": Subject(partial(ours, "mlx"), ("mlx",)),
+PEERS = {
     "diffusers": Subject(diffusers, TORCH),
     "diffusers channels-last": Subject(partial(diffusers, channels_last=True), TORCH),
     "diffusers compiled": Subject(partial(diffusers, compiled=True), TORCH),
@@ -208,12 +209,7 @@ SUBJECTS = {
     "Flax": Subject(flax, environment=FLAX),
     "mlx.nn": Subject(plain_mlx, ("mlx",), up_to=64),
 }
-ON_CUDA = {
-    "vaespec torch": Subject(partial(ours, "torch", device="cuda"), ("torch",)),
-    "vaespec torch bf16": Subject(partial(ours, "torch", device="cuda", dtype="bfloat16"), ("torch",), "bfloat16"),
-    "vaespec torch bf16 compiled": Subject(
-        partial(ours, "torch", device="cuda", dtype="bfloat16", compile=True), ("torch",), "bfloat16"
-    ),
+PEERS_ON_CUDA = {
     "diffusers": Subject(partial(diffusers, device="cuda"), TORCH),
     "diffusers bf16": Subject(partial(diffusers, device="cuda", dtype="bfloat16"), TORCH, "bfloat16"),
     "diffusers bf16 channels-last": Subject(
@@ -224,7 +220,32 @@ ON_CUDA = {
     ),
 }
 EXACT = partial(diffusers, dtype="float64")
-"""What errors are measured from."""
+"""The reference of all errors."""
+
+
+def our_subjects(device):
+    """Our subjects by name: each backend on the CPU, or PyTorch on CUDA. The names of the others are peers."""
+    if device == "cuda":
+        torch = partial(ours, "torch", device="cuda")
+        return {
+            "vaespec torch": Subject(torch, ("torch",)),
+            "vaespec torch bf16": Subject(partial(torch, dtype="bfloat16"), ("torch",), "bfloat16"),
+            "vaespec torch bf16 compiled": Subject(
+                partial(torch, dtype="bfloat16", compile=True), ("torch",), "bfloat16"
+            ),
+        }
+    from vaespec import backends  # the environments of peers do not have its requirements
+
+    return {
+        **{f"vaespec {info.name}": Subject(partial(ours, info.name), (info.framework,)) for info in backends()},
+        "vaespec numpy, highest": Subject(partial(ours, "numpy", precision="highest")),
+        "vaespec torch bf16": Subject(partial(ours, "torch", dtype="bfloat16"), ("torch",), "bfloat16"),
+    }
+
+
+def peers(device):
+    """The peers by name."""
+    return PEERS_ON_CUDA if device == "cuda" else PEERS
 
 
 def matrix_product():
@@ -237,8 +258,8 @@ def matrix_product():
     return 5 * 2 * 2048**3 / (time.perf_counter() - start) / 1e9
 
 
-def used(device):
-    """The most bytes that a CUDA device, or this process, has held."""
+def peak_memory(device):
+    """The peak of the bytes that were allocated on a CUDA device, or resident in this process."""
     if device == "cuda":
         import torch
 
@@ -247,8 +268,8 @@ def used(device):
     return int(status.split("VmHWM:")[1].split()[0]) * 1024
 
 
-def forget_peak(device):
-    """What was held until now, to load, export or compile, is not of a run."""
+def reset_peak(device):
+    """Resets the peak, so that loading, exporting and compiling do not count."""
     if device == "cuda":
         import torch
 
@@ -258,21 +279,21 @@ def forget_peak(device):
 
 
 def serve(name, folder, direction, device):
-    """Run when told to; say how long it took."""
+    """Runs once for each line of stdin and prints the seconds and the memory."""
     pipe = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what peers print, as exporters do, is no answer
-    subjects = ON_CUDA if device == "cuda" else SUBJECTS
+    os.dup2(2, 1)  # exporters print to stdout, which is for results only
     x = np.load(Path(folder) / f"{direction}.npy")
-    run = (EXACT if name == "exact" else subjects[name].prepare)(folder, direction, x.shape)
+    prepare = EXACT if name == "exact" else (peers(device).get(name) or our_subjects(device)[name]).prepare
+    run = prepare(folder, direction, x.shape)
     print(json.dumps("ready"), file=pipe, flush=True)
     for line in sys.stdin:
-        forget_peak(device)
+        reset_peak(device)
         start = time.perf_counter()
         y = run(x)
         seconds = time.perf_counter() - start
         if line.strip():
             np.save(line.strip(), np.asarray(y, np.float64))  # .npy knows no bfloat16
-        print(json.dumps({"seconds": seconds, "memory": used(device)}), file=pipe, flush=True)
+        print(json.dumps({"seconds": seconds, "memory": peak_memory(device)}), file=pipe, flush=True)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The checks pass who is right, with room to spare, and judge by diffusers' numbers."""
+"""The checks pass correct subjects with room to spare, and compare with diffusers' numbers."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ from vaespec_conformance.subjects.oracle import ORACLE, ReferenceBackend
 from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject
 
 ROOM = 0.75
-"""The share of a budget that those who are right may use."""
+"""The share of a budget that a correct subject may use."""
 
-TRUSTED = {name: BackendSubject(get_backend(name)) for name in ("numpy", "torch", "mlx")}
-TRUSTED["reference"] = BackendSubject(ReferenceBackend())
+CORRECT = {name: BackendSubject(get_backend(name)) for name in ("numpy", "torch", "mlx")}
+CORRECT["reference"] = BackendSubject(ReferenceBackend())
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", TRUSTED)
-def test_those_who_are_right_pass_every_pinned_case_with_a_quarter_of_the_budget_left(name, dtype):
-    subject = TRUSTED[name]
+@pytest.mark.parametrize("name", CORRECT)
+def test_correct_backends_pass_every_pinned_case_with_a_quarter_of_the_budget_left(name, dtype):
+    subject = CORRECT[name]
     if dtype not in subject.capabilities.dtypes:
         pytest.skip("not a dtype of this backend")
     for check in CHECKS.values():
@@ -54,16 +54,16 @@ def test_a_backend_that_compiles_passes_too(check, dtype):
 @pytest.mark.parametrize("name", CHECKS)
 @settings(max_examples=10)
 @given(data=st.data())
-def test_whatever_a_check_may_draw_is_json_and_passes(name, data):
+def test_every_drawn_case_is_json_and_passes(name, data):
     check = CHECKS[name]
     case = data.draw(check.cases)
     assert Case.from_json(case.to_json()) == case
-    if check.concerns(TRUSTED["numpy"], "float32"):
-        assert max(check.run(TRUSTED["numpy"], case, "float32")) <= ROOM
+    if check.concerns(CORRECT["numpy"], "float32"):
+        assert max(check.run(CORRECT["numpy"], case, "float32")) <= ROOM
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS.keys())
-def test_a_check_says_what_it_is_for_and_pins_its_worst_cases(check):
+def test_a_check_explains_itself_and_pins_its_worst_cases(check):
     assert len(check.explain) > 20
     assert check.explain.endswith(".")
     assert check.level in LEVELS
@@ -72,8 +72,8 @@ def test_a_check_says_what_it_is_for_and_pins_its_worst_cases(check):
 
 
 @pytest.mark.parametrize("config", models.CONFIGS)
-def test_the_judge_is_diffusers(config):
-    """Its float64 results, of every regime of weights."""
+def test_the_oracle_computes_what_diffusers_computes(config):
+    """In float64, for every regime of weights."""
     model = diffusers_model(models.CONFIGS[config])
     for regime in models.REGIMES:
         case = Case.of(config=config, regime=regime, size=(3, 4), more=1, seed=3)
@@ -84,17 +84,17 @@ def test_the_judge_is_diffusers(config):
         for mine, theirs in zip(
             (*ours.encode(x), ours.decode(z)), (*encoded(model, x), decoded(model, z)), strict=True
         ):
-            # offset: PyTorch takes the variance in one pass, and is off by (μ / σ)² roundings
+            # offset: PyTorch computes the variance in one pass, with an error of (μ / σ)² roundings
             assert relative_l2(mine, theirs) < (1e-12 if regime == "offset" else 1e-14)
 
 
-def test_the_goldens_are_small_and_name_their_maker():
+def test_the_goldens_are_small_and_name_the_version_of_diffusers():
     assert FILE.stat().st_size < 200_000
     assert str(goldens()["version"]) == "0.42.1"
 
 
-def test_regimes_are_what_they_say():
-    """Seen at the first norm: a deviation of 10⁻³, of 100, or a mean of many deviations."""
+def test_each_regime_has_the_size_that_it_states():
+    """The input of the first norm has a deviation of 10⁻³ or 100, or a mean of many deviations."""
     for regime, deviation, ratio in (("plain", 1, 1), ("faint", 1e-3, 1), ("loud", 100, 1), ("offset", 1, 20)):
         case = Case.of(config="plain", regime=regime, size=(3, 4), more=0, seed=0)
         w, b = (models.weights(case, "float64")[f"encoder.conv_in.{leaf}"] for leaf in ("weight", "bias"))
@@ -105,21 +105,21 @@ def test_regimes_are_what_they_say():
         assert ratio / 4 < abs(x.mean()) / x.std() + 0.9 < ratio * 4
 
 
-# -- what is told ------------------------------------------------------------------------------------------------------
+# -- failures ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_wrong_number_is_told_with_its_place():
+def test_a_wrong_number_is_reported_with_its_place():
     expected = np.ones((2, 3, 4, 5))
     actual = expected.copy()
     actual[1, 2, 0, :] += 0.5
-    with pytest.raises(ConformanceError, match=r"^decode is off by 0\.1") as told:
+    with pytest.raises(ConformanceError, match=r"^decode is off by 0\.1") as raised:
         within(actual, expected, 1e-3, "decode")
-    assert told.value.where == "worst at (1, 2, 0, 0), at the border only, in 1 of 2 items and 1 of 3 channels"
-    assert told.value.eta2 > 100
-    np.testing.assert_allclose(told.value.difference, actual - expected)
+    assert raised.value.where == "worst at (1, 2, 0, 0), at the border only, in 1 of 2 items and 1 of 3 channels"
+    assert raised.value.eta2 > 100
+    np.testing.assert_allclose(raised.value.difference, actual - expected)
 
 
-def test_one_wrong_pixel_of_many_is_seen():
+def test_one_wrong_pixel_of_many_is_caught():
     expected = np.ones((1, 1, 300, 300))
     actual = expected.copy()
     actual[0, 0, 299, 299] += 0.1
@@ -127,14 +127,14 @@ def test_one_wrong_pixel_of_many_is_seen():
         within(actual, expected, 2e-3, "decode")
 
 
-def test_numbers_that_are_not_finite_and_other_shapes_are_no_numbers():
+def test_nonfinite_numbers_and_other_shapes_are_reported():
     with pytest.raises(ConformanceError, match=r"1 of 2 numbers that are NaN or infinite"):
         equal(np.array([1.0, np.nan]), np.ones(2), "x")
     with pytest.raises(ConformanceError, match=r"of shape \(3,\): expected \(2,\)"):
         equal(np.ones(3), np.ones(2), "x")
 
 
-def test_what_a_subject_raises_is_its_failure_and_not_the_suites():
+def test_an_exception_of_the_subject_is_its_failure_and_no_error_of_the_suite():
     with pytest.raises(ConformanceError, match="decode raised ZeroDivisionError: division by zero"), blamed("decode"):
         1 / 0  # noqa: B018
 
@@ -148,7 +148,7 @@ def test_what_a_subject_raises_is_its_failure_and_not_the_suites():
         VaeFacade(Three(), np.float32).decode(np.zeros(1))
 
 
-def test_a_framework_may_show_its_own_state():
+def test_the_state_that_a_framework_exposes_is_compared():
     class Leaky:
         calls = 0
 
@@ -165,7 +165,7 @@ def test_a_framework_may_show_its_own_state():
 
 
 def test_a_port_has_the_features_that_its_methods_show():
-    features = PortSubject.of(TRUSTED["numpy"]).capabilities.features
+    features = PortSubject.of(CORRECT["numpy"]).capabilities.features
     assert {"tiling", "sample", "weights", "threads"} <= features
 
     class Bare:

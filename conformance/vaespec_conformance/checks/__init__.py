@@ -1,4 +1,4 @@
-"""The checks, a file for each level. Importing this registers them all, in the order of the levels."""
+"""The checks, one file for each level. Importing this package registers all of them, level by level."""
 
 from vaespec_conformance.checks import (  # noqa: F401  (registers)
     behaviour,

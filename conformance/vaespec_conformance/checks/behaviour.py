@@ -1,4 +1,4 @@
-"""L6: a call does what its arguments say, and nothing else: not what was called before, beside it, or with it."""
+"""L6: a call does what its arguments say and nothing else, whatever was called before it or runs beside it."""
 
 from __future__ import annotations
 
@@ -6,64 +6,71 @@ import os
 import random
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case, among, cases
-from vaespec_conformance.checks.model import built
+from vaespec_conformance.checks.model import ONE_MODEL, build_model
 from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import EXACT, MODEL, Margin, check
 from vaespec_conformance.subjects.errors import ConformanceError
-from vaespec_conformance.subjects.subjects import given
+from vaespec_conformance.subjects.subjects import input_dtype
 
-CASES = cases(config=among("plain", "attentive"), regime=among("plain"), size=among((3, 4)), more=among(0))
-PINNED = (Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1),)
+behaviour = partial(
+    check,
+    level="L6",
+    examples=MODEL,
+    cases=cases(config=among("plain", "attentive"), regime=among("plain"), size=among((3, 4)), more=among(0)),
+    pinned=(ONE_MODEL,),
+)
 
 
-def _both(vae: Any, case: Case, dtype: str) -> np.ndarray:
-    """All that the model gives, in a row."""
+def _encode_and_decode(vae: Any, case: Case, dtype: str) -> np.ndarray:
+    """All results of both halves of a model, in one array."""
     results = *vae.encode(models.images(case, dtype)), vae.decode(models.latents(case, dtype))
     return np.concatenate([np.asarray(part, np.float64).ravel() for part in results])
 
 
-@check("behaviour.repeatable", level="L6", requires=("deterministic",), examples=MODEL, cases=CASES, pinned=PINNED)
+@behaviour("behaviour.repeatable", requires=("deterministic",))
 def repeatable(subject: Any, case: Case, dtype: str) -> Margin:
-    """The same call gives the same bits again, of the same model and of one built anew."""
-    vae = built(subject, case, dtype)
-    first = _both(vae, case, dtype)
-    equal(_both(vae, case, dtype), first, "the result of the second call")
-    return equal(_both(built(subject, case, dtype), case, dtype), first, "the result of the same model built again")
+    """The second of two equal calls gives the same bits, and so does a model that is built again."""
+    vae = build_model(subject, case, dtype)
+    first = _encode_and_decode(vae, case, dtype)
+    equal(_encode_and_decode(vae, case, dtype), first, "the result of the second call")
+    again = _encode_and_decode(build_model(subject, case, dtype), case, dtype)
+    return equal(again, first, "the result of the same model built again")
 
 
-def _alone(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """The second item of a batch, alone. Of the specification, it is known to be what it is in the batch."""
-    return built(subject, case, dtype).decode(models.latents(case, dtype)[1:])
+def _compute_second_item(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    """The second item of a batch, decoded alone. The specification decodes it to the same numbers in a batch."""
+    return build_model(subject, case, dtype).decode(models.latents(case, dtype)[1:])
 
 
-@check("behaviour.batch", level="L6", examples=MODEL, cases=CASES, pinned=PINNED)
+@behaviour("behaviour.batch")
 def batch(subject: Any, case: Case, dtype: str) -> Margin:
-    """An item of a batch is decoded alone to what the specification makes of it."""
-    return judge(subject, _alone, case, dtype, what="decode of one item")
+    """An item of a batch, decoded alone, gives the specification's image."""
+    return judge(subject, _compute_second_item, case, dtype, what="decode of one item")
 
 
-@check("behaviour.inputs", level="L6", examples=MODEL, cases=CASES, pinned=PINNED)
+@behaviour("behaviour.inputs")
 def inputs(subject: Any, case: Case, dtype: str) -> Margin:
-    """Images and latents are left as they were."""
-    vae = built(subject, case, dtype)
+    """encode and decode do not change their arguments."""
+    vae = build_model(subject, case, dtype)
     for name, drawn in (("encode", models.images(case, dtype)), ("decode", models.latents(case, dtype))):
-        x = drawn.astype(given(dtype))
+        x = drawn.astype(input_dtype(dtype))
         getattr(vae, name)(x)
         equal(x, drawn, f"the argument of {name}, after it,")
     return EXACT
 
 
-@check("behaviour.results", level="L6", examples=MODEL, cases=CASES, pinned=PINNED)
+@behaviour("behaviour.results")
 def results(subject: Any, case: Case, dtype: str) -> Margin:
-    """A result stays what it is when the model is called again, and when its argument is changed."""
-    vae, z = built(subject, case, dtype), models.latents(case, dtype).astype(given(dtype))
+    """A result does not change when the model is called again or when the argument is changed."""
+    vae, z = build_model(subject, case, dtype), models.latents(case, dtype).astype(input_dtype(dtype))
     result = vae.decode(z)
     before = np.array(result)
     z += 1
@@ -72,52 +79,52 @@ def results(subject: Any, case: Case, dtype: str) -> Margin:
     return equal(result, before, "a result, after the next call,")
 
 
-def _strided(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Decoded from latents that lie otherwise in memory."""
-    z = models.latents(case, dtype).astype(given(dtype))
-    return built(subject, case, dtype).decode(np.asfortranarray(z))
+def _compute_from_fortran_order(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    """Images decoded from latents that are stored in Fortran order."""
+    z = models.latents(case, dtype).astype(input_dtype(dtype))
+    return build_model(subject, case, dtype).decode(np.asfortranarray(z))
 
 
-@check("behaviour.strides", level="L6", examples=MODEL, cases=CASES, pinned=PINNED)
+@behaviour("behaviour.strides")
 def strides(subject: Any, case: Case, dtype: str) -> Margin:
-    """Latents may lie in memory in any order."""
-    return judge(subject, _strided, case, dtype, what="decode of latents in Fortran's order")
+    """Latents may be stored in memory in any order."""
+    return judge(subject, _compute_from_fortran_order, case, dtype, what="decode of latents in Fortran's order")
 
 
-def _second(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Decoded by a model of the same config as another that is called before and after."""
+def _compute_second_model(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    """Images from the second of two models of one config; the first is called before it and after it."""
     other = Case.of(**{**dict(case.items), "seed": case["seed"] + 1000})
     z = models.latents(case, dtype)
-    first, second = built(subject, other, dtype), built(subject, case, dtype)
+    first, second = build_model(subject, other, dtype), build_model(subject, case, dtype)
     first.decode(z)
     second.decode(z)
     first.decode(z)
     return second.decode(z)
 
 
-@check("behaviour.two_models", level="L6", examples=MODEL, cases=CASES, pinned=PINNED)
+@behaviour("behaviour.two_models")
 def two_models(subject: Any, case: Case, dtype: str) -> Margin:
-    """Two models of one config and other weights do not take each other's: not from a cache, nor when traced."""
-    return judge(subject, _second, case, dtype, what="decode of the second of two models")
+    """Two models of one config keep their own weights: no cache and no compiled program mixes them up."""
+    return judge(subject, _compute_second_model, case, dtype, what="decode of the second of two models")
 
 
-@check("behaviour.state", level="L6", examples=MODEL, cases=CASES, pinned=PINNED)
+@behaviour("behaviour.state")
 def state(subject: Any, case: Case, dtype: str) -> Margin:
-    """Building and calling a model changes nothing of the process: random states, environment, filters of warnings.
+    """Building and calling a model leaves the process as it was: random states, environment, warning filters.
 
-    What a framework keeps besides, a subject may show: `global_state()` of a backend or factory is compared as well.
+    A backend or factory may expose the state of its framework as `global_state()`; it is compared as well.
     """
-    _both(built(subject, case, dtype), case, dtype)  # what is done once, when a framework starts, is allowed
-    before = _state(subject)
-    _both(built(subject, case, dtype), case, dtype)
-    after = _state(subject)
-    if changed := [what for what in before if before[what] != after[what]]:
+    _encode_and_decode(build_model(subject, case, dtype), case, dtype)  # a framework may change state when it starts
+    before = _process_state(subject)
+    _encode_and_decode(build_model(subject, case, dtype), case, dtype)
+    after = _process_state(subject)
+    if changed := [part for part in before if before[part] != after[part]]:
         raise ConformanceError(f"a call changed {', '.join(changed)} of the process: expected everything as it was.")
     return EXACT
 
 
-def _state(subject: Any) -> dict[str, Any]:
-    declared = getattr(getattr(subject, "backend", None) or getattr(subject, "maker", None), "global_state", None)
+def _process_state(subject: Any) -> dict[str, Any]:
+    global_state = getattr(getattr(subject, "backend", None) or getattr(subject, "maker", None), "global_state", None)
     kind, keys, *rest = np.random.get_state()  # noqa: NPY002  (what others may use)
     return {
         "numpy's random state": (kind, tuple(keys), *rest),
@@ -125,17 +132,17 @@ def _state(subject: Any) -> dict[str, Any]:
         "numpy's error handling": np.geterr(),
         "the environment": dict(os.environ),
         "the filters of warnings": list(warnings.filters),
-        "the framework's state": declared() if declared else None,
+        "the framework's state": global_state() if global_state else None,
     }
 
 
 THREADS, CALLS = 4, 8
 
 
-@check("behaviour.threads", level="L6", requires=("threads",), examples=MODEL, cases=CASES, pinned=PINNED)
+@behaviour("behaviour.threads", requires=("threads",))
 def threads(subject: Any, case: Case, dtype: str) -> Margin:
-    """Calls of one model from several threads at once give what they give one after the other."""
-    vae = built(subject, case, dtype)
+    """Calls of one model from several threads at once give the same numbers as one call after the other."""
+    vae = build_model(subject, case, dtype)
     latents = [models.latents(case, dtype) * (1 - i / CALLS) for i in range(CALLS)]
     expected = [vae.decode(z) for z in latents]
     with ThreadPoolExecutor(THREADS) as pool:

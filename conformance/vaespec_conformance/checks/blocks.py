@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -13,24 +12,35 @@ from vaespec.attention import Attention
 from vaespec.layers import Resnet, Sequential, Upsample, downsample
 from vaespec.ops import Layer
 from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.checks.table import check_rows
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.judge import judge
-from vaespec_conformance.judging.registry import BLOCK, Margin, check
+from vaespec_conformance.judging.registry import BLOCK, Margin
 
 C = 16
 LAYERS: dict[str, tuple[str, Layer]] = {
-    "resnet": ("conv1 of normalised maps, twice, is added to its input.", Resnet("layer", C, C, 4, "silu")),
+    "resnet": (
+        "A resnet normalizes, activates and convolves its input twice, and adds the result to its input.",
+        Resnet("layer", C, C, 4, "silu"),
+    ),
     "shortcut": (
-        "A resnet that changes the width adds what a 1 × 1 convolution makes of its input.",
+        "A resnet that changes the number of channels adds a 1 × 1 convolution of its input.",
         Resnet("layer", C, 8, 4, "silu"),
     ),
-    "attention": ("Attention over the pixels of normalised maps is added to its input.", Attention("layer", C, 4)),
+    "attention": (
+        "An attention layer attends over the pixels of its normalized input, and adds the result to its input.",
+        Attention("layer", C, 4),
+    ),
     "downsample": (
-        "n becomes ⌊n / 2⌋, of odd n as well: zeros are added below and on the right only.",
+        "Downsampling turns n into ⌊n / 2⌋, for odd n as well: zeros are added below and on the right only.",
         downsample("layer", C),
     ),
-    "upsample": ("n becomes 2 n: pixels are doubled, then convolved.", Upsample("layer", C)),
+    "upsample": (
+        "Upsampling turns n into 2 n: each pixel is repeated, then the map is convolved.",
+        Upsample("layer", C),
+    ),
 }
+MODELS = {name: Sequential((layer,)) for name, (_, layer) in LAYERS.items()}
 
 
 def _weights(layer: Any, case: Case, dtype: str) -> dict[str, np.ndarray]:
@@ -43,8 +53,11 @@ def _input(case: Case, dtype: str) -> np.ndarray:
     return rounded(case.rng("x").standard_normal((2, C, *case["size"])), dtype)
 
 
-def _applied(layer: Sequential, subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_layer(layer: Sequential, subject: Any, case: Case, dtype: str) -> np.ndarray:
     return subject.ops(dtype).layer(layer, _input(case, dtype), _weights(layer, case, dtype))
+
+
+COMPUTES = {name: partial(_compute_layer, layer) for name, layer in MODELS.items()}
 
 
 @lru_cache(256)
@@ -52,23 +65,19 @@ def _predicted(layer: Sequential, case: Case, dtype: str) -> float:
     return predicted_error(layer, _input(case, dtype), _weights(layer, case, dtype), dtype)
 
 
-def _register(name: str, explain: str, layer: Sequential) -> None:
-    compute: Callable[..., np.ndarray] = partial(_applied, layer)
-
-    def run(subject: Any, case: Case, dtype: str) -> Margin:
-        budget = budgets.model(dtype, _predicted(layer, case, dtype))
-        return judge(subject, compute, case, dtype, what=name, budget=budget)
-
-    run.__doc__ = explain
-    check(
-        f"blocks.{name}",
-        level="L2",
-        subjects=("backend",),
-        examples=BLOCK,
-        cases=cases(size=among((4, 4), (5, 6))),
-        pinned=(Case.of(size=(5, 6), seed=1),),
-    )(run)
+def judge_layer(name: str, subject: Any, case: Case, dtype: str) -> Margin:
+    """Judges one layer by what rounding must cost it."""
+    budget = budgets.model(dtype, _predicted(MODELS[name], case, dtype))
+    return judge(subject, COMPUTES[name], case, dtype, what=name, budget=budget)
 
 
-for _name, (_explain, _layer) in LAYERS.items():
-    _register(_name, _explain, Sequential((_layer,)))
+check_rows(
+    "blocks",
+    {name: explain for name, (explain, _) in LAYERS.items()},
+    judge_layer,
+    level="L2",
+    subjects=("backend",),
+    examples=BLOCK,
+    cases=cases(size=among((4, 4), (5, 6))),
+    pinned=(Case.of(size=(5, 6), seed=1),),
+)

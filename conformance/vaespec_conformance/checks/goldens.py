@@ -1,4 +1,4 @@
-"""L8: what diffusers gave, frozen: should the specification ever change, this says so."""
+"""L8: stored results of diffusers, which show if the specification itself ever changes."""
 
 from __future__ import annotations
 
@@ -14,22 +14,7 @@ from vaespec_conformance.cases.models import CONFIGS
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import MODEL, Margin, check
 
-
-def _built(subject: Any, case: Case, dtype: str) -> Any:
-    config = CONFIGS[case["config"]]
-    weights = golden_weights({name: row.shape for name, row in parameters(config).items()})
-    return subject.build(config, weights, dtype)
-
-
-def _encoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    return np.concatenate(_built(subject, case, dtype).encode(golden_images(case["config"])), axis=1)
-
-
-def _decoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    return _built(subject, case, dtype).decode(golden_latents(case["config"]))
-
-
-frozen = partial(
+golden = partial(
     check,
     level="L8",
     examples=MODEL,
@@ -38,13 +23,27 @@ frozen = partial(
 )
 
 
-@frozen("goldens.encode")
+def _build(subject: Any, case: Case, dtype: str) -> Any:
+    config = CONFIGS[case["config"]]
+    weights = golden_weights({name: row.shape for name, row in parameters(config).items()})
+    return subject.build(config, weights, dtype)
+
+
+def _compute_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    return np.concatenate(_build(subject, case, dtype).encode(golden_images(case["config"])), axis=1)
+
+
+@golden("goldens.encode")
 def encode(subject: Any, case: Case, dtype: str) -> Margin:
-    """Mean and log-variance of diffusers, of odd images as well."""
-    return judge(subject, _encoded, case, dtype, what="encode", expected=goldens()[f"{case['config']}/moments"])
+    """Images, of odd sizes as well, become the mean and log-variance that diffusers computes."""
+    return judge(subject, _compute_encode, case, dtype, what="encode", expected=goldens()[f"{case['config']}/moments"])
 
 
-@frozen("goldens.decode")
+def _compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    return _build(subject, case, dtype).decode(golden_latents(case["config"]))
+
+
+@golden("goldens.decode")
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
-    """Images of diffusers, of the latents of odd images as well."""
-    return judge(subject, _decoded, case, dtype, what="decode", expected=goldens()[f"{case['config']}/decoded"])
+    """Latents become the images that diffusers computes."""
+    return judge(subject, _compute_decode, case, dtype, what="decode", expected=goldens()[f"{case['config']}/decoded"])

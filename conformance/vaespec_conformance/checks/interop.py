@@ -1,4 +1,4 @@
-"""L0: arrays go in and come out as they are, and nothing is shared or written over behind the caller's back."""
+"""L0: arrays are converted without loss, and no array of the caller is shared or changed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import EXACT, OPERATION, Margin, check
 from vaespec_conformance.subjects.errors import ConformanceError
-from vaespec_conformance.subjects.subjects import given
+from vaespec_conformance.subjects.subjects import input_dtype
 
 SHAPES = ((3,), (4, 6), (2, 4, 5, 3))
 ORDERS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -32,7 +32,8 @@ def _numbers(case: Case, dtype: str) -> np.ndarray:
     return rounded(case.rng("a").standard_normal(case["shape"]), dtype)
 
 
-def _there_and_back(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_round_trip(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    """to_numpy of from_numpy, for an array in the memory order of the case."""
     return subject.ops(dtype).round_trip(ORDERS[case["order"]](_numbers(case, dtype)))
 
 
@@ -45,15 +46,15 @@ def _there_and_back(subject: Any, case: Case, dtype: str) -> np.ndarray:
     pinned=tuple(Case.of(shape=(2, 4, 5, 3), order=order, seed=1) for order in ORDERS),
 )
 def round_trip(subject: Any, case: Case, dtype: str) -> Margin:
-    """from_numpy, then to_numpy: the same numbers to the last bit, in whatever order they lie in memory."""
-    return judge(subject, _there_and_back, case, dtype, what="to_numpy of from_numpy", compare=_equal, budget=0.0)
+    """to_numpy undoes from_numpy to the last bit, in whatever order the numbers are stored in memory."""
+    return judge(subject, _compute_round_trip, case, dtype, what="to_numpy of from_numpy", compare=_equal, budget=0.0)
 
 
 def _equal(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -> Margin:
     return equal(actual, expected, what)
 
 
-def _through_maps(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_through_map(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return subject.ops(dtype).through_map(_numbers(case, dtype))
 
 
@@ -67,7 +68,7 @@ def _through_maps(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def layout(subject: Any, case: Case, dtype: str) -> Margin:
     """to_nchw undoes from_nchw."""
-    return judge(subject, _through_maps, case, dtype, what="to_nchw of from_nchw", compare=_equal, budget=0.0)
+    return judge(subject, _compute_through_map, case, dtype, what="to_nchw of from_nchw", compare=_equal, budget=0.0)
 
 
 CALLS: dict[str, dict[str, Any]] = {
@@ -76,11 +77,11 @@ CALLS: dict[str, dict[str, Any]] = {
     "linear": {"weights": ((4, 4), (4,))},
     "attention": {"scale": 0.5},
 }
-"""What each operation takes besides maps of four channels."""
+"""Arguments of each operation, besides maps or tokens of four channels."""
 
 
 def _call(subject: Any, op: str, case: Case, dtype: str) -> Any:
-    """One operation on drawn numbers: see `OpsFacade.watched`."""
+    """Runs one operation on random numbers: see `OpsFacade.watched`."""
     shape = (2, 6, 4) if op in ("linear", "attention") else (2, 4, 5, 7)
     count = {"attention": 3, "add": 2}.get(op, 1)
     numbers = dict(CALLS.get(op, {}))
@@ -102,20 +103,20 @@ each_operation = partial(
 
 @each_operation("interop.dtype")
 def results(subject: Any, case: Case, dtype: str) -> Margin:
-    """An operation gives the backend's own kind of array, and its result leaves in the dtype that is stored."""
-    told = _call(subject, case["op"], case, dtype)
-    if not told.own:
-        raise ConformanceError(f"{case['op']} gave a {told.kind}, which is not this backend's kind of array.")
-    if told.dtype != dtype:
-        raise ConformanceError(f"{case['op']} of {dtype} left as {told.dtype}: expected the dtype that is stored.")
+    """An operation returns the backend's own kind of array, and its result is returned in the storage dtype."""
+    call = _call(subject, case["op"], case, dtype)
+    if not call.own:
+        raise ConformanceError(f"{case['op']} returned a {call.kind}: expected an array of this backend.")
+    if call.dtype != dtype:
+        raise ConformanceError(f"{case['op']} of {dtype} returned {call.dtype}: expected the storage dtype.")
     return EXACT
 
 
 @each_operation("interop.arguments")
 def arguments(subject: Any, case: Case, dtype: str) -> Margin:
-    """An operation leaves its arguments as they were."""
-    told = _call(subject, case["op"], case, dtype)
-    for before, after in zip(told.before, told.after, strict=True):
+    """An operation does not change its arguments."""
+    call = _call(subject, case["op"], case, dtype)
+    for before, after in zip(call.before, call.after, strict=True):
         equal(after, before, f"an argument of {case['op']}, after it,")
     return EXACT
 
@@ -129,8 +130,7 @@ def arguments(subject: Any, case: Case, dtype: str) -> Margin:
     pinned=(Case.of(shape=(2, 4, 5, 3), seed=1),),
 )
 def ownership(subject: Any, case: Case, dtype: str) -> Margin:
-    """What from_numpy gives does not change when its source does."""
-    kept = _numbers(case, dtype)
-    source = kept.astype(given(dtype))
-    after = subject.ops(dtype).after_change(source)
-    return equal(after, kept, "an array, after the one it was made from was changed,")
+    """An array from from_numpy does not change when its source is changed."""
+    before = _numbers(case, dtype)
+    after = subject.ops(dtype).after_change(before.astype(input_dtype(dtype)))
+    return equal(after, before, "an array, after its source was changed,")

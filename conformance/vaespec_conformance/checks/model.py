@@ -1,4 +1,4 @@
-"""L3: whole models: encoding, decoding, and what is made of the posterior."""
+"""L3: whole models: encode, decode, the posterior and latents."""
 
 from __future__ import annotations
 
@@ -20,18 +20,21 @@ CONFIGS = ("plain", "attentive", "plain", "bare")
 
 
 def pinned(**fields: Any) -> tuple[Case, ...]:
-    """One of each regime and config."""
+    """A case for each regime and each config."""
     chosen = [*(("plain", regime) for regime in models.REGIMES), ("attentive", "sharp"), ("bare", "plain")]
     return tuple(Case.of(config=config, regime=regime, size=(3, 4), **fields, seed=1) for config, regime in chosen)
 
 
-def built(subject: Any, case: Case, dtype: str) -> Any:
-    """The case's model, by the subject."""
+ONE_MODEL = Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1)
+
+
+def build_model(subject: Any, case: Case, dtype: str) -> Any:
+    """The subject's model with the config and weights of a case."""
     return subject.build(models.CONFIGS[case["config"]], models.weights(case, dtype), dtype)
 
 
-def _encoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    return np.concatenate(built(subject, case, dtype).encode(models.images(case, dtype)), axis=1)
+def _compute_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    return np.concatenate(build_model(subject, case, dtype).encode(models.images(case, dtype)), axis=1)
 
 
 @check(
@@ -46,16 +49,16 @@ def _encoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
     ),
 )
 def encode(subject: Any, case: Case, dtype: str) -> Margin:
-    """Images become the mean and log-variance of the specification, to a few times of what rounding must cost.
+    """Images become the specification's mean and log-variance, within a few times the error that rounding must cause.
 
-    The weights are made to show mistakes that ordinary ones hide: see `models.REGIMES`. An odd row or column of pixels
-    is left out of the latents, not padded or refused.
+    The weights show mistakes that ordinary weights hide: see `models.REGIMES`. An odd row or column of pixels is left
+    out of the latents, not padded or refused.
     """
-    return judge(subject, _encoded, case, dtype, what="encode")
+    return judge(subject, _compute_encode, case, dtype, what="encode")
 
 
-def _decoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    return built(subject, case, dtype).decode(models.latents(case, dtype))
+def _compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    return build_model(subject, case, dtype).decode(models.latents(case, dtype))
 
 
 @check(
@@ -66,12 +69,12 @@ def _decoded(subject: Any, case: Case, dtype: str) -> np.ndarray:
     pinned=pinned(),
 )
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
-    """Latents become the specification's images, to a few times of what rounding must cost; they are not clipped."""
-    return judge(subject, _decoded, case, dtype, what="decode")
+    """Latents become the specification's images, unclipped, within a few times the error that rounding must cause."""
+    return judge(subject, _compute_decode, case, dtype, what="decode")
 
 
-def _saturated(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Log-variances around ±50: the last bias of the encoder is changed by that."""
+def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    """Log-variances around ±50, from a last bias of the encoder that is changed by ±50."""
     weights = models.weights(case, dtype)
     last = "quant_conv.bias" if "quant_conv.bias" in weights else "encoder.conv_out.bias"
     half = len(weights[last]) // 2
@@ -85,19 +88,19 @@ def _saturated(subject: Any, case: Case, dtype: str) -> np.ndarray:
     level="L3",
     examples=MODEL,
     cases=cases(config=among("plain", "bare"), regime=among("plain"), size=among((3, 4)), more=among(0)),
-    pinned=(Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1),),
+    pinned=(ONE_MODEL,),
 )
 def logvar(subject: Any, case: Case, dtype: str) -> Margin:
-    """Log-variances are cut to [-30, 20]: -30 and 20 are exactly that."""
-    expected = specified(_saturated, case, dtype)
+    """The log-variance is clamped to [-30, 20], to exactly -30 and 20."""
+    expected = specified(_compute_saturated_logvar, case, dtype)
     bound = np.full(expected.shape, budgets.EPS[dtype])
-    return judge(subject, _saturated, case, dtype, what="logvar", budget=bound, compare=elementwise)
+    return judge(subject, _compute_saturated_logvar, case, dtype, what="logvar", budget=bound, compare=elementwise)
 
 
-def _sampled(subject: Any, case: Case, dtype: str) -> np.ndarray:
+def _compute_sample(subject: Any, case: Case, dtype: str) -> np.ndarray:
     config = models.CONFIGS[case["config"]]
     noise = rounded(case.rng("noise").standard_normal((2, config.latent_channels, *case["size"])), dtype)
-    return built(subject, case, dtype).sample(models.images(case, dtype), noise)
+    return build_model(subject, case, dtype).sample(models.images(case, dtype), noise)
 
 
 @check(
@@ -106,22 +109,22 @@ def _sampled(subject: Any, case: Case, dtype: str) -> np.ndarray:
     requires=("sample",),
     examples=MODEL,
     cases=cases(config=among("plain", "bare"), regime=among("plain"), size=among((3, 4)), more=among(0)),
-    pinned=(Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1),),
+    pinned=(ONE_MODEL,),
 )
 def sample(subject: Any, case: Case, dtype: str) -> Margin:
-    """A sample is mean + e^(logvar / 2) · noise, of the noise that is given."""
-    return judge(subject, _sampled, case, dtype, what="sample")
+    """A sample is mean + e^(logvar / 2) · noise, with the given noise."""
+    return judge(subject, _compute_sample, case, dtype, what="sample")
 
 
-def _scaled(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    return built(subject, case, dtype).encode_latents(models.images(case, dtype))
+def _compute_encode_latents(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    return build_model(subject, case, dtype).encode_latents(models.images(case, dtype))
 
 
-def _unscaled(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    return built(subject, case, dtype).decode_latents(models.latents(case, dtype))
+def _compute_decode_latents(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    return build_model(subject, case, dtype).decode_latents(models.latents(case, dtype))
 
 
-scaled = partial(
+latents = partial(
     check,
     level="L3",
     requires=("latents",),
@@ -131,13 +134,13 @@ scaled = partial(
 )
 
 
-@scaled("model.encode_latents")
+@latents("model.encode_latents")
 def encode_latents(subject: Any, case: Case, dtype: str) -> Margin:
-    """The diffusion model's latents are (z - shift) · scale, and z · scale where there is no shift."""
-    return judge(subject, _scaled, case, dtype, what="encode_latents")
+    """encode_latents returns (z - shift) · scale, or z · scale if the config has no shift."""
+    return judge(subject, _compute_encode_latents, case, dtype, what="encode_latents")
 
 
-@scaled("model.decode_latents")
+@latents("model.decode_latents")
 def decode_latents(subject: Any, case: Case, dtype: str) -> Margin:
-    """They are decoded after z / scale + shift."""
-    return judge(subject, _unscaled, case, dtype, what="decode_latents")
+    """decode_latents decodes z / scale + shift, or z / scale if the config has no shift."""
+    return judge(subject, _compute_decode_latents, case, dtype, what="decode_latents")

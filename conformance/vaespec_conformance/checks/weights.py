@@ -1,4 +1,4 @@
-"""L5: the weights that are given are the weights that are used."""
+"""L5: a model uses the weights that it was built from, and no others."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from vaespec.analysis.rounding import rounded
 from vaespec.weights.dialects import DIFFUSERS_DEPRECATED
 from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.checks.model import ONE_MODEL
 from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import EXACT, MODEL, Margin, check
 from vaespec_conformance.subjects.errors import ConformanceError
-from vaespec_conformance.subjects.subjects import given
+from vaespec_conformance.subjects.subjects import input_dtype
 
 FAULTS = ("missing", "unexpected", "misshapen")
 MODELS: dict[str, Any] = {
@@ -24,7 +25,6 @@ MODELS: dict[str, Any] = {
     "size": among((3, 4)),
     "more": among(0),
 }
-PINNED = Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1)
 
 
 @check(
@@ -39,9 +39,9 @@ PINNED = Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1)
     ),
 )
 def strict(subject: Any, case: Case, dtype: str) -> Margin:
-    """Weights that lack a tensor, have one too many, or one of another shape are refused, by whatever exception.
+    """Weights with a missing tensor, an unexpected one, or one of another shape are refused, by any exception.
 
-    What is missing silently is random, or zero, and the images are only a little wrong.
+    A port that accepts them uses random numbers or zeros instead, and its images are only a little wrong.
     """
     weights, fault = models.weights(case, dtype), case["fault"]
     name = list(weights)[case["which"] % len(weights)]
@@ -55,43 +55,38 @@ def strict(subject: Any, case: Case, dtype: str) -> Margin:
         vae = subject.build(models.CONFIGS[case["config"]], weights, dtype)
         vae.encode(models.images(case, dtype))
         vae.decode(models.latents(case, dtype))
-    except ConformanceError:  # whatever the subject raised
+    except ConformanceError:  # any exception of the subject: see `blamed`
         return EXACT
     raise ConformanceError(f"weights with {name} {fault} were accepted: expected an exception that names it.")
 
 
-@check("weights.kept", level="L5", requires=("weights",), examples=MODEL, cases=cases(**MODELS), pinned=(PINNED,))
+@check("weights.kept", level="L5", requires=("weights",), examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,))
 def kept(subject: Any, case: Case, dtype: str) -> Margin:
-    """weights() gives back what the model was built from: names, shapes and, to the nearest of its dtype, numbers."""
+    """weights() returns the names, shapes and numbers that the model was built from, rounded to its dtype."""
     weights = models.weights(case, "float32")
     returned = subject.build(models.CONFIGS[case["config"]], weights, dtype).weights()
     if returned.keys() != weights.keys():
         names = ", ".join(sorted(returned.keys() ^ weights.keys())[:3])
-        raise ConformanceError(f"weights() and what was given differ in the names {names}.")
+        raise ConformanceError(f"weights() returned other names than it was built from: {names}.")
     for name, w in weights.items():
         equal(returned[name], rounded(w, dtype), f"the weight {name}")
     return EXACT
 
 
-def _legacy(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Decoded by a model built from the older names, but for the specification, which has the newer only."""
+def legacy_names(weights: dict[str, np.ndarray], axes: int) -> dict[str, np.ndarray]:
+    """Weights under the names of diffusers before 0.18; kernels are (O, I), or (O, I, 1, 1) as in even older files."""
+    renamed = {}
+    for name, w in weights.items():
+        old = DIFFUSERS_DEPRECATED.stored(name, 0)  # no level of a name differs
+        renamed[old] = w.reshape(*w.shape, 1, 1) if old != name and w.ndim == 2 and axes == 4 else w
+    return renamed
+
+
+def _compute_from_legacy_names(subject: Any, case: Case, dtype: str) -> np.ndarray:
+    """Images decoded by a port built from the older names; the specification is built from the newer names."""
     weights, config = models.weights(case, dtype), models.CONFIGS[case["config"]]
     named = legacy_names(weights, case["axes"]) if subject.kind == "port" else weights
     return subject.build(config, named, dtype).decode(models.latents(case, dtype))
-
-
-LEGACY = DIFFUSERS_DEPRECATED.leaves
-
-
-def legacy_names(weights: dict[str, np.ndarray], axes: int) -> dict[str, np.ndarray]:
-    """diffusers' names of before 0.18; the kernels (O, I), or (O, I, 1, 1) as in still older files."""
-    renamed = {}
-    for name, w in weights.items():
-        module, leaf = name.rsplit(".", 1)
-        ours = next((new for new in LEGACY if module.endswith(f".{new}")), None)
-        w = w.reshape(*w.shape, 1, 1) if ours and leaf == "weight" and axes == 4 else w
-        renamed[name.replace(ours, LEGACY[ours]) if ours else name] = w
-    return renamed
 
 
 @check(
@@ -104,14 +99,17 @@ def legacy_names(weights: dict[str, np.ndarray], axes: int) -> dict[str, np.ndar
     pinned=tuple(Case.of(config="plain", regime="plain", size=(3, 4), more=0, axes=axes, seed=1) for axes in (2, 4)),
 )
 def legacy(subject: Any, case: Case, dtype: str) -> Margin:
-    """query, key, value and proj_attn are to_q, to_k, to_v and to_out.0, whether linear maps or 1 × 1 convolutions."""
-    return judge(subject, _legacy, case, dtype, what="decode, built from the names of before diffusers 0.18,")
+    """query, key, value and proj_attn are read as to_q, to_k, to_v and to_out.0, as (O, I) or (O, I, 1, 1)."""
+    return judge(
+        subject, _compute_from_legacy_names, case, dtype, what="decode, built from the names of before diffusers 0.18,"
+    )
 
 
-@check("weights.owned", level="L5", examples=MODEL, cases=cases(**MODELS), pinned=(PINNED,))
+@check("weights.owned", level="L5", examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,))
 def owned(subject: Any, case: Case, dtype: str) -> Margin:
-    """A model does not change when the arrays it was built from do."""
-    weights: dict[str, np.ndarray] = {name: w.astype(given(dtype)) for name, w in models.weights(case, dtype).items()}
+    """A model does not change when the arrays that it was built from are changed."""
+    given = input_dtype(dtype)
+    weights: dict[str, np.ndarray] = {name: w.astype(given) for name, w in models.weights(case, dtype).items()}
     z = models.latents(case, dtype)
     vae = subject.build_from(models.CONFIGS[case["config"]], weights, dtype)
     before = vae.decode(z)

@@ -1,4 +1,4 @@
-"""Mistakes that only the next call, another thread, or the caller's own arrays show."""
+"""Mistakes that show only in the next call, in another thread, or in the caller's own arrays."""
 
 from __future__ import annotations
 
@@ -11,155 +11,119 @@ from typing import Any
 
 import numpy as np
 
-from vaespec_conformance.mutants.mutant import building, method
+from vaespec_conformance.mutants.mutant import ChangedVae, builder, method
 
 
-@method("decode", name="not the same twice", owner="behaviour.repeatable", cause="results differ from call to call")
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "behaviour.repeatable")
+def decode_differs_from_call_to_call(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """Results differ from call to call, as if dropout or noise were still on."""
     y = call(z)
     return (y * (1 + 0.01 * np.random.default_rng().standard_normal(y.shape))).astype(y.dtype)
 
 
-@method(
-    "decode", name="padded batch", owner="behaviour.batch", cause="a batch of one is padded, and the padding returned"
-)
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "behaviour.batch")
+def decode_returns_the_padding_of_a_batch(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """A batch of one item is padded to two, and the padding is returned."""
     return call(z) if len(z) > 1 else call(np.concatenate((z, 0 * z)))[1:]
 
 
-@method("decode", name="latents scaled in place", owner="behaviour.inputs", cause="the argument is written to")
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "behaviour.inputs")
+def decode_scales_latents_in_place(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """The argument is changed in place."""
     y = call(z)
     z *= 2
     return y
 
 
-@building("one buffer for results", owner="behaviour.results", cause="the memory of a result is used again")
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    return _Buffered(factory(config, weights, dtype))
+@builder("behaviour.results")
+def results_share_one_buffer(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """A call writes its result into the memory of an earlier result of the same shape."""
+    buffers: dict[tuple[int, ...], np.ndarray] = {}
 
-
-class _Buffered:
-    """A VAE that decodes into the memory of the last result of that shape."""
-
-    def __init__(self, vae: Any) -> None:
-        self.vae, self.buffers = vae, dict[tuple[int, ...], np.ndarray]()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.vae, name)
-
-    def decode(self, z: np.ndarray) -> np.ndarray:
-        y = self.vae.decode(z)
-        buffer = self.buffers.setdefault(y.shape, np.array(y))
+    def decode(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+        y = call(z)
+        buffer = buffers.setdefault(y.shape, np.array(y))
         buffer[...] = y
         return buffer
 
+    return ChangedVae(factory(config, weights, dtype), {"decode": decode})
 
-@method("decode", name="strides ignored", owner="behaviour.strides", cause="latents are read as they lie in memory")
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+
+@method("decode", "behaviour.strides")
+def decode_ignores_strides(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """Strides are ignored: latents are read in the order in which they are stored."""
     return call(z.ravel(order="K").reshape(z.shape))
 
 
-def _stale() -> None:
-    cache: dict[Any, Any] = {}
-
-    @building(
-        "kept by its config", owner="behaviour.two_models", cause="a model of the same config is used, with its weights"
-    )
-    def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-        made = factory(config, weights, dtype)
-        return cache.setdefault((factory, config, dtype), made)
+CACHE: dict[Any, Any] = {}
 
 
-def _stale_dtype() -> None:
-    cache: dict[Any, Any] = {}
-
-    @building(
-        "kept by its weights",
-        owner="compiled.dtypes",
-        cause="what was compiled for another dtype is used",
-        seen_in_ports=None,
-        equivalent_in={"float64": "no other dtype is given the same weights"},
-    )
-    def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-        key = factory, config, *(np.asarray(w, np.float64).tobytes() for w in weights.values())
-        return cache.setdefault(key, factory(config, weights, dtype))
+@builder("behaviour.two_models")
+def models_cached_by_config(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """A model built earlier from the same config is used again, with its own weights."""
+    return CACHE.setdefault((factory, config, dtype), factory(config, weights, dtype))
 
 
-_stale()
-_stale_dtype()
+@builder("compiled.dtypes", seen_in_ports=None, equivalent_in={"float64": "no other dtype is given the same weights"})
+def models_cached_by_weights(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """A program compiled for another dtype is used."""
+    key = factory, config, *(np.asarray(w, np.float64).tobytes() for w in weights.values())
+    return CACHE.setdefault(key, factory(config, weights, dtype))
 
 
-@building("kept by the number of latents", owner="compiled.shapes", cause="what was compiled for another shape is used")
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    return _ByCount(factory(config, weights, dtype))
+@builder("compiled.shapes")
+def programs_cached_by_number_of_latents(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """A program compiled for another shape with as many latents is used."""
+    shapes: dict[int, tuple[int, ...]] = {}
 
-
-class _ByCount:
-    """A VAE that takes latents to be of the first shape that had as many."""
-
-    def __init__(self, vae: Any) -> None:
-        self.vae, self.shapes = vae, dict[int, tuple[int, ...]]()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.vae, name)
-
-    def decode(self, z: np.ndarray) -> np.ndarray:
-        f = self.vae.config.downsampling_factor
-        y = self.vae.decode(z.reshape(self.shapes.setdefault(z.size, z.shape)))
+    def decode(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+        f = vae.config.downsampling_factor
+        y = call(z.reshape(shapes.setdefault(z.size, z.shape)))
         return y.reshape(len(z), -1, f * z.shape[2], f * z.shape[3])
 
-
-@building(
-    "latents kept in the model", owner="behaviour.threads", cause="a call keeps its arguments where another finds them"
-)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    return _Shared(factory(config, weights, dtype))
+    return ChangedVae(factory(config, weights, dtype), {"decode": decode})
 
 
-class _Shared:
-    """A VAE that puts what it works on where every thread does.
+@builder("behaviour.threads")
+def latents_shared_by_threads(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """A call stores its latents in the model, where a call in another thread replaces them."""
+    first, pair, shared = threading.get_ident(), threading.Barrier(2, timeout=60), dict[str, np.ndarray]()
 
-    Calls on other threads than the first meet in pairs in between, so that whether it shows is not left to chance.
-    """
+    def decode(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+        shared["latents"] = z
+        if threading.get_ident() != first:
+            pair.wait()  # calls in other threads meet in pairs, so that the mistake always shows
+        return call(shared["latents"])
 
-    def __init__(self, vae: Any) -> None:
-        self.vae, self.first, self.pair = vae, threading.get_ident(), threading.Barrier(2, timeout=60)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.vae, name)
-
-    def decode(self, z: np.ndarray) -> np.ndarray:
-        self.latents = z
-        if threading.get_ident() != self.first:
-            self.pair.wait()
-        return self.vae.decode(self.latents)
+    return ChangedVae(factory(config, weights, dtype), {"decode": decode})
 
 
-# -- of the process ----------------------------------------------------------------------------------------------------
-
-STATE: dict[str, Any] = {"owner": "behaviour.state"}
+# -- in the state of the process ---------------------------------------------------------------------------------------
 
 
-@method("decode", name="numpy seeded", cause="numpy's random state is set", **STATE)
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "behaviour.state")
+def decode_seeds_numpy(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """A call sets NumPy's global random state."""
     np.random.seed(time.perf_counter_ns() % 2**32)  # noqa: NPY002  (the mistake)
     return call(z)
 
 
-@method("decode", name="Python seeded", cause="Python's random state is set", **STATE)
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "behaviour.state")
+def decode_seeds_python(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """A call sets Python's global random state."""
     random.seed(time.perf_counter_ns())
     return call(z)
 
 
-@method("decode", name="environment changed", cause="an environment variable is set", **STATE)
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "behaviour.state")
+def decode_sets_an_environment_variable(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """A call sets an environment variable."""
     os.environ["VAESPEC_CONFORMANCE_MUTANT"] = str(time.perf_counter_ns())
     return call(z)
 
 
-@method("decode", name="warnings silenced", cause="warnings are silenced", **STATE)
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "behaviour.state")
+def decode_silences_warnings(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """A call adds a filter that silences warnings."""
     warnings.filterwarnings("ignore", message=f"{time.perf_counter_ns()}")
     return call(z)

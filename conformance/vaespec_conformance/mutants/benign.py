@@ -1,4 +1,4 @@
-"""What is right, and computed otherwise: variants that every check must let pass."""
+"""Correct variants: subjects that compute the right result in another way, and that every check must let pass."""
 
 from __future__ import annotations
 
@@ -12,50 +12,62 @@ import numpy as np
 from vaespec.analysis.rounding import rounded
 from vaespec.reference import ReferenceOps
 from vaespec_conformance.judging.registry import DTYPES
-from vaespec_conformance.mutants.loading import NAMES, renamed
+from vaespec_conformance.mutants.loading import NEWER_NAMES, build_renamed
 from vaespec_conformance.mutants.mutant import (
-    ChangedVae,
+    Decorator,
+    Function,
     Wrap,
     altering,
     as_map,
     changing_ops,
-    formula_of,
+    computing,
     map_numbers,
+    named,
     with_methods,
+    with_vae_methods,
 )
 from vaespec_conformance.mutants.products import SPECIFICATION
-from vaespec_conformance.mutants.tiling import Tiles, decoded, encoded
+from vaespec_conformance.mutants.tiling import Tiles, decode_in_tiles, encode_in_tiles
+
+IN_FLOAT32 = ("float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A way to be right, in these dtypes: what is written in float32's arithmetic is not right in float64."""
+    """A correct way to compute, in the given dtypes: float32 arithmetic is not correct in float64."""
 
     wrap: Wrap
     dtypes: tuple[str, ...] = DTYPES
 
 
 BENIGN: dict[str, Variant] = {}
-IN_FLOAT32 = ("float32", "bfloat16", "float16")
 
 
-def _formula(
-    op: str, name: str, dtypes: tuple[str, ...] = IN_FLOAT32
-) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """The function below is another formula for an operation."""
+def _variant(make_wrap: Callable[[Function], Wrap], dtypes: tuple[str, ...] = DTYPES) -> Decorator:
+    """A decorator that registers a function as a variant, under its name."""
 
-    def register(formula: Callable[..., Any]) -> Callable[..., Any]:
-        BENIGN[f"{op}: {name}"] = Variant(changing_ops(formula_of(op, formula)), dtypes)
-        return formula
+    def register(function: Function) -> Function:
+        BENIGN[function.__name__] = Variant(make_wrap(function), dtypes)
+        return function
 
     return register
+
+
+def _formula(op: str, dtypes: tuple[str, ...] = IN_FLOAT32) -> Decorator:
+    """The function below is another formula for an operation."""
+    return _variant(lambda function: changing_ops(computing(op, function)), dtypes)
+
+
+def _method(name: str) -> Decorator:
+    """The function below, f(vae, call, *arguments), replaces a method of the VAE."""
+    return _variant(lambda function: with_vae_methods(**{name: function}))
 
 
 # -- Winograd's convolutions ------------------------------------------------------------------------------------------
 
 
 def _transforms(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """(Aᵀ, G, Bᵀ) of F(m, 3), by Cook and Toom: from points 0, 1, -1, 2, -2, ½, -½, and ∞. Lavin & Gray, 1509.09308."""
+    """(Aᵀ, G, Bᵀ) of F(m, 3) by Cook and Toom, from points 0, 1, -1, 2, -2, ½, -½ and ∞: Lavin & Gray, 1509.09308."""
     n = m + 2
     points = np.array([0, 1, -1, 2, -2, 0.5, -0.5])[: n - 1]
     powers = points[:, None] ** np.arange(n)
@@ -67,7 +79,7 @@ def _transforms(m: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def _winograd(m: int) -> Callable[..., np.ndarray]:
-    """A convolution whose 3 × 3 kernels of stride 1 are transformed, in float32, m × m pixels at a time."""
+    """A convolution that transforms 3 × 3 kernels of stride 1, in float32, m × m pixels at a time."""
     A, G, B = (t.astype(np.float32) for t in _transforms(m))
 
     def convolve(x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Any) -> np.ndarray:
@@ -87,46 +99,52 @@ def _winograd(m: int) -> Callable[..., np.ndarray]:
     return convolve
 
 
-for _m in (2, 4, 6):
-    _formula("conv2d", f"Winograd F{_m}")(_winograd(_m))
+WINOGRAD = {"conv2d_by_winograd_f2": 2, "conv2d_by_winograd_f4": 4, "conv2d_by_winograd_f6": 6}
+
+for _name, _m in WINOGRAD.items():
+    _formula("conv2d")(named(_name, "", _winograd(_m)))
 
 
-# -- other sums -------------------------------------------------------------------------------------------------------
+# -- other orders of sums ----------------------------------------------------------------------------------------------
 
 
 def _parts(x: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Three bfloat16 numbers whose sum is a float32."""
+    """Three bfloat16 numbers whose sum is a float32 number."""
     high = rounded(x, "bfloat16")
     middle = rounded(x - high, "bfloat16")
     return high, middle, rounded(x - high - middle, "bfloat16")
 
 
-@_formula("conv2d", "three bfloat16 products")
-def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
+@_formula("conv2d")
+def conv2d_by_three_bfloat16_products(x: np.ndarray, w: np.ndarray, b: np.ndarray, **numbers: Any) -> np.ndarray:
+    """Sums three products of bfloat16 parts for one float32 product."""
     (x0, x1, _), (w0, w1, _), none = _parts(x), _parts(w), 0 * b
-    convolve: Any = partial(SPECIFICATION.conv2d, **how)
+    convolve: Any = partial(SPECIFICATION.conv2d, **numbers)
     return convolve(x0, w0, b) + convolve(x0, w1, none) + convolve(x1, w0, none)
 
 
-@_formula("conv2d", "sums in reverse")
-def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
+@_formula("conv2d")
+def conv2d_sums_in_reverse(x: np.ndarray, w: np.ndarray, b: np.ndarray, **numbers: Any) -> np.ndarray:
+    """Sums the input channels in reverse order, in float32."""
     order = slice(None, None, -1)
     x, w, b = (a.astype(np.float32) for a in (x[:, order], w[:, order], b))
-    return ReferenceOps(np, "float32").conv2d(x, w, b, **how)
+    return ReferenceOps(np, "float32").conv2d(x, w, b, **numbers)
 
 
-@_formula("conv2d", "one by one")
-def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
-    """Channel by channel, each sum rounded to float32, as a naive loop does."""
+@_formula("conv2d")
+def conv2d_channel_by_channel(x: np.ndarray, w: np.ndarray, b: np.ndarray, **numbers: Any) -> np.ndarray:
+    """Adds one input channel at a time and rounds each sum to float32, like a naive loop."""
     y = np.float32(0)
     for c in range(x.shape[1]):
-        y = (y + SPECIFICATION.conv2d(x[:, c : c + 1], w[:, c : c + 1], 0 * b, **how)).astype(np.float32)
+        y = (y + SPECIFICATION.conv2d(x[:, c : c + 1], w[:, c : c + 1], 0 * b, **numbers)).astype(np.float32)
     return y + b[:, None, None].astype(np.float32)
 
 
-@_formula("group_norm", "Welford")
-def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
-    """Mean and squares updated number by number, in float32."""
+@_formula("group_norm")
+def group_norm_by_welford(
+    x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
+) -> np.ndarray:
+    """Updates mean and squares with one number at a time, in float32."""
     B = len(x)
     x_g = x.reshape(B, groups, -1).astype(np.float32)
     mean, squares = np.zeros((B, groups), np.float32), np.zeros((B, groups), np.float32)
@@ -139,9 +157,11 @@ def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: 
     return x_hat.reshape(x.shape) * scale[:, None, None] + shift[:, None, None]
 
 
-@_formula("group_norm", "scale and shift fused")
-def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
-    """γ' x + β', with γ' = γ / √(σ² + ε) and β' = β - γ' μ, about the mean of the group."""
+@_formula("group_norm")
+def group_norm_with_fused_scale(
+    x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
+) -> np.ndarray:
+    """γ' (x - μ) + β with γ' = γ / √(σ² + ε)."""
     B, C = x.shape[:2]
     x_g = x.reshape(B, groups, -1).astype(np.float32)
     mean = x_g.mean(-1, keepdims=True)
@@ -151,33 +171,34 @@ def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: 
     return centred * factor[..., None, None] + shift[:, None, None]
 
 
-@_formula("silu", "with tanh")
-def _(x: np.ndarray) -> np.ndarray:
-    """x (½ + ½ tanh(x / 2)), in float32: the left tail cancels, and nobody minds."""
+@_formula("silu")
+def silu_by_tanh(x: np.ndarray) -> np.ndarray:
+    """x (½ + ½ tanh(x / 2)) in float32. Its left tail cancels, which the budget allows."""
     x = x.astype(np.float32)
     return x * (np.float32(0.5) + np.float32(0.5) * np.tanh(x / 2))
 
 
-@_formula("attention", "flash")
-def _(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarray:
-    """Chunks of keys merged with their greatest logits, in float32."""
+@_formula("attention")
+def attention_in_chunks(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarray:
+    """Merges chunks of keys with their largest logits, in float32, as flash attention does."""
     q, k, v = (t.astype(np.float32) for t in (q, k, v))
     return ReferenceOps(np, "float32").chunked_attention(q, k, v, scale=scale, size=3)
 
 
-@_formula("linear", "a 1 × 1 convolution", DTYPES)
-def _(t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+@_formula("linear", DTYPES)
+def linear_as_convolution(t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Computes a linear map as a 1 × 1 convolution."""
     x = t.transpose(0, 2, 1)[..., None]
-    return SPECIFICATION.conv2d(x, w[:, :, None, None], b, stride=1, padding=((0, 0), (0, 0)))[..., 0].transpose(
-        0, 2, 1
-    )
+    y = SPECIFICATION.conv2d(x, w[:, :, None, None], b, stride=1, padding=((0, 0), (0, 0)))
+    return y[..., 0].transpose(0, 2, 1)
 
 
 # -- around the operations --------------------------------------------------------------------------------------------
 
 
-def _rounding(ops: ReferenceOps) -> ReferenceOps:
-    """Every operation's result rounded to what is stored, as frameworks do that compute in 16 bits elementwise."""
+@_variant(changing_ops)
+def operations_round_to_storage(ops: ReferenceOps) -> ReferenceOps:
+    """Rounds each result to the storage dtype, like frameworks that compute elementwise in 16 bits."""
 
     def method(op: str) -> Callable[..., Any]:
         call = getattr(type(ops), op)
@@ -186,40 +207,45 @@ def _rounding(ops: ReferenceOps) -> ReferenceOps:
     return with_methods(ops, **{op: method(op) for op in ("conv2d", "group_norm", "silu", "mish", "add")})
 
 
-BENIGN["every operation: rounded to storage"] = Variant(changing_ops(_rounding))
-
-
-def _channels_last(ops: ReferenceOps) -> ReferenceOps:
-    """Arrays that lie in memory as (B, H, W, C)."""
+@_variant(changing_ops)
+def from_numpy_in_fortran_order(ops: ReferenceOps) -> ReferenceOps:
+    """Stores arrays in Fortran order."""
     call = type(ops).from_numpy
     return with_methods(ops, from_numpy=lambda self, a: call(self, np.asfortranarray(a)))
 
 
-BENIGN["from_numpy: Fortran's order"] = Variant(changing_ops(_channels_last))
+@_method("tiled_decode")
+def tiled_decode_by_diffusers_loops(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """Decodes tile by tile in two loops."""
+    return decode_in_tiles(Tiles(), vae, z)
 
 
-def _otherwise(**methods: Callable[..., Any]) -> Wrap:
-    return altering(lambda factory: lambda *built: ChangedVae(factory(*built), methods))
+@_method("tiled_encode")
+def tiled_encode_by_diffusers_loops(vae: Any, call: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes tile by tile in two loops."""
+    return encode_in_tiles(Tiles(), vae, x)
 
 
-BENIGN["tiled_decode: diffusers' loops"] = Variant(
-    _otherwise(tiled_decode=lambda vae, call, z: decoded(Tiles(), vae, z))
-)
-BENIGN["tiled_encode: diffusers' loops"] = Variant(
-    _otherwise(tiled_encode=lambda vae, call, x: encoded(Tiles(), vae, x))
-)
-BENIGN["sample: by hand"] = Variant(_otherwise(sample=lambda vae, call, x, noise: _sampled(vae.encode(x), noise)))
-BENIGN["decode_latents: by hand"] = Variant(
-    _otherwise(
-        decode_latents=lambda vae, call, z: vae.decode(z / vae.config.scaling_factor + (vae.config.shift_factor or 0))
-    )
-)
-BENIGN["decode: the whole batch twice"] = Variant(
-    _otherwise(decode=lambda vae, call, z: call(np.concatenate((z, z)))[: len(z)])
-)
-BENIGN["build: older names"] = Variant(altering(lambda factory: partial(renamed, factory, names=NAMES)))
+@_method("sample")
+def sample_by_formula(vae: Any, call: Any, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """Computes mean + e^(logvar / 2) · noise."""
+    mean, logvar = (part.astype(np.float64) for part in vae.encode(x))
+    return mean + np.exp(0.5 * logvar) * noise
 
 
-def _sampled(posterior: tuple[np.ndarray, np.ndarray], noise: np.ndarray) -> np.ndarray:
-    mean, logvar = posterior
-    return mean.astype(np.float64) + np.exp(0.5 * logvar.astype(np.float64)) * noise
+@_method("decode_latents")
+def decode_latents_by_formula(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """Decodes z / scale + shift."""
+    return vae.decode(z / vae.config.scaling_factor + (vae.config.shift_factor or 0))
+
+
+@_method("decode")
+def decode_of_a_doubled_batch(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """Decodes the batch twice in one call and drops the copy."""
+    return call(np.concatenate((z, z)))[: len(z)]
+
+
+@_variant(lambda build: altering(lambda factory: partial(build, factory)))
+def built_from_older_names(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """Builds from weights under older names or newer ones."""
+    return build_renamed(NEWER_NAMES, False, factory, config, weights, dtype)

@@ -1,4 +1,4 @@
-"""The likely cause of a failure: the known mistake whose result, in float64, is nearest to what the subject gave."""
+"""The likely cause of a failure: the known mistake whose float64 result is nearest to the subject's result."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.oracle import ORACLE
 
 NEAR = 0.25
-"""A mistake is named where the result is four times nearer to it than to the specification."""
+"""A mistake is a likely cause if the result is four times nearer to it than to the specification."""
 
 
 def likely(error: ConformanceError) -> str | None:
-    """The likely cause in words; None if no known mistake comes near, or nothing was computed."""
+    """The likely cause as a sentence; None if no known mistake comes near, or nothing was computed."""
     if error.evidence is None:
         return None
     compute, case, dtype, actual, expected = error.evidence
-    best, cause = NEAR * _distance(actual, expected, expected), None
+    nearest, cause = NEAR * _distance(actual, expected, expected), None
     for mutant in MUTANTS.values():
         distance = _distance(actual, _mistaken(mutant.wrap(ORACLE), compute, case, dtype), expected)
-        if distance < best:
-            best, cause = distance, mutant.cause
+        if distance < nearest:
+            nearest, cause = distance, mutant.cause
     return cause
 
 
 def _mistaken(subject: Any, compute: Callable[..., np.ndarray], case: Case, dtype: str) -> np.ndarray | None:
-    """What the specification with that mistake gives; None where it gives nothing."""
+    """The result of the specification with a mistake; None if the mistake stops it."""
     try:
         with np.errstate(all="ignore"):
             return compute(subject, case, dtype)
-    except Exception:  # many mistakes stop the specification, and so are not what was seen
+    except Exception:  # a mistake that stops the specification is not the cause of a wrong result
         return None
 
 
 def _distance(actual: np.ndarray, other: np.ndarray | None, expected: np.ndarray) -> float:
-    """Of what is finite, relative to the size of what was expected; infinite where not the same numbers are."""
+    """The distance of the finite numbers, relative to the expected result; inf if other numbers are finite."""
     finite = np.isfinite(actual.astype(np.float64))
     if other is None or actual.shape != other.shape or not np.array_equal(np.isfinite(other), finite):
         return float("inf")

@@ -1,4 +1,4 @@
-"""Mistakes in getting arrays in and out, and in what runs around the operations."""
+"""Mistakes in converting arrays, and in layers that a backend fuses or compiles."""
 
 from __future__ import annotations
 
@@ -14,76 +14,59 @@ from vaespec.layers import Conv, Resnet, Table, Upsample
 from vaespec.ops import Layer
 from vaespec.reference import ReferenceOps
 from vaespec_conformance.mutants.mutant import (
-    _register,
+    Decorator,
     as_map,
-    changing_ops,
+    changed_ops,
     map_numbers,
-    replaced,
+    named,
+    operation,
     with_methods,
 )
 
 NOT_FLOAT64 = {dtype: "only float64 holds what is lost" for dtype in ("float32", "bfloat16", "float16")}
-CONVERTED = {dtype: "to convert is to copy" for dtype in ("bfloat16", "float16")}
+CONVERTED = {dtype: "converting to 16 bits always copies" for dtype in ("bfloat16", "float16")}
 
 
-@replaced("from_numpy", "strides ignored", owner="interop.round_trip", cause="numbers are read as they lie in memory")
-def _(ops: Any, call: Any, a: np.ndarray) -> Any:
+@operation("from_numpy", "interop.round_trip")
+def from_numpy_ignores_strides(ops: Any, call: Any, a: np.ndarray) -> Any:
+    """Strides are ignored: numbers are read in the order in which they are stored."""
     return call(a.ravel(order="K").reshape(a.shape))
 
 
-@replaced(
-    "from_numpy",
-    "float64 by way of float32",
-    owner="interop.round_trip",
-    cause="float64 is rounded to float32 on its way",
-    equivalent_in=NOT_FLOAT64,
-)
-def _(ops: Any, call: Any, a: np.ndarray) -> Any:
+@operation("from_numpy", "interop.round_trip", equivalent_in=NOT_FLOAT64)
+def from_numpy_rounds_float64_to_float32(ops: Any, call: Any, a: np.ndarray) -> Any:
+    """Float64 numbers are rounded to float32 when they are converted."""
     with np.errstate(over="ignore"):
         return call(a.astype(np.float32))
 
 
-@replaced(
-    "from_numpy",
-    "memory shared",
-    owner="interop.ownership",
-    cause="the array is that of the caller",
-    equivalent_in=CONVERTED,
-)
-def _(ops: Any, call: Any, a: np.ndarray) -> Any:
+@operation("from_numpy", "interop.ownership", equivalent_in=CONVERTED)
+def from_numpy_shares_memory(ops: Any, call: Any, a: np.ndarray) -> Any:
+    """The array shares the memory of the caller's array."""
     return ops.from_host(a) if a.dtype == ops.dtype else call(a)
 
 
-@replaced(
-    "from_nchw",
-    "a view",
-    owner="interop.layout",
-    cause="(B, C, H, W) is taken for (B, H, W, C)",
-    seen_in_ports="model.encode",
-)
-def _(ops: Any, call: Any, x: Any) -> Any:
+@operation("from_nchw", "interop.layout", seen_in_ports="model.encode")
+def from_nchw_reads_nhwc(ops: Any, call: Any, x: Any) -> Any:
+    """An array (B, C, H, W) is read as if it were (B, H, W, C)."""
     B, C, H, W = x.shape
     return call(ops.cast(ops.xp.reshape(x, (B, H, W, C)).transpose(0, 3, 1, 2)))
 
 
-@replaced(
-    "to_nchw",
-    "another dtype",
-    owner="interop.dtype",
-    cause="results are not of the dtype that is stored",
-)
-def _(ops: Any, call: Any, x: Any) -> Any:
+@operation("to_nchw", "interop.dtype")
+def to_nchw_changes_the_dtype(ops: Any, call: Any, x: Any) -> Any:
+    """Results have another dtype than the storage dtype."""
     y = ops.to_numpy(call(x))
     return ops.from_host(y.astype(np.float64 if y.dtype == np.float32 else np.float32))
 
 
-# -- layers fused wrongly --------------------------------------------------------------------------------------------
+# -- in a fused layer -------------------------------------------------------------------------------------------------
 
 
 Run = Callable[[Any, Any, Any, Any], Any]
 
 
-def _fused(kind: type, name: str, owner: str, cause: str, seen_in_ports: str) -> Callable[[Run], Run]:
+def _layer(kind: type, owner: str, seen_in_ports: str) -> Decorator:
     """The function below, f(ops, layer, x, params), runs every layer of a kind."""
 
     def register(function: Run) -> Run:
@@ -95,7 +78,7 @@ def _fused(kind: type, name: str, owner: str, cause: str, seen_in_ports: str) ->
 
             return with_methods(ops, run=fused)
 
-        _register(f"run: {name}", changing_ops(change), owner, cause, seen_in_ports, {})
+        changed_ops(owner, seen_in_ports=seen_in_ports)(named(function.__name__, function.__doc__ or "", change))
         return function
 
     return register
@@ -103,7 +86,7 @@ def _fused(kind: type, name: str, owner: str, cause: str, seen_in_ports: str) ->
 
 @dataclass(frozen=True)
 class _Wrong:
-    """A layer as a wrong kernel of a backend would compute it."""
+    """A layer as a backend's wrong kernel computes it."""
 
     layer: Layer
     function: Run
@@ -115,42 +98,44 @@ class _Wrong:
         return self.layer.parameters()
 
 
-@_fused(Resnet, "resnet without its input", "blocks.resnet", "a resnet does not add its input", "model.encode")
-def _(ops: Any, layer: Any, x: Any, params: Any) -> Any:
+@_layer(Resnet, "blocks.resnet", "model.encode")
+def resnet_without_residual(ops: Any, layer: Any, x: Any, params: Any) -> Any:
+    """A resnet does not add its input to its output."""
     y = layer(x, params, ops)
     return y if layer.shortcut() else ops.add(y, -1 * x)
 
 
-@_fused(Resnet, "shortcut without bias", "blocks.shortcut", "the shortcut has no bias", "model.encode")
-def _(ops: Any, layer: Any, x: Any, params: Any) -> Any:
+@_layer(Resnet, "blocks.shortcut", "model.encode")
+def shortcut_without_bias(ops: Any, layer: Any, x: Any, params: Any) -> Any:
+    """The bias of a resnet's shortcut is not added."""
     name = f"{layer.name}.conv_shortcut.bias"
     return layer(x, {**params, name: 0 * params[name]} if name in params else params, ops)
 
 
-@_fused(
-    Attention, "attention without its input", "blocks.attention", "attention does not add its input", "model.decode"
-)
-def _(ops: Any, layer: Any, x: Any, params: Any) -> Any:
+@_layer(Attention, "blocks.attention", "model.decode")
+def attention_without_residual(ops: Any, layer: Any, x: Any, params: Any) -> Any:
+    """An attention layer does not add its input to its output."""
     return ops.add(layer(x, params, ops), -1 * x)
 
 
-@_fused(Conv, "odd sizes halved upwards", "blocks.downsample", "odd sizes are padded to even ones", "model.encode")
-def _(ops: Any, layer: Any, x: Any, params: Any) -> Any:
+@_layer(Conv, "blocks.downsample", "model.encode")
+def downsample_rounds_odd_sizes_up(ops: Any, layer: Any, x: Any, params: Any) -> Any:
+    """Maps of odd size are padded to an even size before they are downsampled."""
     if layer.stride == 1:
         return layer(x, params, ops)
     a = map_numbers(ops, x)
     return layer(as_map(ops, np.pad(a, ((0, 0), (0, 0), (0, a.shape[2] % 2), (0, a.shape[3] % 2)))), params, ops)
 
 
-@_fused(
-    Upsample, "convolved, then doubled", "blocks.upsample", "maps are convolved before they are doubled", "model.decode"
-)
-def _(ops: Any, layer: Any, x: Any, params: Any) -> Any:
+@_layer(Upsample, "blocks.upsample", "model.decode")
+def upsample_after_the_convolution(ops: Any, layer: Any, x: Any, params: Any) -> Any:
+    """Maps are convolved before they are upsampled, not after."""
     return ops.upsample_nearest2x(layer.conv()(x, params, ops))
 
 
-def _eager_in_bfloat16(ops: ReferenceOps) -> ReferenceOps:
-    """Compiled as it should be; layer by layer, from maps that were rounded."""
+@changed_ops("compiled.eager", equivalent_in={"bfloat16": "bfloat16 is the right dtype"})
+def eager_layers_in_bfloat16(ops: ReferenceOps) -> ReferenceOps:
+    """Layers that are not compiled compute in bfloat16."""
     compile, run = type(ops).compile, type(ops).run
 
     def rounding(self: Any, layer: Any, x: Any, params: Any) -> Any:
@@ -159,13 +144,3 @@ def _eager_in_bfloat16(ops: ReferenceOps) -> ReferenceOps:
         return run(self, layer, as_map(self, rounded(map_numbers(self, x), "bfloat16")), params)
 
     return with_methods(ops, run=rounding, compile=lambda self, model: compile(ops, model))
-
-
-_register(
-    "run: bfloat16 where not compiled",
-    changing_ops(_eager_in_bfloat16),
-    "compiled.eager",
-    "layers that are not compiled run in bfloat16",
-    None,
-    {"bfloat16": "that is its dtype"},
-)

@@ -1,4 +1,4 @@
-"""Mistakes in taking weights over."""
+"""Mistakes in loading weights."""
 
 from __future__ import annotations
 
@@ -9,38 +9,39 @@ import numpy as np
 from vaespec import parameters
 from vaespec.initialize import initialize
 from vaespec.weights.dialects import DIFFUSERS_DEPRECATED
-from vaespec_conformance.mutants.mutant import building, method
+from vaespec_conformance.mutants.mutant import builder, method, named
 
-STRICT: dict[str, Any] = {"owner": "weights.strict"}
-ROUNDED = {dtype: "float32's numbers need no rounding" for dtype in ("float32", "float64")}
+EXACT_IN_FLOAT32 = {dtype: "float32 numbers need no rounding" for dtype in ("float32", "float64")}
 
 
-@building("missing weights drawn", cause="missing weights are filled up with new ones", **STRICT)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+@builder("weights.strict")
+def missing_weights_initialized(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """Missing weights are initialized at random instead of being refused."""
     return factory(config, {**initialize(config, 0), **weights}, dtype)
 
 
-@building("unexpected weights dropped", cause="unexpected weights are left out silently", **STRICT)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+@builder("weights.strict")
+def unexpected_weights_ignored(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """Unexpected weights are ignored instead of being refused."""
     known = parameters(config)
     return factory(config, {name: w for name, w in weights.items() if name in known}, dtype)
 
 
-@building("weights reshaped", cause="weights of another shape are reshaped", **STRICT)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+@builder("weights.strict")
+def misshapen_weights_reshaped(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """Weights of another shape are reshaped instead of being refused."""
     table = parameters(config)
     shaped = {name: w.reshape(table[name].shape) if name in table else w for name, w in weights.items()}
     return factory(config, shaped, dtype)
 
 
-@building("weights read later", owner="weights.owned", cause="the caller's arrays are the model's")
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    return _Late(lambda: factory(config, weights, dtype))
+@builder("weights.owned")
+def weights_read_at_each_call(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """The model reads the caller's arrays at each call instead of keeping copies."""
+    return _BuiltAtEachCall(lambda: factory(config, weights, dtype))
 
 
-class _Late:
-    """A VAE that is built anew for each call."""
-
+class _BuiltAtEachCall:
     def __init__(self, build: Any) -> None:
         self.build = build
 
@@ -48,24 +49,21 @@ class _Late:
         return getattr(self.build(), name)
 
 
-@method("weights", name="kernels (I, O, h, w)", owner="weights.kept", cause="kernels are given back in another order")
-def _(vae: Any, call: Any) -> dict[str, np.ndarray]:
+@method("weights", "weights.kept")
+def weights_returns_iohw_kernels(vae: Any, call: Any) -> dict[str, np.ndarray]:
+    """weights() returns kernels as (I, O, kh, kw), not as (O, I, kh, kw)."""
     return {name: w.transpose(1, 0, 2, 3) if w.ndim == 4 else w for name, w in call().items()}
 
 
-@building(
-    "weights rounded to zero",
-    owner="weights.kept",
-    cause="weights are cut to 16 bits, not rounded",
-    equivalent_in=ROUNDED,
-)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+@builder("weights.kept", equivalent_in=EXACT_IN_FLOAT32)
+def weights_truncated_to_16_bits(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """Weights are truncated to 16 bits, not rounded to nearest."""
     bits = {"bfloat16": 16, "float16": 13}.get(dtype, 0)
-    return factory(config, {name: _cut(w, bits) for name, w in weights.items()}, dtype)
+    return factory(config, {name: _truncated(w, bits) for name, w in weights.items()}, dtype)
 
 
-def _cut(w: np.ndarray, bits: int) -> np.ndarray:
-    """Without the last bits of float32."""
+def _truncated(w: np.ndarray, bits: int) -> np.ndarray:
+    """Float32 numbers without their last bits."""
     whole = w.astype(np.float32).view(np.uint32)
     return ((whole >> np.uint32(bits)) << np.uint32(bits)).view(np.float32) if bits else w
 
@@ -73,27 +71,41 @@ def _cut(w: np.ndarray, bits: int) -> np.ndarray:
 # -- older names -------------------------------------------------------------------------------------------------------
 
 
-def renamed(
-    factory: Any, config: Any, weights: Any, dtype: str, names: dict[str, str], transposed: bool = False
-) -> Any:
-    """A VAE that is built from older names as well; `transposed` takes kernels of four axes to be (I, O, 1, 1)."""
-    taken = {}
+NEWER_NAMES = {old: new for new, old in DIFFUSERS_DEPRECATED.leaves.items()}
+
+
+def build_renamed(names: dict[str, str], transposed: bool, factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """A VAE built from weights under older names: `names` maps each to its newer one.
+
+    `transposed` reads kernels with four axes as (I, O, 1, 1).
+    """
+    renamed = {}
     for name, w in weights.items():
         old = next((old for old in names if f".{old}." in name), None)
         if old and name.endswith("weight") and w.ndim == 4:
             w = w[:, :, 0, 0].T if transposed else w[:, :, 0, 0]
-        taken[name.replace(f".{old}.", f".{names[old]}.") if old else name] = w
-    return factory(config, taken, dtype)
+        renamed[name.replace(f".{old}.", f".{names[old]}.") if old else name] = w
+    return factory(config, renamed, dtype)
 
 
-NAMES = {old: new for new, old in DIFFUSERS_DEPRECATED.leaves.items()}
+WRONG_NAMES: dict[str, tuple[str, dict[str, str], bool]] = {
+    "older_names_swap_query_and_value": (
+        "Under older names, query and value are swapped.",
+        {**NEWER_NAMES, "query": "to_v", "value": "to_q"},
+        False,
+    ),
+    "older_names_swap_query_and_key": (
+        "Under older names, query and key are swapped.",
+        {**NEWER_NAMES, "query": "to_k", "key": "to_q"},
+        False,
+    ),
+    "older_kernels_transposed": ("The (O, I, 1, 1) kernels of older files are transposed.", NEWER_NAMES, True),
+}
 
 
-@building("query and key swapped in older names", owner="weights.legacy_names", cause="query and value are swapped")
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    return renamed(factory, config, weights, dtype, {**NAMES, "query": "to_v", "value": "to_q"})
+def _renamed(names: dict[str, str], transposed: bool) -> Any:
+    return lambda factory, config, weights, dtype: build_renamed(names, transposed, factory, config, weights, dtype)
 
 
-@building("older kernels transposed", owner="weights.legacy_names", cause="1 × 1 kernels of older files are transposed")
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    return renamed(factory, config, weights, dtype, NAMES, transposed=True)
+for _name, (_cause, _names, _transposed) in WRONG_NAMES.items():
+    builder("weights.legacy_names")(named(_name, _cause, _renamed(_names, _transposed)))

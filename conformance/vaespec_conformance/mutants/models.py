@@ -1,4 +1,4 @@
-"""Mistakes of a whole VAE: what goes in, what comes out, what is made of the posterior, and what it is built from."""
+"""Mistakes of a whole VAE: in its inputs and outputs, its posterior, its latents, its config and weights."""
 
 from __future__ import annotations
 
@@ -7,76 +7,85 @@ from typing import Any
 import numpy as np
 
 from vaespec.analysis.rounding import rounded
-from vaespec_conformance.mutants.mutant import building, method
+from vaespec_conformance.mutants.mutant import builder, method, named
 
 Pair = tuple[np.ndarray, np.ndarray]
-ENCODE: dict[str, Any] = {"owner": "model.encode"}
-DECODE: dict[str, Any] = {"owner": "model.decode"}
 
 
-# -- in and out ------------------------------------------------------------------------------------------------------
+# -- inputs and outputs ------------------------------------------------------------------------------------------------
 
 
-@method("encode", name="mean and log-variance swapped", cause="mean and log-variance are swapped", **ENCODE)
-def _(vae: Any, call: Any, x: np.ndarray) -> Pair:
+@method("encode", "model.encode")
+def encode_swaps_mean_and_logvar(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """The mean and the log-variance are swapped."""
     mean, logvar = call(x)
     return logvar, mean
 
 
-@method("encode", name="the deviation for its logarithm", cause="log-variance is half of what it should be", **ENCODE)
-def _(vae: Any, call: Any, x: np.ndarray) -> Pair:
+@method("encode", "model.encode")
+def encode_returns_the_log_of_the_deviation(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """encode returns the logarithm of the standard deviation, which is half of the log-variance."""
     mean, logvar = call(x)
     return mean, 0.5 * logvar
 
 
-@method("encode", name="images from 0 to 1", cause="images are taken to be in [0, 1]", **ENCODE)
-def _(vae: Any, call: Any, x: np.ndarray) -> Pair:
+@method("encode", "model.encode")
+def encode_expects_images_from_0_to_1(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """encode expects images in [0, 1], not in [-1, 1]."""
     return call(2 * x - 1)
 
 
-@method("encode", name="colours reversed", owner="goldens.encode", cause="colours are in reverse order")
-def _(vae: Any, call: Any, x: np.ndarray) -> Pair:
+@method("encode", "goldens.encode")
+def encode_reverses_channels(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """encode reads the colour channels in reverse order: BGR for RGB."""
     return call(x[:, ::-1])
 
 
-@method("encode", name="height and width", cause="height and width are swapped", **ENCODE)
-def _(vae: Any, call: Any, x: np.ndarray) -> Pair:
+@method("encode", "model.encode")
+def encode_swaps_height_and_width(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """encode swaps height and width before its layers, and swaps them back after."""
     mean, logvar = call(x.transpose(0, 1, 3, 2))
     return mean.transpose(0, 1, 3, 2), logvar.transpose(0, 1, 3, 2)
 
 
-@method("encode", name="odd sizes resized", cause="odd sizes are padded by repeating, not left out", **ENCODE)
-def _(vae: Any, call: Any, x: np.ndarray) -> Pair:
+@method("encode", "model.encode")
+def encode_pads_odd_sizes(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """An odd row or column is padded by repeating it; it must be left out."""
     H, W = (n + n % 2 for n in x.shape[2:])
     return call(np.pad(x, ((0, 0), (0, 0), (0, H - x.shape[2]), (0, W - x.shape[3])), mode="edge"))
 
 
-@method("decode", name="clipped", cause="images are clipped to [-1, 1]", **DECODE)
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "model.decode")
+def decode_clips(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """decode clips images to [-1, 1]."""
     return call(z).clip(-1, 1)
 
 
-@method("decode", name="images from 0 to 1", cause="images are given in [0, 1]", **DECODE)
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "model.decode")
+def decode_returns_images_from_0_to_1(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """decode returns images in [0, 1], not in [-1, 1]."""
     return call(z) / 2 + 0.5
 
 
-@method("decode", name="colours reversed", owner="goldens.decode", cause="colours are in reverse order")
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "goldens.decode")
+def decode_reverses_channels(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """decode returns the colour channels in reverse order: BGR for RGB."""
     return call(z)[:, ::-1]
 
 
-@method("decode", name="channels last", cause="the result is (B, H, W, C)", **DECODE)
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "model.decode")
+def decode_returns_nhwc(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """decode returns (B, H, W, C), not (B, C, H, W)."""
     return call(z).transpose(0, 2, 3, 1)
 
 
-@method("decode", name="the first item for all", cause="every item of the batch is the first", **DECODE)
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode", "model.decode")
+def decode_repeats_the_first_item(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """decode returns the first item of a batch for every item."""
     return call(np.broadcast_to(z[:1], z.shape))
 
 
-# -- the posterior ---------------------------------------------------------------------------------------------------
+# -- the posterior -----------------------------------------------------------------------------------------------------
 
 
 def _unclamped(vae: Any, x: np.ndarray) -> Pair:
@@ -85,34 +94,35 @@ def _unclamped(vae: Any, x: np.ndarray) -> Pair:
     return mean, logvar
 
 
-@method("encode", name="log-variance not cut", owner="model.logvar", cause="log-variances are not cut to [-30, 20]")
-def _(vae: Any, call: Any, x: np.ndarray) -> Pair:
+@method("encode", "model.logvar")
+def encode_does_not_clamp_logvar(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """The log-variance is not clamped to [-30, 20]."""
     return _unclamped(vae, x)
 
 
-@method(
-    "encode", name="log-variance cut to [-20, 30]", owner="model.logvar", cause="log-variances are cut to [-20, 30]"
-)
-def _(vae: Any, call: Any, x: np.ndarray) -> Pair:
+@method("encode", "model.logvar")
+def encode_clamps_logvar_from_minus_20_to_30(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """The log-variance is clamped to [-20, 30], not to [-30, 20]."""
     mean, logvar = _unclamped(vae, x)
     return mean, logvar.clip(-20, 30)
 
 
-@method(
-    "sample", name="e^logvar for the deviation", owner="model.sample", cause="the deviation is e^logvar, not its root"
-)
-def _(vae: Any, call: Any, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+@method("sample", "model.sample")
+def sample_takes_the_variance_for_the_deviation(vae: Any, call: Any, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """The noise is multiplied by the variance, e^logvar, not by its square root."""
     mean, logvar = (part.astype(np.float64) for part in vae.encode(x))
     return mean + np.exp(logvar) * noise
 
 
-@method("sample", name="noise of its own", owner="model.sample", cause="the noise that is given is not used")
-def _(vae: Any, call: Any, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+@method("sample", "model.sample")
+def sample_draws_its_own_noise(vae: Any, call: Any, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """sample draws its own noise and ignores its argument."""
     return call(x, np.random.default_rng().standard_normal(noise.shape))
 
 
-@method("sample", name="the mode", owner="model.sample", cause="the sample is the mean")
-def _(vae: Any, call: Any, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+@method("sample", "model.sample")
+def sample_returns_the_mean(vae: Any, call: Any, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
+    """sample returns the mean: no noise is added."""
     return vae.encode(x)[0]
 
 
@@ -123,86 +133,74 @@ def _mean(vae: Any, x: np.ndarray) -> np.ndarray:
     return vae.encode(x)[0].astype(np.float64)
 
 
-@method(
-    "encode_latents",
-    name="divided by the scale",
-    owner="model.encode_latents",
-    cause="latents are divided by the scale",
-)
-def _(vae: Any, call: Any, x: np.ndarray) -> np.ndarray:
+@method("encode_latents", "model.encode_latents")
+def encode_latents_divides_by_the_scale(vae: Any, call: Any, x: np.ndarray) -> np.ndarray:
+    """encode_latents divides by the scaling factor; it must multiply."""
     return (_mean(vae, x) - (vae.config.shift_factor or 0)) / vae.config.scaling_factor
 
 
-@method(
-    "encode_latents",
-    name="shifted after scaling",
-    owner="model.encode_latents",
-    cause="the shift is taken after scaling",
-)
-def _(vae: Any, call: Any, x: np.ndarray) -> np.ndarray:
+@method("encode_latents", "model.encode_latents")
+def encode_latents_shifts_after_scaling(vae: Any, call: Any, x: np.ndarray) -> np.ndarray:
+    """encode_latents computes z · scale - shift, not (z - shift) · scale."""
     return _mean(vae, x) * vae.config.scaling_factor - (vae.config.shift_factor or 0)
 
 
-@method("decode_latents", name="shift ignored", owner="model.decode_latents", cause="the shift is ignored")
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode_latents", "model.decode_latents")
+def decode_latents_ignores_the_shift(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """decode_latents does not add the shift factor."""
     return vae.decode(z / vae.config.scaling_factor)
 
 
-@method(
-    "decode_latents",
-    name="shifted before scaling",
-    owner="model.decode_latents",
-    cause="latents are (z - shift) / scale",
-)
-def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+@method("decode_latents", "model.decode_latents")
+def decode_latents_shifts_before_scaling(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """decode_latents computes (z - shift) / scale, not z / scale + shift."""
     return vae.decode((z - (vae.config.shift_factor or 0)) / vae.config.scaling_factor)
 
 
-# -- what it is built from ---------------------------------------------------------------------------------------------
+# -- config and weights ------------------------------------------------------------------------------------------------
+
+QUANT_CONVS = {
+    "quant_conv_ignored": ("quant_conv", "model.encode"),
+    "post_quant_conv_ignored": ("post_quant_conv", "model.decode"),
+}
 
 
-@building("quant_conv ignored", cause="quant_conv is left out", **ENCODE)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    return factory(config, _identity(weights, "quant_conv"), dtype)
+def _without(conv: str) -> Any:
+    """Builds with the identity in the place of a 1 × 1 convolution."""
+
+    def build(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+        if f"{conv}.weight" in weights:
+            eye = np.eye(len(weights[f"{conv}.bias"]))[:, :, None, None]
+            weights = {**weights, f"{conv}.weight": eye, f"{conv}.bias": np.zeros(len(eye))}
+        return factory(config, weights, dtype)
+
+    return build
 
 
-@building("post_quant_conv ignored", cause="post_quant_conv is left out", **DECODE)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    return factory(config, _identity(weights, "post_quant_conv"), dtype)
+for _name, (_conv, _owner) in QUANT_CONVS.items():
+    builder(_owner)(named(_name, f"{_conv} is not applied.", _without(_conv)))
 
 
-def _identity(weights: dict[str, np.ndarray], conv: str) -> dict[str, np.ndarray]:
-    if f"{conv}.weight" not in weights:
-        return weights
-    eye = np.eye(len(weights[f"{conv}.bias"]))[:, :, None, None]
-    return {**weights, f"{conv}.weight": eye, f"{conv}.bias": np.zeros(len(eye))}
-
-
-@building("act_fn ignored", cause="the activation is SiLU, whatever act_fn says", **DECODE)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+@builder("model.decode")
+def act_fn_ignored(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """The activation is SiLU, whatever act_fn says."""
     return factory(config.replace(act_fn="silu"), weights, dtype)
 
 
-@building("norm_num_groups ignored", cause="norm_num_groups is ignored", **DECODE)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+@builder("model.decode")
+def norm_num_groups_ignored(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """Norms have one group, whatever norm_num_groups says."""
     return factory(config.replace(norm_num_groups=1), weights, dtype)
 
 
-@building("queries and values swapped", cause="to_q and to_v are swapped", **DECODE)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    swapped = {name: _other(name) for name in weights}
+@builder("model.decode")
+def queries_and_values_swapped(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """The weights of to_q and to_v are swapped."""
+    swapped = {name: name.replace("to_q", "?").replace("to_v", "to_q").replace("?", "to_v") for name in weights}
     return factory(config, {swapped[name]: w for name, w in weights.items()}, dtype)
 
 
-def _other(name: str) -> str:
-    return name.replace("to_q", "to_?").replace("to_v", "to_q").replace("to_?", "to_v")
-
-
-@building(
-    "weights in bfloat16",
-    cause="weights are rounded to bfloat16",
-    equivalent_in={"bfloat16": "that is its dtype"},
-    **DECODE,
-)
-def _(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+@builder("model.decode", equivalent_in={"bfloat16": "bfloat16 is the right dtype"})
+def weights_rounded_to_bfloat16(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """Weights are rounded to bfloat16."""
     return factory(config, {name: rounded(w, "bfloat16") for name, w in weights.items()}, dtype)

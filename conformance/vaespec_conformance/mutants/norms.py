@@ -1,88 +1,82 @@
-"""Mistakes in group normalisation, and in the moments and norms of bands."""
+"""Mistakes in group normalization, and in the statistics and norms of bands."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from vaespec.dtypes import storage_dtype
-from vaespec_conformance.mutants.mutant import as_map, map_numbers, reformulated, replaced, weight_numbers
+from vaespec_conformance.mutants.mutant import as_map, formula, map_numbers, named, operation, weight_numbers
 
-OWNED: dict[str, Any] = {"owner": "ops.group_norm", "seen_in_ports": "model.encode"}
-Norm = Callable[..., np.ndarray]
-
-
-def _norm(
-    x: np.ndarray,
-    scale: np.ndarray,
-    shift: np.ndarray,
-    *,
-    groups: int,
-    normalise: Callable[[np.ndarray], np.ndarray] | None = None,
-    eps: float,
-) -> np.ndarray:
-    """A group norm whose core, (B, groups, n) -> (B, groups, n), may be another."""
-    B, C, H, W = x.shape
-    x_g = x.reshape(B, groups, -1)
-    x_hat = normalise(x_g) if normalise else (x_g - _mean(x_g)) / np.sqrt(x_g.var(-1, keepdims=True) + eps)
-    return x_hat.reshape(B, C, H, W) * scale.reshape(-1, 1, 1) + shift.reshape(-1, 1, 1)
+NORM: dict[str, Any] = {"op": "group_norm", "owner": "ops.group_norm", "seen_in_ports": "model.encode"}
+Core = Callable[..., np.ndarray]
 
 
-def _mean(x_g: np.ndarray) -> np.ndarray:
-    return x_g.mean(-1, keepdims=True)
+def _mean(g: np.ndarray) -> np.ndarray:
+    return g.mean(-1, keepdims=True)
 
 
-@replaced("group_norm", "eps × 10", cause="eps is 1e-5, not 1e-6", **OWNED)
-def _(ops: Any, call: Any, x: Any, scale: Any, shift: Any, *, groups: int, eps: float) -> Any:
+def _standardized(g: np.ndarray, eps: float) -> np.ndarray:
+    """The right core of a group norm: (g - μ) / √(σ² + ε) over the last axis of (B, groups, n)."""
+    return (g - _mean(g)) / np.sqrt(g.var(-1, keepdims=True) + eps)
+
+
+def _norm(core: Core, x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
+    """A group norm with the given core, f(g, eps)."""
+    x_hat = core(x.reshape(x.shape[0], groups, -1), eps)
+    return x_hat.reshape(x.shape) * scale.reshape(-1, 1, 1) + shift.reshape(-1, 1, 1)
+
+
+def _core(**options: Any) -> Callable[[Core], Core]:
+    """The function below, f(g, eps), is the core of a group norm."""
+
+    def register(core: Core) -> Core:
+        formula(**{**NORM, **options})(named(core.__name__, core.__doc__ or "", partial(_norm, core)))
+        return core
+
+    return register
+
+
+@operation(**NORM)
+def group_norm_eps_1e_5(ops: Any, call: Any, x: Any, scale: Any, shift: Any, *, groups: int, eps: float) -> Any:
+    """eps is 1e-5, not 1e-6."""
     return call(x, scale, shift, groups=groups, eps=10 * eps)
 
 
-@reformulated("group_norm", "eps outside the root", cause="eps is added to the deviation, outside the root", **OWNED)
-def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
-    return _norm(
-        x, scale, shift, groups=groups, eps=eps, normalise=lambda g: (g - _mean(g)) / (g.std(-1, keepdims=True) + eps)
-    )
+@_core()
+def group_norm_eps_outside_the_root(g: np.ndarray, eps: float) -> np.ndarray:
+    """eps is added to the standard deviation, outside the square root."""
+    return (g - _mean(g)) / (g.std(-1, keepdims=True) + eps)
 
 
-@replaced("group_norm", "no eps", cause="eps is not added", **OWNED)
-def _(ops: Any, call: Any, x: Any, scale: Any, shift: Any, *, groups: int, eps: float) -> Any:
+@operation(**NORM)
+def group_norm_without_eps(ops: Any, call: Any, x: Any, scale: Any, shift: Any, *, groups: int, eps: float) -> Any:
+    """eps is not added."""
     return call(x, scale, shift, groups=groups, eps=1e-30)
 
 
-@reformulated("group_norm", "unbiased variance", cause="the variance is divided by n - 1, not n", **OWNED)
-def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
-    def normalise(g: np.ndarray) -> np.ndarray:
-        return (g - _mean(g)) / np.sqrt(g.var(-1, ddof=1, keepdims=True) + eps)
-
-    return _norm(x, scale, shift, groups=groups, eps=eps, normalise=normalise)
+@_core()
+def group_norm_unbiased_variance(g: np.ndarray, eps: float) -> np.ndarray:
+    """The variance is divided by n - 1, not by n."""
+    return (g - _mean(g)) / np.sqrt(g.var(-1, ddof=1, keepdims=True) + eps)
 
 
-@reformulated(
-    "group_norm",
-    "variance in one pass",
-    cause="the variance is E[x²] - E[x]², which cancels where the mean is large",
-    owner="ops.group_norm",
-)
-def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
-    def normalise(g: np.ndarray) -> np.ndarray:
-        g = g.astype(np.float32)
-        sigma2 = np.maximum(_mean(g * g) - _mean(g) ** 2, 0)
-        return (g - _mean(g)) / np.sqrt(sigma2 + np.float32(eps))
-
-    return _norm(x, scale, shift, groups=groups, eps=eps, normalise=normalise)
+@_core(seen_in_ports=None)
+def group_norm_variance_in_one_pass(g: np.ndarray, eps: float) -> np.ndarray:
+    """The variance is E[x²] - E[x]², which cancels if the mean is large."""
+    g = g.astype(np.float32)
+    sigma2 = np.maximum(_mean(g * g) - _mean(g) ** 2, 0)
+    return (g - _mean(g)) / np.sqrt(sigma2 + np.float32(eps))
 
 
-@replaced(
-    "group_norm",
-    "statistics in 16 bits",
-    cause="mean and variance are of the dtype that is stored",
-    equivalent_in={dtype: "which is what they should be" for dtype in ("float32", "float64")},
-    **OWNED,
-)
-def _(ops: Any, call: Any, x: Any, scale: Any, shift: Any, *, groups: int, eps: float) -> Any:
-    def normalise(g: np.ndarray) -> np.ndarray:
+@operation(**NORM, equivalent_in={dtype: "it is not stored in 16 bits" for dtype in ("float32", "float64")})
+def group_norm_statistics_in_16_bits(ops: Any, call: Any, x: Any, *weights: Any, groups: int, eps: float) -> Any:
+    """Mean and variance are computed in the 16-bit storage dtype, not in float32."""
+
+    def core(g: np.ndarray, eps: float) -> np.ndarray:
         narrow = g.astype(storage_dtype(ops.dtype))
         mean = narrow.mean(-1, keepdims=True)
         centred = narrow - mean
@@ -90,64 +84,75 @@ def _(ops: Any, call: Any, x: Any, scale: Any, shift: Any, *, groups: int, eps: 
         return centred.astype(np.float64) / np.sqrt(sigma2 + eps)
 
     with np.errstate(over="ignore"):
-        arrays = map_numbers(ops, x), weight_numbers(ops, scale), weight_numbers(ops, shift)
-        return as_map(ops, _norm(*arrays, groups=groups, eps=eps, normalise=normalise))
+        scale, shift = (weight_numbers(ops, w) for w in weights)
+        return as_map(ops, _norm(core, map_numbers(ops, x), scale, shift, groups=groups, eps=eps))
 
 
-def _other_groups(count: Callable[[int, int], int]) -> Any:
-    def function(ops: Any, call: Any, x: Any, scale: Any, shift: Any, *, groups: int, eps: float) -> Any:
+GROUPS: dict[str, tuple[str, Callable[[int, int], int]]] = {
+    "group_norm_swaps_groups_and_their_size": (
+        "The number of groups and the channels of a group are swapped.",
+        lambda C, groups: C // groups,
+    ),
+    "group_norm_always_32_groups": (
+        "There are always 32 groups, or one for each channel if there are fewer channels.",
+        lambda C, groups: min(32, C),
+    ),
+    "group_norm_one_group": ("There is one group for all channels, as in a layer norm.", lambda C, groups: 1),
+}
+
+
+def _grouped(count: Callable[[int, int], int]) -> Any:
+    def norm(ops: Any, call: Any, x: Any, scale: Any, shift: Any, *, groups: int, eps: float) -> Any:
         return call(x, scale, shift, groups=count(scale.shape[0], groups), eps=eps)
 
-    return function
+    return norm
 
 
-replaced("group_norm", "C / groups groups", cause="groups and their size are swapped", **OWNED)(
-    _other_groups(lambda channels, groups: channels // groups)
-)
-replaced("group_norm", "32 groups", cause="there are always 32 groups, or one for each channel", **OWNED)(
-    _other_groups(lambda channels, groups: min(32, channels))
-)
-replaced("group_norm", "one group", cause="there is one group: this is a layer norm", **OWNED)(
-    _other_groups(lambda channels, groups: 1)
-)
+for _name, (_cause, _count) in GROUPS.items():
+    operation(**NORM)(named(_name, _cause, _grouped(_count)))
 
 
-@reformulated("group_norm", "groups interleaved", cause="groups are of every n-th channel, not of neighbours", **OWNED)
-def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
+@formula(**NORM)
+def group_norm_interleaved_groups(
+    x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
+) -> np.ndarray:
+    """A group is every n-th channel, not neighbouring channels."""
     C = x.shape[1]
-    order = np.arange(C).reshape(-1, groups).T.ravel()  # where the n-th channel of interleaved groups is
-    y = _norm(x[:, order], np.ones(C), np.zeros(C), groups=groups, eps=eps)[:, np.argsort(order)]
+    order = np.arange(C).reshape(-1, groups).T.ravel()  # the channels of the first interleaved group, of the second …
+    y = _norm(_standardized, x[:, order], np.ones(C), np.zeros(C), groups=groups, eps=eps)[:, np.argsort(order)]
     return y * scale.reshape(-1, 1, 1) + shift.reshape(-1, 1, 1)
 
 
-@replaced("group_norm", "no scale and shift", cause="scale and shift are left out", **OWNED)
-def _(ops: Any, call: Any, x: Any, scale: Any, shift: Any, **how: Any) -> Any:
-    return call(x, 0 * scale + 1, 0 * shift, **how)
+@operation(**NORM)
+def group_norm_without_scale_and_shift(ops: Any, call: Any, x: Any, scale: Any, shift: Any, **numbers: Any) -> Any:
+    """The norm's scale and shift are not applied."""
+    return call(x, 0 * scale + 1, 0 * shift, **numbers)
 
 
-@replaced("group_norm", "shift before scale", cause="the shift is added before scaling", **OWNED)
-def _(ops: Any, call: Any, x: Any, scale: Any, shift: Any, **how: Any) -> Any:
-    return call(x, scale, shift * scale, **how)
+@operation(**NORM)
+def group_norm_shift_before_scale(ops: Any, call: Any, x: Any, scale: Any, shift: Any, **numbers: Any) -> Any:
+    """The norm's shift is added before scaling, not after."""
+    return call(x, scale, shift * scale, **numbers)
 
 
-@reformulated(
-    "group_norm", "statistics of the batch", cause="statistics are of the whole batch, not of each item", **OWNED
-)
-def _(x: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float) -> np.ndarray:
-    def normalise(g: np.ndarray) -> np.ndarray:
-        return (g - g.mean((0, 2), keepdims=True)) / np.sqrt(g.var((0, 2), keepdims=True) + eps)
-
-    return _norm(x, scale, shift, groups=groups, eps=eps, normalise=normalise)
+@_core()
+def group_norm_statistics_of_the_batch(g: np.ndarray, eps: float) -> np.ndarray:
+    """Mean and variance are computed over the whole batch, not for each item."""
+    return (g - g.mean((0, 2), keepdims=True)) / np.sqrt(g.var((0, 2), keepdims=True) + eps)
 
 
-@replaced("channel_statistics", "unbiased variance", owner="ops.moments", cause="the variance is divided by n - 1")
-def _(ops: Any, call: Any, x: Any) -> Any:
+@operation("channel_statistics", "ops.moments")
+def channel_statistics_unbiased_variance(ops: Any, call: Any, x: Any) -> Any:
+    """channel_statistics divides the variance by n - 1, not by n."""
     mean, sigma2 = call(x)
     n = map_numbers(ops, x)[0, 0].size
     return mean, sigma2 * (n / (n - 1))
 
 
-@replaced("normalize", "eps outside the root", owner="ops.normalize", cause="eps is added outside the root")
-def _(ops: Any, call: Any, x: Any, mean: Any, sigma2: Any, scale: Any, shift: Any, *, eps: float) -> Any:
+@operation("normalize", "ops.normalize")
+def normalize_eps_outside_the_root(
+    ops: Any, call: Any, x: Any, mean: Any, sigma2: Any, scale: Any, shift: Any, *, eps: float
+) -> Any:
+    """normalize adds eps outside the square root."""
     deviation = sigma2**0.5 + eps
     return call(x, mean, deviation * deviation, scale, shift, eps=0.0)

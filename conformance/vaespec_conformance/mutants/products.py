@@ -8,78 +8,87 @@ import numpy as np
 
 from vaespec.analysis.rounding import rounded
 from vaespec.reference import ReferenceOps
-from vaespec_conformance.mutants.mutant import reformulated, replaced
+from vaespec_conformance.mutants.mutant import formula, named, operation
 
 SPECIFICATION = ReferenceOps(np)
-SAME_AS_TF32 = {dtype: "its numbers have no more than the 11 bits of TF32" for dtype in ("bfloat16", "float16")}
-STRUCTURE: dict[str, Any] = {"owner": "structure.conv2d", "seen_in_ports": "model.encode"}
+SAME_AS_TF32 = {dtype: "its numbers have at most the 11 bits of TF32" for dtype in ("bfloat16", "float16")}
+CONV2D: dict[str, Any] = {"op": "conv2d", "owner": "structure.conv2d", "seen_in_ports": "model.encode"}
+
+PADDINGS = {
+    "conv2d_pads_above_and_left_at_stride_2": ((1, 0), (1, 0)),
+    "conv2d_pads_above_and_right_at_stride_2": ((1, 0), (0, 1)),
+    "conv2d_pads_all_sides_at_stride_2": ((1, 1), (1, 1)),
+}
 
 
 def _downsampling(other: Any) -> Any:
-    """Another padding of the convolutions of stride 2."""
+    """Convolutions of stride 2 have another padding."""
 
-    def function(ops: Any, call: Any, x: Any, w: Any, b: Any, *, stride: int, padding: Any) -> Any:
+    def convolve(ops: Any, call: Any, x: Any, w: Any, b: Any, *, stride: int, padding: Any) -> Any:
         return call(x, w, b, stride=stride, padding=other if stride == 2 else padding)
 
-    return function
+    return convolve
 
 
-for _name, _padding in (
-    ("zeros above and left at stride 2", ((1, 0), (1, 0))),
-    ("zeros above and right at stride 2", ((1, 0), (0, 1))),
-    ("zeros on all sides at stride 2", ((1, 1), (1, 1))),
-):
-    _cause = f"padding is {_padding} at stride 2, not ((0, 1), (0, 1))"
-    replaced("conv2d", _name, cause=_cause, **STRUCTURE)(_downsampling(_padding))
+for _name, _padding in PADDINGS.items():
+    _cause = f"The padding at stride 2 is {_padding}, not ((0, 1), (0, 1))."
+    operation(**CONV2D)(named(_name, _cause, _downsampling(_padding)))
 
 
-def _filled(mode: Any) -> Any:
-    def formula(x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Any) -> np.ndarray:
+BORDERS = {
+    "conv2d_repeats_the_border": ("The border is padded by repeating its pixels, not with zeros.", "edge"),
+    "conv2d_mirrors_the_border": ("The border is padded by mirroring its pixels, not with zeros.", "symmetric"),
+}
+
+
+def _padded(mode: Any) -> Any:
+    def convolve(x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Any) -> np.ndarray:
         x = np.pad(x, ((0, 0), (0, 0), *padding), mode=mode) if any(map(any, padding)) else x
         return SPECIFICATION.conv2d(x, w, b, stride=stride, padding=((0, 0), (0, 0)))
 
-    return formula
+    return convolve
 
 
-reformulated("conv2d", "borders repeated", cause="borders are padded by repeating pixels, not with zeros", **STRUCTURE)(
-    _filled("edge")
-)
-reformulated("conv2d", "borders mirrored", cause="borders are padded by mirroring, not with zeros", **STRUCTURE)(
-    _filled("symmetric")
-)
+for _name, (_cause, _mode) in BORDERS.items():
+    formula(**CONV2D)(named(_name, _cause, _padded(_mode)))
 
 
-@reformulated("conv2d", "kernel flipped", cause="the kernel is flipped: this is no correlation", **STRUCTURE)
-def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
-    return SPECIFICATION.conv2d(x, w[:, :, ::-1, ::-1], b, **how)
+@formula(**CONV2D)
+def conv2d_flips_the_kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray, **numbers: Any) -> np.ndarray:
+    """The kernel is flipped; the layer must be a cross-correlation."""
+    return SPECIFICATION.conv2d(x, w[:, :, ::-1, ::-1], b, **numbers)
 
 
-@reformulated(
-    "conv2d", "height and width of the kernel", cause="height and width of the kernel are swapped", **STRUCTURE
-)
-def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
-    return SPECIFICATION.conv2d(x, w.transpose(0, 1, 3, 2), b, **how)
+@formula(**CONV2D)
+def conv2d_swaps_kernel_height_and_width(x: np.ndarray, w: np.ndarray, b: np.ndarray, **numbers: Any) -> np.ndarray:
+    """Height and width of the kernel are swapped."""
+    return SPECIFICATION.conv2d(x, w.transpose(0, 1, 3, 2), b, **numbers)
 
 
-@reformulated("conv2d", "input and output of the kernel", cause="input and output channels are swapped", **STRUCTURE)
-def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
+@formula(**CONV2D)
+def conv2d_swaps_kernel_channels(x: np.ndarray, w: np.ndarray, b: np.ndarray, **numbers: Any) -> np.ndarray:
+    """Input and output channels of the kernel are swapped."""
     square = w.shape[0] == w.shape[1]
-    return SPECIFICATION.conv2d(x, w.transpose(1, 0, 2, 3) if square else w, b, **how)
+    return SPECIFICATION.conv2d(x, w.transpose(1, 0, 2, 3) if square else w, b, **numbers)
 
 
-@replaced("conv2d", "no bias", cause="the bias is not added", **STRUCTURE)
-def drop_bias(ops: Any, call: Any, x: Any, w: Any, b: Any, **how: Any) -> Any:
-    """conv2d without its bias: also the canary of a backend."""
-    return call(x, w, 0 * b, **how)
+@operation(**CONV2D)
+def conv2d_without_bias(ops: Any, call: Any, x: Any, w: Any, b: Any, **numbers: Any) -> Any:
+    """The bias is not added."""
+    return call(x, w, 0 * b, **numbers)
 
 
-@replaced("conv2d", "bias twice", cause="the bias is added twice", **STRUCTURE)
-def _(ops: Any, call: Any, x: Any, w: Any, b: Any, **how: Any) -> Any:
-    return call(x, w, 2 * b, **how)
+@operation(**CONV2D)
+def conv2d_adds_the_bias_twice(ops: Any, call: Any, x: Any, w: Any, b: Any, **numbers: Any) -> Any:
+    """The bias is added twice."""
+    return call(x, w, 2 * b, **numbers)
 
 
-@reformulated("conv2d", "odd pixels at stride 2", cause="stride 2 begins at the second pixel", **STRUCTURE)
-def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Any) -> np.ndarray:
+@formula(**CONV2D)
+def conv2d_starts_at_the_second_pixel_at_stride_2(
+    x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Any
+) -> np.ndarray:
+    """A convolution of stride 2 starts at the second pixel, not at the first."""
     (top, bottom), (left, right) = padding
     shifted = ((top - 1, bottom + 1), (left - 1, right + 1)) if stride == 2 else padding
     x = x[:, :, max(0, -shifted[0][0]) :, max(0, -shifted[1][0]) :]
@@ -89,59 +98,45 @@ def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Any)
 
 # -- precision -------------------------------------------------------------------------------------------------------
 
+PRECISION: dict[str, Any] = {**CONV2D, "owner": "ops.conv2d"}
+
 
 def tf32(x: np.ndarray) -> np.ndarray:
-    """Rounded to the 11 bits that a product of TF32 takes."""
+    """Rounds to the 11 bits of a TF32 factor."""
     bits = x.astype(np.float32).view(np.uint32)
     return ((bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32).astype(np.float64)
 
 
-@reformulated(
-    "conv2d",
-    "TF32",
-    owner="ops.conv2d",
-    cause="products are TF32's: 11 bits of each factor",
-    seen_in_ports="model.encode",
-    equivalent_in=SAME_AS_TF32,
-)
-def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
-    return SPECIFICATION.conv2d(tf32(x), tf32(w), b, **how)
+@formula(**PRECISION, equivalent_in=SAME_AS_TF32)
+def conv2d_in_tf32(x: np.ndarray, w: np.ndarray, b: np.ndarray, **numbers: Any) -> np.ndarray:
+    """Convolutions multiply in TF32, which keeps 11 bits of each factor."""
+    return SPECIFICATION.conv2d(tf32(x), tf32(w), b, **numbers)
 
 
-@reformulated(
-    "conv2d",
-    "bfloat16",
-    owner="ops.conv2d",
-    cause="products are bfloat16's: 8 bits of each factor",
-    seen_in_ports="model.encode",
-    equivalent_in={"bfloat16": "that is its dtype"},
-)
-def _(x: np.ndarray, w: np.ndarray, b: np.ndarray, **how: Any) -> np.ndarray:
-    return SPECIFICATION.conv2d(rounded(x, "bfloat16"), rounded(w, "bfloat16"), b, **how)
+@formula(**PRECISION, equivalent_in={"bfloat16": "bfloat16 is the right dtype"})
+def conv2d_in_bfloat16(x: np.ndarray, w: np.ndarray, b: np.ndarray, **numbers: Any) -> np.ndarray:
+    """Convolutions multiply in bfloat16, which keeps 8 bits of each factor."""
+    return SPECIFICATION.conv2d(rounded(x, "bfloat16"), rounded(w, "bfloat16"), b, **numbers)
 
 
 # -- linear maps -----------------------------------------------------------------------------------------------------
 
-LINEAR: dict[str, Any] = {"owner": "structure.linear", "seen_in_ports": "model.decode"}
+LINEAR: dict[str, Any] = {"op": "linear", "owner": "structure.linear", "seen_in_ports": "model.decode"}
 
 
-@reformulated("linear", "transposed", cause="the weight is (in, out), not (out, in)", **LINEAR)
-def _(t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+@formula(**LINEAR)
+def linear_transposes_its_weight(t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The weight of a linear map is read as (in, out), not as (out, in)."""
     return SPECIFICATION.linear(t, w.T if w.shape[0] == w.shape[1] else w, b)
 
 
-@reformulated("linear", "no bias", cause="the bias is not added", **LINEAR)
-def _(t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+@formula(**LINEAR)
+def linear_without_bias(t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """The bias of a linear map is not added."""
     return SPECIFICATION.linear(t, w, None)
 
 
-@reformulated(
-    "linear",
-    "TF32",
-    owner="ops.linear",
-    cause="products are TF32's",
-    seen_in_ports="model.decode",
-    equivalent_in=SAME_AS_TF32,
-)
-def _(t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+@formula("linear", "ops.linear", seen_in_ports="model.decode", equivalent_in=SAME_AS_TF32)
+def linear_in_tf32(t: np.ndarray, w: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Linear maps multiply in TF32, which keeps 11 bits of each factor."""
     return SPECIFICATION.linear(tf32(t), tf32(w), b)

@@ -1,4 +1,4 @@
-"""Mistakes in cutting an image into tiles and in putting them together."""
+"""Mistakes in tiles, bands and slices."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vaespec_conformance.mutants.mutant import method
+from vaespec_conformance.mutants.mutant import method, named
 
 Share = Callable[[np.ndarray, int], np.ndarray]
 HEIGHT, WIDTH = 2, 3
@@ -16,42 +16,43 @@ HEIGHT, WIDTH = 2, 3
 
 @dataclass(frozen=True)
 class Tiles:
-    """diffusers' tiling, with everything that can be done otherwise as a field; as it stands, it is right.
+    """diffusers' tiling, with a field for each possible mistake; the defaults are right.
 
-    A quarter of a tile overlaps with the next. `share(y, n)` is the weight of the y-th of n rows of the later tile.
+    A quarter of a tile overlaps with the next. `share(y, n)` is the weight of row y of the n blended rows of the later
+    tile.
     """
 
     share: Share = lambda y, n: y / n
-    axes: tuple[int, ...] = (HEIGHT, WIDTH)
+    axes: tuple[int, ...] = (HEIGHT, WIDTH)  # of blending
     step: int = 0  # added to the distance of two tiles
-    overlap: int = 0  # to how much of them is faded
-    keep: int = 0  # to how much of each is kept, and the next cut by
-    from_start: bool = False  # faded with the first rows of the tile before, not its last
-    partial: bool = True  # whether a last, thinner tile is made
-    transposed: bool = False  # whether tiles are put together in columns for rows
-    blended_before: bool = True  # whether a tile is faded with its neighbour as that is after fading
+    overlap: int = 0  # added to the number of blended rows
+    keep: int = 0  # added to the number of rows that are kept of a tile
+    from_start: bool = False  # whether the first rows of the earlier tile are blended, not its last
+    partial: bool = True  # whether the last, shorter tile is computed
+    transposed: bool = False  # whether rows and columns of tiles are swapped
+    blended_before: bool = True  # whether the earlier tile is already blended itself
 
     def run(self, decode: Callable[[np.ndarray], np.ndarray], z: np.ndarray, tile: int, f: float) -> np.ndarray:
-        """decode(z) from tiles of `tile` positions of z, each making f of the result."""
+        """decode(z) in tiles of `tile` positions of z; each position becomes f positions of the result."""
         step, extent = tile * 3 // 4 + self.step, int(tile * f) // 4 + self.overlap
         keep = int(tile * f) * 3 // 4 + self.keep
         starts = [range(0, n if self.partial else max(1, n - tile + 1), step) for n in z.shape[2:]]
-        made = [[decode(z[:, :, i : i + tile, j : j + tile]).astype(np.float64) for j in starts[1]] for i in starts[0]]
-        faded = [list(row) for row in made]
-        before = faded if self.blended_before else made
-        for i, row in enumerate(made):
-            for j, tile_ in enumerate(row):
+        tiles = [[decode(z[:, :, i : i + tile, j : j + tile]).astype(np.float64) for j in starts[1]] for i in starts[0]]
+        blended = [list(row) for row in tiles]
+        before = blended if self.blended_before else tiles
+        for i, row in enumerate(tiles):
+            for j, y in enumerate(row):
                 if i and HEIGHT in self.axes:
-                    tile_ = self._fade(before[i - 1][j], tile_, extent, HEIGHT)
+                    y = self._blend(before[i - 1][j], y, extent, HEIGHT)
                 if j and WIDTH in self.axes:
-                    tile_ = self._fade(before[i][j - 1], tile_, extent, WIDTH)
-                faded[i][j] = tile_
-        kept = [[tile_[:, :, :keep, :keep] for tile_ in row] for row in faded]
+                    y = self._blend(before[i][j - 1], y, extent, WIDTH)
+                blended[i][j] = y
+        kept = [[y[:, :, :keep, :keep] for y in row] for row in blended]
         if self.transposed:
             kept = [list(column) for column in zip(*kept, strict=True)]
         return np.concatenate([np.concatenate(row, axis=WIDTH) for row in kept], axis=HEIGHT)
 
-    def _fade(self, a: np.ndarray, b: np.ndarray, extent: int, axis: int) -> np.ndarray:
+    def _blend(self, a: np.ndarray, b: np.ndarray, extent: int, axis: int) -> np.ndarray:
         n = min(extent, a.shape[axis], b.shape[axis])
         weight = self.share(np.arange(n), n).reshape((n, 1) if axis == HEIGHT else (1, n))
         a, b = np.moveaxis(a, axis, HEIGHT), np.moveaxis(b, axis, HEIGHT)
@@ -61,14 +62,14 @@ class Tiles:
         return np.moveaxis(y, HEIGHT, axis)
 
 
-def decoded(tiles: Tiles, vae: Any, z: np.ndarray) -> np.ndarray:
-    """tiled_decode of a VAE, by these tiles."""
+def decode_in_tiles(tiles: Tiles, vae: Any, z: np.ndarray) -> np.ndarray:
+    """Decodes latents in tiles."""
     f = vae.config.downsampling_factor
     return tiles.run(vae.decode, z, vae.config.sample_size // f, f)
 
 
-def encoded(tiles: Tiles, vae: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """tiled_encode of a VAE, by these tiles."""
+def encode_in_tiles(tiles: Tiles, vae: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Encodes images in tiles."""
 
     def encode(tile: np.ndarray) -> np.ndarray:
         return np.concatenate(vae.encode(tile), axis=1)
@@ -77,76 +78,90 @@ def encoded(tiles: Tiles, vae: Any, x: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return mean, logvar
 
 
-NO_HALO = "bands do not see their neighbours"
-
-WRONG = {
-    "weights swapped": ("the two tiles' weights are swapped", Tiles(share=lambda y, n: 1 - y / n)),
-    "weights (y + 1) / n": ("rows are counted from 1", Tiles(share=lambda y, n: (y + 1) / n)),
-    "weights (y + ½) / n": ("weights are those of the middle of a row", Tiles(share=lambda y, n: (y + 0.5) / n)),
-    "weights y / (n - 1)": ("weights end at 1", Tiles(share=lambda y, n: y / max(n - 1, 1))),
-    "not faded": ("tiles are not faded", Tiles(axes=())),
-    "faded in one direction": ("tiles are faded side by side, not one above the other", Tiles(axes=(WIDTH,))),
-    "the wrong rows": ("tiles are faded with the first rows of the one before", Tiles(from_start=True)),
-    "faded with what was not": ("tiles are faded with their neighbours before those are", Tiles(blended_before=False)),
-    "overlap off by one": ("one row too few is faded", Tiles(overlap=-1)),
-    "rows and columns of tiles": ("rows and columns of tiles are swapped", Tiles(transposed=True)),
-    "no last tile": ("the last tile, which is cut short, is left out", Tiles(partial=False)),
-    "step off by one": ("tiles begin one latent too early", Tiles(step=-1)),
-    "crop off by one": ("one row too many of a tile is kept", Tiles(keep=1)),
+WRONG: dict[str, tuple[str, Tiles]] = {
+    "tiled_decode_swaps_blending_weights": (
+        "The blending weights of the two tiles are swapped.",
+        Tiles(share=lambda y, n: 1 - y / n),
+    ),
+    "tiled_decode_counts_rows_from_1": (
+        "The blending weight of row y is (y + 1) / n, not y / n.",
+        Tiles(share=lambda y, n: (y + 1) / n),
+    ),
+    "tiled_decode_weights_at_the_middle_of_rows": (
+        "The blending weight of row y is (y + ½) / n, not y / n.",
+        Tiles(share=lambda y, n: (y + 0.5) / n),
+    ),
+    "tiled_decode_weights_end_at_1": (
+        "The blending weight of row y is y / (n - 1), not y / n.",
+        Tiles(share=lambda y, n: y / max(n - 1, 1)),
+    ),
+    "tiled_decode_does_not_blend": ("Tiles are not blended.", Tiles(axes=())),
+    "tiled_decode_blends_in_one_direction": (
+        "Tiles are blended with the tile on their left, but not with the tile above.",
+        Tiles(axes=(WIDTH,)),
+    ),
+    "tiled_decode_blends_the_first_rows": (
+        "A tile is blended with the first rows of the tile before it, not with its last rows.",
+        Tiles(from_start=True),
+    ),
+    "tiled_decode_blends_with_unblended_tiles": (
+        "A tile is blended with its neighbours as they were before they were blended themselves.",
+        Tiles(blended_before=False),
+    ),
+    "tiled_decode_overlap_off_by_one": ("One row too few is blended.", Tiles(overlap=-1)),
+    "tiled_decode_swaps_rows_and_columns_of_tiles": ("Rows and columns of tiles are swapped.", Tiles(transposed=True)),
+    "tiled_decode_drops_the_last_tile": (
+        "The last tile of a row or column, which is shorter, is left out.",
+        Tiles(partial=False),
+    ),
+    "tiled_decode_step_off_by_one": ("Each tile starts one latent too early.", Tiles(step=-1)),
+    "tiled_decode_crop_off_by_one": ("One row too many of each tile is kept.", Tiles(keep=1)),
 }
 
 
-def _register(name: str, cause: str, tiles: Tiles) -> None:
-    @method("tiled_decode", name=name, owner="tiling.decode", cause=cause)
-    def _(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
-        return decoded(tiles, vae, z)
+def _decoding(tiles: Tiles) -> Any:
+    return lambda vae, call, z: decode_in_tiles(tiles, vae, z)
 
 
 for _name, (_cause, _tiles) in WRONG.items():
-    _register(_name, _cause, _tiles)
+    method("tiled_decode", "tiling.decode")(named(_name, _cause, _decoding(_tiles)))
 
 
-@method("tiled_encode", name="not faded", owner="tiling.encode", cause="tiles are not faded")
-def _(vae: Any, call: Any, x: np.ndarray) -> Any:
-    return encoded(Tiles(axes=()), vae, x)
+@method("tiled_encode", "tiling.encode")
+def tiled_encode_does_not_blend(vae: Any, call: Any, x: np.ndarray) -> Any:
+    """Encoded tiles are not blended."""
+    return encode_in_tiles(Tiles(axes=()), vae, x)
 
 
-@method("tiled_encode", name="the whole", owner="tiling.encode", cause="images are encoded whole, not in tiles")
-def _(vae: Any, call: Any, x: np.ndarray) -> Any:
+@method("tiled_encode", "tiling.encode")
+def tiled_encode_is_not_tiled(vae: Any, call: Any, x: np.ndarray) -> Any:
+    """Images are encoded whole, not in tiles."""
     return vae.encode(x)
 
 
-@method(
-    "banded_encode",
-    name="no halo",
-    owner="tiling.banded_encode",
-    seen_in_ports=None,
-    cause="bands do not see their neighbours",
-)
-def _(vae: Any, call: Any, x: np.ndarray) -> Any:
+@method("banded_encode", "tiling.banded_encode", seen_in_ports=None)
+def banded_encode_without_halo(vae: Any, call: Any, x: np.ndarray) -> Any:
+    """A band of an image is encoded without the rows of its neighbours."""
     f = vae.config.downsampling_factor
     bands = [vae.encode(x[:, :, i : i + f]) for i in range(0, x.shape[2] // f * f, f)]
     return tuple(np.concatenate(part, axis=HEIGHT) for part in zip(*bands, strict=True))
 
 
-@method(
-    "banded_decode",
-    name="no halo",
-    owner="tiling.banded_decode",
-    seen_in_ports=None,
-    cause="bands do not see their neighbours",
-)
-def _(vae: Any, call: Any, z: np.ndarray) -> Any:
+@method("banded_decode", "tiling.banded_decode", seen_in_ports=None)
+def banded_decode_without_halo(vae: Any, call: Any, z: np.ndarray) -> Any:
+    """A band of latents is decoded without the rows of its neighbours."""
     return np.concatenate([vae.decode(z[:, :, i : i + 1]) for i in range(z.shape[2])], axis=HEIGHT)
 
 
-@method("sliced_encode", name="the last item", owner="tiling.sliced_encode", cause="the last item is left out of pairs")
-def _(vae: Any, call: Any, x: np.ndarray) -> Any:
+@method("sliced_encode", "tiling.sliced_encode")
+def sliced_encode_drops_the_last_item(vae: Any, call: Any, x: np.ndarray) -> Any:
+    """Items are encoded in pairs, and the last of an odd number is left out."""
     pairs = [vae.encode(x[i : i + 2]) for i in range(0, len(x) - 1, 2)]
     return tuple(np.concatenate(part) for part in zip(*pairs, strict=True))
 
 
-@method("sliced_decode", name="the last item twice", owner="tiling.sliced_decode", cause="the last item is another's")
-def _(vae: Any, call: Any, z: np.ndarray) -> Any:
+@method("sliced_decode", "tiling.sliced_decode")
+def sliced_decode_repeats_an_item(vae: Any, call: Any, z: np.ndarray) -> Any:
+    """The last item of a batch is replaced by the item before it."""
     y = call(z)
     return np.concatenate((y[:-1], y[-2:-1]))

@@ -77,7 +77,7 @@ class Gap:
         return self.check in (check, f"{check}[{dtype}]")
 
 
-def given(dtype: str) -> type[np.floating]:
+def input_dtype(dtype: str) -> type[np.floating]:
     """NumPy's dtype of the images, latents and weights that are passed to a VAE of `dtype`."""
     return np.float64 if dtype == "float64" else np.float32
 
@@ -91,12 +91,12 @@ class Subject:
 
     def build(self, config: AutoencoderConfig, weights: Weights, dtype: str) -> VaeFacade:
         """Builds the VAE from a config and copies of canonical weights, in float32 or float64."""
-        return self.build_from(config, {name: np.array(w, given(dtype)) for name, w in weights.items()}, dtype)
+        return self.build_from(config, {name: np.array(w, input_dtype(dtype)) for name, w in weights.items()}, dtype)
 
     def build_from(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> VaeFacade:
         """Builds the VAE from the arrays themselves, not from copies."""
         with blamed("build"):
-            return VaeFacade(self.factory(config, weights, dtype), given(dtype))
+            return VaeFacade(self.factory(config, weights, dtype), input_dtype(dtype))
 
     def factory(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
         """Builds the VAE without the NumPy facade."""
