@@ -32,8 +32,8 @@ class Backend(Protocol):
     # switches: dict[str, str]                environment variables that change its numbers, and what happens unset
     # accelerators() -> tuple[str, ...]       devices other than the CPU, seen without importing the framework
     # module(model) -> Any                    the Model as the framework's own module class
-    # containers: dict[bytes, str]            how files begin that only the framework can read, and what they are
-    # open_tensors(path) -> TensorFile        opens such a file (see vaespec.weights.containers)
+    # containers: tuple[Container, ...]       kinds of files that only the framework can read, as rows of the table in
+    #                                         vaespec.weights.containers; made without importing the framework
 
 
 MEMBERS = ("name", "framework", "dtypes", "devices", "ops")

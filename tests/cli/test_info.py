@@ -20,7 +20,7 @@ from vaespec import families, parameters
 from vaespec.errors import VaespecError
 from vaespec.weights import load_file, save_file
 from vaespec.weights.containers import write_safetensors
-from vaespec.weights.inspect import inspect
+from vaespec.weights.inspect import inspect_weights
 
 TWO_LEVELS = {
     "block_out_channels": (32, 64),
@@ -231,7 +231,7 @@ def test_a_file_has_problems_exactly_where_it_cannot_be_loaded(changes):
             CHANGES[change](tensors, name)
     with TemporaryDirectory() as folder:
         path = written(Path(folder), tensors)
-        found = inspect(path, check=True)
+        found = inspect_weights(path, check=True)
         assert bool(found.problems) == (not _loads(path))
         assert not (found.config is None and not found.problems)
 

@@ -16,11 +16,10 @@ from vaespec.cli.console import print_facts, print_json, progress
 from vaespec.cli.model import require_scale
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
-from vaespec.weights import inspect
+from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect, known_dialect
 from vaespec.weights.folders import CONFIG, FolderFiles
-from vaespec.weights.load import CanonicalWeights
-from vaespec.weights.save import SUFFIX, WEIGHTS
+from vaespec.weights.save import WEIGHTS
 
 
 def convert(
@@ -60,7 +59,7 @@ def convert(
     if not folder:
         _require_name(target, dialect)
     with progress(f"converting {source}"):
-        config, arrays = weights.load(path, family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
+        config, arrays = weights.load_weights(path, family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
         _require_free(target, (path, *_files(arrays)), folder, force)
         if folder:
             require_scale(config, source, ", or name a .safetensors: in a folder diffusers would take 0.18215")
@@ -76,8 +75,7 @@ def convert(
 
 def _report(document: dict[str, Any], arrays: CanonicalWeights, config: AutoencoderConfig, as_json: bool) -> None:
     """What was written, and what of the source was not."""
-    here = arrays.here
-    ignored, others = inspect.left_aside(here, set(map(here.stored, arrays)))
+    ignored, others = arrays.vae.unread(set(map(arrays.vae.stored, arrays)))
     if as_json:
         print_json({**document, "ignored": ignored, "others": len(others), "config": config.to_dict()})
         return
@@ -90,13 +88,13 @@ def _report(document: dict[str, Any], arrays: CanonicalWeights, config: Autoenco
 
 def _files(arrays: CanonicalWeights) -> tuple[Path, ...]:
     """The files that these weights are read from."""
-    files = FolderFiles(arrays.here.file.path, None, None)
+    files = FolderFiles(arrays.vae.file.path, None, None)
     return *files.first, *files.shards()
 
 
 def _require_name(target: Path, dialect: Dialect) -> None:
     """InputError unless this is what a file in the dialect is called."""
-    suffix = SUFFIX[dialect.container]
+    suffix = dialect.suffix
     if target.is_dir():
         raise InputError(f"cannot write {target}: it is a folder; in {dialect.name} names it is one {suffix} file.")
     if target.suffix != suffix:

@@ -17,7 +17,7 @@ from vaespec.cli.console import print_facts, print_json, print_table, progress
 from vaespec.cli.model import chosen_ops
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
-from vaespec.weights.inspect import Inspection, inspect
+from vaespec.weights.inspect import Inspection, inspect_weights
 
 NAMES, LINES = 4, 20  # tensors that are named in a row, problems that are listed; --json has them all
 VALUE = 40  # characters of metadata that are shown
@@ -47,7 +47,7 @@ def info(
     height, width = _parse(size)
     path = autoencoder.locate(source)
     with progress(f"inspecting {source}"):
-        found = inspect(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
+        found = inspect_weights(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
     costs = {} if found.config is None else _costs(found.config, height, width, source)
     plans = {}
     if plan and found.config is not None:
