@@ -403,7 +403,7 @@ def load(
     **where: Unpack[Where],
 ) -> AutoencoderKL:
     """A model from "tiny" (the embedded weights), a diffusers folder, or a single file, to which `family` may add."""
-    return AutoencoderKL(*weights.load(locate(source), family), **where)
+    return AutoencoderKL(*weights.load_weights(locate(source), family), **where)
 
 
 def locate(source: str | os.PathLike[str]) -> Path:

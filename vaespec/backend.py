@@ -32,8 +32,8 @@ class Backend(Protocol):
     # switches: dict[str, str]                environment variables that change results -> what happens if unset
     # accelerators() -> tuple[str, ...]       devices other than the CPU, listed without importing the framework
     # module(model) -> Any                    the Model as an object of the framework's module class
-    # containers: dict[bytes, str]            first bytes of the files that only the framework can read -> their format
-    # open_tensors(path) -> TensorFile        opens such a file (see vaespec.weights.containers)
+    # containers: tuple[Container, ...]       kinds of files that only the framework can read, as rows of the table in
+    #                                         vaespec.weights.containers; made without importing the framework
 
 
 MEMBERS = ("name", "framework", "dtypes", "devices", "ops")

@@ -1,4 +1,4 @@
-"""Dtypes: statistics, exponentials and scaling run in float32 or wider, and results must be finite."""
+"""Dtypes by name; and widening: statistics, exponentials and scaling of 16-bit floats run in float32."""
 
 from __future__ import annotations
 
@@ -10,6 +10,11 @@ from array_api_compat import array_namespace
 from vaespec.errors import InputError
 
 STORAGE_DTYPES = ("float32", "float64", "float16", "bfloat16")
+INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
+NUMPY_DTYPES = INTEGERS | {"bool", "float16", "float32", "float64", "complex64", "complex128"}
+ML_DTYPES = {"bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"}
+KNOWN_DTYPES = NUMPY_DTYPES | ML_DTYPES
+"""Every dtype that a tensor in a file may have."""
 
 
 def widen(x: Any, xp: Any) -> Any:
@@ -29,14 +34,19 @@ def all_finite(x: Any) -> bool:
 
 
 def storage_dtype(name: str) -> np.dtype:
-    """NumPy's dtype named `name`, bfloat16 from ml_dtypes. Raises InputError if weights cannot be stored in it."""
+    """NumPy's dtype of that name. Raises InputError if weights cannot be stored in it."""
     if name not in STORAGE_DTYPES:
         raise InputError(f"dtype {name!r}: choose {', '.join(STORAGE_DTYPES)}.")
-    if name == "bfloat16":
-        import ml_dtypes  # imported late: only bfloat16 needs it
+    return numpy_dtype(name)
 
-        return np.dtype(ml_dtypes.bfloat16)
-    return np.dtype(name)
+
+def numpy_dtype(name: str) -> np.dtype:
+    """NumPy's dtype of that name, one of KNOWN_DTYPES; the package ml_dtypes adds bfloat16 and float8."""
+    if name in NUMPY_DTYPES:
+        return np.dtype(name)
+    import ml_dtypes  # imported only if such a dtype is used
+
+    return np.dtype(getattr(ml_dtypes, name))
 
 
 def dtype_name(dtype: Any) -> str:

@@ -6,6 +6,7 @@ from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
 
 from vaespec import machine
+from vaespec.weights.containers import Container
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -16,6 +17,15 @@ if TYPE_CHECKING:
     from vaespec_torch.ops import TorchOps
 
 
+SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
+
+
+def _open_checkpoint(path: Path) -> Checkpoint:
+    from vaespec_torch.checkpoint import open_checkpoint
+
+    return open_checkpoint(path)
+
+
 class TorchBackend:
     """What `backend="torch"` stands for."""
 
@@ -24,10 +34,10 @@ class TorchBackend:
     dtypes = ("float32", "float64", "bfloat16", "float16")
     native = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "upsample_nearest2x", "linear", "attention")
     switches: ClassVar = {"NVIDIA_TF32_OVERRIDE": "not set: PyTorch decides, with TF32 convolutions on CUDA"}
-    containers: ClassVar = {
-        b"PK\x03\x04": "zip archive, as PyTorch writes",
-        b"\x80\x02": "pickle, as PyTorch wrote before 1.6",
-    }
+    containers = (
+        Container("PyTorch zip", lambda start: start.startswith(b"PK\x03\x04"), _open_checkpoint, SUFFIXES),
+        Container("PyTorch legacy pickle", lambda start: start.startswith(b"\x80\x02"), _open_checkpoint, SUFFIXES),
+    )
 
     def accelerators(self) -> tuple[str, ...]:
         if machine.apple_gpu():
@@ -45,11 +55,6 @@ class TorchBackend:
         from vaespec_torch.ops import TorchOps
 
         return TorchOps(device, dtype, precision)
-
-    def open_tensors(self, path: Path) -> Checkpoint:
-        from vaespec_torch.checkpoint import open_checkpoint
-
-        return open_checkpoint(path)
 
     def module(self, model: Model) -> AutoencoderKLModule:
         """The model as an `nn.Module` that trains; it takes the tensors of `model` as its own."""

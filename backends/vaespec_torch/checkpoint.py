@@ -1,4 +1,4 @@
-"""Files that torch.save wrote, read without running anything that is in them."""
+"""Files that torch.save wrote, read without running any code in them."""
 
 from __future__ import annotations
 
@@ -15,24 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vaespec.dtypes import KNOWN_DTYPES, numpy_dtype
 from vaespec.errors import WeightFileError
-from vaespec.weights.containers.tensor_file import (
-    ML_DTYPES,
-    NUMPY_DTYPES,
-    State,
-    TensorFile,
-    damaged,
-    numpy_dtype,
-    opened,
-    require_unchanged,
-    state_of,
-)
+from vaespec.weights.containers.tensor_file import State, TensorFile, damaged, opened, require_unchanged, state_of
 
 ZIP, LEGACY = "PyTorch zip", "PyTorch legacy pickle"
 FORBIDDEN = re.compile(r"(?:Unsupported global: GLOBAL|unsupported GLOBAL) (\S+)")
 WRAPPERS = ("model", "module", "params", "params_ema", "ema", "model_ema", "state_dict_ema")
 
-# What training left in real checkpoints beside the weights: it is read as nothing.
+# Classes of objects that training left in real checkpoints beside the weights; each is read as `Inert`.
 HARMLESS = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "pytorch_lightning.callbacks.early_stopping.EarlyStopping",
@@ -45,20 +36,20 @@ HARMLESS = (
 
 
 class Inert:
-    """Stands for an object of HARMLESS: takes whatever is given to it and does nothing."""
+    """Replaces an object of a class in HARMLESS: accepts any arguments and state, and keeps nothing."""
 
     def __new__(cls, *args: object, **kwargs: object) -> Inert:
-        """As of a class without arguments."""
+        """Ignores the arguments."""
         return super().__new__(cls)
 
     def __init__(self, *args: object, **kwargs: object) -> None: ...
 
     def __setstate__(self, state: object) -> None:
-        """Keeps nothing."""
+        """Ignores the state."""
 
 
 class Checkpoint(TensorFile):
-    """The tensors of a checkpoint, which stay in the file (zip) or in memory (legacy) until they are asked for."""
+    """The tensors of a checkpoint, which stay in the file (zip) or in memory (legacy) until they are indexed."""
 
     def __init__(self, path: Path, kind: str, tensors: Mapping[str, Tensor], state: State) -> None:
         self.path, self.kind, self.metadata, self._tensors, self._state = path, kind, {}, tensors, state
@@ -68,15 +59,15 @@ class Checkpoint(TensorFile):
         return tuple(self._tensors[name].shape)
 
     def dtype(self, name: str) -> str:
-        """From the pickle; torch's names are NumPy's and ml_dtypes'."""
+        """From the pickle; torch uses the names of NumPy and ml_dtypes."""
         return _dtype(self._tensors[name])
 
     def __getitem__(self, name: str) -> np.ndarray:
         tensor = self._tensors[name]
-        with opened(self.path) as file:  # a map of a file that was cut would end the process
+        with opened(self.path) as file:  # reading a memory map of a truncated file would end the process
             require_unchanged(self.path, file, self._state)
         array = np.empty(tuple(tensor.shape), numpy_dtype(_dtype(tensor)))
-        word = f"int{8 * array.itemsize}"  # NumPy's bfloat16 and PyTorch's know each other only as bits
+        word = f"int{8 * array.itemsize}"  # neither library converts the other's bfloat16, so bits are copied
         if array.itemsize <= 8:
             torch.from_numpy(array.view(word)).copy_(tensor.view(getattr(torch, word)))
         else:
@@ -91,7 +82,7 @@ class Checkpoint(TensorFile):
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a zip or legacy file. WeightFileError names what is forbidden or wrong in it; none of its code is run."""
+    """Open a zip or legacy file and run none of its code. Raises WeightFileError for wrong or forbidden content."""
     with opened(path) as file:
         kind, state = ZIP if file.read(2) == b"PK" else LEGACY, state_of(file)
         size = os.fstat(file.fileno()).st_size
@@ -104,26 +95,26 @@ def open_checkpoint(path: Path) -> Checkpoint:
         if problem := _problem(tensor):
             raise WeightFileError(f"{path}: tensor {name} {problem}; save it as a plain tensor.")
     claimed = sum(tensor.numel() * tensor.itemsize for tensor in tensors.values())
-    if claimed > 2 * size:  # not 1: some models have one tensor under two names
+    if claimed > 2 * size:  # twice: some models have one tensor under two names
         raise damaged(path, kind, f"its tensors take {claimed:,} bytes, the file {size:,}")
     return Checkpoint(path, kind, tensors, state)
 
 
 def _require_plain_zip(path: Path, size: int) -> None:
-    """WeightFileError unless the zip is one of PyTorch's, which compresses nothing."""
+    """Raises WeightFileError unless PyTorch wrote this zip archive; PyTorch never compresses."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError, OSError) as error:
         raise damaged(path, ZIP, error) from None
     if not any(entry.filename.endswith("/data.pkl") for entry in entries):
-        raise WeightFileError(f"{path} is a zip archive, but none of PyTorch's: unpack it, give the file in it.")
+        raise WeightFileError(f"{path} is a zip archive, but not of PyTorch: unpack it and give the file inside.")
     if sum(entry.file_size for entry in entries) > size:
         raise damaged(path, ZIP, "it is compressed, which PyTorch's files never are")
 
 
 def _loaded(path: Path, kind: str) -> Any:
-    """The content. torch refuses a tensor that would make its storage grow beyond what is in the file."""
+    """The unpickled content. torch refuses a tensor that is larger than its storage in the file."""
     inert: Any = [(Inert, name) for name in HARMLESS]
     try:
         with torch.serialization.safe_globals(inert), warnings.catch_warnings():
@@ -131,25 +122,25 @@ def _loaded(path: Path, kind: str) -> Any:
             if kind == ZIP:
                 return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-                # A map gives no more than there is; from a file, a pickle may ask for any amount, and gets the memory.
+                # A memory map is never larger than the file; reading from a file, a pickle can allocate any amount.
                 return torch.load(content, map_location="cpu", weights_only=True)  # type: ignore[arg-type]
     except Exception as error:  # a damaged pickle makes torch raise anything
         if forbidden := FORBIDDEN.search(str(error)):
             raise WeightFileError(
-                f"{path} asks for {forbidden[1]}, which weights have no need of: it was refused, and none of its code "
+                f"{path} refers to {forbidden[1]}, which weights do not need: it was refused, and none of its code "
                 "was run; get the weights as .safetensors."
             ) from None
         raise damaged(path, kind, _reason(error)) from None
 
 
 def _reason(error: Exception) -> str:
-    """torch's reason in a line, without its advice to trust the file."""
+    """torch's reason in one line, without its advice to trust the file."""
     reason = str(error).rpartition("WeightsUnpickler error:")[2].strip() or type(error).__name__
     return reason.splitlines()[0][:200].rstrip(".")
 
 
 def _unnested(content: Any) -> Any:
-    """What is in `state_dict`, else in the one wrapper that holds tensors, else everything."""
+    """The value of `state_dict`, else of the only wrapper with tensors in it, else the whole content."""
     if not isinstance(content, Mapping):
         return content
     if isinstance(content.get("state_dict"), Mapping):
@@ -160,28 +151,28 @@ def _unnested(content: Any) -> Any:
 
 
 def _flat(content: Any) -> dict[str, Tensor]:
-    """The tensors under a mapping, with their names; lists and other objects hold no weights."""
-    found: dict[str, Tensor] = {}
+    """The tensors in nested mappings, with names joined by dots; lists and other objects are skipped."""
+    tensors: dict[str, Tensor] = {}
     waiting, seen = [("", content)], set()
     while waiting:
         name, node = waiting.pop()
         if isinstance(node, Tensor) and name:
-            found[name] = node.detach()
-        elif isinstance(node, Mapping) and id(node) not in seen:  # each once: a mapping may hold itself
+            tensors[name] = node.detach()
+        elif isinstance(node, Mapping) and id(node) not in seen:  # each once: a mapping may contain itself
             seen.add(id(node))
             inner = [(f"{name}.{key}" if name else key, value) for key, value in node.items() if isinstance(key, str)]
             waiting += inner[::-1]
-    return found
+    return tensors
 
 
 def _problem(tensor: Tensor) -> str | None:
-    """Why this tensor is no array."""
+    """Why this tensor cannot become a NumPy array; None if it can."""
     if tensor.layout != torch.strided or type(tensor) is not Tensor:
-        return "is sparse or of a class of its own"
+        return "is sparse or of a subclass of Tensor"
     if tensor.device.type != "cpu":
         return f"is on the device {tensor.device.type}, without its values"
-    if _dtype(tensor) not in NUMPY_DTYPES | ML_DTYPES:
-        return f"is of {_dtype(tensor)}, which NumPy cannot have"
+    if _dtype(tensor) not in KNOWN_DTYPES:
+        return f"has the dtype {_dtype(tensor)}, which NumPy does not have"
     if tensor.numel() * tensor.itemsize > tensor.untyped_storage().nbytes():
         return f"claims {tensor.numel():,} values, but stores fewer"
     return None

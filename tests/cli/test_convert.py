@@ -30,7 +30,7 @@ def source() -> Path:
 
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_conversion_to_every_dialect_and_back_keeps_every_bit(source, dialect):
-    path = f"there.{DIALECTS[dialect].container}"
+    path = f"there{DIALECTS[dialect].suffix}"
     run("convert", source, path, "--to", dialect, "--prefix", "some.vae.")
     document = json.loads(run("info", path, "--json").stdout)
     assert (document["prefix"], document["tensors"], document["problems"]) == ("some.vae.", len(parameters(PLAIN)), [])
@@ -100,7 +100,7 @@ def test_a_folder_whose_shards_diffusers_would_read_instead_is_refused(source):
     diffusers.AutoencoderKL.from_pretrained(source).save_pretrained("shards", max_shard_size="1MB")
     before = sorted(Path("shards").iterdir())
     message = error("convert", source, "shards", "--to", "diffusers", "--force")
-    assert "index.json is there, whose shards diffusers would read instead" in message
+    assert "index.json exists, and diffusers would read its shards instead" in message
     assert sorted(Path("shards").iterdir()) == before
 
 

@@ -20,7 +20,7 @@ from vaespec import families, parameters
 from vaespec.errors import VaespecError
 from vaespec.weights import load_file, save_file
 from vaespec.weights.containers import write_safetensors
-from vaespec.weights.inspect import inspect
+from vaespec.weights.inspect import inspect_weights
 
 TWO_LEVELS = {
     "block_out_channels": (32, 64),
@@ -231,7 +231,7 @@ def test_a_file_has_problems_if_and_only_if_it_cannot_be_loaded(changes):
             CHANGES[change](tensors, name)
     with TemporaryDirectory() as folder:
         path = written(Path(folder), tensors)
-        inspection = inspect(path, check=True)
+        inspection = inspect_weights(path, check=True)
         assert bool(inspection.problems) == (not _loads(path))
         assert not (inspection.config is None and not inspection.problems)
 

@@ -43,7 +43,7 @@ def assert_same_bits(actual: Mapping[str, np.ndarray], expected: Mapping[str, np
 
 def stored(config: AutoencoderConfig, tmp_path: Path, dialect: str = "diffusers", prefix: str = "") -> dict:
     """The tensors of a file in this dialect, to be changed and written again."""
-    path = tmp_path / f"whole.{DIALECTS[dialect].container}"
+    path = tmp_path / f"whole{DIALECTS[dialect].suffix}"
     save_file(path, config, tagged(config), dialect=dialect, prefix=prefix)
     return dict(open_tensors(path))
 

@@ -63,11 +63,11 @@ def msgpack_file(folder: Path, tensors: Tensors) -> Path:
     return folder / "model.msgpack"
 
 
-def gguf_file(folder: Path, tensors: Tensors, quantised: dict[str, gguf.GGMLQuantizationType] | None = None) -> Path:
+def gguf_file(folder: Path, tensors: Tensors, quantized: dict[str, gguf.GGMLQuantizationType] | None = None) -> Path:
     writer = gguf.GGUFWriter(folder / "model.gguf", "vae")
     writer.add_array("general.tags", ["vae", "tiny"])
     for name, a in tensors.items():
-        kind = (quantised or {}).get(name)
+        kind = (quantized or {}).get(name)
         if a.dtype == ml_dtypes.bfloat16:
             writer.add_tensor(name, a.view(np.uint8), raw_dtype=gguf.GGMLQuantizationType.BF16)
         elif kind is None:

@@ -6,7 +6,6 @@ and by axis letters: written from the formats' grammar, not from vaespec's table
 
 from __future__ import annotations
 
-import importlib
 import json
 import lzma
 import re
@@ -21,11 +20,10 @@ import numpy as np
 
 from vaespec import AutoencoderConfig
 from vaespec.weights import load_file
-from vaespec.weights.containers.quantised import dequantised
+from vaespec.weights.containers.quantized import dequantized
 from vaespec.weights.containers.tensor_file import TensorFile
 
 PACKED = Path(__file__).parents[1] / "keys" / "listings.json.xz"
-LOAD = importlib.import_module("vaespec.weights.load")  # vaespec.weights.load is the function
 
 Arrays = dict[str, np.ndarray]
 
@@ -205,8 +203,8 @@ class Wild(TensorFile):
 
 def read(arrays: Mapping[str, np.ndarray], config: AutoencoderConfig | None = None, **how: Any) -> tuple:
     """What `load_file` makes of a file that holds these."""
-    file = dequantised(Wild(arrays))
-    with mock.patch.object(LOAD, "open_tensors", return_value=file):
+    file = dequantized(Wild(arrays))
+    with mock.patch("vaespec.weights.locate.open_tensors", return_value=file):
         return load_file(file.path, config, **how)
 
 

@@ -200,7 +200,7 @@ def test_other_code_is_refused_by_name_and_not_run(tmp_path, new):
             return os.mkdir, (str(tmp_path / "harm"),)
 
     torch.save({"a": torch.ones(2), "b": Harm()}, tmp_path / "m.ckpt", _use_new_zipfile_serialization=new)
-    with pytest.raises(WeightFileError, match=r"asks for \w+\.mkdir, which .* none of its code was run") as caught:
+    with pytest.raises(WeightFileError, match=r"refers to \w+\.mkdir, which .* none of its code was run") as caught:
         open_tensors(tmp_path / "m.ckpt")
     assert not (tmp_path / "harm").exists()
     assert "weights_only" not in str(caught.value)
@@ -211,7 +211,8 @@ def test_without_pytorch_its_files_are_told_with_the_remedy(tmp_path, monkeypatc
     path = WRITERS[container](tmp_path, tensors())
     monkeypatch.setattr("vaespec.registry._framework_version", lambda name: None)
     words = (
-        r"as PyTorch w.* needs torch, which is not installed: pip install .vaespec\[torch\].*convert .* \.safetensors"
+        r"is a PyTorch (?:zip|legacy pickle) file: .* needs torch, which is not installed: "
+        r"pip install .vaespec\[torch\].*convert .* \.safetensors"
     )
     with pytest.raises(WeightFileError, match=words) as caught:
         open_tensors(path)
@@ -246,7 +247,7 @@ def test_what_is_written_is_what_flax_writes(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("kind", ["Q8_0", "Q4_0", "Q5_1", "Q4_K"])
-def test_quantised_tensors_of_gguf_come_as_that_package_undoes_them(tmp_path, kind):
+def test_quantized_tensors_of_gguf_come_as_that_package_undoes_them(tmp_path, kind):
     quant = gguf.GGMLQuantizationType[kind]
     w = np.random.default_rng(0).normal(size=(4, 512)).astype(np.float32)
     try:
@@ -265,7 +266,7 @@ def test_quantised_tensors_of_gguf_come_as_that_package_undoes_them(tmp_path, ki
     assert_holds(file, {"w": gguf.quants.dequantize(blocks, quant)})
 
 
-def test_quantised_gguf_without_its_package_names_the_extra_and_plain_gguf_needs_none(tmp_path, monkeypatch):
+def test_quantized_gguf_without_its_package_names_the_extra_and_plain_gguf_needs_none(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "gguf", None)
     assert_holds(open_tensors(gguf_file(tmp_path, tensors())), tensors())
     one = {"encoder.conv_in.weight": np.ones((2, 32), np.float32)}

@@ -24,7 +24,7 @@ from vaespec.weights import load_file, save_file
 from vaespec.weights.dialects import DIALECTS
 from vaespec.weights.layouts import to_stored
 
-SUFFIX = {name: dialect.container for name, dialect in DIALECTS.items()}
+SUFFIX = {name: dialect.suffix for name, dialect in DIALECTS.items()}
 
 
 def read_flax(path: Path) -> dict[str, np.ndarray]:
@@ -44,11 +44,11 @@ def read_flax(path: Path) -> dict[str, np.ndarray]:
     return leaves(msgpack.unpackb(path.read_bytes(), ext_hook=array))
 
 
-READ = {"safetensors": read_safetensors, "msgpack": read_flax}
+READ = {".safetensors": read_safetensors, ".msgpack": read_flax}
 
 
 def saved(folder: Path, name: str, dialect: str, weights: dict[str, np.ndarray]) -> Path:
-    path = folder / f"model.{SUFFIX[dialect]}"
+    path = folder / f"model{SUFFIX[dialect]}"
     save_file(path, CONFIGS[name], weights, dialect=dialect)
     return path
 

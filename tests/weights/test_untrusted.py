@@ -57,15 +57,15 @@ SAFETENSORS = {
     "a wrong size": (table(("a", "F32", [3], [0, 8])), r"tensor a has 8 bytes, but float32 \(3,\) takes 12"),
     "an unknown dtype": (table(("a", "F4", [16], [0, 8])), "tensor a has the unknown dtype 'F4'"),
     "a dtype of no text": (table(("a", ["F32"], [2], [0, 8])), "tensor a has the unknown dtype"),
-    "a negative size": (table(("a", "F32", [-2], [0, 8])), "tensor a has a shape that is none"),
-    "two negative sizes": (table(("a", "F32", [-2, -1], [0, 8])), "tensor a has a shape that is none"),
-    "a size of no integer": (table(("a", "F32", [2.0], [0, 8])), "tensor a has a shape that is none"),
-    "a size of true": (table(("a", "F64", [True], [0, 8])), "tensor a has a shape that is none"),
+    "a negative size": (table(("a", "F32", [-2], [0, 8])), "tensor a has an impossible shape"),
+    "two negative sizes": (table(("a", "F32", [-2, -1], [0, 8])), "tensor a has an impossible shape"),
+    "a size of no integer": (table(("a", "F32", [2.0], [0, 8])), "tensor a has an impossible shape"),
+    "a size of true": (table(("a", "F64", [True], [0, 8])), "tensor a has an impossible shape"),
     "an overflowing shape": (table(("a", "F32", [2**32, 2**32], [0, 8])), "tensor a has 8 bytes, but"),
-    "too many dimensions": (table(("a", "F64", [1] * 65, [0, 8])), "tensor a has a shape that is none"),
-    "endless dimensions": (table(("a", "F64", [10**4000] * 3000, [0, 8])), "tensor a has a shape that is none"),
-    "negative offsets": (table(("a", "F32", [2], [-8, 0])), "tensor a lies at no place"),
-    "offsets in the wrong order": (table(("a", "F32", [0], [8, 0])), "tensor a lies at no place"),
+    "too many dimensions": (table(("a", "F64", [1] * 65, [0, 8])), "tensor a has an impossible shape"),
+    "endless dimensions": (table(("a", "F64", [10**4000] * 3000, [0, 8])), "tensor a has an impossible shape"),
+    "negative offsets": (table(("a", "F32", [2], [-8, 0])), "tensor a has the impossible offsets"),
+    "offsets in the wrong order": (table(("a", "F32", [0], [8, 0])), "tensor a has the impossible offsets"),
     "three offsets": (table(("a", "F32", [2], [0, 8, 8])), "tensor a has no list of sizes or no two offsets"),
     "a shape of text": (table(("a", "F32", "2", [0, 8])), "tensor a has no list of sizes"),
     "a missing field": ('{"a": {"dtype": "F32", "shape": [2]}}', "tensor a has other fields"),
@@ -107,7 +107,7 @@ def test_a_safetensors_header_must_account_for_every_byte(tmp_path, what):
         (b"<!DOCTYPE html><html>", "a web page: the download probably needs a login"),
         (b"\n\n <html>", "a web page"),
         (b'{"error": "not found"}', "is JSON, but no index of shards"),
-        ((2**25).to_bytes(8, "little") + b"{}", r"its header would have 33,554,440 bytes, at most 16,777,216 may be"),
+        ((2**25).to_bytes(8, "little") + b"{}", r"its header would have 33,554,440 bytes, the limit is 16,777,216"),
         ((2**40).to_bytes(8, "little") + b"{}", "does not begin like"),
         ((99).to_bytes(8, "little") + b"{}", "ends inside its header, at 10 bytes: the download is incomplete"),
     ],
@@ -148,7 +148,7 @@ def test_shards_lie_beside_their_index(tmp_path, name):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda names: names.update(more="1.st"), r"tensor more is not in 1\.st, where it says"),
+        (lambda names: names.update(more="1.st"), r"tensor more is not in 1\.st, as it says"),
         (lambda names: names.pop("b"), r"tensor b is in 1\.st, it says nowhere"),
         (lambda names: names.update(b="2.st"), r"tensor b is not in 2\.st"),
         (lambda names: names.update(c="3.st"), r"names the shard 3\.st, which is not beside it"),
@@ -177,7 +177,7 @@ def test_an_index_and_its_shards_must_agree(tmp_path, change, words):
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # torch would have it no more, but files have it
-    QUANTISED = torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.quint8)
+    QUANTIZED = torch.quantize_per_tensor(torch.ones(3), 1.0, 0, torch.quint8)
 
 # -- PyTorch -----------------------------------------------------------------------------------------------------
 
@@ -190,7 +190,7 @@ def zipped(path: Path, files: Iterable[tuple[str, bytes]], compression: int = zi
 
 
 def test_zips_that_are_not_pytorchs_are_told(tmp_path):
-    refused(zipped(tmp_path / "a.ckpt", [("readme.txt", b"hello")]), "is a zip archive, but none of PyTorch's")
+    refused(zipped(tmp_path / "a.ckpt", [("readme.txt", b"hello")]), "is a zip archive, but not of PyTorch")
     refused(zipped(tmp_path / "b.ckpt", [("a/data.pkl", b"\x80\x02}.")]), "is a damaged PyTorch zip|without tensors")
 
 
@@ -206,8 +206,8 @@ def test_a_zip_that_unfolds_to_more_than_itself_is_refused(tmp_path):
     ("tensor", "words"),
     [
         (torch.ones(1).expand(2**40), r"tensor t claims 1,099,511,627,776 values, but stores fewer"),
-        (torch.eye(3).to_sparse(), "tensor t is sparse or of a class of its own"),
-        (QUANTISED, "tensor t is of quint8, which NumPy cannot have"),
+        (torch.eye(3).to_sparse(), "tensor t is sparse or of a subclass"),
+        (QUANTIZED, "tensor t has the dtype quint8, which NumPy does not have"),
         (torch.ones(3, device="meta"), "tensor t is on the device meta, without its values"),
     ],
 )
@@ -247,7 +247,7 @@ def test_mappings_within_themselves_end(tmp_path, new):
 def test_pickles_of_others_are_refused(tmp_path):
     for protocol in range(2, pickle.HIGHEST_PROTOCOL + 1):
         (tmp_path / "m.pkl").write_bytes(pickle.dumps({"a": np.ones(3)}, protocol))
-        refused(tmp_path / "m.pkl", "damaged PyTorch|asks for numpy|does not begin like")
+        refused(tmp_path / "m.pkl", "damaged PyTorch|refers to numpy|does not begin like")
 
 
 # -- msgpack -----------------------------------------------------------------------------------------------------
@@ -268,21 +268,21 @@ GOOD = array((1,), "float32", bytes(4))
     ("content", "words"),
     [
         ({"a": array((2,), "float32", bytes(4))}, r"has 4 bytes, but float32 \(2,\) takes 8"),
-        ({"a": array((-1,), "float32", bytes(4))}, "a shape that is none"),
-        ({"a": array(("1",), "float32", bytes(4))}, "a shape that is none"),
+        ({"a": array((-1,), "float32", bytes(4))}, "an impossible shape"),
+        ({"a": array(("1",), "float32", bytes(4))}, "an impossible shape"),
         ({"a": array((2**62, 2**62), "int8", bytes(4))}, "has 4 bytes"),
         ({"a": array((1,), "object", bytes(8))}, "the unknown dtype 'object'"),
         ({"a": array((1,), "S4", bytes(4))}, "the unknown dtype"),
-        ({"a": array(1, "float32", bytes(4))}, "is not a whole one"),
-        ({"a": msgpack.ExtType(1, GOOD.data + b"more")}, "is not a whole one"),
-        ({"a": msgpack.ExtType(1, GOOD.data[:-1]), "b": 1}, "is not a whole one"),
+        ({"a": array(1, "float32", bytes(4))}, "is not complete"),
+        ({"a": msgpack.ExtType(1, GOOD.data + b"more")}, "is not complete"),
+        ({"a": msgpack.ExtType(1, GOOD.data[:-1]), "b": 1}, "is not complete"),
         ({"a": msgpack.ExtType(1, b"")}, "damaged Flax msgpack"),
         ({"a": msgpack.ExtType(1, msgpack.packb([1, 2]))}, "damaged Flax msgpack"),
         ({"a": pieces({"0": 2}, {"0": GOOD})}, "has 4 bytes, but"),
         ({"a": pieces({"0": 2}, {"0": GOOD, "2": GOOD})}, "tensor a lacks a piece"),
         ({"a": pieces({"0": 2}, {"0": GOOD, "1": array((2,), "float16", bytes(4))})}, "differ in dtype"),
         ({"a": pieces({"0": 2}, 3)}, "has no shape or no pieces"),
-        ({"a": pieces({"x": 1}, {"0": GOOD})}, "a shape that is none"),
+        ({"a": pieces({"x": 1}, {"0": GOOD})}, "an impossible shape"),
         ({"a": {3: GOOD}}, "the key 3 is not text"),
     ],
 )
@@ -295,7 +295,7 @@ def test_arrays_of_flax_must_be_whole(tmp_path, content, words):
     ("content", "words"),
     [
         (b"\x81\xa1a", "it ends"),
-        (b"\x82\xa1a\x01\xa1a\x01", "there twice"),
+        (b"\x82\xa1a\x01\xa1a\x01", "is repeated"),
         (b"\xdf\xff\xff\xff\xff\xa1a\x01", "more than 1,048,576 entries"),
         (b"\x81\xa1a" * 100, "more than 64 maps deep"),
         (b"\x81\xa1a\xdb\xff\xff\xff\xffabc", "damaged Flax msgpack"),
@@ -332,29 +332,32 @@ def entry(name: bytes, sizes: list[int], kind: int, offset: int) -> bytes:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (gguf_bytes(version=1), "it is of version 1"),
+        (gguf_bytes(version=1), "it has version 1"),
         (gguf_bytes(version=3 << 24), "in little-endian order"),
-        (gguf_bytes(count=2**60), "1,152,921,504,606,846,976 tensors, at most"),
-        (gguf_bytes(pair_count=2**60), "key-value pairs, at most"),
-        (gguf_bytes(pair_count=1, pairs=struct.pack("<Q", 2**60)), "bytes in a text, at most"),
+        (gguf_bytes(count=2**60), "1,152,921,504,606,846,976 tensors, the limit is"),
+        (gguf_bytes(pair_count=2**60), "key-value pairs, the limit is"),
+        (gguf_bytes(pair_count=1, pairs=struct.pack("<Q", 2**60)), "bytes in a text, the limit is"),
         (gguf_bytes(pair_count=1, pairs=text(b"a") + struct.pack("<I", 99)), "ends|unknown type"),
         (gguf_bytes(pair_count=1, pairs=text(b"a") + struct.pack("<IIQ", 9, 9, 1)), "the unknown type 9"),
-        (gguf_bytes(pair_count=1, pairs=text(b"a") + struct.pack("<IIQ", 9, 0, 2**60)), "items in an array, at most"),
+        (
+            gguf_bytes(pair_count=1, pairs=text(b"a") + struct.pack("<IIQ", 9, 0, 2**60)),
+            "items in an array, the limit is",
+        ),
         (gguf_bytes(pair_count=1, pairs=text(b"a") + struct.pack("<IIQ", 9, 0, 1000)), "inside its header"),
         (
             gguf_bytes(pair_count=1, pairs=text(b"general.alignment") + struct.pack("<II", 4, 0)),
             "general.alignment is 0",
         ),
         (gguf_bytes(count=1, entries=text(b"a") + struct.pack("<I", 2**30)), "of 1,073,741,824 dimensions"),
-        (gguf_bytes(count=1, entries=entry(b"a", [2**62, 2**62], 0, 0)), "but tensor a ends at|shape that is none"),
+        (gguf_bytes(count=1, entries=entry(b"a", [2**62, 2**62], 0, 0)), "but tensor a ends at|impossible shape"),
         (gguf_bytes(count=1, entries=entry(b"a", [4], 0, 0)), "but tensor a ends at"),
         (gguf_bytes(count=1, entries=entry(b"a", [4], 77, 0)), "of the unknown type 77"),
         (gguf_bytes(count=1, entries=entry(b"a", [5], 8, 0)), r"of shape \(5,\) in blocks of 32 values"),
         (gguf_bytes(count=1, entries=entry(b"a", [], 8, 0)), r"of shape \(\) in blocks of 32 values"),
-        (gguf_bytes(count=2, entries=entry(b"a", [4], 0, 0) * 2) + bytes(99), "it has a tensor twice"),
+        (gguf_bytes(count=2, entries=entry(b"a", [4], 0, 0) * 2) + bytes(99), "it has two tensors of one name"),
         (
             gguf_bytes(count=2, entries=entry(b"a", [4], 0, 0) + entry(b"b", [4], 0, 8)) + bytes(99),
-            "tensor b begins at byte .*, what comes before it ends",
+            "tensor b begins at byte .*, before the end of the previous one",
         ),
         (gguf_bytes(count=1, entries=text(b"\xff") + struct.pack("<I", 0)), "utf-8"),
         (b"GGUF", "inside its header"),

@@ -34,7 +34,7 @@ EXCHANGED = ("sd", "sd3", "flux2", "flux2-small-decoder", "kl-f16", "cogview", "
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("name", NAMES)
 def test_every_dialect_keeps_every_bit(tmp_path, name, dialect, prefix):
-    config, path = CONFIGS[name], tmp_path / f"model.{DIALECTS[dialect].container}"
+    config, path = CONFIGS[name], tmp_path / f"model{DIALECTS[dialect].suffix}"
     save_file(path, config, tagged(config), dialect=dialect, prefix=prefix)
     assert all(key.startswith(prefix) for key in open_tensors(path))
     found, weights = load_file(path, config, dialect=dialect)
@@ -47,7 +47,7 @@ def test_every_dialect_keeps_every_bit(tmp_path, name, dialect, prefix):
 def test_every_dtype_keeps_every_bit(tmp_path, dialect, dtype):
     config = CONFIGS["kl-f16"]
     weights = tagged(config, getattr(ml_dtypes, dtype, dtype))
-    path = tmp_path / f"model.{DIALECTS[dialect].container}"
+    path = tmp_path / f"model{DIALECTS[dialect].suffix}"
     save_file(path, config, weights, dialect=dialect)
     assert_same_bits(load_file(path, config)[1], weights)
 
@@ -206,7 +206,7 @@ def test_the_count_of_batches_may_be_absent(tmp_path):
 @pytest.mark.parametrize(("half", "other"), [("encoder", "decoder"), ("decoder", "encoder")])
 def test_half_a_file_is_half_a_model(tmp_path, dialect, half, other):
     weights = {name: a for name, a in tagged(PLAIN).items() if name in parameters(PLAIN, [half])}
-    path = tmp_path / f"half.{DIALECTS[dialect].container}"
+    path = tmp_path / f"half{DIALECTS[dialect].suffix}"
     save_file(path, PLAIN, weights, dialect=dialect)
     vae = AutoencoderKL.from_single_file(path, backend="numpy")
     assert vae.config == (PLAIN.replace(scaling_factor=None) if dialect == "flax" else PLAIN)
@@ -244,12 +244,12 @@ def test_a_damaged_config_in_a_file_is_told(tmp_path):
         vaespec.load(tmp_path / "vae.safetensors", backend="numpy")
 
 
-# -- quantised linear maps ---------------------------------------------------------------------------------------
+# -- quantized linear maps ---------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("dialect", ["mflux", "mflux-flux2"])
-def test_linear_maps_are_quantised_as_mlx_does_and_read_back(tmp_path, dialect, bits):
+def test_linear_maps_are_quantized_as_mlx_does_and_read_back(tmp_path, dialect, bits):
     weights = AutoencoderKL.from_config(PLAIN, backend="numpy").weights()
     save_file(path := tmp_path / "q.safetensors", PLAIN, weights, dialect=dialect, bits=bits)
     found = load_file(path)[1]
@@ -261,7 +261,7 @@ def test_linear_maps_are_quantised_as_mlx_does_and_read_back(tmp_path, dialect, 
         np.testing.assert_array_equal(found[name], np.array(expected))
 
 
-def test_what_cannot_be_quantised_is_refused_and_nothing_written(tmp_path):
+def test_what_cannot_be_quantized_is_refused_and_nothing_written(tmp_path):
     weights, path = tagged(PLAIN), tmp_path / "q.safetensors"
     for dialect, bits in (("mflux", 5), ("ldm", 4), ("diffusers", 8)):
         with pytest.raises(
@@ -269,6 +269,6 @@ def test_what_cannot_be_quantised_is_refused_and_nothing_written(tmp_path):
         ):
             save_file(path, PLAIN, weights, dialect=dialect, bits=bits)
     narrower = CONFIGS["sd"]
-    with pytest.raises(InputError, match=r"to_q\.weight has \d+ inputs: MLX quantises 64 at a time"):
+    with pytest.raises(InputError, match=r"to_q\.weight has \d+ inputs: MLX quantizes 64 at a time"):
         save_file(path, narrower, tagged(narrower), dialect="mflux", bits=4)
     assert not list(tmp_path.iterdir())

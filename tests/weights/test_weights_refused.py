@@ -84,10 +84,10 @@ def test_what_is_no_single_autoencoder_is_refused_by_name(tmp_path, names, words
     assert str(path) in str(caught.value)
 
 
-def test_quantised_weights_are_refused_by_name(tmp_path):
+def test_quantized_weights_are_refused_by_name(tmp_path):
     tensors = stored(PLAIN, tmp_path)
     tensors["decoder.conv_in.weight"] = tensors["decoder.conv_in.weight"].astype(np.int8)
-    with pytest.raises(WeightFileError, match=r"decoder\.conv_in\.weight holds integers \(int8\): quantised"):
+    with pytest.raises(WeightFileError, match=r"decoder\.conv_in\.weight holds integers \(int8\): quantized"):
         load_file(written(tmp_path, tensors))
 
 
@@ -112,7 +112,7 @@ def test_weights_that_are_not_finite_are_named_as_in_the_file(tmp_path, dtype, b
 def test_a_variance_that_is_none_is_refused(tmp_path):
     tensors = stored(CONFIGS["flux2"], tmp_path)
     tensors["bn.running_var"][3] = 0.0
-    with pytest.raises(WeightMapError, match=r"bn\.running_var of .* has 0\.0 in it: a variance is positive"):
+    with pytest.raises(WeightMapError, match=r"bn\.running_var of .* contains 0\.0: a variance is positive"):
         AutoencoderKL.from_single_file(written(tmp_path, tensors), config=CONFIGS["flux2"])
 
 
@@ -267,6 +267,6 @@ def test_a_folder_with_an_index_of_shards_is_not_written_to(tmp_path):
     """diffusers reads the shards where there are both."""
     index = tmp_path / f"{WEIGHTS_FILE}.index.json"
     index.write_text("{}")
-    with pytest.raises(WeightFileError, match=r"index\.json is there, whose shards diffusers would read instead"):
+    with pytest.raises(WeightFileError, match=r"index\.json exists, and diffusers would read its shards instead"):
         save_folder(tmp_path, PLAIN, tagged(PLAIN))
     assert list(tmp_path.iterdir()) == [index]

@@ -1,86 +1,100 @@
-"""The config that a file shows by its names and shapes, and what the rest of a full checkpoint adds to it."""
+"""The config of a file: stored in its metadata, or inferred from names, shapes and the rest of a full checkpoint."""
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 
 from vaespec import families
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import ConfigError, WeightMapError
-from vaespec.weights.locate import Located
+from vaespec.errors import ConfigError, WeightFileError, WeightMapError
+from vaespec.weights.locate import VaeInFile
 
-# The fields of the structure that each half shows.
-SHOWN = {
+CONFIG_KEY = "vaespec.config"  # in the metadata of a file
+
+# The fields of the structure that are visible in the weights: in one half, or in either.
+FIELDS = {
     "encoder": ("in_channels", "down_block_types", "block_out_channels", "use_quant_conv"),
     "decoder": ("out_channels", "up_block_types", "decoder_widths", "use_post_quant_conv"),
 }
-SHOWN_BY_BOTH = ("layers_per_block", "latent_channels", "mid_block_add_attention", "patch_size")
+FIELDS_OF_BOTH = ("layers_per_block", "latent_channels", "mid_block_add_attention", "patch_size")
 
 
-def infer_config(here: Located, family: str | None = None) -> AutoencoderConfig:
-    """The config that the names and shapes show; scaling from `family`, else from the rest of a full checkpoint.
+def stored_config(vae: VaeInFile) -> AutoencoderConfig | None:
+    """The config in a file's metadata, as `save_file` writes it; None if there is none."""
+    if (text := vae.file.metadata.get(CONFIG_KEY)) is None:
+        return None
+    try:
+        return AutoencoderConfig.from_dict(json.loads(text))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # anybody may have written it
+        raise WeightFileError(
+            f"{vae.file.path} has a damaged config in its metadata ({error}): give config= or family=."
+        ) from None
 
-    Where neither tells, scaling_factor is None. Group count and activation are those of every published family (32,
-    SiLU); the half that is not there is taken to mirror the other. Raises WeightMapError if the file cannot be an
-    AutoencoderKL, or is not of the family it is said to be.
+
+def infer_config(vae: VaeInFile, family: str | None = None) -> AutoencoderConfig:
+    """The config that names and shapes show; scaling from `family`, else from the rest of a full checkpoint.
+
+    scaling_factor is None if neither has it. Group count and activation are those of every published family (32,
+    SiLU); a half that is missing is assumed to mirror the other. Raises WeightMapError if the file cannot be an
+    AutoencoderKL, or cannot be of the given family.
     """
-    structure = infer_structure(here)
-    told = families.matching(structure, here.file, shown(here))
-    scale = stored_scale(here)
+    structure = infer_structure(vae)
+    candidates = families.matching(structure, vae.file, visible_fields(vae))
     if family is None:
-        agreed = (families.scaling(told) or {}) | families.sample_size(told)
-        config = families.config(told[0]) if len(told) == 1 else structure.replace(**agreed)
+        agreed = (families.scaling(candidates) or {}) | families.sample_size(candidates)
+        config = families.config(candidates[0]) if len(candidates) == 1 else structure.replace(**agreed)
+        scale = stored_scale(vae)
         return config if scale is None else config.replace(**dict.fromkeys(families.SCALING), scaling_factor=scale)
     config = families.config(family)
-    if wrong := [*differences(config, structure, here), *_scale_difference(config, here)]:
-        raise WeightMapError(f"{here.file.path} is not of the family {family!r}: {', '.join(wrong)}.")
-    if told and family not in told:
-        markers = sorted({marker for name in told for marker in families.evidence(name, here.file)})
+    if wrong := [*_differences(config, structure, vae), *_scale_difference(config, vae)]:
+        raise WeightMapError(f"{vae.file.path} is not of the family {family!r}: {', '.join(wrong)}.")
+    if candidates and family not in candidates:
+        markers = sorted({marker for name in candidates for marker in families.evidence(name, vae.file)})
         raise WeightMapError(
-            f"{here.file.path} is not of the family {family!r} but of {' or '.join(told)}, by its other names "
+            f"{vae.file.path} is not of the family {family!r} but of {' or '.join(candidates)}, by its other names "
             f"({', '.join(markers)}): leave out family=."
         )
     return config
 
 
-def shown(here: Located) -> tuple[str, ...]:
-    """The fields that the halves of the file show."""
-    return sum((SHOWN[half] for half in here.halves), SHOWN_BY_BOTH)
+def visible_fields(vae: VaeInFile) -> tuple[str, ...]:
+    """The fields of the structure that are visible in the halves of the file."""
+    return sum((FIELDS[half] for half in vae.halves), FIELDS_OF_BOTH)
 
 
-def stored_scale(here: Located) -> float | None:
-    """The scaling factor that latent diffusion's training (`scale_by_std`) leaves as a tensor of its own."""
-    if "scale_factor" not in here.file or here.file.shape("scale_factor") not in ((), (1,)):
+def stored_scale(vae: VaeInFile) -> float | None:
+    """The scaling factor that latent diffusion's training (`scale_by_std`) stores as a tensor of its own."""
+    if "scale_factor" not in vae.file or vae.file.shape("scale_factor") not in ((), (1,)):
         return None
-    return float(here.file["scale_factor"].item())
+    return float(vae.file["scale_factor"].item())
 
 
-def contradictions(config: AutoencoderConfig, here: Located) -> list[str]:
-    """Where the config and the file's names and shapes disagree, field by field, in words."""
+def contradictions(config: AutoencoderConfig, vae: VaeInFile) -> list[str]:
+    """One line per field in which the config and the file's names and shapes disagree; none if they show no config."""
     try:
-        return [*differences(config, infer_structure(here), here), *_scale_difference(config, here)]
+        return [*_differences(config, infer_structure(vae), vae), *_scale_difference(config, vae)]
     except WeightMapError:
         return []
 
 
-def differences(asked: AutoencoderConfig, found: AutoencoderConfig, here: Located) -> list[str]:
-    """The same for two configs."""
-    fields = (field for field in families.STRUCTURE if field in shown(here))
-    pairs = ((field, getattr(asked, field), getattr(found, field)) for field in fields)
-    return [f"{field} would be {wanted!r}, the file has {there!r}" for field, wanted, there in pairs if wanted != there]
+def _differences(config: AutoencoderConfig, structure: AutoencoderConfig, vae: VaeInFile) -> list[str]:
+    fields = (field for field in families.STRUCTURE if field in visible_fields(vae))
+    pairs = ((field, getattr(config, field), getattr(structure, field)) for field in fields)
+    return [f"{field} would be {wanted!r}, the file has {shown!r}" for field, wanted, shown in pairs if wanted != shown]
 
 
-def _scale_difference(config: AutoencoderConfig, here: Located) -> list[str]:
-    scale, wanted = stored_scale(here), config.scaling_factor
+def _scale_difference(config: AutoencoderConfig, vae: VaeInFile) -> list[str]:
+    scale, wanted = stored_scale(vae), config.scaling_factor
     if scale is None or wanted is None or abs(scale - wanted) <= 1e-4 * abs(scale):
         return []
     return [f"scaling_factor would be {wanted!r}, the file has {scale!r}"]
 
 
 @dataclass(frozen=True)
-class Half:
-    """What an encoder or a decoder shows; levels from the full resolution down."""
+class HalfStructure:
+    """The structure of an encoder or a decoder; levels from the full resolution down."""
 
     channels: int
     widths: tuple[int, ...]
@@ -91,10 +105,10 @@ class Half:
     middle: bool
 
 
-def infer_structure(here: Located) -> AutoencoderConfig:
-    """What names and shapes show; WeightMapError for what no config can say."""
-    found = {half: READ[half](here) for half in here.halves}
-    encoder, decoder = found.get("encoder") or found["decoder"], found.get("decoder") or found["encoder"]
+def infer_structure(vae: VaeInFile) -> AutoencoderConfig:
+    """The structural fields that names and shapes show. Raises WeightMapError if they describe no AutoencoderKL."""
+    halves = {half: READ[half](vae) for half in vae.halves}
+    encoder, decoder = halves.get("encoder") or halves["decoder"], halves.get("decoder") or halves["encoder"]
     fields = {
         "in_channels": encoder.channels,
         "out_channels": decoder.channels,
@@ -108,68 +122,68 @@ def infer_structure(here: Located) -> AutoencoderConfig:
         "use_post_quant_conv": decoder.quant,
         "mid_block_add_attention": encoder.middle,
         "scaling_factor": None,
-        "patch_size": _patch_size(here, decoder.latent_channels),
+        "patch_size": _patch_size(vae, decoder.latent_channels),
     }
     try:
         return AutoencoderConfig.from_dict(fields)
     except ConfigError as error:
-        told = str(error).rstrip(".")
+        reason = str(error).rstrip(".")
         raise WeightMapError(
-            f"{here.file.path} does not show its whole config ({told}): put it in a folder with its config.json."
+            f"{vae.file.path} does not show its whole config ({reason}): put it in a folder with its config.json."
         ) from None
 
 
-def _encoder(here: Located) -> Half:
-    moments = here.kernel("encoder.conv_out.weight")[0]
+def _encoder(vae: VaeInFile) -> HalfStructure:
+    moments = vae.kernel("encoder.conv_out.weight")[0]
     if moments % 2:
         raise WeightMapError(
-            f"{here.file.path} is not an AutoencoderKL: its encoder makes {moments} channels, which are not a mean and "
-            "a log-variance for each latent one."
+            f"{vae.file.path} is not an AutoencoderKL: its encoder has {moments} output channels, not a mean and a "
+            "log-variance for each latent channel."
         )
-    return Half(
-        channels=here.kernel("encoder.conv_in.weight")[1],
-        widths=_widths(here, "encoder.down_blocks"),
-        attends=_attends(here, "encoder.down_blocks"),
-        layers_per_block=here.count("encoder.down_blocks.0.resnets.{}.norm1"),
+    return HalfStructure(
+        channels=vae.kernel("encoder.conv_in.weight")[1],
+        widths=_widths(vae, "encoder.down_blocks"),
+        attends=_attends(vae, "encoder.down_blocks"),
+        layers_per_block=vae.count("encoder.down_blocks.0.resnets.{}.norm1"),
         latent_channels=moments // 2,
-        quant=here.has_module("quant_conv"),
-        middle=here.has_module("encoder.mid_block.attentions.0.to_q"),
+        quant=vae.has_module("quant_conv"),
+        middle=vae.has_module("encoder.mid_block.attentions.0.to_q"),
     )
 
 
-def _decoder(here: Located) -> Half:
-    latent_channels = here.kernel("decoder.conv_in.weight")[1]
-    embedded = here.kernel("post_quant_conv.weight")[1] if here.has("post_quant_conv.weight") else latent_channels
+def _decoder(vae: VaeInFile) -> HalfStructure:
+    latent_channels = vae.kernel("decoder.conv_in.weight")[1]
+    embedded = vae.kernel("post_quant_conv.weight")[1] if vae.has("post_quant_conv.weight") else latent_channels
     if embedded != latent_channels:
         raise WeightMapError(
-            f"{here.file.path} has embed_dim {embedded} and z_channels {latent_channels}: those of an AutoencoderKL "
-            "are equal."
+            f"{vae.file.path} has embed_dim {embedded} and z_channels {latent_channels}: in an AutoencoderKL they are "
+            "equal."
         )
-    return Half(
-        channels=here.kernel("decoder.conv_out.weight")[0],
-        widths=_widths(here, "decoder.up_blocks")[::-1],
-        attends=_attends(here, "decoder.up_blocks")[::-1],
-        layers_per_block=here.count("decoder.up_blocks.0.resnets.{}.norm1") - 1,
+    return HalfStructure(
+        channels=vae.kernel("decoder.conv_out.weight")[0],
+        widths=_widths(vae, "decoder.up_blocks")[::-1],
+        attends=_attends(vae, "decoder.up_blocks")[::-1],
+        layers_per_block=vae.count("decoder.up_blocks.0.resnets.{}.norm1") - 1,
         latent_channels=latent_channels,
-        quant=here.has_module("post_quant_conv"),
-        middle=here.has_module("decoder.mid_block.attentions.0.to_q"),
+        quant=vae.has_module("post_quant_conv"),
+        middle=vae.has_module("decoder.mid_block.attentions.0.to_q"),
     )
 
 
 READ = {"encoder": _encoder, "decoder": _decoder}
 
 
-def _widths(here: Located, blocks: str) -> tuple[int, ...]:
-    return tuple(here.kernel(f"{blocks}.{i}.resnets.0.conv1.weight")[0] for i in range(here.levels))
+def _widths(vae: VaeInFile, blocks: str) -> tuple[int, ...]:
+    return tuple(vae.kernel(f"{blocks}.{i}.resnets.0.conv1.weight")[0] for i in range(vae.levels))
 
 
-def _attends(here: Located, blocks: str) -> tuple[str, ...]:
-    return tuple("Attn" if here.has_module(f"{blocks}.{i}.attentions.0.to_q") else "" for i in range(here.levels))
+def _attends(vae: VaeInFile, blocks: str) -> tuple[str, ...]:
+    return tuple("Attn" if vae.has_module(f"{blocks}.{i}.attentions.0.to_q") else "" for i in range(vae.levels))
 
 
-def _patch_size(here: Located, latent_channels: int) -> tuple[int, int] | None:
-    """Of FLUX.2, whose batch-norm has a mean for each number of a square patch."""
-    if not here.has("bn.running_mean"):
+def _patch_size(vae: VaeInFile, latent_channels: int) -> tuple[int, int] | None:
+    """The side of FLUX.2's square patches: its batch-norm has a mean for each number of a patch."""
+    if not vae.has("bn.running_mean"):
         return None
-    side = round((math.prod(here.file.shape(here.stored("bn.running_mean"))) / latent_channels) ** 0.5)
+    side = round((math.prod(vae.file.shape(vae.stored("bn.running_mean"))) / latent_channels) ** 0.5)
     return side, side

@@ -1,8 +1,8 @@
-"""What each world calls the tensors of this VAE, as tables.
+"""The names that each code base gives to the tensors of this VAE, as tables.
 
 A dialect renames the canonical (diffusers) names: `modules` rewrites the beginning of a name, `leaves` its last module,
-and the rest of a row says how the world writes its files. What no row matches keeps its name. {i} and {j} are indices,
-{side} is encoder or decoder, and {flip_i} is the index counted from the other end.
+and the other fields describe the files. A name that no row matches stays. {i} and {j} are indices, {side} is encoder
+or decoder, and {flip_i} is the index counted from the other end.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def _table(**rows: str) -> Mapping[str, str]:
 
 @dataclass(frozen=True)
 class Dialect:
-    """Names, and how files in them are written: files are read in whatever layout their shapes show.
+    """A table of names, and how files with these names are written; reading takes any layout that the shapes show.
 
-    `weight` and `norm_weight` are what "weight" is called; `attention_kernel` and `pointwise` how linear maps and 1 × 1
-    convolutions are stored, as "linear" (O, I) or "conv" (O, I, 1, 1); `container` which kind of file, `quantisable`
-    whether its readers know MLX's quantised linear maps.
+    `weight` and `norm_weight` stand for "weight"; `attention_kernel` and `pointwise` say how linear maps and 1 × 1
+    convolutions are stored, as "linear" (O, I) or "conv" (O, I, 1, 1); `suffix` chooses the container; `quantizable`
+    is True if its readers know MLX's quantized linear maps.
     """
 
     name: str
@@ -39,8 +39,8 @@ class Dialect:
     layout: Layout = OIHW
     attention_kernel: str = "linear"
     pointwise: str = "conv"
-    container: str = "safetensors"
-    quantisable: bool = False
+    suffix: str = ".safetensors"
+    quantizable: bool = False
 
     def stored(self, name: str, levels: int) -> str:
         """The name in a file of this dialect; `levels` is the model's number of resolutions."""
@@ -76,7 +76,7 @@ class Dialect:
 
 
 def _match(template: str, name: str) -> dict[str, str] | None:
-    """The fields of `template` for which it is the beginning of `name`, part by part; None if it is not."""
+    """The values of the fields in `template` if it matches the beginning of `name`, part by part; else None."""
     wanted, parts = template.split("."), name.split(".")
     if len(parts) < len(wanted):
         return None
@@ -91,7 +91,7 @@ def _match(template: str, name: str) -> dict[str, str] | None:
 
 DIFFUSERS = Dialect("diffusers")
 
-# Before May 2023 (diffusers <= 0.16); most Stable Diffusion 1 and 2 repositories still ship it.
+# diffusers before May 2023 (<= 0.16); most Stable Diffusion 1 and 2 repositories still have it.
 DIFFUSERS_DEPRECATED = Dialect(
     "diffusers-deprecated",
     leaves=MappingProxyType({"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}),
@@ -136,7 +136,7 @@ BFL = replace(
     ),
 )
 
-# FlaxAutoencoderKL (diffusers < 0.40): a path in a tree, whose indices are joined to what they count.
+# FlaxAutoencoderKL (diffusers < 0.40): a path in a tree, with an underscore before each index.
 FLAX = Dialect(
     "flax",
     modules=(
@@ -153,7 +153,7 @@ FLAX = Dialect(
     weight="kernel",
     norm_weight="scale",
     layout=HWIO,
-    container="msgpack",
+    suffix=".msgpack",
 )
 
 # The Stable Diffusion of mlx-examples.
@@ -175,7 +175,7 @@ MLX = Dialect(
     pointwise="linear",
 )
 
-# DiffusionKit's SD3: those names, but the decoder's levels in LDM's order.
+# DiffusionKit's SD3: MLX's names, but the decoder's levels in LDM's order.
 DIFFUSIONKIT = replace(
     MLX,
     name="diffusionkit",
@@ -195,10 +195,10 @@ MFLUX = Dialect(
         {"conv_in": "conv_in.conv2d", "conv_out": "conv_out.conv2d", "conv_norm_out": "conv_norm_out.norm"}
     ),
     layout=OHWI,
-    quantisable=True,
+    quantizable=True,
 )
 
-MFLUX_FLUX2 = Dialect("mflux-flux2", leaves=_table(**{"to_out.0": "to_out"}), layout=OHWI, quantisable=True)
+MFLUX_FLUX2 = Dialect("mflux-flux2", leaves=_table(**{"to_out.0": "to_out"}), layout=OHWI, quantizable=True)
 
 DIALECTS = {
     dialect.name: dialect
@@ -218,16 +218,16 @@ DIALECTS = {
 
 
 def known_dialect(name: str) -> Dialect:
-    """The dialect of that name; InputError lists them."""
+    """The dialect of that name. Raises InputError for an unknown one, listing all."""
     if name not in DIALECTS:
         raise InputError(f"unknown dialect {name!r}: choose one of {', '.join(DIALECTS)}.")
     return DIALECTS[name]
 
 
-# Names beside the model's own that training code leaves in a file; they say nothing about the model.
+# Beginnings of names that training code leaves beside the model; they say nothing about it.
 IGNORED = ("loss.", "model_ema.", "colorize", "scale_factor")
 
-# Parts of names that only other autoencoders have, and which ones.
+# Parts of names that only other autoencoders have -> that autoencoder.
 OTHER_MODELS = {
     "quantize.embedding.": "a VQ model (it has a codebook)",
     "decoder.condition_encoder.": "an AsymmetricAutoencoderKL",

@@ -1,4 +1,4 @@
-"""Which files of a folder are the VAE, decided by their names alone: for a disk's listing and a hub's alike."""
+"""Which files of a folder are the VAE, decided by name alone, so that it works on a disk and on a hub."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from vaespec.errors import WeightFileError
-from vaespec.weights.containers import read_index
+from vaespec.config import AutoencoderConfig
+from vaespec.errors import InputError, WeightFileError
+from vaespec.weights.containers import read_index, suffixes
+from vaespec.weights.listing import shortened
 
 CONFIG = "config.json"
-PIPELINE_VAE = "vae"  # where a diffusers pipeline keeps its VAE
-SHOWN = 10  # names that an error lists
+PIPELINE_VAE = "vae"  # the folder of the VAE in a diffusers pipeline
 
 VARIANT = r"(?:\.(?P<variant>[^.]+))?"  # "", ".fp16", ".non_ema", ...
-KNOWN = tuple(  # in order of preference: safetensors, pickles, msgpack; whole before sharded
+KNOWN = tuple(  # names that diffusers and mflux give, in order of preference; whole files before shards
     re.compile(pattern)
     for pattern in (
         rf"diffusion_pytorch_model{VARIANT}\.safetensors",
@@ -29,12 +30,11 @@ KNOWN = tuple(  # in order of preference: safetensors, pickles, msgpack; whole b
     )
 )
 SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
-WEIGHTS = (".safetensors", ".sft", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".gguf")
 
 
 @dataclass(frozen=True)
 class FolderFiles:
-    """The files of one VAE. `weights` is what to open: where it is an index, it tells the shards once it is there."""
+    """The files of one VAE. `weights` is the file to open: the weights, or an index that names the shards."""
 
     weights: Path
     config: Path | None
@@ -47,90 +47,97 @@ class FolderFiles:
 
     @property
     def first(self) -> tuple[Path, ...]:
-        """What is needed before anything is read."""
+        """The files that are needed before anything is read."""
         return (self.weights,) if self.config is None else (self.config, self.weights)
 
     def shards(self) -> tuple[Path, ...]:
-        """What else is needed. Reads the index, if there is one; WeightFileError if it cannot be trusted."""
+        """The other files. Reads the index, if there is one; raises WeightFileError if it is damaged."""
         names = dict.fromkeys(read_index(self.weights).values()) if self.sharded else ()
         return tuple(self.weights.with_name(name) for name in names)
 
     def under(self, folder: Path) -> FolderFiles:
-        """The same files, where this folder is theirs."""
+        """A copy whose paths begin with `folder`."""
         return replace(self, weights=folder / self.weights, config=self.config and folder / self.config)
+
+    def read_config(self, family: str | None) -> AutoencoderConfig | None:
+        """The config of config.json, None if there is no such file. Raises InputError if a family is given as well."""
+        if self.config is None:
+            return None
+        if family is not None:
+            raise InputError(f"family={family!r} is for weights alone: {self.config.parent} has its own config.json.")
+        return AutoencoderConfig.from_json(self.config)
 
 
 def choose(folder: Path, variant: str | None = None) -> FolderFiles:
-    """`choose_among` the files of a folder on this disk; a variant that was not asked for is logged as a warning."""
+    """Choose among the files of a folder on disk (see `choose_among`); warns if a variant is taken without request."""
     chosen = choose_among(listing(folder), str(folder), variant)
     if chosen.variant != (variant or None):
         logging.getLogger("vaespec").warning(
-            "%s has its weights only as variant %r, which is taken.", folder, chosen.variant
+            "%s has its weights only as variant %r, which is used.", folder, chosen.variant
         )
     return chosen.under(folder)
 
 
 def listing(folder: Path) -> set[str]:
-    """The names of the folder's files, and of those in its `vae/`. Raises WeightFileError where it cannot be listed."""
+    """The names of the files in a folder and in its `vae/`. Raises WeightFileError if it cannot be listed."""
     try:
         inside = [*folder.iterdir(), *(folder / PIPELINE_VAE).glob("*")]
         return {path.relative_to(folder).as_posix() for path in inside if path.is_file()}
     except FileNotFoundError:
         raise WeightFileError(f"no folder {folder}: check the path.") from None
     except OSError as error:
-        raise WeightFileError(f"cannot list {folder}: {error.strerror}.") from error
+        raise WeightFileError(f"cannot list {folder} ({error.strerror}): give a folder that can be read.") from error
 
 
-def choose_among(names: Collection[str], where: str, variant: str | None = None) -> FolderFiles:
-    """The VAE among the files of a folder, given and returned by their paths in it; `where` is the folder, in words.
+def choose_among(names: Collection[str], folder: str, variant: str | None = None) -> FolderFiles:
+    """Choose the VAE among the files of a folder, by their paths in it; `folder` names it in errors.
 
-    A `variant` (fp16, ema, ...) that is asked for must be there. If none is asked for, the plain weights are taken, or
-    else the only variant; a folder without any known name may hold one weight file of any name. Raises WeightFileError.
+    A requested `variant` (fp16, ema, ...) must be there. Without a request, the plain weights are used, or else the
+    only variant; a folder without any known name may have one weight file of any name. Raises WeightFileError.
     """
-    here = sorted(name for name in names if "/" not in name and not SHARD.search(name))
-    found = _known(here)
-    if not found and any(name.startswith(f"{PIPELINE_VAE}/") for name in names):
-        raise WeightFileError(f"{where} is not a VAE's folder: its VAE is in {PIPELINE_VAE}/, name that folder.")
-    if not found:
-        found = {"": _only(here, names, where)}
-    taken = next(iter(found)) if not variant and len(found) == 1 else variant or ""
-    if taken not in found:
-        wanted = f"variant {variant!r}" if variant else "plain weights"
-        raise WeightFileError(f"no {wanted} in {where}: {_offered(found)}.")
-    return FolderFiles(Path(found[taken]), Path(CONFIG) if CONFIG in names else None, taken or None)
+    top = sorted(name for name in names if "/" not in name and not SHARD.search(name))
+    files = _known(top)
+    if not files and any(name.startswith(f"{PIPELINE_VAE}/") for name in names):
+        raise WeightFileError(f"{folder} is not a VAE's folder: its VAE is in {PIPELINE_VAE}/, name that folder.")
+    if not files:
+        files = {"": _only(top, names, folder)}
+    choice = next(iter(files)) if not variant and len(files) == 1 else variant or ""
+    if choice not in files:
+        request = f"variant {variant!r}" if variant else "plain weights"
+        raise WeightFileError(f"no {request} in {folder}: {_offered(files)}.")
+    return FolderFiles(Path(files[choice]), Path(CONFIG) if CONFIG in names else None, choice or None)
 
 
 def _known(names: Collection[str]) -> dict[str, str]:
-    """Variant -> its preferred file, among names that are known; the variant of plain weights is ""."""
-    found: dict[str, str] = {}
+    """Variant -> its preferred file, among the known names; the variant of plain weights is ""."""
+    files: dict[str, str] = {}
     for pattern in KNOWN:
         for match in filter(None, map(pattern.fullmatch, names)):
-            found.setdefault(match.groupdict().get("variant") or "", match[0])
-    return found
+            files.setdefault(match.groupdict().get("variant") or "", match[0])
+    return files
 
 
-def _only(here: Collection[str], names: Collection[str], where: str) -> str:
+def _only(top: Collection[str], names: Collection[str], folder: str) -> str:
     """The weight file of a folder that has exactly one, whatever its name."""
-    files = [name for name in here if name.lower().endswith(WEIGHTS)]
+    files = [name for name in top if name.lower().endswith(suffixes())]
     if len(files) == 1:
         return files[0]
     if files:
-        raise WeightFileError(f"{where} has {len(files)} weight files, {_listed(files)}: name the one that is meant.")
+        raise WeightFileError(f"{folder} has {len(files)} weight files, {_listed(files)}: give the path of one.")
     if any(map(SHARD.search, names)):
-        raise WeightFileError(f"{where} has shards without their index, {_listed(names)}: get the index too.")
-    there = f"only {_listed(names)}" if names else "nothing at all"
-    raise WeightFileError(f"no weights in {where}: it has {there}; name a folder with a VAE's weights in it.")
+        raise WeightFileError(f"{folder} has shards without their index, {_listed(names)}: get the index too.")
+    content = f"only {_listed(names)}" if names else "nothing at all"
+    raise WeightFileError(f"no weights in {folder}: it has {content}; name a folder with a VAE's weights in it.")
 
 
-def _offered(found: Collection[str]) -> str:
-    """The variants that are there, as the end of an error."""
-    variants = [repr(variant) for variant in sorted(found) if variant]
+def _offered(present: Collection[str]) -> str:
+    """Which variants to choose from: the end of an error."""
+    variants = [repr(variant) for variant in sorted(present) if variant]
     if not variants:
         return "its weights have no variants, leave variant= out"
-    plain = ", or leave it out for the plain weights" if "" in found else ""
+    plain = ", or leave it out for the plain weights" if "" in present else ""
     return f"choose variant={' or '.join(variants)}{plain}"
 
 
 def _listed(names: Collection[str]) -> str:
-    first = sorted(names)[:SHOWN]
-    return ", ".join(first) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+    return ", ".join(shortened(sorted(names)))

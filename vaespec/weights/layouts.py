@@ -1,4 +1,4 @@
-"""The order of a kernel's axes in a file, told from its shape; names say nothing about it."""
+"""The layout of the kernels in a file, detected by their shapes, and conversion to and from the canonical one."""
 
 from __future__ import annotations
 
@@ -15,16 +15,21 @@ Shape = tuple[int, ...]
 LAYOUTS = (OIHW, OHWI, HWIO)
 
 
-def canonical_shape(shape: Shape, row: Parameter, layout: Layout) -> Shape:
-    """The shape of a stored tensor in canonical order: `row.shape` if it is that parameter.
+def oihw_shape(shape: Shape, layout: Layout) -> Shape:
+    """The shape of a kernel in this layout, in canonical order."""
+    return tuple(shape[axis] for axis in layout.permutation(len(shape), OIHW))
 
-    Linear maps may be stored as 1 × 1 convolutions, and those as linear maps.
+
+def canonical_shape(shape: Shape, row: Parameter, layout: Layout) -> Shape:
+    """The shape of a stored tensor in canonical order; equal to `row.shape` if the tensor can be that parameter.
+
+    Linear maps may be stored as 1 × 1 convolutions, and 1 × 1 convolutions as linear maps.
     """
     if row.is_counter and shape == (1,):
         return row.shape  # some writers have no 0-d arrays
     if row.role not in ("conv", "linear"):
         return shape
-    ordered = tuple(shape[axis] for axis in layout.permutation(len(shape), OIHW))
+    ordered = oihw_shape(shape, layout)
     return row.shape if _kernel(ordered) == _kernel(row.shape) else ordered
 
 
@@ -36,7 +41,7 @@ def to_canonical(a: np.ndarray, row: Parameter, layout: Layout) -> np.ndarray:
 
 
 def to_stored(a: np.ndarray, row: Parameter, layout: Layout, axes: int) -> np.ndarray:
-    """The inverse: a canonical kernel with 2 or 4 axes in the order of the layout; a view."""
+    """A canonical kernel with 2 or 4 axes in this layout: undoes `to_canonical`; a view."""
     if row.role not in ("conv", "linear"):
         return a
     kernel = a.reshape(_kernel(row.shape)[:axes])
@@ -49,17 +54,17 @@ def _kernel(shape: Shape) -> Shape:
 
 
 def detect(shapes: Iterable[tuple[str, Shape]], preferred: Layout) -> Layout:
-    """The layout that the 3 × 3 kernels of resnets have; `preferred` where their shapes allow several.
+    """The layout in which these kernels of resnets are 3 × 3; `preferred` if several layouts are possible.
 
-    Others mislead: a first convolution of 3 channels looks the same in two layouts, and a 1 × 1 one of kl-f4, which
-    has 3 channels, like a 3 × 3 one. WeightMapError where no layout has them all.
+    Other kernels mislead: a first convolution of 3 channels has one shape in two layouts, and a 1 × 1 one of kl-f4
+    with 3 channels looks like a 3 × 3 one. Raises WeightMapError if no layout explains all of them.
     """
     kernels = [(name, shape) for name, shape in shapes if len(shape) == 4]
     fit = [layout for layout in LAYOUTS if all(_is_3x3(shape, layout) for _, shape in kernels)]
     if not fit:
         examples = (next(((n, s) for n, s in kernels if _is_3x3(s, layout)), None) for layout in LAYOUTS)
-        told = ", ".join(f"{name} {shape}" for name, shape in filter(None, examples)) or f"{kernels[0]}"
-        raise WeightMapError(f"the convolutions are in no one layout ({told}): the file mixes several.")
+        shown = ", ".join(f"{name} {shape}" for name, shape in filter(None, examples)) or f"{kernels[0]}"
+        raise WeightMapError(f"the convolutions are not all in one layout ({shown}): the file mixes several.")
     return preferred if preferred in fit else fit[0]
 
 

@@ -1,21 +1,24 @@
-"""Where the VAE is in a file: under which prefix, in which dialect and layout, and which halves of it."""
+"""Finding the VAE in a file: its prefix, its dialect, the layout of its kernels, and which halves it has."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypedDict, Unpack
 
 from vaespec.errors import WeightMapError
-from vaespec.layouts import OIHW, Layout
-from vaespec.weights.containers import TensorFile
+from vaespec.layouts import Layout
+from vaespec.weights.containers import TensorFile, open_tensors
 from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, IGNORED, MLX, OTHER_MODELS, Dialect, known_dialect
-from vaespec.weights.layouts import Shape, detect
+from vaespec.weights.layouts import Shape, detect, oihw_shape
 
-MAX_INDEX = 32  # levels and resnets that are looked for
+MAX_INDEX = 32  # the most levels, and resnets of a level, that a file may have
 FIRST_LAYER = re.compile(r"(.*\.|)(?:encoder|decoder)\.conv_in\.")
 RESNET_KERNEL = re.compile(r"\.conv[12]\.(?:weight|kernel)$")
 
-# Names that tell dialects apart; {} is the half.
+# Names in which dialects differ; {} is the half.
 PROBES = (
     "{}.conv_in.weight",
     "{}.mid_block.resnets.0.norm1.weight",
@@ -28,11 +31,26 @@ PROBES = (
 BLOCKS = {"encoder": "encoder.down_blocks", "decoder": "decoder.up_blocks"}
 
 
-@dataclass(frozen=True)
-class Located:
-    """The VAE in a file, by canonical names. `halves` are "encoder" and "decoder", or one of them.
+class Reading(TypedDict, total=False):
+    """Options for a file that can be read in several ways.
 
-    `levels` is its number of resolutions, `ema` tells that the moving average is read instead of the weights.
+    `prefix` chooses one of several VAEs; `dialect` is needed if the names do not show it; `use_ema` reads the moving
+    average instead of the weights; `strict=False` leaves out tensors that are not the model's, with a warning;
+    `allow_nonfinite` accepts NaN and infinity.
+    """
+
+    prefix: str | None
+    dialect: str | None
+    use_ema: bool
+    strict: bool
+    allow_nonfinite: bool
+
+
+@dataclass(frozen=True)
+class VaeInFile:
+    """The VAE in a file, addressed by canonical names. `halves` are "encoder" and "decoder", or one of them.
+
+    `levels` is its number of resolutions; with `ema` the moving average is read instead of the weights.
     """
 
     file: TensorFile
@@ -44,7 +62,7 @@ class Located:
     ema: bool = False
 
     def stored(self, name: str) -> str:
-        """The name in the file; names of LDM's moving averages have no dots."""
+        """The name in the file; LDM removes the dots from the names of moving averages."""
         stored = self.dialect.stored(name, self.levels)
         return self.prefix + (f"model_ema.{stored.replace('.', '')}" if self.ema else stored)
 
@@ -53,71 +71,83 @@ class Located:
         return self.stored(name) in self.file
 
     def has_module(self, name: str) -> bool:
-        """Whether the file has the weight or the bias of this module: what has lost one of them is still there."""
+        """Whether the file has the weight or the bias of this module; a module that lost one of them still counts."""
         return self.has(f"{name}.weight") or self.has(f"{name}.bias")
 
     def kernel(self, name: str) -> Shape:
-        """The shape of a kernel with its axes in canonical order: the outputs, then the inputs."""
+        """The shape of a kernel in OIHW or OI. Raises WeightMapError if there is none."""
         if not self.has(name):
             raise WeightMapError(f"{self.file.path} has no {self.stored(name)}, which every AutoencoderKL has.")
         shape = self.file.shape(self.stored(name))
         if len(shape) < 2 or 0 in shape:
-            raise WeightMapError(f"{self.file.path}: {self.stored(name)} is {shape}, which is no kernel.")
-        return tuple(shape[axis] for axis in self.layout.permutation(len(shape), OIHW))
+            raise WeightMapError(f"{self.file.path}: {self.stored(name)} has the shape {shape}, which is no kernel's.")
+        return oihw_shape(shape, self.layout)
 
     def count(self, template: str) -> int:
-        """How many indices, from 0, the file has in this canonical module name; WeightMapError if there is a gap."""
+        """How many modules of this name the file has, for indices from 0. Raises WeightMapError if there is a gap."""
         return _count([(self, template.format(i)) for i in range(MAX_INDEX)])
 
     def ignored(self) -> list[str]:
-        """The names below the prefix that say nothing about the model: a loss, a moving average."""
+        """The names under the prefix that training left: a loss, a moving average."""
         harmless = tuple(self.prefix + name for name in IGNORED)
         return [key for key in self.file if key.startswith(harmless)]
 
+    def unread(self, read: Collection[str]) -> tuple[list[str], list[str]]:
+        """The file's names that are not in `read`: those under the prefix, and the rest of a full checkpoint."""
+        rest = [key for key in self.file if key not in read]
+        own = [key for key in rest if key.startswith(self.prefix)]
+        return own, [key for key in rest if not key.startswith(self.prefix)]
 
-def locate(
-    file: TensorFile, *, prefix: str | None = None, dialect: str | None = None, use_ema: bool = False
-) -> Located:
-    """Find prefix, dialect, halves and levels by names, and the layout by shapes. Nothing is read.
 
-    Raises WeightMapError where there is no VAE, or more than one, or another kind of autoencoder.
+def open_vae(path: Path, **options: Unpack[Reading]) -> VaeInFile:
+    """Open a file and locate the VAE in it. Raises WeightFileError if the file cannot be read, and as `locate`."""
+    prefix, dialect, use_ema = options.get("prefix"), options.get("dialect"), options.get("use_ema", False)
+    return locate(open_tensors(path), prefix, dialect, use_ema)
+
+
+def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = None, use_ema: bool = False) -> VaeInFile:
+    """Find prefix, dialect, halves and levels by names, and the layout by shapes. Reads no tensor.
+
+    Raises WeightMapError if there is no VAE, more than one, or another kind of autoencoder.
     """
     prefix = _prefix(file, prefix)
     _refuse_other_models(file, prefix)
     halves = tuple(half for half in BLOCKS if any(key.startswith(f"{prefix}{half}.") for key in file))
     own = tuple(f"{prefix}{half}." for half in halves)
     kernels = [(key, file.shape(key)) for key in file if key.startswith(own) and RESNET_KERNEL.search(key)]
-    spoken = _dialect(file, prefix, halves, kernels) if dialect is None else known_dialect(dialect)
-    here = Located(file, prefix, spoken, detect(kernels, spoken.layout), halves)
-    here = replace(here, levels=_levels(here))
+    names = _dialect(file, prefix, halves, kernels) if dialect is None else known_dialect(dialect)
+    vae = VaeInFile(file, prefix, names, detect(kernels, names.layout), halves)
+    vae = replace(vae, levels=_levels(vae))
     if not use_ema:
-        return here
-    average = replace(here, ema=True)
+        return vae
+    average = replace(vae, ema=True)
     first = f"{halves[0]}.conv_in.weight"
     if not average.has(first):
-        raise WeightMapError(f"{file.path} has no EMA copy of the VAE: no {average.stored(first)}.")
+        raise WeightMapError(f"{file.path} has no EMA copy of the VAE (no {average.stored(first)}): leave use_ema out.")
     return average
 
 
-def _prefix(file: TensorFile, asked: str | None) -> str:
+def _prefix(file: TensorFile, request: str | None) -> str:
     """The text before encoder.conv_in and decoder.conv_in, whatever it is."""
-    found = sorted({match[1] for key in file if (match := FIRST_LAYER.match(key))})
-    if not found:
+    prefixes = sorted({match[1] for key in file if (match := FIRST_LAYER.match(key))})
+    if not prefixes:
         _refuse_other_models(file, "")
         names = ", ".join(sorted(file)[:3])
         raise WeightMapError(
-            f"no VAE in {file.path}: none of its {len(file)} names ({names}, ...) has encoder.conv_in or "
-            "decoder.conv_in in it."
+            f"no VAE in {file.path}: none of its {len(file)} names ({names}, ...) contains encoder.conv_in or "
+            "decoder.conv_in."
         )
-    if asked is None and len(found) > 1:
-        raise WeightMapError(f"{len(found)} VAEs in {file.path}, under the prefixes {found}: give prefix= to choose.")
-    if asked is not None and asked not in found:
-        raise WeightMapError(f"no VAE under the prefix {asked!r} in {file.path}: choose from {found}.")
-    return found[0] if asked is None else asked
+    if request is None and len(prefixes) > 1:
+        raise WeightMapError(
+            f"{len(prefixes)} VAEs in {file.path}, under the prefixes {prefixes}: give prefix= to choose."
+        )
+    if request is not None and request not in prefixes:
+        raise WeightMapError(f"no VAE under the prefix {request!r} in {file.path}: choose from {prefixes}.")
+    return prefixes[0] if request is None else request
 
 
 def _dialect(file: TensorFile, prefix: str, halves: tuple[str, ...], kernels: list[tuple[str, Shape]]) -> Dialect:
-    """The dialect with most of the probed names in the file; among equals one of this layout, then the first."""
+    """The dialect with the most probed names in the file; among equals one of the file's layout, then the first."""
     probes = {probe.format(half) for probe in PROBES for half in halves}
 
     def fit(dialect: Dialect) -> tuple[int, bool]:
@@ -131,31 +161,34 @@ def _dialect(file: TensorFile, prefix: str, halves: tuple[str, ...], kernels: li
 
 
 def _flipped(file: TensorFile, prefix: str) -> Dialect:
-    """DiffusionKit's names are those of mlx-examples, its levels in the other order: the decoder narrows on its way."""
+    """DiffusionKit or mlx: both use the same names, but count levels in opposite orders. A decoder gets narrower."""
     names = [f"{prefix}decoder.up_blocks.{i}.resnets.0.conv1.bias" for i in range(MAX_INDEX)]
     widths = [file.shape(name) for name in names if name in file]
     if len(set(widths)) == 1 < len(widths):
         raise WeightMapError(
-            f"{file.path} does not show whether its decoder's levels are in the order of mlx or of diffusionkit, all "
-            "being of one width: give dialect=."
+            f"{file.path} does not show whether its decoder's levels are in the order of mlx or of diffusionkit, since "
+            "all have one width: give dialect=."
         )
     return DIFFUSIONKIT if widths and widths[0] < widths[-1] else MLX
 
 
-def _levels(here: Located) -> int:
-    """Of the first half that is there. Level i of 2 i + 1 is i from either end: dialects differ in where they begin."""
-    block = BLOCKS[here.halves[0]]
-    return max(1, _count([(replace(here, levels=2 * i + 1), f"{block}.{i}.resnets.0.norm1") for i in range(MAX_INDEX)]))
+def _levels(vae: VaeInFile) -> int:
+    """The number of resolutions, counted in one half.
+
+    Dialects count levels from different ends; level i of 2 i + 1 is i from either end.
+    """
+    block = BLOCKS[vae.halves[0]]
+    return max(1, _count([(replace(vae, levels=2 * i + 1), f"{block}.{i}.resnets.0.norm1") for i in range(MAX_INDEX)]))
 
 
-def _count(modules: list[tuple[Located, str]]) -> int:
-    """How many of these are there, one after the other."""
-    there = [here.has_module(name) for here, name in modules]
-    if not all(there[: sum(there)]):
-        names = [here.stored(f"{name}.weight") for here, name in modules]
-        missing, last = names[there.index(False)], names[len(there) - 1 - there[::-1].index(True)]
+def _count(modules: list[tuple[VaeInFile, str]]) -> int:
+    """How many of these modules the file has. Raises WeightMapError unless they are the first ones."""
+    present = [vae.has_module(name) for vae, name in modules]
+    if not all(present[: sum(present)]):
+        names = [vae.stored(f"{name}.weight") for vae, name in modules]
+        missing, last = names[present.index(False)], names[len(present) - 1 - present[::-1].index(True)]
         raise WeightMapError(f"{modules[0][0].file.path} has no {missing}, but {last}: it is incomplete.")
-    return sum(there)
+    return sum(present)
 
 
 def _refuse_other_models(file: TensorFile, prefix: str) -> None:
@@ -165,4 +198,6 @@ def _refuse_other_models(file: TensorFile, prefix: str) -> None:
             if marker in key:
                 raise WeightMapError(f"{file.path} is not an AutoencoderKL but {model}.")
         if len(file.shape(key)) == 5:
-            raise WeightMapError(f"{file.path} is not an AutoencoderKL but a video VAE: {key} is {file.shape(key)}.")
+            raise WeightMapError(
+                f"{file.path} is not an AutoencoderKL but a video VAE: {key} has the shape {file.shape(key)}."
+            )

@@ -1,4 +1,4 @@
-"""Writing weights: the inverse of reading, through the same tables. Files appear whole or not at all."""
+"""Writing weights: the inverse of reading, by the same tables. A file appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -15,32 +15,30 @@ from vaespec.dtypes import storage_dtype
 from vaespec.errors import InputError, NonFiniteError, WeightFileError
 from vaespec.files import written_whole
 from vaespec.parameter import Parameter
-from vaespec.weights.containers import quantise, write_msgpack, write_safetensors
-from vaespec.weights.containers.quantised import GROUP
+from vaespec.weights.config_from_weights import CONFIG_KEY
+from vaespec.weights.containers import CONTAINERS, quantize, write_safetensors
+from vaespec.weights.containers.quantized import GROUP
 from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect, known_dialect
 from vaespec.weights.layouts import to_stored
-from vaespec.weights.load import CONFIG_KEY
 
 METADATA = {"format": "pt"}  # as diffusers writes it
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # in a folder
-SUFFIX = {"safetensors": ".safetensors", "msgpack": ".msgpack"}
-"""What a file of each container is called."""
 
 
 def save_folder(
     folder: Path, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], dtype: str | None = None
 ) -> None:
-    """config.json and diffusion_pytorch_model.safetensors, as diffusers' from_pretrained reads them.
+    """Write config.json and diffusion_pytorch_model.safetensors, for diffusers' from_pretrained.
 
-    Neither takes its place before both are written. WeightFileError for a folder that has an index of shards: diffusers
-    would go on reading those.
+    Neither file appears before both are written. Raises WeightFileError for a folder with an index of shards, which
+    diffusers would read instead.
     """
     tensors = _stored(config, weights, DIFFUSERS, "", dtype)
     if folder.is_file():
         raise WeightFileError(f"{folder} is a file: give a folder to write config.json and the weights to.")
     if (index := folder / f"{WEIGHTS}.index.json").exists():
-        raise WeightFileError(f"{index} is there, whose shards diffusers would read instead: name another folder.")
-    with _told(folder):
+        raise WeightFileError(f"{index} exists, and diffusers would read its shards instead: name another folder.")
+    with _write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with (
             written_whole(folder / WEIGHTS) as weights_part,
@@ -60,29 +58,27 @@ def save_file(
     dtype: str | None = None,
     bits: int | None = None,
 ) -> None:
-    """One file in a dialect's names, layout and container: Flax's is a .msgpack, the others' a .safetensors.
+    """Write one file in a dialect's names, layout and container: Flax's is a .msgpack, the others' a .safetensors.
 
-    A .safetensors has the config in its metadata, for what weights do not show. With `bits` (4 or 8), the linear maps
-    are quantised as MLX does, for mflux.
+    A .safetensors has the config in its metadata, since weights do not show all of it. `bits` (4 or 8) quantizes the
+    linear maps as MLX does, for mflux.
 
-    InputError for an unknown dialect or another suffix, NonFiniteError for a tensor that does not fit the dtype.
+    Raises InputError for an unknown dialect or another suffix, NonFiniteError for a tensor that overflows the dtype.
     """
-    written = known_dialect(dialect)
-    if path.suffix != (suffix := SUFFIX[written.container]):
-        raise InputError(f"{path}: a file in the names of {dialect} is a {suffix}; name it so.")
-    tensors = _stored(config, weights, written, prefix, dtype)
+    names = known_dialect(dialect)
+    if path.suffix != names.suffix:
+        raise InputError(f"{path}: a file in the names of {dialect} is a {names.suffix}; name it so.")
+    tensors = _stored(config, weights, names, prefix, dtype)
     if bits is not None:
-        tensors = _quantised(tensors, written, bits)
-    with _told(path), written_whole(path) as part:
-        if written.container == "msgpack":
-            write_msgpack(part, tensors)
-        else:
-            write_safetensors(part, tensors, METADATA | {CONFIG_KEY: json.dumps(config.to_dict())})
+        tensors = _quantized(tensors, names, bits)
+    write = next(row.write for row in CONTAINERS if row.write and names.suffix in row.suffixes)
+    with _write_errors(path), written_whole(path) as part:
+        write(part, tensors, METADATA | {CONFIG_KEY: json.dumps(config.to_dict())})
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """What the system says against writing, as WeightFileError."""
+def _write_errors(path: Path) -> Iterator[None]:
+    """Raises the system's errors as WeightFileError."""
     try:
         yield
     except OSError as error:
@@ -100,23 +96,23 @@ def _stored(
     }
 
 
-def _quantised(tensors: dict[str, np.ndarray], dialect: Dialect, bits: int) -> dict[str, np.ndarray]:
-    """With words, scales and biases for each linear map: these are the only weights of two axes."""
-    if bits not in (4, 8) or not dialect.quantisable:
-        able = ", ".join(name for name, known in DIALECTS.items() if known.quantisable)
-        raise InputError(f"bits={bits} in the dialect {dialect.name}: expected 4 or 8, in {able}.")
-    changed = dict(tensors)
+def _quantized(tensors: dict[str, np.ndarray], dialect: Dialect, bits: int) -> dict[str, np.ndarray]:
+    """The tensors with each linear map as words, scales and biases; no other weight has two axes."""
+    if bits not in (4, 8) or not dialect.quantizable:
+        possible = ", ".join(name for name, known in DIALECTS.items() if known.quantizable)
+        raise InputError(f"bits={bits} in the dialect {dialect.name}: expected 4 or 8, in {possible}.")
+    quantized = dict(tensors)
     for name, a in tensors.items():
         if a.ndim == 2:
             if a.shape[1] % GROUP:
-                raise InputError(f"{name} has {a.shape[1]} inputs: MLX quantises {GROUP} at a time; leave out bits=.")
+                raise InputError(f"{name} has {a.shape[1]} inputs: MLX quantizes {GROUP} at a time; leave out bits=.")
             layer = name.removesuffix(".weight")
-            changed[name], changed[f"{layer}.scales"], changed[f"{layer}.biases"] = quantise(a, bits)
-    return changed
+            quantized[name], quantized[f"{layer}.scales"], quantized[f"{layer}.biases"] = quantize(a, bits)
+    return quantized
 
 
 def _as_stored(a: np.ndarray, name: str, row: Parameter, dialect: Dialect, dtype: str | None) -> np.ndarray:
-    """Contiguous, in the dtype asked for, in the dialect's shape."""
+    """A tensor in the requested dtype and the dialect's shape, contiguous."""
     if row.is_counter:
         return a.astype(np.int64)
     if dtype is not None:

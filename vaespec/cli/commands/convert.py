@@ -15,11 +15,10 @@ from vaespec.cli.console import print_facts, print_json, progress
 from vaespec.cli.loading import require_scale
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
-from vaespec.weights import inspect
+from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect, known_dialect
 from vaespec.weights.folders import CONFIG, FolderFiles
-from vaespec.weights.load import CanonicalWeights
-from vaespec.weights.save import SUFFIX, WEIGHTS
+from vaespec.weights.save import WEIGHTS
 
 TARGET = "The file to write; with --to diffusers also a folder, for from_pretrained."
 Target = Annotated[Path, typer.Argument(metavar="TARGET", help=TARGET)]
@@ -58,7 +57,7 @@ def convert(
     if not folder:
         _require_name(target, dialect)
     with progress(f"converting {source}"):
-        config, arrays = weights.load(path, family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
+        config, arrays = weights.load_weights(path, family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
         _require_free(target, (path, *_files(arrays)), folder, force)
         if folder:
             _require_whole(source, config, arrays)
@@ -72,7 +71,7 @@ def convert(
 
 def _report(document: dict[str, Any], arrays: CanonicalWeights, config: AutoencoderConfig, as_json: bool) -> None:
     """Prints what was written, and which tensors of the source were not."""
-    ignored, others = inspect.left_aside(arrays.here, set(map(arrays.here.stored, arrays)))
+    ignored, others = arrays.vae.unread(set(map(arrays.vae.stored, arrays)))
     if as_json:
         print_json({**document, "ignored": ignored, "others": len(others), "config": config.to_dict()})
         return
@@ -85,13 +84,13 @@ def _report(document: dict[str, Any], arrays: CanonicalWeights, config: Autoenco
 
 def _files(arrays: CanonicalWeights) -> tuple[Path, ...]:
     """The files that the weights are read from."""
-    files = FolderFiles(arrays.here.file.path, None, None)
+    files = FolderFiles(arrays.vae.file.path, None, None)
     return *files.first, *files.shards()
 
 
 def _require_name(target: Path, dialect: Dialect) -> None:
     """Raises InputError unless the target has the suffix of the dialect's files."""
-    suffix = SUFFIX[dialect.container]
+    suffix = dialect.suffix
     if target.is_dir():
         raise InputError(f"cannot write {target}: it is a folder; name a {suffix} file for the dialect {dialect.name}.")
     if target.suffix != suffix:

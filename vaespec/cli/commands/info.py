@@ -19,7 +19,7 @@ from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.reference import ReferenceOps
 from vaespec.registry import choose_backend, make_ops
-from vaespec.weights.inspect import Inspection, inspect
+from vaespec.weights.inspect import Inspection, inspect_weights
 
 MAX_PROBLEMS = 20  # problems that are printed; --json has them all
 MAX_VALUE = 40  # characters of a metadata value that is printed
@@ -50,7 +50,7 @@ def info(
     """
     image, path = _parse(size), autoencoder.locate(source)
     with progress(f"inspecting {source}"):
-        inspection = inspect(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
+        inspection = inspect_weights(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
     costs: dict[str, Cost] = {}
     plans: Plans = {}
     if config := inspection.config:

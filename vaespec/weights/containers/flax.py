@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import msgpack
 import numpy as np
 
+from vaespec.weights.containers.container import Container
 from vaespec.weights.containers.tensor_file import Stored, StoredTensors, damaged, opened
 
 KIND = "Flax msgpack"
@@ -18,13 +19,13 @@ CHUNKED = "__msgpack_chunked_array__"
 CHUNK = 2**30  # bytes; flax writes larger arrays in pieces of this
 MAX_DEPTH, MAX_NAME, MAX_ITEMS = 64, 1 << 12, 1 << 20
 
-# First byte of an object -> bytes of its length that follow; fixed lengths are in EXT_OF.
+# First byte of an object -> how many bytes of length follow; EXT_OF has the objects of fixed length.
 EXT, BIN = {0xC7: 1, 0xC8: 2, 0xC9: 4}, {0xC4: 1, 0xC5: 2, 0xC6: 4}
 EXT_OF = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
 
 def begins_msgpack(start: bytes) -> bool:
-    """Whether a file's first bytes are those of a map and of a key of text."""
+    """Whether a file begins with a map whose first key is text."""
     if not (0x81 <= (first := start[0] if start else 0) <= 0x8F or first in (0xDE, 0xDF)):
         return False
     key = start[{0xDE: 3, 0xDF: 5}.get(first, 1) :][:1]
@@ -32,7 +33,7 @@ def begins_msgpack(start: bytes) -> bool:
 
 
 def open_msgpack(path: Path) -> StoredTensors:
-    """Walk the maps, stepping over the arrays. Names are joined by dots; what is no array is left out."""
+    """Read the maps and skip the arrays' data. Names are joined by dots; values that are no arrays are left out."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         try:
@@ -45,8 +46,11 @@ def open_msgpack(path: Path) -> StoredTensors:
     return StoredTensors(path, KIND, rows)
 
 
-def write_msgpack(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
-    """Write names with dots as nested maps, as flax.serialization does. OSError where the system does not let it."""
+def write_msgpack(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
+    """Write names with dots as nested maps, as flax.serialization does; the format has no place for metadata.
+
+    Raises OSError if the system refuses.
+    """
     tree: dict[str, Any] = {}
     for name, array in tensors.items():
         *parents, leaf = name.split(".")
@@ -60,7 +64,7 @@ def write_msgpack(path: Path, tensors: Mapping[str, np.ndarray]) -> None:
 
 
 def _write(file: BinaryIO, packer: msgpack.Packer, value: Any) -> None:
-    """One map or array after the other, so that no more than one array is copied at a time."""
+    """Writes maps and arrays one by one, so that only one array is copied at a time."""
     if isinstance(value, dict):
         file.write(packer.pack_map_header(len(value)))
         for key, inner in value.items():
@@ -83,7 +87,7 @@ def _numbered(items: Any) -> Iterator[tuple[str, Any]]:
 
 
 class _Walk:
-    """Reads the objects of an open file; every method takes where to begin, and tells where it ended as well."""
+    """Reads the objects of an open file. Every method takes the position to begin at and returns the end, too."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size, self._items = file, size, 0
@@ -106,12 +110,12 @@ class _Walk:
         for _ in range(count):
             key, at = self._small(at, "unpack")
             if not isinstance(key, str) or key in table:
-                raise ValueError(f"the key {key!r} is not text, or there twice")
+                raise ValueError(f"the key {key!r} is not text, or is repeated")
             table[key], at = self.value(at, depth + 1)
         return table, at
 
     def _extension(self, at: int, first: int) -> tuple[Stored | None, int]:
-        """shape, dtype and bytes, in an object of a length told before them."""
+        """One array: an object with its length, then shape, dtype and bytes. None for an extension of another type."""
         width = EXT.get(first, 0)
         length = int.from_bytes(self._bytes(at + 1, width), "big") if width else EXT_OF[first]
         code, at = self._bytes(at + 1 + width, 1)[0], at + 2 + width
@@ -124,17 +128,17 @@ class _Walk:
         width = BIN.get(self._bytes(at, 1)[0], 0)
         count, at = int.from_bytes(self._bytes(at + 1, width), "big"), at + 1 + width
         if fields != 3 or not width or at + count != end or end > self._size or not isinstance(shape, list):
-            raise ValueError(f"the array at byte {at:,} of {self._size:,} is not a whole one")
+            raise ValueError(f"the array at byte {at:,} of {self._size:,} is not complete")
         return Stored(str(dtype), tuple(shape), ((at, count),)), end
 
-    def _small(self, at: int, what: str) -> tuple[Any, int]:
-        """What msgpack's own reader makes of a few bytes; ValueError if more than MAX_NAME would be needed."""
+    def _small(self, at: int, method: str) -> tuple[Any, int]:
+        """Reads a small object with msgpack's own reader. Raises ValueError if it needs more than MAX_NAME bytes."""
         unpacker = msgpack.Unpacker(max_buffer_size=MAX_NAME, strict_map_key=True)
         unpacker.feed(self._bytes(at, min(MAX_NAME, self._size - at)))
         try:
-            value = getattr(unpacker, what)()
+            value = getattr(unpacker, method)()
         except msgpack.OutOfData:
-            raise ValueError(f"it ends, or holds what is no array, at byte {at:,} of {self._size:,}") from None
+            raise ValueError(f"it ends, or has an unknown object, at byte {at:,} of {self._size:,}") from None
         return value, at + unpacker.tell()
 
     def _bytes(self, at: int, count: int) -> bytes:
@@ -146,7 +150,7 @@ class _Walk:
 
 
 def _leaves(node: Any, name: str) -> Iterator[tuple[str, Stored]]:
-    """The arrays under a node, with their names; pieces are put together."""
+    """Yields the arrays under a node with their names; an array in pieces is joined."""
     if isinstance(node, Stored):
         yield name, node
     elif isinstance(node, dict) and CHUNKED in node:
@@ -157,7 +161,7 @@ def _leaves(node: Any, name: str) -> Iterator[tuple[str, Stored]]:
 
 
 def _whole(node: Mapping[str, Any], name: str) -> Stored:
-    """The array of which this is the shape and the pieces."""
+    """Joins an array that was written in pieces."""
     shape, chunks = node.get("shape"), node.get("chunks")
     if not isinstance(shape, dict) or not isinstance(chunks, dict) or not chunks:
         raise ValueError(f"tensor {name} is in pieces, but has no shape or no pieces")
@@ -167,3 +171,6 @@ def _whole(node: Mapping[str, Any], name: str) -> Stored:
         raise ValueError(f"tensor {name} lacks a piece, or its pieces differ in dtype")
     sizes: Any = tuple(shape.get(str(i)) for i in range(len(shape)))
     return Stored(pieces[0].dtype, sizes, tuple(run for piece in pieces for run in piece.runs))
+
+
+MSGPACK = Container(KIND, begins_msgpack, open_msgpack, (".msgpack",), write_msgpack)

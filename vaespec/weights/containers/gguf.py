@@ -1,4 +1,4 @@
-"""GGUF: counts, key-value pairs, a table of tensors, and their data, plain or in quantised blocks."""
+"""GGUF: counts, key-value pairs, a table of tensors, and their data, plain or in quantized blocks."""
 
 from __future__ import annotations
 
@@ -11,16 +11,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from vaespec.dtypes import numpy_dtype
 from vaespec.errors import WeightFileError
-from vaespec.weights.containers.tensor_file import (
-    MAX_RANK,
-    Stored,
-    StoredTensors,
-    TensorFile,
-    damaged,
-    numpy_dtype,
-    opened,
-)
+from vaespec.weights.containers.container import Container
+from vaespec.weights.containers.tensor_file import MAX_RANK, Stored, StoredTensors, TensorFile, damaged, opened
 
 Shape = tuple[int, ...]
 
@@ -29,11 +23,11 @@ VERSIONS = (2, 3)
 MAX_COUNT, MAX_STRING, MAX_ARRAY = 1 << 16, 1 << 16, 1 << 20
 ALIGNMENT = "general.alignment"
 
-# The types of values, by GGUF's numbers: struct's letters. 8 is text, 9 an array.
+# GGUF's numbers for the types of values -> the letters of struct. 8 is text, 9 an array.
 VALUES = dict(enumerate("BbHhIifB")) | {10: "Q", 11: "q", 12: "d"}
 TEXT, ARRAY = 8, 9
 
-# The types of tensors that are stored plainly, by ggml's numbers.
+# ggml's numbers for the types of tensors that are not quantized.
 PLAIN = {
     0: "float32",
     1: "float16",
@@ -47,30 +41,30 @@ PLAIN = {
 
 
 class Blocks(TensorFile):
-    """`file`, whose `quantised` tensors (name -> ggml's type and shape) are bytes in it, as float32."""
+    """A file with quantized tensors, read as float32. `file` has their bytes; `quantized`: name -> type and shape."""
 
-    def __init__(self, file: StoredTensors, quantised: dict[str, tuple[int, Shape]]) -> None:
+    def __init__(self, file: StoredTensors, quantized: dict[str, tuple[int, Shape]]) -> None:
         self.path, self.kind, self.metadata = file.path, file.kind, file.metadata
-        self._file, self._quantised = file, quantised
+        self._file, self._quantized = file, quantized
 
     def shape(self, name: str) -> Shape:
         """From the header."""
-        return self._quantised[name][1] if name in self._quantised else self._file.shape(name)
+        return self._quantized[name][1] if name in self._quantized else self._file.shape(name)
 
     def dtype(self, name: str) -> str:
         """From the header."""
-        return "float32" if name in self._quantised else self._file.dtype(name)
+        return "float32" if name in self._quantized else self._file.dtype(name)
 
     def __getitem__(self, name: str) -> np.ndarray:
         stored = self._file[name]
-        if name not in self._quantised:
+        if name not in self._quantized:
             return stored
-        gguf, (kind, shape) = _gguf(self.path), self._quantised[name]
+        gguf, (kind, shape) = _gguf(self.path), self._quantized[name]
         try:
-            with np.errstate(all="ignore"):  # what is not finite is for others to judge
+            with np.errstate(all="ignore"):  # NaN and infinity are reported by the reader of the weights
                 array: np.ndarray = gguf.quants.dequantize(stored, gguf.GGMLQuantizationType(kind))
         except (NotImplementedError, ValueError) as error:
-            raise WeightFileError(f"{self.path}: tensor {name} cannot be dequantised ({error}).") from None
+            raise WeightFileError(f"{self.path}: tensor {name} cannot be dequantized ({error}).") from None
         return array.reshape(shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -81,7 +75,7 @@ class Blocks(TensorFile):
 
 
 def open_gguf(path: Path) -> TensorFile:
-    """Read the header; shapes come in PyTorch's order. WeightFileError if it is damaged, or needs the gguf package."""
+    """Read the header; shapes are in PyTorch's order. Raises WeightFileError for a damaged file, or without gguf."""
     with opened(path) as file:
         cursor = _Cursor(file, os.fstat(file.fileno()).st_size)
         try:
@@ -92,12 +86,12 @@ def open_gguf(path: Path) -> TensorFile:
             raise damaged(path, KIND, error) from None
     metadata = {key: value for key, value in values.items() if isinstance(value, str)}
     stored = StoredTensors(path, KIND, rows, metadata)
-    quantised = {name: (kind, shape) for name, (shape, kind, _) in table.items() if kind not in PLAIN}
-    return Blocks(stored, quantised) if quantised else stored
+    quantized = {name: (kind, shape) for name, (shape, kind, _) in table.items() if kind not in PLAIN}
+    return Blocks(stored, quantized) if quantized else stored
 
 
 class _Cursor:
-    """Reads little-endian values one after the other; ValueError at the end of the file."""
+    """Reads little-endian values in sequence. Raises ValueError at the end of the file."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self.size = file, size
@@ -115,10 +109,10 @@ class _Cursor:
     def number(self, letter: str) -> Any:
         return struct.unpack(f"<{letter}", self.take(struct.calcsize(f"<{letter}")))[0]
 
-    def count(self, most: int, what: str) -> int:
+    def count(self, limit: int, items: str) -> int:
         count: int = self.number("Q")
-        if count > most:
-            raise ValueError(f"it has {count:,} {what}, at most {most:,} may be")
+        if count > limit:
+            raise ValueError(f"it has {count:,} {items}, the limit is {limit:,}")
         return count
 
     def text(self) -> str:
@@ -126,15 +120,15 @@ class _Cursor:
 
 
 def _header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, tuple[Shape, int, int]]]:
-    """The key-value pairs, and the table: name -> shape, type, where its data begin."""
+    """The key-value pairs, and the table: name -> shape, type, first byte of its data."""
     cursor.take(len(KIND))
     if (version := cursor.number("I")) not in VERSIONS:
-        raise ValueError(f"it is of version {version}, versions {VERSIONS} in little-endian order are read")
+        raise ValueError(f"it has version {version}, only versions {VERSIONS} in little-endian order can be read")
     tensors, pairs = cursor.count(MAX_COUNT, "tensors"), cursor.count(MAX_COUNT, "key-value pairs")
     values = {cursor.text(): _value(cursor, cursor.number("I")) for _ in range(pairs)}
     table = {cursor.text(): _entry(cursor) for _ in range(tensors)}
     if len(table) != tensors:
-        raise ValueError("it has a tensor twice")
+        raise ValueError("it has two tensors of one name")
     alignment = values.get(ALIGNMENT, 32)
     if type(alignment) is not int or not 0 < alignment <= 1 << 16:
         raise ValueError(f"{ALIGNMENT} is {alignment!r}")
@@ -143,7 +137,7 @@ def _header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, tuple[Shape, int
 
 
 def _value(cursor: _Cursor, kind: int) -> Any:
-    """One value; arrays, which say nothing about a VAE, are stepped over and come as None."""
+    """One value; None for an array, which is skipped."""
     if kind in VALUES:
         return cursor.number(VALUES[kind])
     if kind == TEXT:
@@ -169,7 +163,7 @@ def _entry(cursor: _Cursor) -> tuple[Shape, int, int]:
 
 
 def _stored(path: Path, shape: Shape, kind: int, first: int) -> Stored:
-    """A tensor as it lies in the file; of a quantised one, rows of bytes."""
+    """A tensor as the file stores it; a quantized one is rows of bytes."""
     if kind in PLAIN:
         dtype = PLAIN[kind]
         return Stored(dtype, shape, ((first, prod(shape) * numpy_dtype(dtype).itemsize),))
@@ -184,23 +178,30 @@ def _stored(path: Path, shape: Shape, kind: int, first: int) -> Stored:
 
 
 def _require_apart(rows: dict[str, Stored], cursor: _Cursor) -> None:
-    """ValueError unless the tensors are all inside the file, none inside another or the header."""
+    """Raises ValueError if tensors overlap, or one is not between the header and the end of the file."""
     end = cursor.position
     for (first, count), name in sorted((row.runs[0], name) for name, row in rows.items()):
         if first < end:
-            raise ValueError(f"tensor {name} begins at byte {first:,}, what comes before it ends at {end:,}")
+            raise ValueError(f"tensor {name} begins at byte {first:,}, before the end of the previous one at {end:,}")
         if (end := first + count) > cursor.size:
             raise ValueError(f"it has {cursor.size:,} bytes, but tensor {name} ends at {end:,}")
 
 
 def _gguf(path: Path) -> Any:
-    """The package that knows ggml's blocks."""
+    """The package gguf, which dequantizes blocks."""
     try:
         import gguf
         import gguf.quants
     except ImportError:
         raise WeightFileError(
-            f'{path} is a GGUF file of quantised weights, and reading them needs gguf: pip install "vaespec[gguf]", '
-            "or take the file they were made from."
+            f'{path} is a GGUF file of quantized weights, and reading them needs gguf: pip install "vaespec[gguf]", '
+            "or take the original file."
         ) from None
     return gguf
+
+
+def _begins(start: bytes) -> bool:
+    return start.startswith(b"GGUF")
+
+
+GGUF = Container(KIND, _begins, open_gguf, (".gguf",))

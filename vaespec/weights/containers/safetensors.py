@@ -1,4 +1,4 @@
-"""safetensors: eight bytes of length, a JSON table, and the tensors, which must tile the rest of the file."""
+"""safetensors: eight bytes of length, a JSON table, and the tensors, which must fill the rest of the file."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from vaespec.errors import WeightFileError
+from vaespec.weights.containers.container import Container
 from vaespec.weights.containers.tensor_file import Stored, StoredTensors, damaged, opened
 
 KIND = "safetensors"
@@ -40,7 +41,7 @@ DTYPES = {
 
 
 def write_safetensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file. OSError where the system does not let it."""
+    """Write a safetensors file. Raises OSError if the system refuses."""
     from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
@@ -56,12 +57,12 @@ def begins_safetensors(start: bytes) -> bool:
 
 
 def open_safetensors(path: Path) -> StoredTensors:
-    """Read the header, which must account for every byte of the file. WeightFileError says what is wrong with it."""
+    """Read the header, which must account for every byte of the file. Raises WeightFileError if it does not."""
     with opened(path) as file:
         size = os.fstat(file.fileno()).st_size
         data = 8 + int.from_bytes(file.read(8), "little")
         if data > HEADER_LIMIT:
-            raise damaged(path, KIND, f"its header would have {data:,} bytes, at most {HEADER_LIMIT:,} may be")
+            raise damaged(path, KIND, f"its header would have {data:,} bytes, the limit is {HEADER_LIMIT:,}")
         if size < data:
             raise WeightFileError(f"{path} ends inside its header, at {size} bytes: the download is incomplete.")
         header = file.read(data - 8)
@@ -76,7 +77,7 @@ def open_safetensors(path: Path) -> StoredTensors:
 
 
 def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict; ValueError if a key is there twice, since readers differ in which one they take."""
+    """A JSON object as a dict. Raises ValueError for a repeated key, since readers differ in which one they take."""
     table = dict(pairs)
     if len(table) != len(pairs):
         ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
@@ -85,7 +86,7 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _strings(metadata: Any) -> dict[str, str]:
-    """The metadata; null, which MLX writes where it has none, is empty."""
+    """The metadata; MLX writes null if it has none."""
     if metadata is None:
         return {}
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -94,14 +95,14 @@ def _strings(metadata: Any) -> dict[str, str]:
 
 
 def _row(name: str, fields: Any, data: int) -> Stored:
-    """One entry of the table. `data` is where offsets are counted from."""
+    """One entry of the table. Offsets are counted from the byte `data`."""
     if not isinstance(fields, dict) or fields.keys() != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"tensor {name} has other fields than dtype, shape and data_offsets")
     dtype, shape, offsets = fields["dtype"], fields["shape"], fields["data_offsets"]
     if not (isinstance(shape, list) and isinstance(offsets, list) and len(offsets) == 2):
         raise ValueError(f"tensor {name} has no list of sizes or no two offsets")
     if not all(type(n) is int and 0 <= n < 2**63 for n in offsets) or offsets[0] > offsets[1]:
-        raise ValueError(f"tensor {name} lies at no place, {offsets}")
+        raise ValueError(f"tensor {name} has the impossible offsets {offsets}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"tensor {name} has the unknown dtype {dtype!r}")
     try:
@@ -111,7 +112,7 @@ def _row(name: str, fields: Any, data: int) -> Stored:
 
 
 def _require_tiling(path: Path, rows: Mapping[str, Stored], data: int, size: int) -> None:
-    """WeightFileError unless tensor follows on tensor from the header to the end: no hole, overlap or rest."""
+    """Raises WeightFileError if there is a hole or an overlap between tensors, or anything after the last one."""
     end = data
     for (first, count), name in sorted((row.runs[0], name) for name, row in rows.items()):
         if first != end:
@@ -121,3 +122,6 @@ def _require_tiling(path: Path, rows: Mapping[str, Stored], data: int, size: int
         raise WeightFileError(f"{path} is incomplete: it has {size:,} of {end:,} bytes; download it again.")
     if size > end:
         raise damaged(path, KIND, f"{size - end:,} bytes follow its last tensor")
+
+
+SAFETENSORS = Container(KIND, begins_safetensors, open_safetensors, (".safetensors", ".sft"), write_safetensors)

@@ -1,4 +1,4 @@
-"""A model in several files, and the JSON index that tells which tensor is in which."""
+"""A model in several files, and the JSON index that maps each tensor to its file."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ KIND = "shard index"
 
 
 class Shards(TensorFile):
-    """The tensors of all `shards` (file name -> file) under one roof.
+    """All tensors of `shards` (file name -> file) as one file.
 
-    WeightFileError unless each is exactly where the `index` (tensor -> file name) says.
+    Raises WeightFileError if `index` (tensor -> file name) and the shards disagree.
     """
 
     def __init__(self, path: Path, index: Mapping[str, str], shards: Mapping[str, TensorFile]) -> None:
@@ -30,11 +30,11 @@ class Shards(TensorFile):
         self._home = {name: shards[file] for name, file in index.items()}
         for name, file in index.items():
             if name not in shards[file]:
-                raise damaged(path, KIND, f"tensor {name} is not in {file}, where it says")
+                raise damaged(path, KIND, f"tensor {name} is not in {file}, as it says")
         for file, shard in shards.items():
             if stray := next((name for name in shard if index.get(name) != file), None):
-                told = f"in {index[stray]}" if stray in index else "nowhere"
-                raise damaged(path, KIND, f"tensor {stray} is in {file}, it says {told}")
+                place = f"in {index[stray]}" if stray in index else "nowhere"
+                raise damaged(path, KIND, f"tensor {stray} is in {file}, it says {place}")
 
     def shape(self, name: str) -> tuple[int, ...]:
         """From the shard's header."""
@@ -55,10 +55,10 @@ class Shards(TensorFile):
 
 
 def read_index(path: Path) -> dict[str, str]:
-    """tensor -> file name, of files beside the index only. WeightFileError for any other JSON."""
+    """Maps each tensor to the name of a file beside the index. Raises WeightFileError for any other JSON."""
     with opened(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > HEADER_LIMIT:
-            raise damaged(path, KIND, f"it has {size:,} bytes, at most {HEADER_LIMIT:,} may be")
+            raise damaged(path, KIND, f"it has {size:,} bytes, the limit is {HEADER_LIMIT:,}")
         content = file.read()
     try:
         index = json.loads(content.decode(), object_pairs_hook=unique)
@@ -74,6 +74,6 @@ def read_index(path: Path) -> dict[str, str]:
 
 
 def _is_beside(file: str) -> bool:
-    """Whether this is a mere file name on every system."""
+    """Whether this is a file name without a folder, on every system."""
     plain = PurePosixPath(file).name == PureWindowsPath(file).name == file
     return plain and file not in ("", "..") and file.isprintable()

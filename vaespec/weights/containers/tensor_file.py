@@ -1,4 +1,4 @@
-"""What every container is to those who read weights: names, shapes and dtypes at once, arrays when asked for."""
+"""TensorFile, the interface of every container: names, shapes and dtypes from the header, each array when indexed."""
 
 from __future__ import annotations
 
@@ -14,21 +14,19 @@ from pathlib import Path
 
 import numpy as np
 
+from vaespec.dtypes import KNOWN_DTYPES, numpy_dtype
 from vaespec.errors import WeightFileError
 
-INTEGERS = {f"{sign}int{bits}" for sign in ("", "u") for bits in (8, 16, 32, 64)}
-NUMPY_DTYPES = INTEGERS | {"bool", "float16", "float32", "float64", "complex64", "complex128"}
-ML_DTYPES = {"bfloat16", "float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"}
 MAX_RANK = 64  # NumPy's own
 
 State = tuple[int, int, int]
 
 
 class TensorFile(Mapping[str, np.ndarray]):
-    """name -> array, each read when asked for, into memory of its own: what becomes of the file later changes nothing.
+    """A mapping from names to arrays. Indexing reads one array into memory of its own, independent of the file.
 
-    `kind` is the container in words, `metadata` what the file says beside its tensors. KeyError for a name it does
-    not have, WeightFileError for what cannot be read.
+    `kind` is the container's name, `metadata` the file's own text beside its tensors. Raises KeyError for an unknown
+    name, WeightFileError if the tensor cannot be read.
     """
 
     path: Path
@@ -37,14 +35,14 @@ class TensorFile(Mapping[str, np.ndarray]):
 
     @abstractmethod
     def shape(self, name: str) -> tuple[int, ...]:
-        """The tensor's shape; nothing is read."""
+        """The tensor's shape; reads nothing."""
 
     @abstractmethod
     def dtype(self, name: str) -> str:
-        """The tensor's dtype, by the name NumPy or ml_dtypes has for it; nothing is read."""
+        """The tensor's dtype, one of `vaespec.dtypes.KNOWN_DTYPES`; reads nothing."""
 
     def __contains__(self, name: object) -> bool:
-        """Nothing is read, as Mapping's own would."""
+        """Looks at names only; Mapping's own method would read the tensor."""
         try:
             self.shape(str(name))
         except KeyError:
@@ -54,35 +52,26 @@ class TensorFile(Mapping[str, np.ndarray]):
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor's dtype and shape, and where in the file its bytes are: (first, count) of each run, in order."""
+    """A tensor's dtype and shape, and the place of its bytes in the file: (first, count) of each run, in order."""
 
     dtype: str
     shape: tuple[int, ...]
     runs: tuple[tuple[int, int], ...]
 
     def __post_init__(self) -> None:
-        """ValueError where the bytes are not as many as dtype and shape say, or NumPy can have no such array."""
-        if self.dtype not in NUMPY_DTYPES | ML_DTYPES:
+        """Raises ValueError if NumPy can have no such array, or if the bytes do not match dtype and shape."""
+        if self.dtype not in KNOWN_DTYPES:
             raise ValueError(f"has the unknown dtype {self.dtype!r}")
         if len(self.shape) > MAX_RANK or not all(type(n) is int and 0 <= n < 2**63 for n in self.shape):
-            raise ValueError("has a shape that is none")
-        there, needed = sum(count for _, count in self.runs), prod(self.shape) * numpy_dtype(self.dtype).itemsize
-        if there != needed:
-            raise ValueError(f"has {there:,} bytes, but {self.dtype} {self.shape} takes {needed:,}")
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """The dtype of this name, one of NUMPY_DTYPES or ML_DTYPES."""
-    if name in NUMPY_DTYPES:
-        return np.dtype(name)
-    import ml_dtypes  # here: only who meets such a tensor waits for it
-
-    return np.dtype(getattr(ml_dtypes, name))
+            raise ValueError("has an impossible shape")  # which may be too long to show
+        stored, needed = sum(count for _, count in self.runs), prod(self.shape) * numpy_dtype(self.dtype).itemsize
+        if stored != needed:
+            raise ValueError(f"has {stored:,} bytes, but {self.dtype} {self.shape} takes {needed:,}")
 
 
 @dataclass(eq=False)
 class StoredTensors(TensorFile):
-    """A file whose tensors lie in it as they are, byte for byte: `rows` tells where."""
+    """A file that stores its tensors unchanged, byte for byte, at the places in `rows`."""
 
     path: Path
     kind: str
@@ -106,7 +95,7 @@ class StoredTensors(TensorFile):
         return self.read(name, row.runs).view(numpy_dtype(row.dtype)).reshape(row.shape)
 
     def read(self, name: str, runs: tuple[tuple[int, int], ...]) -> np.ndarray:
-        """These bytes of the file, one run after the other, in memory of their own."""
+        """Reads the bytes of these runs, in order, into new memory."""
         raw = np.empty(sum(count for _, count in runs), np.uint8)
         with opened(self.path) as file:
             require_unchanged(self.path, file, self._state)
@@ -127,32 +116,32 @@ class StoredTensors(TensorFile):
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """The file to read from; WeightFileError where the system has none, or does not let it be read."""
+    """The file, open for reading. Raises WeightFileError if it does not exist or cannot be read."""
     try:
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # a pipe would keep us waiting
+        if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
             raise WeightFileError(f"{path} is a folder or device: give a file of weights.")
         with path.open("rb") as file:
             yield file
     except WeightFileError:
         raise
     except FileNotFoundError:
-        raise WeightFileError(f"no file {path}.") from None
+        raise WeightFileError(f"no file {path}: check the path.") from None
     except OSError as error:
         raise WeightFileError(f"{path} cannot be read ({error.strerror}).") from None
 
 
-def damaged(path: Path, kind: str, why: object) -> WeightFileError:
-    """The error of a file that begins like one of `kind` and is none."""
-    return WeightFileError(f"{path} is a damaged {kind} file: {why}; download or save it again.")
+def damaged(path: Path, kind: str, reason: object) -> WeightFileError:
+    """The error for a file that begins like one of `kind` and is none."""
+    return WeightFileError(f"{path} is a damaged {kind} file: {reason}; download or save it again.")
 
 
 def state_of(file: BufferedReader) -> State:
-    """What changes when a file is written to or replaced."""
+    """The file's inode, size and time: at least one changes when it is written to or replaced."""
     now = os.fstat(file.fileno())
     return now.st_ino, now.st_size, now.st_mtime_ns
 
 
 def require_unchanged(path: Path, file: BufferedReader, state: State) -> None:
-    """WeightFileError unless the file is as it was."""
+    """Raises WeightFileError unless the file is still in that state."""
     if state_of(file) != state:
         raise WeightFileError(f"{path} has changed since it was opened: load it again.")

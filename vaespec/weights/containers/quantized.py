@@ -1,4 +1,4 @@
-"""Weights that are not plain floats: MLX's few bits, which can be undone exactly, and others, which are refused."""
+"""Quantized weights: MLX's linear maps of a few bits, which are read as floats, and others, which are refused."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 
+from vaespec.dtypes import numpy_dtype
 from vaespec.errors import WeightFileError
-from vaespec.weights.containers.tensor_file import TensorFile, numpy_dtype
+from vaespec.weights.containers.tensor_file import TensorFile
 
 GROUP = 64  # values that share a scale and a bias, in MLX and mflux
-BITS = (2, 4, 8)  # of which a word of 32 bits holds a whole number
+BITS = (2, 4, 8)  # divisors of 32, so that no value crosses a word
 FLOATS = {"float32", "float16", "bfloat16"}
-SCALED = ("scale_weight", "weight_scale", "input_scale")  # ComfyUI's float8, beside the weight
+SCALED = ("scale_weight", "weight_scale", "input_scale")  # tensors beside a weight in ComfyUI's scaled float8
 
 
-class Dequantised(TensorFile):
-    """`file` with the linear maps that MLX made a few bits wide as floats, in the dtype of their scales.
+class Dequantized(TensorFile):
+    """A file whose linear maps MLX quantized, read as floats in the dtype of their scales.
 
-    Such a map has X.weight (O, I·bits/32) of uint32, X.scales and X.biases (O, I/64): here X.weight (O, I) alone.
+    `file` has X.weight (O, I·bits/32) of uint32, X.scales and X.biases (O, I/64); this view has X.weight (O, I) alone.
     """
 
     def __init__(self, file: TensorFile) -> None:
@@ -30,14 +31,14 @@ class Dequantised(TensorFile):
         self._names = {name: None for name in file if name not in hidden}
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """From the header, at full width."""
+        """From the header; the shape of the floats."""
         if name not in self._layers:
             return self._file.shape(self._known(name))
         rows, groups = self._file.shape(f"{self._layers[name]}.scales")
         return rows, groups * GROUP
 
     def dtype(self, name: str) -> str:
-        """From the header; that of the scales for a weight of a few bits."""
+        """From the header; for a quantized weight the dtype of its scales."""
         return self._file.dtype(f"{self._layers[name]}.scales" if name in self._layers else self._known(name))
 
     def __getitem__(self, name: str) -> np.ndarray:
@@ -45,7 +46,7 @@ class Dequantised(TensorFile):
             return self._file[self._known(name)]
         layer = self._layers[name]
         words, scales, biases = self._file[name], self._file[f"{layer}.scales"], self._file[f"{layer}.biases"]
-        return dequantise(words, scales, biases, _bits(self._file, layer))
+        return dequantize(words, scales, biases, _bits(self._file, layer))
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -59,15 +60,15 @@ class Dequantised(TensorFile):
         return name
 
 
-def dequantised(file: TensorFile) -> TensorFile:
-    """The file itself, or, if it has linear maps that MLX quantised, a view of it as floats."""
-    return Dequantised(file) if any(_layers(file)) else file
+def dequantized(file: TensorFile) -> TensorFile:
+    """The file itself, or a view of it as floats if MLX quantized any of its linear maps."""
+    return Dequantized(file) if any(_layers(file)) else file
 
 
-def dequantise(words: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
-    """w = scale · q + bias; value i of a word is its bits from i·bits on.
+def dequantize(words: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
+    """w = scale · q + bias; value i of a word is stored in its bits from i·bits on.
 
-    words (O, I·bits/32) of uint32, scales and biases (O, I/64) -> (O, I), dtype and rounding of the scales.
+    words (O, I·bits/32) of uint32, scales and biases (O, I/64) -> (O, I), computed in the dtype of the scales.
     """
     O, groups = scales.shape
     shifts = np.arange(0, 32, bits, dtype=np.uint32)
@@ -76,8 +77,8 @@ def dequantise(words: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: 
     return w.reshape(O, groups * GROUP)
 
 
-def quantise(w: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """MLX's way: per group the end of larger magnitude is met exactly, and so is zero; `dequantise` undoes it.
+def quantize(w: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Quantize as MLX does: zero and, per group, the extreme of larger magnitude are exact; `dequantize` undoes it.
 
     w (O, I), I divisible by 64 -> words (O, I·bits/32), scales and biases (O, I/64) of the dtype of w.
     """
@@ -97,24 +98,30 @@ def quantise(w: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarr
 
 
 def require_plain(file: TensorFile, names: Iterable[str]) -> None:
-    """WeightFileError names the first of these tensors that is no plain float; nothing is read. 0-d are counters."""
+    """Raises WeightFileError if one of these tensors is no plain float; reads none."""
+    if problem := plain_problem(file, names):
+        raise WeightFileError(problem)
+
+
+def plain_problem(file: TensorFile, names: Iterable[str]) -> str | None:
+    """Why the first tensor that is no plain float is refused; None if all are plain. 0-d integers are counters."""
     for name in names:
-        dtype = file.dtype(name)
+        dtype, layer = file.dtype(name), name.rpartition(".")[0]
         if numpy_dtype(dtype).kind in "iub" and file.shape(name):
-            raise WeightFileError(
-                f"{file.path}: tensor {name} holds integers ({dtype}): quantised weights, in a way that is not known; "
+            return (
+                f"{file.path}: tensor {name} holds integers ({dtype}): quantized weights of an unknown scheme; "
                 "take the file they were made from."
             )
-        layer = name.rpartition(".")[0]
         if scale := next((key for key in SCALED if f"{layer}.{key}" in file), None):
-            raise WeightFileError(
-                f"{file.path}: tensor {name} is scaled {dtype} (it has {layer}.{scale}), which is not read: "
+            return (
+                f"{file.path}: tensor {name} is {dtype} with a scale ({layer}.{scale}), which cannot be read: "
                 "take the file it was made from."
             )
+    return None
 
 
 def _layers(file: TensorFile) -> Iterator[str]:
-    """The linear maps that MLX has quantised."""
+    """Yields the names of the linear maps that MLX quantized."""
     for name in file:
         layer = name.removesuffix(".weight")
         if layer != name and f"{layer}.scales" in file and f"{layer}.biases" in file and file.dtype(name) == "uint32":
@@ -122,7 +129,7 @@ def _layers(file: TensorFile) -> Iterator[str]:
 
 
 def _bits(file: TensorFile, layer: str) -> int:
-    """How wide one value is, by the shapes; WeightFileError where they do not go together."""
+    """How many bits a value has, by the shapes. Raises WeightFileError if they do not agree."""
     words, scales, biases = (file.shape(f"{layer}.{part}") for part in ("weight", "scales", "biases"))
     dtypes = {file.dtype(f"{layer}.{part}") for part in ("scales", "biases")}
     if len(words) == len(scales) == 2 and biases == scales and len(dtypes) == 1 and dtypes <= FLOATS:
@@ -130,6 +137,6 @@ def _bits(file: TensorFile, layer: str) -> int:
             if words == (scales[0], scales[1] * GROUP * bits // 32):
                 return bits
     raise WeightFileError(
-        f"{file.path}: {layer} is not quantised as MLX does, to {BITS} bits in groups of {GROUP}: weight {words}, "
+        f"{file.path}: {layer} is not quantized as MLX does, to {BITS} bits in groups of {GROUP}: weight {words}, "
         f"scales {scales}, biases {biases} of {' and '.join(sorted(dtypes))}; take the file it was made from."
     )

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaespec import WeightFileError
-from vaespec.weights.containers import open_tensors, quantise, require_plain
-from vaespec.weights.containers.quantised import GROUP, dequantise
+from vaespec.weights.containers import open_tensors, quantize, require_plain
+from vaespec.weights.containers.quantized import GROUP, dequantize
 
 DTYPES = {"float32": mx.float32, "float16": mx.float16, "bfloat16": mx.bfloat16}
 BITS = [2, 4, 8]
@@ -34,19 +34,19 @@ def weights(seed: int, rows: int = 8, groups: int = 2) -> np.ndarray:
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", DTYPES)
 @given(seed=st.integers(0, 2**32))
-def test_quantised_weights_are_mlxs_to_the_bit_both_ways(dtype, bits, seed):
+def test_quantized_weights_are_mlxs_to_the_bit_both_ways(dtype, bits, seed):
     w = mx.array(weights(seed)).astype(DTYPES[dtype])
     theirs = mx.quantize(w, group_size=GROUP, bits=bits)
-    for ours, a in zip(quantise(numpy_of(w), bits), theirs, strict=True):
+    for ours, a in zip(quantize(numpy_of(w), bits), theirs, strict=True):
         assert (ours.dtype, ours.tobytes()) == (numpy_of(a).dtype, numpy_of(a).tobytes())
     back = numpy_of(mx.dequantize(*theirs, group_size=GROUP, bits=bits))
-    ours = dequantise(*map(numpy_of, theirs), bits)
+    ours = dequantize(*map(numpy_of, theirs), bits)
     assert (ours.dtype, ours.shape, ours.tobytes()) == (back.dtype, back.shape, back.tobytes())
 
 
 @pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_a_file_with_quantised_layers_reads_as_floats(tmp_path, dtype, bits):
+def test_a_file_with_quantized_layers_reads_as_floats(tmp_path, dtype, bits):
     w, b = mx.array(weights(1)).astype(DTYPES[dtype]), mx.arange(8.0)
     words, scales, biases = mx.quantize(w, group_size=GROUP, bits=bits)
     tensors = {"to_q.weight": words, "to_q.scales": scales, "to_q.biases": biases, "to_q.bias": b, "norm.weight": b}
@@ -82,10 +82,10 @@ F32, U32 = np.float32, np.uint32
         (np.zeros(16, U32), np.zeros(2, F32), np.zeros(2, F32)),
     ],
 )
-def test_layers_quantised_in_another_way_are_refused_with_their_shapes(tmp_path, weight, scales, biases):
+def test_layers_quantized_in_another_way_are_refused_with_their_shapes(tmp_path, weight, scales, biases):
     path = tmp_path / "m"
     safetensors.numpy.save_file({"q.weight": weight, "q.scales": scales, "q.biases": biases}, path)
-    with pytest.raises(WeightFileError, match=r"m: q is not quantised as MLX does, .* weight \(.*take the file"):
+    with pytest.raises(WeightFileError, match=r"m: q is not quantized as MLX does, .* weight \(.*take the file"):
         open_tensors(path)
 
 
@@ -95,7 +95,7 @@ def test_integers_are_refused_by_name_and_counters_are_not(tmp_path, dtype):
     safetensors.numpy.save_file({"q.weight": np.zeros(3, dtype), "bn.count": np.zeros((), np.int64)}, path)
     file = open_tensors(path)
     require_plain(file, ["bn.count"])
-    with pytest.raises(WeightFileError, match=rf"tensor q\.weight holds integers \({np.dtype(dtype)}\): quantised"):
+    with pytest.raises(WeightFileError, match=rf"tensor q\.weight holds integers \({np.dtype(dtype)}\): quantized"):
         require_plain(file, file)
 
 
@@ -107,6 +107,6 @@ def test_scaled_float8_is_refused_and_plain_float8_is_not(tmp_path, scale):
     file = open_tensors(path)
     require_plain(file, ["vae.q.weight"])
     assert file["vae.q.weight"].dtype == ml_dtypes.float8_e4m3fn
-    words = rf"tensor unet\.q\.weight is scaled float8_e4m3fn \(it has unet\.q\.{scale}\), which is not read"
+    words = rf"tensor unet\.q\.weight is float8_e4m3fn with a scale \(unet\.q\.{scale}\), which cannot be read"
     with pytest.raises(WeightFileError, match=words):
         require_plain(file, ["unet.q.weight"])

@@ -1,0 +1,116 @@
+"""How the VAE in a file fits a config: every tensor of the model filled once, every tensor of the file used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from vaespec.architecture import halves_among, parameters
+from vaespec.config import AutoencoderConfig
+from vaespec.errors import WeightFileError, WeightMapError
+from vaespec.parameter import Parameter
+from vaespec.weights.canonical import CanonicalWeights
+from vaespec.weights.config_from_weights import contradictions, infer_config, stored_config
+from vaespec.weights.containers import plain_problem
+from vaespec.weights.layouts import canonical_shape
+from vaespec.weights.listing import MAX_LISTED, shortened
+from vaespec.weights.locate import BLOCKS, VaeInFile
+
+LOG = logging.getLogger("vaespec")
+
+
+@dataclass(frozen=True)
+class Fit:
+    """The config of the VAE in a file, its parameters by canonical name, and what in the file does not fit them.
+
+    `missing`, `shapes` and `contradictions` are problems, one line each; `unexpected` are the names under the VAE's
+    prefix that are neither the model's nor known to be harmless; `not_plain` says which tensor is quantized, if any.
+    """
+
+    config: AutoencoderConfig
+    table: Mapping[str, Parameter]
+    missing: tuple[str, ...]
+    shapes: tuple[str, ...]
+    contradictions: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    not_plain: str | None
+
+    @property
+    def misfits(self) -> list[str]:
+        """The problems of the model's own tensors, MAX_LISTED of each kind at most."""
+        return [line for lines in (self.missing, self.shapes, self.contradictions) for line in shortened(lines)]
+
+
+def fit(vae: VaeInFile, config: AutoencoderConfig | None = None, family: str | None = None) -> Fit:
+    """Choose the config (the given one, the file's own unless a family is given, or the inferred one) and compare.
+
+    Reads no tensor. Raises WeightFileError for a damaged config in the file, and what `infer_config` raises.
+    """
+    known = config or (stored_config(vae) if family is None else None)
+    config = known or infer_config(vae, family)
+    table = parameters(config, vae.halves)
+    present = {name: stored for name in table if (stored := vae.stored(name)) in vae.file}
+    return Fit(
+        config,
+        table,
+        missing=tuple(
+            f"missing     {vae.stored(name)}   (needed for {name})"
+            for name, row in table.items()
+            if name not in present and not row.is_counter
+        ),
+        shapes=tuple(_misshapen(vae, table, present)),
+        contradictions=() if known is None else tuple(f"config      {line}" for line in contradictions(known, vae)),
+        unexpected=tuple(_unexpected(vae, config, table)),
+        not_plain=plain_problem(vae.file, (stored for name, stored in present.items() if not table[name].is_counter)),
+    )
+
+
+def require_fit(vae: VaeInFile, fitted: Fit, strict: bool) -> None:
+    """Raises WeightFileError for quantized weights, and one WeightMapError with every problem.
+
+    Without `strict`, unexpected tensors are left out with a warning, unless they are attention's.
+    """
+    if fitted.not_plain is not None:
+        raise WeightFileError(fitted.not_plain)
+    strays = fitted.unexpected
+    refused = strays if strict else [name for name in strays if "attn" in name or "attention" in name]
+    if problems := [*fitted.misfits, *shortened([f"unexpected  {name}" for name in refused])]:
+        head = f'{vae.file.path} does not fit the config (dialect "{vae.dialect.name}"):'
+        raise WeightMapError("\n  ".join([head, *problems]))
+    if strays:
+        names = ", ".join(strays[:MAX_LISTED])
+        LOG.warning("%s: left out %d tensors that are not the model's: %s", vae.file.path, len(strays), names)
+
+
+def require_complete(weights: Mapping[str, np.ndarray], config: AutoencoderConfig) -> None:
+    """Raises WeightMapError unless these canonical weights are exactly those of the model, or of one half of it."""
+    if isinstance(weights, CanonicalWeights):
+        return  # compared when the file was opened
+    table = parameters(config, halves_among(weights, config))
+    missing = [f"missing     {name}" for name in table if name not in weights]
+    shapes = [
+        f"shape       {name}   given {weights[name].shape}, config wants {row.shape}"
+        for name, row in table.items()
+        if name in weights and weights[name].shape != row.shape
+    ]
+    unexpected = [f"unexpected  {name}" for name in weights if name not in table]
+    if problems := [line for lines in (missing, shapes, unexpected) for line in shortened(lines)]:
+        raise WeightMapError("\n  ".join(["the weights do not fit the config:", *problems]))
+
+
+def _misshapen(vae: VaeInFile, table: Mapping[str, Parameter], present: Mapping[str, str]) -> Iterable[str]:
+    for name, stored in present.items():
+        shape, row = vae.file.shape(stored), table[name]
+        if canonical_shape(shape, row, vae.layout) != row.shape:
+            yield f"shape       {stored}   file {shape}, config wants {row.shape}"
+
+
+def _unexpected(vae: VaeInFile, config: AutoencoderConfig, table: Mapping[str, Parameter]) -> Iterable[str]:
+    """The names under the prefix that are not of the model, its other half, the weights beside an EMA, or ignored."""
+    other = parameters(config, [half for half in BLOCKS if half not in vae.halves])
+    weights = replace(vae, ema=False)
+    known = {weights.stored(name) for name in (*table, *other)} | set(vae.ignored())
+    return (name for name in vae.file if name.startswith(vae.prefix) and name not in known)
