@@ -26,7 +26,7 @@ def streams(monkeypatch) -> list[str]:
     ran, stream = [], Model.stream
     monkeypatch.setattr("vaespec.tiling.banded.BAND", 1 << 13)  # for a small picture
     monkeypatch.setattr(NumpyOps, "memory", lambda self: Memory(HELD, 2**40))
-    monkeypatch.setattr(Model, "stream", lambda self, half, *how: ran.append(half) or stream(self, half, *how))
+    monkeypatch.setattr(Model, "stream", lambda self, half, *how: ran.append(half.name) or stream(self, half, *how))
     return ran
 
 
@@ -49,9 +49,7 @@ def test_a_limit_leaves_the_pixels_as_they_are(streams):
 def test_a_limit_that_is_too_little_is_told_with_one_that_would_do(streams):
     picture("tall.png", 64, 2048)
     said = error("roundtrip", "tall.png", "--max-memory", "1GiB", *MODEL)
-    assert said.startswith(
-        "vaespec: error: tall.png: max_memory of 1.00 GiB is too little for encoding 1 x 3 x 2048 x 64"
-    )
+    assert said.startswith("vaespec: error: tall.png: max_memory of 1.00 GiB is too little to encode 1 x 3 x 2048 x 64")
     assert files() == {"tall.png"}
     enough = re.search(r"(\d\.\d\d) GiB would do", said)[1]
     run("roundtrip", "tall.png", "--max-memory", f"{enough}GiB", *MODEL)
