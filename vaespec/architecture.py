@@ -14,16 +14,7 @@ from typing import Literal
 from vaespec.attention import Attention
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
-from vaespec.layers import (
-    Conv,
-    GroupNorm,
-    NormAct,
-    Resnet,
-    Sequential,
-    Upsample,
-    downsample,
-    pointwise,
-)
+from vaespec.layers import Conv, GroupNorm, NormAct, Resnet, Sequential, Upsample, downsample, pointwise
 from vaespec.ops import Layer
 from vaespec.parameter import Parameter
 
@@ -107,9 +98,7 @@ def parameters(config: AutoencoderConfig, halves: Iterable[str] = tuple(HALVES))
 
 def halves_among(names: Container[str], config: AutoencoderConfig) -> tuple[str, ...]:
     """The names of the halves that have a parameter in `names`; both if neither has one."""
-    present = (
-        half.name for half in HALVES.values() if any(name in names for name, _ in half.build(config).parameters())
-    )
+    present = (name for name, half in HALVES.items() if any(row in names for row, _ in half.build(config).parameters()))
     return tuple(present) or tuple(HALVES)
 
 

@@ -23,6 +23,7 @@ from vaespec.placed import PlacedModel, Placement
 from vaespec.posterior import DiagonalGaussian
 from vaespec.tiling import execution
 
+AnyPath = str | os.PathLike[str]
 EMBEDDED = Path(__file__).parent / "assets" / "tiny"
 
 
@@ -47,13 +48,13 @@ class AutoencoderKL(PlacedModel):
     @classmethod
     def from_pretrained(
         cls,
-        path: str | os.PathLike[str],
+        path: AnyPath,
         *,
         subfolder: str = "",
         variant: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
+        cache_dir: AnyPath | None = None,
         local_files_only: bool = False,
         **placement: Unpack[Placement],
     ) -> Self:
@@ -80,7 +81,7 @@ class AutoencoderKL(PlacedModel):
     @classmethod
     def from_single_file(
         cls,
-        path: str | os.PathLike[str],
+        path: AnyPath,
         *,
         config: AutoencoderConfig | Mapping[str, Any] | None = None,
         family: str | None = None,
@@ -101,16 +102,12 @@ class AutoencoderKL(PlacedModel):
         """
         if config is not None and not isinstance(config, AutoencoderConfig):
             config = AutoencoderConfig.from_dict(config)
-        options: weights.Reading = {
-            "prefix": prefix,
-            "dialect": dialect,
-            "use_ema": use_ema,
-            "strict": strict,
-            "allow_nonfinite": allow_nonfinite,
-        }
+        options = weights.Reading(
+            prefix=prefix, dialect=dialect, use_ema=use_ema, strict=strict, allow_nonfinite=allow_nonfinite
+        )
         return cls(*weights.load_file(Path(path), config, family, **options), **placement)
 
-    def save_pretrained(self, path: str | os.PathLike[str], *, dtype: Any = None) -> None:
+    def save_pretrained(self, path: AnyPath, *, dtype: Any = None) -> None:
         """Write a folder that diffusers' from_pretrained loads, in `dtype` (default: the model's).
 
         Files appear whole. Raises WeightFileError if the folder has an index of shards, which diffusers would read
@@ -119,13 +116,7 @@ class AutoencoderKL(PlacedModel):
         weights.save_folder(Path(path), self.config, self.weights(), None if dtype is None else dtype_name(dtype))
 
     def save_single_file(
-        self,
-        path: str | os.PathLike[str],
-        *,
-        dialect: str = "diffusers",
-        prefix: str = "",
-        dtype: Any = None,
-        bits: int | None = None,
+        self, path: AnyPath, *, dialect: str = "diffusers", prefix: str = "", dtype: Any = None, bits: int | None = None
     ) -> None:
         """Write one file in a dialect's names, layout and container: see `vaespec.weights.dialects.DIALECTS`.
 
@@ -191,8 +182,7 @@ class AutoencoderKL(PlacedModel):
         one band.
         """
         z = self._denormalized(z) if normalized else z
-        source = as_latents(z, self.config, self._model.ops)
-        return execution.stream(self._model, DECODER, source, self._tiling)
+        return execution.stream(self._model, DECODER, as_latents(z, self.config, self._model.ops), self._tiling)
 
     def _denormalized(self, z: Any) -> Array:
         z = as_diffusion_latents(z, self.config, self._model.ops)[...]
@@ -249,17 +239,12 @@ class AutoencoderKL(PlacedModel):
         return self._backend.module(self._model)
 
 
-def load(
-    source: str | os.PathLike[str] = "tiny",
-    *,
-    family: str | None = None,
-    **placement: Unpack[Placement],
-) -> AutoencoderKL:
+def load(source: AnyPath = "tiny", *, family: str | None = None, **placement: Unpack[Placement]) -> AutoencoderKL:
     """Load "tiny" (the embedded weights), a diffusers folder, or a single file, whose config `family` may complete."""
     return AutoencoderKL(*weights.load(locate(source), family), **placement)
 
 
-def locate(source: str | os.PathLike[str]) -> Path:
+def locate(source: AnyPath) -> Path:
     """The folder or file that `load` reads for this source. Raises WeightFileError if there is none."""
     path = EMBEDDED if source == "tiny" else Path(source)
     if not path.exists():

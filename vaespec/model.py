@@ -54,13 +54,10 @@ class Model:
     def move(self, ops: ReferenceOps) -> Self:
         """This model on other ops; weights are converted one at a time."""
         table = self.table()
-        return self._replace(params=ops.load_params(self.ops.export_params(self.params, table), table), ops=ops)
+        return self.replace(params=ops.load_params(self.ops.export_params(self.params, table), table), ops=ops)
 
-    def with_config(self, config: AutoencoderConfig) -> Self:
-        """This model under another config, which differs only in fields that the weights do not show."""
-        return self._replace(config=config)
-
-    def _replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> Self:
+        """This model with other fields that fit the rest, such as ops that accept the same params."""
         return dataclasses.replace(self, **changes)
 
     # -- running -----------------------------------------------------------------------------------------------
@@ -68,7 +65,8 @@ class Model:
     @cached_property
     def compiled(self) -> dict[Half, Run]:
         """(images, params) -> moments for the encoder, (latents, params) -> images for the decoder."""
-        return {half: self.ops.compile(self.layers(half)) for half in self.halves}
+        halves = {half: getattr(self, half.name) for half in HALVES.values()}
+        return {half: self.ops.compile(layers) for half, layers in halves.items() if layers.layers}
 
     def run(self, half: Half, x: Array, compile: Callable[[Sequential], Run] | None = None) -> Array:
         """The encoder's moments or the decoder's images, with the model's own params.
@@ -104,16 +102,11 @@ class Model:
             hint = "; float16 is too narrow for many models: try bfloat16 or float32" if narrow else ""
             raise NonFiniteError(f"the {half.result} are not finite: {reason()}{hint}.")
 
-    @property
-    def halves(self) -> tuple[Half, ...]:
-        """The halves that have weights."""
-        return tuple(half for half in HALVES.values() if getattr(self, half.name).layers)
-
     def layers(self, half: Half) -> Sequential:
         """The encoder or the decoder. Raises InputError if it has no weights."""
-        if half not in self.halves:
-            raise InputError(f"these weights have no {half.name}: load them from a file that has one.")
         layers: Sequential = getattr(self, half.name)
+        if not layers.layers:
+            raise InputError(f"these weights have no {half.name}: load them from a file that has one.")
         return layers
 
     def encode(self, params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
@@ -130,13 +123,9 @@ class Model:
             {name: self.params[name] for name, row in self.table().items() if row.trained}, self.encode, self.decode
         )
 
-    def with_ops(self, ops: ReferenceOps) -> Self:
-        """This model with other ops that accept the same params."""
-        return self._replace(ops=ops)
-
     def bare(self, ops: ReferenceOps) -> Self:
         """This model without params, with other ops: for a module that holds the parameters itself."""
-        return self._replace(params={}, ops=ops)
+        return self.replace(params={}, ops=ops)
 
     # -- parameters --------------------------------------------------------------------------------------------
 
@@ -170,7 +159,7 @@ class Model:
                 f"parameter {name} of shape {given.get(name)}: this model has {expected.get(name)}{others}; give all "
                 "parameters of functional(), by name."
             )
-        return self._replace(params={**self.params, **params})
+        return self.replace(params={**self.params, **params})
 
     # -- attention ---------------------------------------------------------------------------------------------
 
@@ -201,6 +190,6 @@ class Model:
             canonical = release(layer, self.ops.export_params({name: params[name] for name in before}, before))
             kept = {name: p for name, p in params.items() if name not in before}
             params = kept | self.ops.load_params(processor.adopt(layer, canonical), after)
-        return self._replace(
+        return self.replace(
             encoder=with_processors(self.encoder, chosen), decoder=with_processors(self.decoder, chosen), params=params
         )

@@ -177,12 +177,6 @@ class PlacedModel:
         """Work on whole images."""
         self.use_tiling = False
 
-    @property
-    def padding(self) -> tuple[str, str]:
-        """The padding of (height, width)."""
-        height, width = self._tiling.padding
-        return height, width
-
     def set_padding(self, padding: str | Sequence[str]) -> None:
         """Pad maps with "zeros", or with "circular", the rows or columns of the other end, for textures without a seam.
 
@@ -190,7 +184,9 @@ class PlacedModel:
         those of the image.
         """
         self._tiling = replace(self._tiling, padding=padding)
-        self._model = self._model.with_ops(self._tiling.padded(self._model.ops))
+        self._model = self._model.replace(ops=self._tiling.padded(self._model.ops))
+
+    padding = property(lambda self: self._tiling.padding, set_padding, doc="The padding of (height, width).")
 
     def estimate_memory(self, shape: Sequence[int], direction: Literal["encode", "decode"] = "decode") -> Estimate:
         """The memory needed to encode, or decode to, images of this shape (B, C, H, W), in the parts that are set.
@@ -215,7 +211,7 @@ class PlacedModel:
         """Set fields of the config that weights do not show, such as scaling_factor. InputError for any other."""
         if unknown := sorted(fields.keys() - families.CONVENTION):
             raise InputError(f"{', '.join(unknown)}: only {', '.join(families.CONVENTION)} can be set for a model.")
-        self._model = self._model.with_config(self.config.replace(**fields))
+        self._model = self._model.replace(config=self.config.replace(**fields))
 
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of the weights in canonical form: diffusers' names, convolutions OIHW, NumPy.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,6 +21,7 @@ from vaespec.machine import Memory, host_memory
 from vaespec.model import Model
 from vaespec.tiling import planner
 from vaespec.tiling.planner import MemoryPlan
+from vaespec.tiling.settings import Tiling
 from vaespec_numpy.ops import NumpyOps
 
 CONFIG = narrow((8, 12, 12), layers_per_block=1)  # f = 4
@@ -63,6 +65,10 @@ def bands_of_few_rows(monkeypatch):
 CHUNK = {"chunk": 32}  # of tokens: otherwise attention takes more than the maps
 
 
+def auto(limit, **bands) -> Tiling:
+    return Tiling(enabled=True, mode="auto", max_memory=limit, bands=bands)
+
+
 def banded(store, **options) -> MemoryPlan:
     return MemoryPlan(slicing=True, bands={"store": str(store), **CHUNK, **options})
 
@@ -90,16 +96,16 @@ def test_a_limit_that_is_too_little_names_one_that_is_enough(share):
     shape = (1, CONFIG.latent_channels, 100, 300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NumpyOps, "memory", lambda self: Memory(GIB, 3 * GIB))
-        run = (vae._model, DECODER, shape)
+        choose = partial(planner.choose, vae._model, DECODER, shape)
         with pytest.raises(InputError) as error:
-            planner.choose(*run, int(share * GIB) + 1, {})
+            choose(auto(int(share * GIB) + 1))
         words = (
             r"^max_memory of [01]\.\d\d GiB is too little to decode 1 x 4 x 100 x 300: (\S+ GiB) would do, 1\.00 GiB"
         )
         enough = planner.as_bytes(re.search(words, str(error.value))[1].replace(" ", ""))
-        assert planner.choose(*run, enough, {}).bands is not None
+        assert choose(auto(enough)).bands is not None
         with pytest.raises(InputError):
-            planner.choose(*run, enough - GIB // 50, {})
+            choose(auto(enough - GIB // 50))
 
 
 def test_without_a_limit_most_of_the_free_memory_is_used(vae, ran, monkeypatch):
@@ -210,9 +216,9 @@ def test_maps_of_an_accelerator_may_be_stored_in_the_hosts_memory(vae, monkeypat
     on_the_host = planner.estimate(vae._model, DECODER, Z.shape, banded("host", band_rows=8))
     assert on_the_host.run < in_bands.run
     assert on_the_host.elsewhere > 0 == in_bands.elsewhere
-    assert str(
-        planner.choose(vae._model, DECODER, ONE, GIB + int(1.15 * on_the_host.run), {**CHUNK, "band_rows": 8})
-    ).endswith("host's memory")
+    limit = GIB + int(1.15 * on_the_host.run)
+    plan = planner.choose(vae._model, DECODER, ONE, auto(limit, **CHUNK, band_rows=8))
+    assert str(plan).endswith("host's memory")
 
 
 def test_the_process_knows_its_memory():

@@ -27,14 +27,14 @@ def run(model: Model, half: Half, source: ValidatedInput, tiling: Tiling, *, til
     if tiled or tiling.blends:
         slicing, run_item = tiling.slicing, partial(_in_tiles, model, half, _cuts(model, half, tiling), tiled)
     else:
-        plan = _plan(model, half, source.shape, tiling)
+        plan = planner.choose(model, half, source.shape, tiling)
         slicing, run_item = plan.slicing, partial(_planned, model, half, plan)
     return _joined([run_item(item) for item in (source.items() if slicing else [source])], axis=0)
 
 
 def stream(model: Model, half: Half, source: ValidatedInput, tiling: Tiling) -> Iterator[Array]:
     """The result of `run` in bands of rows, each yielded when it is computed; one band unless `run` works in bands."""
-    plan = MemoryPlan() if tiling.blends else _plan(model, half, source.shape, tiling)
+    plan = MemoryPlan() if tiling.blends else planner.choose(model, half, source.shape, tiling)
     if plan.bands is None or (plan.slicing and source.shape[0] > 1):
         yield run(model, half, source, tiling)
     else:
@@ -44,21 +44,12 @@ def stream(model: Model, half: Half, source: ValidatedInput, tiling: Tiling) -> 
 def estimate(model: Model, half: Half, shape: tuple[int, ...], tiling: Tiling) -> Estimate:
     """The memory that `run` needs for an input of this shape."""
     if not tiling.blends:
-        return planner.estimate(model, half, shape, _plan(model, half, shape, tiling))
+        return planner.estimate(model, half, shape, planner.choose(model, half, shape, tiling))
     B, C, *sides = shape
     tile = (min(cut.tile, side) for cut, side in zip(_cuts(model, half, tiling), sides, strict=True))
     one_tile = planner.estimate(model, half, (B, C, *tile), MemoryPlan(tiling.slicing))
     result = planner.estimate(model, half, shape, MemoryPlan()).result
     return one_tile._replace(run=one_tile.run + 2 * result)  # the results of all tiles, and the image joined from them
-
-
-def _plan(model: Model, half: Half, shape: tuple[int, ...], tiling: Tiling) -> MemoryPlan:
-    if not tiling.enabled:
-        return MemoryPlan(tiling.slicing)
-    exact = tiling.mode == "exact"
-    if exact and tiling.max_memory is None:
-        return MemoryPlan(tiling.slicing, tiling.bands)
-    return planner.choose(model, half, shape, tiling.max_memory, tiling.bands, in_bands=exact, slicing=tiling.slicing)
 
 
 def _in_tiles(model: Model, half: Half, cuts: tuple[Cut, Cut], always: bool, source: ValidatedInput) -> Array:

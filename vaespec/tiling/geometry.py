@@ -63,7 +63,6 @@ class TileGeometry:
     def from_config(
         cls,
         config: AutoencoderConfig,
-        *,
         tile_sample_min_size: int | Sequence[int] | None = None,
         tile_latent_min_size: int | Sequence[int] | None = None,
         tile_overlap_factor: float | Sequence[float] = 0.25,

@@ -18,6 +18,7 @@ from vaespec.machine import host_memory
 from vaespec.model import Model
 from vaespec.ops import Layer
 from vaespec.tiling.banded import BandedOps, Bands
+from vaespec.tiling.settings import Tiling
 
 SHARE = 0.8  # the limit, as a share of the free memory, if none is given
 MARGIN = 1.15  # a run may take so many times its estimate
@@ -88,25 +89,19 @@ def _results(ops: MemoryOps, layers: Layer, shape: tuple[int, ...], plan: Memory
     return list(banded.bands(layers)(x, table))
 
 
-def choose(
-    model: Model,
-    half: Half,
-    shape: tuple[int, ...],
-    limit: int | None,
-    options: Bands,
-    *,
-    in_bands: bool = False,
-    slicing: bool = False,
-) -> MemoryPlan:
-    """The quickest plan that stays within the limit, or without a limit within most of the free memory.
+def choose(model: Model, half: Half, shape: tuple[int, ...], tiling: Tiling) -> MemoryPlan:
+    """The parts that the settings name; if they leave a choice, the quickest plan within the limit of memory.
 
-    `options` hold for every plan in bands. `in_bands` and `slicing` leave out the plans that do without them. Raises
-    InputError with the least sufficient limit.
+    Without `max_memory` the limit is most of the free memory. Raises InputError with the least sufficient limit.
     """
-    now = model.ops.memory()
+    if not tiling.enabled:
+        return MemoryPlan(tiling.slicing)
+    if tiling.mode == "exact" and tiling.max_memory is None:
+        return MemoryPlan(tiling.slicing, tiling.bands)
+    now, limit = model.ops.memory(), tiling.max_memory
     most = now.used + int(SHARE * now.free) if limit is None else limit
     needs: dict[int, MemoryPlan] = {}
-    for plan in _plans(model, options, in_bands, (True,) if slicing or shape[0] == 1 else (False, True)):
+    for plan in _plans(model, tiling, (True,) if tiling.slicing or shape[0] == 1 else (False, True)):
         expected = estimate(model, half, shape, plan)
         if expected.elsewhere <= _room(plan):
             need = now.used + int(MARGIN * expected.run)
@@ -124,13 +119,13 @@ def choose(
     )
 
 
-def _plans(model: Model, options: Bands, in_bands: bool, slicings: tuple[bool, ...]) -> Iterator[MemoryPlan]:
-    """All plans, the quickest first."""
-    if not in_bands:
+def _plans(model: Model, tiling: Tiling, slicings: tuple[bool, ...]) -> Iterator[MemoryPlan]:
+    """The plans that the settings allow, the quickest first."""
+    if tiling.mode != "exact":
         yield from map(MemoryPlan, slicings)
     stores = ("device", tempfile.gettempdir()) if model.ops.on_host else ("device", "host", tempfile.gettempdir())
     for store in stores:
-        yield MemoryPlan(slicings[-1], {"store": store, **options})
+        yield MemoryPlan(slicings[-1], {"store": store, **tiling.bands})
 
 
 def _room(plan: MemoryPlan) -> float:

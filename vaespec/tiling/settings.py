@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
@@ -15,7 +15,6 @@ from vaespec.tiling.geometry import TileGeometry
 from vaespec.tiling.padding import CircularOps
 
 Mode = Literal["blend", "exact", "auto"]
-MODES = ("blend", "exact", "auto")
 PADDINGS = ("zeros", "circular")
 
 
@@ -39,7 +38,7 @@ class Tiling:
     padding: str | Sequence[str] = ("zeros", "zeros")
 
     def __post_init__(self) -> None:
-        if self.mode not in MODES:
+        if self.mode not in get_args(Mode):
             raise InputError(f"tiling {self.mode!r}: choose True or 'blend', 'exact', 'auto', or False.")
         options = [*self.bands, *(["max_memory"] if self.max_memory is not None else [])]
         if self.mode == "blend" and options:
@@ -60,10 +59,7 @@ class Tiling:
         """Blended tiles for this config. Raises InputError if they do not join, or if the padding is circular."""
         self._require_zeros()
         return TileGeometry.from_config(
-            config,
-            tile_sample_min_size=self.tile_sample_min_size,
-            tile_latent_min_size=self.tile_latent_min_size,
-            tile_overlap_factor=self.tile_overlap_factor,
+            config, self.tile_sample_min_size, self.tile_latent_min_size, self.tile_overlap_factor
         )
 
     def check(self, model: Model) -> None:
