@@ -20,13 +20,13 @@ from functools import partial
 import numpy as np
 
 from vaespec import families
-from vaespec.architecture import decoder
+from vaespec.architecture import DECODER, decoder
 from vaespec.layers import Sequential
 from vaespec.model import Model
 from vaespec.registry import backends, get_backend, make_ops
 from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps
-from vaespec.tiling.planner import Plan
+from vaespec.tiling.planner import MemoryPlan
 
 CONFIG = families.config("sd1")
 
@@ -46,11 +46,11 @@ def ours(backend, how):
     for name, row in table.items():  # one at a time, so that memory holds the weights once
         params |= ops.load_params({name: drawn(row, rng)}, table)
     model = Model(CONFIG, Sequential(()), layers, params, ops)
-    plan = Plan(bands={"store": how} if how else None)
+    plan = MemoryPlan(bands={"store": how} if how else None)
     run = (BandedOps(ops, **plan.bands) if how else ops).compile(layers)
     return (
         lambda z: ops.to_numpy(run(ops.from_numpy(z), params)),
-        lambda z: planner.estimate(model, "decoder", z.shape, plan).peak,
+        lambda z: planner.estimate(model, DECODER, z.shape, plan).peak,
     )
 
 

@@ -1,26 +1,20 @@
 """The model: `encoder(config)` and `decoder(config)`, two lists of layers that read like the paper's table.
 
 The only description of the topology in the project. Names are diffusers' state-dict names. Rombach et al. 2022,
-arXiv:2112.10752, appendix G; widths, block types and options as AutoencoderKL of diffusers 0.42.
+arXiv:2112.10752, appendix G; widths, block types and options as in AutoencoderKL of diffusers 0.42.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Literal
 
 from vaespec.attention import Attention
 from vaespec.config import AutoencoderConfig
-from vaespec.layers import (
-    Conv,
-    GroupNorm,
-    NormAct,
-    Resnet,
-    Sequential,
-    Upsample,
-    downsample,
-    pointwise,
-)
+from vaespec.errors import InputError
+from vaespec.layers import Conv, GroupNorm, NormAct, Resnet, Sequential, Upsample, downsample, pointwise
 from vaespec.ops import Layer
 from vaespec.parameter import Parameter
 
@@ -60,32 +54,62 @@ def decoder(config: AutoencoderConfig) -> Sequential:
     return Sequential(tuple(layers))
 
 
-HALVES = {"encoder": encoder, "decoder": decoder}
+@dataclass(frozen=True)
+class Half:
+    """The encoder or the decoder: its name, the verb for running it, what it reads, what it makes, what builds it."""
+
+    name: str
+    verb: str
+    source: Literal["images", "latents"]
+    result: Literal["moments", "images"]
+    build: Callable[[AutoencoderConfig], Sequential]
+
+    def in_channels(self, config: AutoencoderConfig) -> int:
+        """How many channels its input has."""
+        return config.in_channels if self.source == "images" else config.latent_channels
+
+    def input_shape(self, config: AutoencoderConfig, batch: int, height: int, width: int) -> tuple[int, int, int, int]:
+        """The shape of its input for a batch of images of height × width px."""
+        f = 1 if self.source == "images" else config.downsampling_factor
+        return batch, self.in_channels(config), height // f, width // f
+
+
+ENCODER = Half("encoder", "encode", "images", "moments", encoder)
+DECODER = Half("decoder", "decode", "latents", "images", decoder)
+HALVES = {half.name: half for half in (ENCODER, DECODER)}
+
+
+def half_of(direction: str) -> Half:
+    """The half that computes a direction, "encode" or "decode". Raises InputError for any other."""
+    for half in HALVES.values():
+        if half.verb == direction:
+            return half
+    raise InputError(f"direction={direction!r}: expected encode or decode.")
 
 
 def parameters(config: AutoencoderConfig, halves: Iterable[str] = tuple(HALVES)) -> dict[str, Parameter]:
-    """Every tensor of the model, or of half of it: name -> shape, role. Equal to diffusers' state_dict, name by name.
+    """Every tensor of the model, or of the halves named: name -> shape, role. Names are those of diffusers' state_dict.
 
     FLUX.2's statistics belong to either half.
     """
-    layers = [row for half in halves for row in HALVES[half](config).parameters()]
+    layers = [row for half in halves for row in HALVES[half].build(config).parameters()]
     return dict([*layers, *_latent_statistics(config)])
 
 
 def halves_among(names: Container[str], config: AutoencoderConfig) -> tuple[str, ...]:
-    """The halves that have any parameter of theirs in `names`; both if none has."""
-    found = (half for half, build in HALVES.items() if any(name in names for name, _ in build(config).parameters()))
-    return tuple(found) or tuple(HALVES)
+    """The names of the halves that have a parameter in `names`; both if neither has one."""
+    present = (name for name, half in HALVES.items() if any(row in names for row, _ in half.build(config).parameters()))
+    return tuple(present) or tuple(HALVES)
 
 
 def count_parameters(config: AutoencoderConfig) -> int:
-    """How many numbers are trained; FLUX.2's batch-norm statistics are not."""
+    """The number of trained numbers; FLUX.2's batch-norm statistics are not among them."""
     table = parameters(config).values()
     return sum(math.prod(parameter.shape) for parameter in table if parameter.trained)
 
 
 def _stage(config: AutoencoderConfig, block: str, before: int, width: int, resnets: int, attend: bool) -> list[Layer]:
-    """The residual blocks of one resolution, each followed by attention where the block type says so."""
+    """The residual blocks of one resolution, each followed by attention if `attend`."""
     layers: list[Layer] = []
     for i in range(resnets):
         layers += [_resnet(config, f"{block}.resnets.{i}", before if i == 0 else width, width)]
@@ -104,10 +128,10 @@ def _middle(config: AutoencoderConfig, block: str, width: int) -> list[Layer]:
     ]
 
 
-def _head(config: AutoencoderConfig, side: str, width: int, out_channels: int) -> list[Layer]:
-    """Norm, activation, convolution. The activation is SiLU whatever act_fn says (as diffusers 0.42)."""
-    norm = GroupNorm(f"{side}.conv_norm_out", width, config.norm_num_groups)
-    return [NormAct(norm, "silu"), Conv(f"{side}.conv_out", width, out_channels)]
+def _head(config: AutoencoderConfig, half: str, width: int, out_channels: int) -> list[Layer]:
+    """Norm, activation, convolution. The activation is SiLU whatever act_fn says (as in diffusers 0.42)."""
+    norm = GroupNorm(f"{half}.conv_norm_out", width, config.norm_num_groups)
+    return [NormAct(norm, "silu"), Conv(f"{half}.conv_out", width, out_channels)]
 
 
 def _resnet(config: AutoencoderConfig, name: str, in_channels: int, out_channels: int) -> Resnet:
@@ -115,7 +139,7 @@ def _resnet(config: AutoencoderConfig, name: str, in_channels: int, out_channels
 
 
 def _latent_statistics(config: AutoencoderConfig) -> Iterator[tuple[str, Parameter]]:
-    """FLUX.2's batch-norm statistics of patchified latents; stored with the weights, used by `latents`."""
+    """FLUX.2's batch-norm statistics of patchified latents: stored with the weights, used by vaespec.latents."""
     if config.patch_size is not None:
         channels = config.latent_channels * config.patch_size[0] * config.patch_size[1]
         yield "bn.running_mean", Parameter((channels,), "statistic")

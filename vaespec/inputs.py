@@ -1,4 +1,4 @@
-"""Whatever array a user holds -> something to run a model on, or one sentence that says what was expected."""
+"""Checks of what users give to a model: arrays of any framework or pictures -> ValidatedInput, or InputError."""
 
 from __future__ import annotations
 
@@ -16,32 +16,32 @@ from vaespec.ops import Array
 from vaespec.reference import ReferenceOps
 
 
-class Source:
-    """Images or latents that have been looked at: a part of them is an array of the backend once it is asked for.
+class ValidatedInput:
+    """Validated images or latents. Indexing converts that part to an array of the backend.
 
-    `source[...]` is the whole, `source[:, :, start:stop, :]` a band; NonFiniteError for NaN or infinity in it.
+    `source[...]` is the whole, `source[:, :, start:stop, :]` a band. Raises NonFiniteError for NaN or infinity in it.
     """
 
-    def __init__(self, x: Any, what: str, ops: ReferenceOps) -> None:
-        self.x, self.what, self.ops = x, what, ops
+    def __init__(self, x: Any, name: str, ops: ReferenceOps) -> None:
+        self.x, self.name, self.ops = x, name, ops
         self.shape: tuple[int, int, int, int] = tuple(x.shape)
 
     def __getitem__(self, index: Any) -> Array:
         part, origin = self.x[index], [0] * 4 if index is ... else [axis.start or 0 for axis in index]
-        _require_finite(part, self.what, self.ops, origin)
-        placed = self.ops.from_numpy(part) if isinstance(part, np.ndarray) else self.ops.cast(part)
-        _require_finite(placed, f"{self.what}, as {self.ops.dtype},", self.ops, origin)
-        return placed
+        _require_finite(part, self.name, self.ops, origin)
+        converted = self.ops.from_numpy(part) if isinstance(part, np.ndarray) else self.ops.cast(part)
+        _require_finite(converted, f"{self.name}, as {self.ops.dtype},", self.ops, origin)
+        return converted
 
-    def items(self) -> list[Source]:
+    def items(self) -> list[ValidatedInput]:
         """Each item of the batch, as a batch of one."""
         if self.shape[0] == 1:
             return [self]
-        return [Source(self.x[i : i + 1, ...], self.what, self.ops) for i in range(self.shape[0])]
+        return [ValidatedInput(self.x[i : i + 1, ...], self.name, self.ops) for i in range(self.shape[0])]
 
 
-def as_images(x: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Source:
-    """Images (B, in_channels, H, W) in [-1, 1], at least f × f px; floats of any framework, or pictures of Pillow.
+def as_images(x: Any, config: AutoencoderConfig, ops: ReferenceOps) -> ValidatedInput:
+    """Images (B, in_channels, H, W) in [-1, 1], at least f × f px: floats of any framework, or Pillow pictures.
 
     Raises InputError for a wrong rank, channel count, size or dtype.
     """
@@ -50,64 +50,64 @@ def as_images(x: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Source:
     return _as_map(x, "images", config.in_channels, config.downsampling_factor, ops)
 
 
-def as_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Source:
-    """Latents (B, latent_channels, h, w), at least 1 × 1. Raises as `as_images`."""
+def as_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -> ValidatedInput:
+    """Latents (B, latent_channels, h, w), at least 1 × 1. Raises InputError as `as_images` does."""
     return _as_map(z, "latents", config.latent_channels, 1, ops)
 
 
-def as_diffusion_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -> Source:
-    """Latents as the diffusion model has them: FLUX.2's hold p₁ × p₂ patches in their channels. Raises as above."""
+def as_diffusion_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -> ValidatedInput:
+    """Latents of the diffusion model: FLUX.2's hold p₁ × p₂ patches in their channels. Raises as `as_images` does."""
     p1, p2 = config.patch_size or (1, 1)
     return _as_map(z, "latents", config.latent_channels * p1 * p2, 1, ops)
 
 
-def _as_map(x: Any, what: str, channels: int, smallest: int, ops: ReferenceOps) -> Source:
+def _as_map(x: Any, name: str, channels: int, smallest: int, ops: ReferenceOps) -> ValidatedInput:
     dtype = getattr(x, "dtype", None)
-    x = _as_array(x, what, ops)
+    x = _as_array(x, name, ops)
     shape = tuple(x.shape)
     if len(shape) != 4:
-        raise InputError(f"{what} of shape {shape}: expected (B, {channels}, height, width).")
+        raise InputError(f"{name} of shape {shape}: expected (B, {channels}, height, width).")
     if not _is_floating(x):
-        hint = " in [-1, 1]; for 0..255 use x / 127.5 - 1" if what == "images" else ""
-        raise InputError(f"{what} of dtype {dtype or x.dtype}: expected floats{hint}.")
+        hint = " in [-1, 1]; for 0..255 use x / 127.5 - 1" if name == "images" else ""
+        raise InputError(f"{name} of dtype {dtype or x.dtype}: expected floats{hint}.")
     if shape[0] == 0:
-        raise InputError(f"{what} of shape {shape}: the batch is empty.")
+        raise InputError(f"{name} of shape {shape}: the batch is empty.")
     if shape[1] != channels:
         hint = " (channels come before height and width)" if shape[3] == channels else ""
-        raise InputError(f"{what} of shape {shape}: expected {channels} channels, got {shape[1]}{hint}.")
+        raise InputError(f"{name} of shape {shape}: expected {channels} channels, got {shape[1]}{hint}.")
     if min(shape[2:]) < smallest:
-        raise InputError(f"{what} of {shape[2]} x {shape[3]}: expected at least {smallest} x {smallest}.")
-    return Source(x, what, ops)
+        raise InputError(f"{name} of {shape[2]} x {shape[3]}: expected at least {smallest} x {smallest}.")
+    return ValidatedInput(x, name, ops)
 
 
-def _require_finite(x: Array, what: str, ops: ReferenceOps, origin: Sequence[int]) -> None:
-    """NonFiniteError that counts the bad numbers and places the first one; x begins at `origin`."""
+def _require_finite(x: Array, name: str, ops: ReferenceOps, origin: Sequence[int]) -> None:
+    """Raises NonFiniteError with the count of bad numbers and the index of the first; x begins at `origin`."""
     if ops.all_finite(x):
         return
     bad = np.argwhere(~np.isfinite(x if isinstance(x, np.ndarray) else ops.to_numpy(x)))
     place = ", ".join(map(str, bad[0] + origin))
-    raise NonFiniteError(f"the {what} hold {len(bad)} NaN or infinite numbers, the first at index ({place}).")
+    raise NonFiniteError(f"the {name} hold {len(bad)} NaN or infinite numbers, the first at index ({place}).")
 
 
-def _as_array(x: Any, what: str, ops: ReferenceOps) -> Array:
-    """x as NumPy's or the backend's own array: itself, else without a copy (DLPack), else through NumPy."""
+def _as_array(x: Any, name: str, ops: ReferenceOps) -> Array:
+    """x as an array of NumPy or the backend: x itself, else without a copy (DLPack), else through NumPy."""
     if isinstance(x, np.ndarray | pictures.Pixels) or ops.is_array(x):
         return x
     if not hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
-        raise InputError(f"{what} are a {type(x).__name__}: expected an array (B, C, height, width) of floats.")
-    with suppress(Exception):  # strides, dtypes and devices that the other side does not take; each says so differently
+        raise InputError(f"{name} are a {type(x).__name__}: expected an array (B, C, height, width) of floats.")
+    with suppress(Exception):  # strides, dtypes or devices that are not supported; frameworks raise different errors
         return ops.from_dlpack(x)
     try:
-        if str(x.dtype).endswith("bfloat16"):  # NumPy has no such type; float32 holds it all
+        if str(x.dtype).endswith("bfloat16"):  # NumPy has no such type; float32 holds every value
             x = array_namespace(x).astype(x, array_namespace(x).float32)
         return np.asarray(x)
     except (TypeError, ValueError, RuntimeError) as error:
         place = f" on {x.device}" if hasattr(x, "device") else ""
         reason = str(error).rstrip(".")
-        raise InputError(f"{what}{place} cannot be read as an array ({reason}): move or convert them first.") from None
+        raise InputError(f"{name}{place} cannot be read as an array ({reason}): move or convert them first.") from None
 
 
 def _is_floating(x: Array) -> bool:
     if isinstance(x.dtype, np.dtype):
-        return np.issubdtype(x.dtype, np.floating) or x.dtype.name == "bfloat16"  # ml_dtypes' type is no np.floating
+        return np.issubdtype(x.dtype, np.floating) or x.dtype.name == "bfloat16"  # ml_dtypes' type is not np.floating
     return bool(array_namespace(x).isdtype(x.dtype, "real floating"))

@@ -1,7 +1,7 @@
-"""From the encoder's latents to what a diffusion model is trained on, and back.
+"""Conversions between the encoder's latents and the latents that a diffusion model is trained on.
 
 Three conventions: scale and shift (SD, SDXL, SD3, FLUX.1), per-channel mean and standard deviation (Playground v2.5),
-patchify and batch-norm (FLUX.2). The config says which one; a scale that is not known is asked for, never guessed.
+patchify and batch-norm (FLUX.2). The config says which one; an unknown scale raises ConfigError, it is never guessed.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from vaespec.ops import Array
 def normalize(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]) -> Array:
     """Latents (B, C, h, w) of the encoder -> latents of about unit variance for the diffusion model.
 
-    `statistics` holds FLUX.2's bn.running_mean and bn.running_var (C · p₁ · p₂,), and is empty for the others;
+    `statistics` holds bn.running_mean and bn.running_var (C · p₁ · p₂,) for FLUX.2, and is not read for the others.
     FLUX.2's result is (B, C · p₁ · p₂, h / p₁, w / p₂).
     """
     xp = array_namespace(z)
@@ -63,7 +63,7 @@ def _per_channel(values: Array) -> Array:
 
 
 def patchify(z: Array, patch: tuple[int, int]) -> Array:
-    """(B, C, h, w) -> (B, C · p₁ · p₂, h / p₁, w / p₂); channel c·p₁·p₂ + dy·p₂ + dx (as diffusers 0.42's FLUX.2)."""
+    """(B, C, h, w) -> (B, C · p₁ · p₂, h / p₁, w / p₂); channel c·p₁·p₂ + dy·p₂ + dx (as in diffusers 0.42)."""
     (B, C, h, w), (p1, p2) = z.shape, patch
     if h % p1 or w % p2:
         raise InputError(f"latents of {h} x {w} cannot be cut into {p1} x {p2} patches: crop or pad the images first.")

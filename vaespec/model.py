@@ -1,4 +1,4 @@
-"""Model: the layers of an AutoencoderKL and their parameters, on some ops. A value: what changes it makes another."""
+"""Model: the layers of an AutoencoderKL and their parameters, on some ops. A value: to change it is to make another."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from vaespec.analysis.finite import first_nonfinite
-from vaespec.architecture import HALVES, halves_among, parameters
+from vaespec.architecture import HALVES, Half, halves_among, parameters
 from vaespec.attention import Attention, LoRA, Processor
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, NonFiniteError
@@ -47,74 +47,75 @@ class Model:
 
     @classmethod
     def place(cls, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], ops: ReferenceOps) -> Self:
-        """A model with canonical weights: of both halves, or of one, the other then being empty."""
-        halves = halves_among(weights, config)
-        layers = {half: build(config) if half in halves else Sequential(()) for half, build in HALVES.items()}
-        return cls(config, **layers, params=ops.load_params(weights, parameters(config, halves)), ops=ops)
+        """A model with canonical weights. A half without any weights is left empty."""
+        names = halves_among(weights, config)
+        layers = {name: half.build(config) if name in names else Sequential(()) for name, half in HALVES.items()}
+        return cls(config, **layers, params=ops.load_params(weights, parameters(config, names)), ops=ops)
 
     def move(self, ops: ReferenceOps) -> Self:
-        """The same on other ops; each weight is converted on its way, one at a time."""
+        """This model on other ops; weights are converted one at a time."""
         table = self.table()
-        return self._replace(params=ops.load_params(self.ops.export_params(self.params, table), table), ops=ops)
+        return self.replace(params=ops.load_params(self.ops.export_params(self.params, table), table), ops=ops)
 
-    def with_config(self, config: AutoencoderConfig) -> Self:
-        """The same layers under another config, which differs in nothing that weights show."""
-        return self._replace(config=config)
-
-    def _replace(self, **changes: Any) -> Self:
+    def replace(self, **changes: Any) -> Self:
+        """This model with other fields that fit the rest, such as ops that accept the same params."""
         return dataclasses.replace(self, **changes)
 
     # -- running -----------------------------------------------------------------------------------------------
 
     @cached_property
-    def compiled(self) -> dict[str, Run]:
-        """(images, params) -> moments of the encoder, (latents, params) -> images of the decoder."""
-        return {half: self.ops.compile(getattr(self, half)) for half in self.halves}
+    def compiled(self) -> dict[Half, Run]:
+        """(images, params) -> moments for the encoder, (latents, params) -> images for the decoder."""
+        halves = {half: getattr(self, half.name) for half in HALVES.values()}
+        return {half: self.ops.compile(layers) for half, layers in halves.items() if layers.layers}
 
-    def run(self, half: str, x: Array) -> Array:
-        """The encoder's moments, or the decoder's images, with the params held; NonFiniteError names a layer."""
+    def run(self, half: Half, x: Array, compile: Callable[[Sequential], Run] | None = None) -> Array:
+        """The encoder's moments or the decoder's images, with the model's own params.
+
+        `compile` makes a function of the layers, by default as the ops do. Raises NonFiniteError, which names a layer.
+        """
         layers = self.layers(half)
-        with np.errstate(over="ignore", invalid="ignore"):  # told below, with the layer's name
-            y = self.compiled[half](x, self.params)
-            if self.ops.all_finite(y):
-                return y
-            culprit = first_nonfinite(layers, x, self.params, self.ops)
-        raise self._nonfinite(half, f"NaN or infinity first appears in {culprit or 'the conversion of the result'}")
+        compiled = self.compiled[half] if compile is None else compile(layers)
 
-    def stream(self, half: str, x: Any, bands: Callable[[Sequential], Stream]) -> Iterator[Array]:
-        """The same in bands of rows, from the top down; `bands` as BandedOps makes them, of the same arrays."""
-        run = bands(self.layers(half))
-        with np.errstate(over="ignore", invalid="ignore"):
-            results = run(x, self.params)
-        while True:
-            with np.errstate(over="ignore", invalid="ignore"):  # not around the yield: it is the caller's as well
-                y = next(results, None)
-                if y is None:
-                    return
-                finite = self.ops.all_finite(y)
-            if not finite:  # a run of the whole, to learn the layer, may be more than the memory holds
-                raise self._nonfinite(half, "learn the layer by a run without tiling, on a part of it")
+        def reason() -> str:
+            culprit = first_nonfinite(layers, x, self.params, self.ops)
+            return f"NaN or infinity first appears in {culprit or 'the conversion of the result'}"
+
+        return self._finite(half, lambda: compiled(x, self.params), reason)
+
+    def stream(self, half: Half, x: Any, bands: Callable[[Sequential], Stream]) -> Iterator[Array]:
+        """The result of `run` in bands of rows, from the top down. `bands` makes a function of the layers.
+
+        Raises NonFiniteError without a layer's name: to find it takes a run of the whole, and perhaps too much memory.
+        """
+        results = bands(self.layers(half))(x, self.params)
+        reason = "run a part of the input without tiling to learn the layer"
+        while (y := self._finite(half, lambda: next(results, None), lambda: reason)) is not None:
             yield y
 
-    def layers(self, half: str) -> Sequential:
-        """The encoder or the decoder; InputError where there are no weights for it."""
-        if half not in self.halves:
-            raise InputError(f"these weights have no {half}: load them from a file that has, to use it.")
-        layers: Sequential = getattr(self, half)
+    def _finite(self, half: Half, compute: Callable[[], Array | None], reason: Callable[[], str]) -> Array | None:
+        """The result of `compute`. Raises NonFiniteError with the reason if it holds NaN or infinity."""
+        with np.errstate(over="ignore", invalid="ignore"):  # reported by the error
+            y = compute()
+            if y is None or self.ops.all_finite(y):
+                return y
+            narrow = self.ops.dtype == "float16"
+            hint = "; float16 is too narrow for many models: try bfloat16 or float32" if narrow else ""
+            raise NonFiniteError(f"the {half.result} are not finite: {reason()}{hint}.")
+
+    def layers(self, half: Half) -> Sequential:
+        """The encoder or the decoder. Raises InputError if it has no weights."""
+        layers: Sequential = getattr(self, half.name)
+        if not layers.layers:
+            raise InputError(f"these weights have no {half.name}: load them from a file that has one.")
         return layers
 
-    def _nonfinite(self, half: str, where: str) -> NonFiniteError:
-        what = {"encoder": "moments", "decoder": "images"}[half]
-        narrow = self.ops.dtype == "float16"
-        hint = "; float16 is too narrow for many models: try bfloat16 or float32" if narrow else ""
-        return NonFiniteError(f"the {what} are not finite: {where}{hint}.")
-
     def encode(self, params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
-        """Images -> posterior, with these params: a pure function, which a framework may trace."""
+        """Images -> posterior, computed with the given params: a pure function, which a framework may trace."""
         return AutoencoderKLOutput(DiagonalGaussian(self.encoder(x, params, self.ops)))
 
     def decode(self, params: Mapping[str, Array], z: Array) -> DecoderOutput:
-        """Latents -> images, likewise."""
+        """Latents -> images: a pure function as well."""
         return DecoderOutput(self.decoder(z, params, self.ops))
 
     def functional(self) -> Functional:
@@ -123,23 +124,14 @@ class Model:
             {name: self.params[name] for name, row in self.table().items() if row.trained}, self.encode, self.decode
         )
 
-    def on(self, ops: ReferenceOps) -> Self:
-        """With the same params, on other ops that take them."""
-        return self._replace(ops=ops)
-
     def bare(self, ops: ReferenceOps) -> Self:
-        """Without params, and on these ops: for a module that has parameters of its own."""
-        return self._replace(params={}, ops=ops)
-
-    @property
-    def halves(self) -> tuple[str, ...]:
-        """ "encoder" and "decoder", or the one that there are weights for."""
-        return tuple(half for half in HALVES if getattr(self, half).layers)
+        """This model without params, with other ops: for a module that holds the parameters itself."""
+        return self.replace(params={}, ops=ops)
 
     # -- parameters --------------------------------------------------------------------------------------------
 
     def table(self) -> dict[str, Parameter]:
-        """What is in `params`: processors may have added to what the config says, or fused some of it."""
+        """The rows of `params`: the tensors of the config, with those that processors have added or fused."""
         statistics = parameters(self.config, halves=())
         return dict([*self.encoder.parameters(), *self.decoder.parameters()]) | statistics
 
@@ -168,23 +160,23 @@ class Model:
                 f"parameter {name} of shape {given.get(name)}: this model has {expected.get(name)}{others}; give all "
                 "parameters of functional(), by name."
             )
-        return self._replace(params={**self.params, **params})
+        return self.replace(params={**self.params, **params})
 
     # -- attention ---------------------------------------------------------------------------------------------
 
     def attention_layers(self) -> list[Attention]:
-        """Of the encoder, then of the decoder."""
+        """The attention layers of the encoder, then of the decoder."""
         return attention_layers(self.encoder) + attention_layers(self.decoder)
 
     def with_processors(self, processors: Mapping[str, Processor]) -> Self:
-        """With other processors, by the names of the layers; a LoRA that goes is left out."""
+        """This model with other processors, by the names of the layers; a LoRA that is replaced is left out."""
         changed = self
         for layer in self.attention_layers():
             changed = changed._exchange(layer, processors[layer.name], layer.processor.release)
         return changed
 
     def with_fused_lora(self) -> Self:
-        """With every LoRA added to the weights."""
+        """This model with every LoRA added to the weights."""
         changed = self
         for layer in self.attention_layers():
             if isinstance(layer.processor, LoRA):
@@ -192,13 +184,13 @@ class Model:
         return changed
 
     def _exchange(self, layer: Attention, processor: Processor, release: Callable[..., dict[str, np.ndarray]]) -> Self:
-        """Another processor for one layer, and its projections in the form that wants; other params stay."""
+        """This model with another processor for one layer, and its projections in the form that the processor needs."""
         params, chosen = self.params, {layer.name: processor}
         before, after = (dict(p.parameters(layer)) for p in (layer.processor, processor))
         if before != after:
             canonical = release(layer, self.ops.export_params({name: params[name] for name in before}, before))
             kept = {name: p for name, p in params.items() if name not in before}
             params = kept | self.ops.load_params(processor.adopt(layer, canonical), after)
-        return self._replace(
+        return self.replace(
             encoder=with_processors(self.encoder, chosen), decoder=with_processors(self.decoder, chosen), params=params
         )

@@ -18,7 +18,7 @@ from support.oracle import oracle
 
 from vaespec import AutoencoderKL, machine
 from vaespec.analysis.rounding import predicted_error, rounded
-from vaespec.architecture import decoder
+from vaespec.architecture import DECODER, decoder
 from vaespec_cpu.engine import EngineOps
 from vaespec_jax.ops import JaxOps
 from vaespec_mlx.ops import MlxOps
@@ -143,8 +143,8 @@ def gradients(backend: str, loss: Callable[[dict, object], object], params: dict
 def test_gradients_are_those_of_the_frameworks_own_operations(convolutions, backend):
     """Through the model as a whole, which would be computed by the engine without them."""
     vae = made(backend)
-    model, params, z = vae._model.compiled["decoder"], vae._model.params, image(backend)
-    own = partial(vae._model.layers("decoder"), ops=vae._model.ops)
+    model, params, z = vae._model.compiled[DECODER], vae._model.params, image(backend)
+    own = partial(vae._model.layers(DECODER), ops=vae._model.ops)
     own = jax.jit(own) if backend == "jax" else own  # one program, or one for each operation
     expected = gradients(backend, lambda params, z: energy(own(z, params)), params, z)
     convolutions.clear()
@@ -198,7 +198,7 @@ def test_params_cast_to_another_dtype_are_the_frameworks(convolutions, backend):
     """They are no longer what the engine was prepared for."""
     vae = made(backend)
     cast = {name: a.astype("bfloat16" if backend == "jax" else mx.bfloat16) for name, a in vae._model.params.items()}
-    vae._model.compiled["decoder"](image(backend), cast)
+    vae._model.compiled[DECODER](image(backend), cast)
     assert set(convolutions) == {OWN[backend]}
 
 

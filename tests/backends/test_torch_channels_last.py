@@ -11,6 +11,7 @@ from support.configs import CONFIGS, relative_l2, uniform
 from support.models import array, model
 from torch.nn.functional import silu
 
+from vaespec.architecture import DECODER
 from vaespec_torch import fused
 from vaespec_torch.doubled import Doubled
 from vaespec_torch.fused import FusedOps
@@ -103,7 +104,7 @@ def test_a_run_is_the_models_with_the_kernels(monkeypatch, name):
 def run(name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """A decoder with FusedOps, and the same with TorchOps."""
     vae = model(name, "torch", "float32")
-    ops, decoder = vae._model.ops, vae._model.layers("decoder")
+    ops, decoder = vae._model.ops, vae._model.layers(DECODER)
     z = ops.from_numpy(uniform("z", (2, CONFIGS[name].latent_channels, 5, 4)))
     return decoder(z, vae._model.params, FusedOps.like(ops)), decoder(z, vae._model.params, ops)
 

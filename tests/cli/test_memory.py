@@ -23,7 +23,7 @@ def streams(monkeypatch) -> list[str]:
     ran, stream = [], Model.stream
     monkeypatch.setattr("vaespec.tiling.banded.BAND", 1 << 14)  # so that a small picture has many bands
     monkeypatch.setattr(NumpyOps, "memory", lambda self: MemoryUse(HELD, 2**40))
-    monkeypatch.setattr(Model, "stream", lambda self, half, *args: ran.append(half) or stream(self, half, *args))
+    monkeypatch.setattr(Model, "stream", lambda self, half, *args: ran.append(half.name) or stream(self, half, *args))
     return ran
 
 
@@ -47,7 +47,7 @@ def test_a_limit_that_is_too_small_is_reported_with_one_that_suffices(streams):
     picture("tall.png", 64, 2048)
     message = error("roundtrip", "tall.png", "--max-memory", "1GiB", *MODEL)
     assert message.startswith(
-        "vaespec: error: tall.png: max_memory of 1.00 GiB is too little for encoding 1 x 3 x 2048 x 64"
+        "vaespec: error: tall.png: max_memory of 1.00 GiB is too little to encode 1 x 3 x 2048 x 64"
     )
     assert files() == {"tall.png"}
     enough = re.search(r"(\d\.\d\d) GiB would do", message)[1]

@@ -22,6 +22,7 @@ from support.models import EXACT, FINEST, array, each_backend, tiny
 from support.oracle import diffusers_model, weighted
 
 from vaespec import AutoencoderKL, InputError
+from vaespec.architecture import half_of
 from vaespec.arrays import asarray_like
 from vaespec.tiling.blend import HEIGHT, WIDTH, blended, fade
 from vaespec.tiling.geometry import TileGeometry
@@ -186,7 +187,7 @@ def test_tiles_are_refused_exactly_where_diffusers_has_no_result_of_the_right_si
 def test_each_backend_blends_its_tiles_to_the_numbers_of_diffusers(backend, direction):
     model = theirs(torch.float64)
     ours = AutoencoderKL(CONFIG, model.weights, backend=backend, device="cpu", dtype=FINEST[backend])._model
-    half = f"{direction}r"
+    half = half_of(direction)
     like = next(iter(ours.params.values()))
 
     def run(tile):

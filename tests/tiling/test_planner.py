@@ -1,8 +1,9 @@
-"""A run is planned before it begins: the quickest way that fits, or the figure that would."""
+"""A run is planned before it begins: the quickest plan within the limit, or an error with a sufficient limit."""
 
 from __future__ import annotations
 
 import re
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
@@ -15,10 +16,12 @@ from support.configs import narrow, relative_l2, uniform
 from support.models import array, each_backend, model
 
 from vaespec import AutoencoderKL, InputError
+from vaespec.architecture import DECODER
 from vaespec.machine import MemoryUse, host_memory
 from vaespec.model import Model
 from vaespec.tiling import planner
-from vaespec.tiling.planner import Plan
+from vaespec.tiling.planner import MemoryPlan
+from vaespec.tiling.settings import Tiling
 from vaespec_numpy.ops import NumpyOps
 
 CONFIG = narrow((8, 12, 12), layers_per_block=1)  # f = 4
@@ -29,19 +32,19 @@ ONE = (1, *Z.shape[1:])
 
 @pytest.fixture
 def vae(monkeypatch) -> AutoencoderKL:
-    """On a machine of which the process holds one GiB, and three are free."""
+    """A model on a machine where the process holds one GiB, and three are free."""
     monkeypatch.setattr(NumpyOps, "memory", lambda self: MemoryUse(GIB, 3 * GIB))
     return AutoencoderKL.from_config(CONFIG, backend="numpy", dtype="float64")
 
 
 @pytest.fixture
 def ran(monkeypatch) -> list[tuple]:
-    """What our model runs on: the shapes of wholes, and those of what is cut into bands, with how."""
+    """The inputs that our model runs on: shapes of whole inputs, and shapes of inputs in bands, with their options."""
     seen, run, stream = [], Model.run, Model.stream
 
     def streamed(self, half, x, bands):
-        how = bands.__self__
-        seen.append((x.shape, how.band_rows, how.chunk, str(how.store)))
+        banded = bands.__self__
+        seen.append((x.shape, banded.band_rows, banded.chunk, str(banded.store)))
         return stream(self, half, x, bands)
 
     monkeypatch.setattr(Model, "run", lambda self, half, x: seen.append((x.shape,)) or run(self, half, x))
@@ -50,8 +53,8 @@ def ran(monkeypatch) -> list[tuple]:
 
 
 def need(vae, plan) -> int:
-    """The least limit for it."""
-    return GIB + int(planner.MARGIN * planner.estimate(vae._model, "decoder", Z.shape, plan).run)
+    """The least sufficient limit for a plan."""
+    return GIB + int(planner.MARGIN * planner.estimate(vae._model, DECODER, Z.shape, plan).run)
 
 
 @pytest.fixture(autouse=True)
@@ -62,16 +65,20 @@ def bands_of_few_rows(monkeypatch):
 CHUNK = {"chunk": 32}  # of tokens: otherwise attention takes more than the maps
 
 
-def banded(store, **how) -> Plan:
-    return Plan(slicing=True, bands={"store": str(store), **CHUNK, **how})
+def auto(limit, **bands) -> Tiling:
+    return Tiling(enabled=True, mode="auto", max_memory=limit, bands=bands)
+
+
+def banded(store, **options) -> MemoryPlan:
+    return MemoryPlan(slicing=True, bands={"store": str(store), **CHUNK, **options})
 
 
 def test_the_limit_decides_between_the_whole_slices_bands_and_a_file(vae, ran, tmp_path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     whole = vae.decode(Z).sample
     for plan, expected in (
-        (Plan(), [(Z.shape,)]),
-        (Plan(slicing=True), [(ONE,)] * 2),
+        (MemoryPlan(), [(Z.shape,)]),
+        (MemoryPlan(slicing=True), [(ONE,)] * 2),
         (banded("device"), [(ONE, None, 32, "device")] * 2),
         (banded(tmp_path), [(ONE, None, 32, str(tmp_path))] * 2),
     ):
@@ -89,36 +96,36 @@ def test_a_limit_that_is_too_little_names_one_that_is_enough(share):
     shape = (1, CONFIG.latent_channels, 100, 300)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(NumpyOps, "memory", lambda self: MemoryUse(GIB, 3 * GIB))
-        how = (vae._model, "decoder", shape)
-        with pytest.raises(InputError) as told:
-            planner.choose(*how, int(share * GIB) + 1, {})
+        choose = partial(planner.choose, vae._model, DECODER, shape)
+        with pytest.raises(InputError) as error:
+            choose(auto(int(share * GIB) + 1))
         words = (
-            r"^max_memory of [01]\.\d\d GiB is too little for decoding 1 x 4 x 100 x 300: (\S+ GiB) would do, 1\.00 GiB"
+            r"^max_memory of [01]\.\d\d GiB is too little to decode 1 x 4 x 100 x 300: (\S+ GiB) would do, 1\.00 GiB"
         )
-        enough = planner.as_bytes(re.search(words, str(told.value))[1].replace(" ", ""))
-        assert planner.choose(*how, enough, {}).bands is not None
+        enough = planner.as_bytes(re.search(words, str(error.value))[1].replace(" ", ""))
+        assert choose(auto(enough)).bands is not None
         with pytest.raises(InputError):
-            planner.choose(*how, enough - GIB // 50, {})
+            choose(auto(enough - GIB // 50))
 
 
-def test_without_a_limit_most_of_what_is_free_is_taken(vae, ran, monkeypatch):
+def test_without_a_limit_most_of_the_free_memory_is_used(vae, ran, monkeypatch):
     vae.enable_tiling("auto")
     vae.decode(Z)
     assert ran == [(Z.shape,)]
-    free = (need(vae, Plan(slicing=True)) - GIB) / planner.SHARE + 9
+    free = (need(vae, MemoryPlan(slicing=True)) - GIB) / planner.SHARE + 9
     monkeypatch.setattr(NumpyOps, "memory", lambda self: MemoryUse(GIB, int(free)))
     ran.clear()
     vae.decode(Z)
     assert ran == [(ONE,)] * 2
 
 
-def test_exact_with_a_limit_always_works_in_bands_and_keeps_what_is_given(vae, ran):
+def test_exact_with_a_limit_always_works_in_bands_and_keeps_the_given_options(vae, ran):
     vae.enable_tiling("exact", max_memory="3GiB", band_rows=7)
     vae.decode(Z)
     assert ran == [(ONE, 7, 1024, "device")] * 2
 
 
-def test_slicing_that_was_asked_for_is_done(vae, ran):
+def test_slicing_that_is_enabled_is_done(vae, ran):
     vae.enable_tiling("auto")
     vae.enable_slicing()
     vae.decode(Z)
@@ -130,11 +137,10 @@ def test_a_folder_without_room_is_not_chosen(vae, tmp_path, monkeypatch):
     limit = need(vae, banded(tmp_path))
     vae.enable_tiling("auto", max_memory=limit, **CHUNK)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: type("Usage", (), {"free": 1000}))
-    with pytest.raises(InputError, match="is too little for decoding 2 x 4 x 160 x 6"):
+    with pytest.raises(InputError, match="is too little to decode 2 x 4 x 160 x 6"):
         vae.decode(Z)
-    vae.enable_tiling("auto", max_memory=limit, store=tmp_path, **CHUNK)
-    vae._mode = "exact"
-    with pytest.raises(InputError, match=r"decoding 2 x 4 x 160 x 6 finds no room for its maps: make room in"):
+    vae.enable_tiling("exact", max_memory=limit, store=tmp_path, **CHUNK)
+    with pytest.raises(InputError, match=r"no room for the maps to decode 2 x 4 x 160 x 6: free some space in"):
         vae.decode(Z)
 
 
@@ -147,7 +153,7 @@ def test_limits_are_bytes_or_have_a_unit(limit, count):
 
 
 @pytest.mark.parametrize("limit", ["", "2 gallons", "GiB", "-1", 0, "0GiB", True, 1.5, "1e9", "2GiBs"])
-def test_limits_that_are_none_are_refused(vae, limit):
+def test_limits_that_are_no_numbers_of_bytes_are_refused(vae, limit):
     with pytest.raises(InputError, match=r"max_memory=.*: expected a number of bytes, or one with a unit"):
         vae.enable_tiling("auto", max_memory=limit)
     assert not vae.use_tiling
@@ -175,14 +181,14 @@ def test_an_estimate_is_of_images(vae, shape):
         vae.estimate_memory(shape)
 
 
-def test_a_folder_that_is_none_is_told_before_the_run(vae, tmp_path):
+def test_a_missing_folder_is_reported_before_the_run(vae, tmp_path):
     vae.enable_tiling("exact", max_memory="3GiB", store=tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"store .*nowhere: No such file or directory; give a folder"):
         vae.decode(Z)
 
 
 @each_backend
-def test_every_backend_says_what_it_holds_and_what_is_free(backend):
+def test_every_backend_reports_used_and_free_memory(backend):
     vae = model("sd", backend)
     held = vae._model.ops.memory()
     assert held.used > 0
@@ -193,10 +199,10 @@ def test_every_backend_says_what_it_holds_and_what_is_free(backend):
     assert relative_l2(array(vae.decode(z).sample), whole) <= CLOSE[vae.dtype]
 
 
-def test_an_accelerator_is_asked_for_its_own_memory(monkeypatch):
+def test_an_accelerator_reports_its_own_memory(monkeypatch):
     jax_ops, torch_ops = (model("sd", name)._model.ops for name in ("jax", "torch"))
-    told = {"bytes_in_use": 10, "bytes_limit": 100}
-    jax_ops.device = SimpleNamespace(platform="gpu", memory_stats=lambda: told)
+    statistics = {"bytes_in_use": 10, "bytes_limit": 100}
+    jax_ops.device = SimpleNamespace(platform="gpu", memory_stats=lambda: statistics)
     torch_ops.device = torch.device("cuda:0")
     for name, value in (("memory_allocated", 10), ("memory_reserved", 30), ("mem_get_info", (70, 999))):
         monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
@@ -204,15 +210,15 @@ def test_an_accelerator_is_asked_for_its_own_memory(monkeypatch):
         assert (ops.memory(), ops.on_host) == (MemoryUse(10, 90), False)
 
 
-def test_maps_of_an_accelerator_may_lie_in_the_hosts_memory(vae, monkeypatch):
+def test_maps_of_an_accelerator_may_be_stored_in_the_hosts_memory(vae, monkeypatch):
     monkeypatch.setattr(NumpyOps, "on_host", False)
-    in_bands = planner.estimate(vae._model, "decoder", Z.shape, banded("device", band_rows=8))
-    on_the_host = planner.estimate(vae._model, "decoder", Z.shape, banded("host", band_rows=8))
+    in_bands = planner.estimate(vae._model, DECODER, Z.shape, banded("device", band_rows=8))
+    on_the_host = planner.estimate(vae._model, DECODER, Z.shape, banded("host", band_rows=8))
     assert on_the_host.run < in_bands.run
     assert on_the_host.elsewhere > 0 == in_bands.elsewhere
-    assert str(
-        planner.choose(vae._model, "decoder", ONE, GIB + int(1.15 * on_the_host.run), {**CHUNK, "band_rows": 8})
-    ).endswith("host's memory")
+    limit = GIB + int(1.15 * on_the_host.run)
+    plan = planner.choose(vae._model, DECODER, ONE, auto(limit, **CHUNK, band_rows=8))
+    assert str(plan).endswith("host's memory")
 
 
 def test_the_process_knows_its_memory():
@@ -224,16 +230,16 @@ def test_the_process_knows_its_memory():
     assert host_memory().used - before.used < 10_000_000
 
 
-def test_bands_come_one_by_one_and_make_the_whole(vae):
+def test_bands_are_yielded_one_by_one_and_make_the_whole(vae):
     whole = vae.decode(Z).sample
     assert [band.shape for band in vae.decode_bands(Z)] == [whole.shape]
-    told: list[int] = []
-    vae.enable_tiling("exact", band_rows=16, progress=lambda done, total: told.append(done))
+    reports: list[int] = []
+    vae.enable_tiling("exact", band_rows=16, progress=lambda done, total: reports.append(done))
     bands = vae.decode_bands(Z)
     first = next(bands)
     assert first.shape == (2, 3, 16, 24)
-    before = len(told)
+    before = len(reports)
     assert relative_l2(np.concatenate([first, *bands], axis=2), whole) <= CLOSE["float64"]
-    assert len(told) > before
+    assert len(reports) > before
     scaled = np.concatenate(list(vae.decode_bands(Z, normalized=True)), axis=2)
     np.testing.assert_array_equal(scaled, vae.decode_latents(Z))

@@ -18,11 +18,12 @@ from hypothesis import strategies as st
 from support.banded import layers, placed, run, source
 from support.models import model
 
+from vaespec.architecture import DECODER
 from vaespec.errors import InputError
 from vaespec.reference import ReferenceOps
 from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps
-from vaespec.tiling.planner import Plan
+from vaespec.tiling.planner import MemoryPlan
 from vaespec.tiling.stores import new_store
 from vaespec_cpu import threads
 
@@ -104,7 +105,7 @@ def test_bands_take_less_memory_than_the_whole(store):
 def test_the_planner_knows_what_a_run_takes(tmp_path, store):
     store = tmp_path if store == "file" else store
     bands = None if store is None else {"band_rows": 8, "chunk": 64, "store": store}
-    expected = planner.estimate(model("sd", "numpy")._model, "decoder", (1, 4, 96, 8), Plan(bands=bands))
+    expected = planner.estimate(model("sd", "numpy")._model, DECODER, (1, 4, 96, 8), MemoryPlan(bands=bands))
     assert expected.run == pytest.approx(peak(96, **bands or {}), rel=0.15)
     assert (expected.elsewhere > 0) == (store == tmp_path)
 

@@ -19,9 +19,9 @@ SIZES = {"encode": [(32, 32), (33, 20), (61, 40)], "decode": [(8, 8), (9, 5), (1
 
 @pytest.fixture
 def tiles(monkeypatch) -> list[tuple[int, ...]]:
-    """The shapes of what our model runs on."""
+    """The shapes of the inputs that our model runs on."""
     shapes, run = [], Model.run
-    monkeypatch.setattr(Model, "run", lambda self, half, x, *how: shapes.append(tuple(x.shape)) or run(self, half, x))
+    monkeypatch.setattr(Model, "run", lambda self, half, x: shapes.append(tuple(x.shape)) or run(self, half, x))
     return shapes
 
 
@@ -121,17 +121,17 @@ def test_exact_tiling_has_the_results_of_the_whole(backend, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_exact_tiling_really_works_in_bands_and_tells_how_far_it_is(models):
+def test_exact_tiling_really_works_in_bands_and_reports_its_progress(models):
     ours, _ = models
-    told: list[tuple[int, int]] = []
-    ours.enable_tiling("exact", band_rows=4, progress=lambda done, total: told.append((done, total)))
+    reports: list[tuple[int, int]] = []
+    ours.enable_tiling("exact", band_rows=4, progress=lambda done, total: reports.append((done, total)))
     ours.decode(drawn("decode", (15, 10)))
-    assert len(told) > 50
-    assert [done for done, _ in told] == sorted(done for done, _ in told)
-    assert {total for _, total in told} == {told[-1][0]}
+    assert len(reports) > 50
+    assert [done for done, _ in reports] == sorted(done for done, _ in reports)
+    assert {total for _, total in reports} == {reports[-1][0]}
     ours.disable_tiling()
     ours.decode(drawn("decode", (15, 10)))
-    assert told[-1][0] == told[-1][1]
+    assert reports[-1][0] == reports[-1][1]
 
 
 def test_a_run_that_is_cancelled_leaves_no_file(models, tmp_path):
@@ -147,7 +147,7 @@ def test_a_run_that_is_cancelled_leaves_no_file(models, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_words_about_tiling_are_told_and_change_nothing(models):
+def test_wrong_options_of_tiling_are_refused_and_change_nothing(models):
     ours, _ = models
     for wrong, words in (
         (("seamless", {}), "tiling 'seamless': choose True or 'blend', 'exact', 'auto', or False"),
@@ -159,22 +159,22 @@ def test_wrong_words_about_tiling_are_told_and_change_nothing(models):
         assert not ours.use_tiling
 
 
-def test_what_is_not_finite_in_bands_is_told_without_a_run_of_the_whole(models, monkeypatch):
+def test_a_nonfinite_result_in_bands_is_reported_without_a_run_of_the_whole(models, monkeypatch):
     ours, _ = models
     ours.enable_tiling("exact", band_rows=4)
     huge = np.full((1, CONFIG.latent_channels, 9, 5), 1e308)
     monkeypatch.setattr("vaespec.model.first_nonfinite", None)
-    with pytest.raises(NonFiniteError, match=r"the images are not finite: .* layer by a run without tiling"):
+    with pytest.raises(NonFiniteError, match=r"the images are not finite: .* without tiling to learn the layer"):
         ours.decode(huge)
 
 
 def test_users_of_diffusers_may_set_the_attribute(models):
     ours, _ = models
-    told: list[int] = []
-    ours.enable_tiling("exact", band_rows=4, progress=lambda done, total: told.append(done))
+    reports: list[int] = []
+    ours.enable_tiling("exact", band_rows=4, progress=lambda done, total: reports.append(done))
     ours.use_tiling = False
     ours.decode(drawn("decode", (9, 5)))
-    assert not told
+    assert not reports
     ours.use_tiling = True
     ours.decode(drawn("decode", (9, 5)))
-    assert told
+    assert reports

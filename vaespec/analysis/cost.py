@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from vaespec.architecture import decoder, encoder, parameters
+from vaespec.architecture import half_of, parameters
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import InputError
 from vaespec.layers import Params
 from vaespec.ops import Layer, Padding
 from vaespec.parameter import Parameter
@@ -50,14 +49,11 @@ def cost(
     batch: int = 1,
     bytes_per_number: int = 4,
 ) -> Cost:
-    """Of encoding images, or decoding latents, of `size` (height, width)."""
-    models = {"encode": (encoder, config.in_channels), "decode": (decoder, config.latent_channels)}
-    if direction not in models:
-        raise InputError(f"direction={direction!r}: expected encode or decode.")
-    build, channels = models[direction]
-    model = build(config)
+    """The cost of encoding images, or decoding latents, of `size` (height, width)."""
+    half = half_of(direction)
+    model = half.build(config)
     ops, table = CostOps(bytes_per_number), dict(model.parameters())
-    output = model(ops.array(batch, channels, *size), table, ops)
+    output = model(ops.array(batch, half.in_channels(config), *size), table, ops)
     weights = sum(math.prod(parameter.shape) for parameter in parameters(config).values())
     return Cost(
         ops.conv_flops,

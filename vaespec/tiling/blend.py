@@ -1,7 +1,7 @@
-"""Tiles that are run one by one and faded into each other: diffusers' tiling, with its numbers.
+"""Tiles that are run one by one and faded into each other: diffusers' tiling, with the same numbers.
 
-Every tile has statistics and attention of its own, so the result is not that of the whole image, and tones may step
-from tile to tile; only memory is saved.
+Every tile has its own statistics and attention, so the result differs from that of the whole image, and tones may
+change from tile to tile; only memory is saved.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from vaespec.arrays import asarray_like
 from vaespec.dtypes import narrow, widen
 from vaespec.ops import Array
 from vaespec.tiling.geometry import Cut
+from vaespec.tiling.stores import cut
 
 HEIGHT, WIDTH = 2, 3
 
@@ -22,14 +23,14 @@ HEIGHT, WIDTH = 2, 3
 def blended(run: Callable[[Array], Array], x: Array, cuts: tuple[Cut, Cut]) -> Array:
     """run(x) from tiles: images -> moments with `geometry.encoding`, latents -> images with `geometry.decoding`.
 
-    x (B, C, H, W) is at least one latent high and wide. Tile (i, j) fades in from the one above, then from the one on
-    its left, both as they are after fading and before cropping:
+    x (B, C, H, W) is at least one latent high and wide. Tile (i, j) fades in from the tile above it, then from the tile
+    on its left, both taken after fading and before cropping:
 
         t'[i, j] = fade(t'[i, j - 1], fade(t'[i - 1, j], run(x[i, j]), height), width)
 
-    and the first `keep` rows and columns of each t' are laid side by side. diffusers 0.42 arrives at t' by writing
-    into tiles that their neighbours read later; here nothing is written to, and float32 results are equal to the bit.
-    A last tile too thin for a latent, where diffusers stops with an error, is left out (see `Cut.tiles`).
+    and the first `keep` rows and columns of each t' are joined. diffusers 0.42 computes t' by writing into tiles that
+    their neighbours read later; this function writes to no argument, and float32 results are equal to the bit. A last
+    tile too thin for a latent is left out (see `Cut.tiles`); diffusers stops with an error there.
     """
     rows, columns = cuts
     H, W = x.shape[HEIGHT], x.shape[WIDTH]
@@ -43,14 +44,14 @@ def blended(run: Callable[[Array], Array], x: Array, cuts: tuple[Cut, Cut]) -> A
             tile = fade(above[j], tile, rows.blend, HEIGHT) if above else tile
             tile = fade(band[-1], tile, columns.blend, WIDTH) if band else tile
             band.append(tile)
-        kept = [_part(_part(tile, HEIGHT, 0, rows.keep), WIDTH, 0, columns.keep) for tile in band]
+        kept = [cut(cut(tile, HEIGHT, 0, rows.keep), WIDTH, 0, columns.keep) for tile in band]
         bands.append(xp.concat(kept, axis=WIDTH))
         above = band
     return xp.concat(bands, axis=HEIGHT)
 
 
 def fits(x: Array, cuts: tuple[Cut, Cut]) -> bool:
-    """Whether x is no larger than a tile, and need not be cut."""
+    """Whether x is no larger than one tile, and need not be cut."""
     rows, columns = cuts
     return bool(rows.tile >= x.shape[HEIGHT] and columns.tile >= x.shape[WIDTH])
 
@@ -65,13 +66,6 @@ def fade(a: Array, b: Array, extent: int, axis: int) -> Array:
     share = (np.arange(n) / n).reshape((n, 1) if axis == HEIGHT else (1, n))
     wide = np.float64 if b.dtype == xp.float64 else np.float32
     of_a, of_b = (asarray_like(b, weights.astype(wide)) for weights in (1 - share, share))
-    end, start = _part(a, axis, a.shape[axis] - n, a.shape[axis]), _part(b, axis, 0, n)
+    end, start = cut(a, axis, a.shape[axis] - n, a.shape[axis]), cut(b, axis, 0, n)
     faded = narrow(widen(end, xp) * of_a + widen(start, xp) * of_b, b, xp)
-    return xp.concat([faded, _part(b, axis, n, b.shape[axis])], axis=axis)
-
-
-def _part(x: Array, axis: int, start: int, stop: int) -> Array:
-    """x from `start` to before `stop`, or to the end, on one axis."""
-    index = [slice(None)] * x.ndim
-    index[axis] = slice(start, min(stop, x.shape[axis]))
-    return x[tuple(index)]
+    return xp.concat([faded, cut(b, axis, n, b.shape[axis])], axis=axis)

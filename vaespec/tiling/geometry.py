@@ -1,4 +1,4 @@
-"""Where tiles lie: their size and overlap, checked when they are given, and how an axis is cut into them."""
+"""The geometry of blended tiles: their size and overlap, checked when given, and how an axis is cut into them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Cut(NamedTuple):
     """How one axis is cut, in one direction: px to latents, or latents to px.
 
     `tile`, `stride` and `least` count positions of the input, `blend` and `keep` positions of the output: tiles start
-    `stride` apart, are faded over `blend` and keep their first `keep`, which is what lies between two starts.
+    `stride` apart, are faded over `blend` and keep their first `keep`, the distance between two starts.
     """
 
     tile: int
@@ -30,8 +30,8 @@ class Cut(NamedTuple):
     def tiles(self, size: int) -> list[slice]:
         """The tiles of an axis of `size`, the last ones cut short by its end.
 
-        One starts at each multiple of `stride` where `least` is left, f px or one latent: thinner tiles make no latent,
-        and stop diffusers with an error. Every size is covered, therefore: ⌊size / f⌋ latents are kept, or f · size px.
+        A tile starts at each multiple of `stride` that leaves at least `least` (f px or one latent): thinner tiles make
+        no latent, and stop diffusers with an error. So every size is covered: ⌊size / f⌋ latents or f · size px remain.
         """
         starts = range(0, size - self.least + 1, self.stride)
         return [slice(start, min(start + self.tile, size)) for start in starts]
@@ -41,8 +41,8 @@ class Cut(NamedTuple):
 class TileGeometry:
     """Tiles of `tile` px, each sharing `overlap` px with the next: (height, width), in multiples of f.
 
-    Whole latents, so that both directions are cut alike: a tile is tile / f latents, and a new one starts every
-    (tile - overlap) / f. InputError for any other size.
+    Tiles are whole latents, so that both directions are cut alike: a tile is tile / f latents, and a new one starts
+    every (tile - overlap) / f. Raises InputError for any other size.
     """
 
     tile: tuple[int, int]
@@ -63,15 +63,14 @@ class TileGeometry:
     def from_config(
         cls,
         config: AutoencoderConfig,
-        *,
         tile_sample_min_size: int | Sequence[int] | None = None,
         tile_latent_min_size: int | Sequence[int] | None = None,
         tile_overlap_factor: float | Sequence[float] = 0.25,
     ) -> TileGeometry:
-        """diffusers' tiles: of sample_size px, or tile_sample_min_size, and a share of them for the overlap.
+        """diffusers' tiles: sample_size px, or tile_sample_min_size if given, and a share of that for the overlap.
 
         Each is one number, or a pair (height, width); tile_latent_min_size is ⌊tile_sample_min_size / f⌋ if not given.
-        InputError where diffusers' own rounding leaves gaps between tiles, or nothing to step by.
+        Raises InputError if diffusers' rounding leaves gaps between tiles, or a stride of zero.
         """
         f = config.downsampling_factor
         size = config.sample_size if tile_sample_min_size is None else tile_sample_min_size
@@ -84,16 +83,16 @@ class TileGeometry:
 
     @property
     def encoding(self) -> tuple[Cut, Cut]:
-        """Of images, for an encoder: (rows, columns)."""
+        """The cuts of images, for an encoder: (rows, columns)."""
         return self._cuts(read=1, write=self.f)
 
     @property
     def decoding(self) -> tuple[Cut, Cut]:
-        """Of latents, for a decoder: (rows, columns)."""
+        """The cuts of latents, for a decoder: (rows, columns)."""
         return self._cuts(read=self.f, write=1)
 
     def _cuts(self, read: int, write: int) -> tuple[Cut, Cut]:
-        """`read` and `write`: px for each position of the input, and of the output."""
+        """The cuts, if a position of the input stands for `read` px, and a position of the output for `write` px."""
         rows, columns = (
             Cut(tile // read, (tile - overlap) // read, self.f // read, overlap // write, (tile - overlap) // write)
             for tile, overlap in zip(self.tile, self.overlap, strict=True)
@@ -102,7 +101,7 @@ class TileGeometry:
 
 
 def _overlap(axis: str, tile: int, latents: int, factor: float, f: int) -> int:
-    """The overlap in px of diffusers' tiles, whose four numbers are each rounded down, and must agree afterwards.
+    """The overlap in px of diffusers' tiles. diffusers rounds four numbers down, each by itself; they must agree.
 
     Images are cut every ⌊tile (1 - factor)⌋ px, and latents - ⌊latents · factor⌋ latents of each tile are kept; latents
     are cut every ⌊latents (1 - factor)⌋, and tile - ⌊tile · factor⌋ px are kept.
@@ -121,7 +120,7 @@ def _overlap(axis: str, tile: int, latents: int, factor: float, f: int) -> int:
 
 
 def _pair(name: str, value: Any, kinds: tuple[type, ...] = (int, np.integer)) -> tuple[Any, Any]:
-    """(height, width) of one number, or two; InputError for anything else."""
+    """(height, width) from one number or two. Raises InputError for anything else."""
     values = tuple(value) if isinstance(value, list | tuple) else (value,)
     if len(values) not in (1, 2) or not all(isinstance(v, kinds) and not isinstance(v, bool) for v in values):
         raise InputError(f"{name}={value!r}: expected a number, or a pair of them (height, width).")

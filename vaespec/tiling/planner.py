@@ -1,4 +1,4 @@
-"""Which parts to work on at one time, so that a run stays within a limit of memory: estimated, then chosen."""
+"""Chooses the parts to work on at one time, so that a run stays within a limit of memory: estimates, then a choice."""
 
 from __future__ import annotations
 
@@ -12,21 +12,23 @@ from typing import NamedTuple
 
 from vaespec.analysis.cost import Shape
 from vaespec.analysis.memory import Elsewhere, MemoryOps
+from vaespec.architecture import Half
 from vaespec.errors import InputError
 from vaespec.machine import host_memory
 from vaespec.model import Model
 from vaespec.ops import Layer
 from vaespec.tiling.banded import BandedOps, Bands
+from vaespec.tiling.settings import Tiling
 
-SHARE = 0.8  # of what is free: the limit where none is given
-MARGIN = 1.15  # a run may take so many times what is estimated
+SHARE = 0.8  # the limit, as a share of the free memory, if none is given
+MARGIN = 1.15  # a run may take so many times its estimate
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
 class Estimate(NamedTuple):
-    """In bytes: what the device, or the process, holds `before` a run, and the `run` adds at most.
+    """Bytes that the device, or the process, holds `before` a run, and that the `run` adds at most.
 
-    `result` is the part of it that is left; `elsewhere`, in the host's memory or in files, is not among it.
+    `result` is the part of `run` that stays. `elsewhere` is stored in the host's memory or in files, and not in `run`.
     """
 
     before: int
@@ -36,13 +38,13 @@ class Estimate(NamedTuple):
 
     @property
     def peak(self) -> int:
-        """The most that is held at one time."""
+        """The most bytes held at one time."""
         return self.before + self.run
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What to work on at one time: an item of the batch or all of them, bands of rows or all."""
+class MemoryPlan:
+    """The parts to work on at one time: one item of the batch or all items, bands of rows or all rows."""
 
     slicing: bool = False
     bands: Bands | None = None
@@ -51,88 +53,83 @@ class Plan:
         if self.bands is None:
             return "one image at a time" if self.slicing else "one piece"
         store = self.bands["store"]
-        where = {"device": "on the device", "host": "in the host's memory"}.get(str(store), f"in {store}")
-        return f"bands of rows, kept {where}"
+        place = {"device": "on the device", "host": "in the host's memory"}.get(str(store), f"in {store}")
+        return f"bands of rows, stored {place}"
 
 
 def as_bytes(limit: int | str) -> int:
-    """ "2GiB", "800MB" or a number of bytes. InputError for anything else."""
-    found = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)\s*([KMGT]i?B)", str(limit).strip())
-    whole, number, unit = found.groups() if found else (None, None, "")
+    """The number of bytes in "2GiB", "800MB" or a number of bytes. Raises InputError for anything else."""
+    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)\s*([KMGT]i?B)", str(limit).strip())
+    whole, number, unit = match.groups() if match else (None, None, "")
     count = int(whole) if whole else int(float(number or 0) * UNITS.get(unit, 0))
     if not count or isinstance(limit, bool):
         raise InputError(f"max_memory={limit!r}: expected a number of bytes, or one with a unit, such as '2GiB'.")
     return count
 
 
-def estimate(model: Model, half: str, shape: tuple[int, ...], plan: Plan) -> Estimate:
-    """Of running the encoder or the decoder, now, on an input of that shape (B, C, H, W)."""
+def estimate(model: Model, half: Half, shape: tuple[int, ...], plan: MemoryPlan) -> Estimate:
+    """The memory that half of a model needs, if run now on an input of this shape (B, C, H, W)."""
     inner, _ = model.ops.inference_ops({})
     ops, layers = MemoryOps(inner), model.layers(half)
     B, *item = shape
     items = [(1, *item)] * B if plan.slicing else [shape]
-    results = [_results(ops, layers, one, plan) for one in items[:2]]  # the others are as the second
+    results = [_results(ops, layers, one, plan) for one in items[:2]]  # every other item takes as much as the second
     result = sum(part.size for part in results[-1]) * ops.bytes_per_number * len(items)
-    ops.briefly(result)  # pieces and the whole they are joined to, both for a moment
+    ops.briefly(result)  # the parts and the whole joined from them, both for a moment
     return Estimate(model.ops.memory().used, ops.peak_bytes, result, ops.stored_bytes)
 
 
-def _results(ops: MemoryOps, layers: Layer, shape: tuple[int, ...], plan: Plan) -> list[Shape]:
+def _results(ops: MemoryOps, layers: Layer, shape: tuple[int, ...], plan: MemoryPlan) -> list[Shape]:
     x, table = ops.array(*shape), dict(layers.parameters())
     if plan.bands is None:
         return [layers(x, table, ops)]
     store = plan.bands.get("store", "device")
-    here = store == "device" or (store == "host" and ops.on_host)
-    banded = replace(BandedOps(ops, **plan.bands), store="device" if here else Elsewhere, progress=None)
+    on_device = store == "device" or (store == "host" and ops.on_host)
+    banded = replace(BandedOps(ops, **plan.bands), store="device" if on_device else Elsewhere, progress=None)
     return list(banded.bands(layers)(x, table))
 
 
-def choose(
-    model: Model,
-    half: str,
-    shape: tuple[int, ...],
-    limit: int | None,
-    given: Bands,
-    *,
-    in_bands: bool = False,
-    slicing: bool = False,
-) -> Plan:
-    """The quickest plan that stays within the limit, or within most of what is free.
+def choose(model: Model, half: Half, shape: tuple[int, ...], tiling: Tiling) -> MemoryPlan:
+    """The parts that the settings name; if they leave a choice, the quickest plan within the limit of memory.
 
-    `given` holds for all bands; `in_bands` and `slicing` leave out plans without. InputError with the least limit.
+    Without `max_memory` the limit is most of the free memory. Raises InputError with the least sufficient limit.
     """
-    now = model.ops.memory()
+    if not tiling.enabled:
+        return MemoryPlan(tiling.slicing)
+    if tiling.mode == "exact" and tiling.max_memory is None:
+        return MemoryPlan(tiling.slicing, tiling.bands)
+    now, limit = model.ops.memory(), tiling.max_memory
     most = now.used + int(SHARE * now.free) if limit is None else limit
-    needs: dict[int, Plan] = {}
-    for plan in _plans(model, given, in_bands, (True,) if slicing or shape[0] == 1 else (False, True)):
+    needs: dict[int, MemoryPlan] = {}
+    for plan in _plans(model, tiling, (True,) if tiling.slicing or shape[0] == 1 else (False, True)):
         expected = estimate(model, half, shape, plan)
         if expected.elsewhere <= _room(plan):
             need = now.used + int(MARGIN * expected.run)
             if need <= most:
                 return plan
             needs.setdefault(need, plan)
-    verb, pixels = {"encoder": "encoding", "decoder": "decoding"}[half], " x ".join(map(str, shape))
-    told = f"max_memory of {_gib(most)}" if limit is not None else f"the {_gib(most)} that this process may have"
+    task = f"to {half.verb} {' x '.join(map(str, shape))}"
     if not needs:
-        raise InputError(f"{verb} {pixels} finds no room for its maps: make room in {tempfile.gettempdir()}.")
+        raise InputError(f"no room for the maps {task}: free some space in {tempfile.gettempdir()}.")
     least = min(needs)
+    allowed = f"max_memory of {_gib(most)}" if limit is not None else f"the {_gib(most)} that this process may have"
     raise InputError(
-        f"{told} is too little for {verb} {pixels}: {_gib(least)} would do, {_gib(now.used)} of which are held "
-        f"already, with {needs[least]}; allow that much, or use smaller images."
+        f"{allowed} is too little {task}: {_gib(least)} would do, {_gib(now.used)} of which are held already, with "
+        f"{needs[least]}; allow that much, or use smaller images."
     )
 
 
-def _plans(model: Model, given: Bands, in_bands: bool, slicings: tuple[bool, ...]) -> Iterator[Plan]:
-    """The quickest first; what `given` says is in all bands."""
-    if not in_bands:
-        yield from map(Plan, slicings)
+def _plans(model: Model, tiling: Tiling, slicings: tuple[bool, ...]) -> Iterator[MemoryPlan]:
+    """The plans that the settings allow, the quickest first."""
+    if tiling.mode != "exact":
+        yield from map(MemoryPlan, slicings)
     stores = ("device", tempfile.gettempdir()) if model.ops.on_host else ("device", "host", tempfile.gettempdir())
     for store in stores:
-        yield Plan(slicings[-1], {"store": store, **given})
+        yield MemoryPlan(slicings[-1], {"store": store, **tiling.bands})
 
 
-def _room(plan: Plan) -> float:
-    """Where the plan keeps maps, unless that is the device: bytes."""
+def _room(plan: MemoryPlan) -> float:
+    """Bytes that are free in the place where the plan stores maps; no limit if that is the device."""
     store = "device" if plan.bands is None else plan.bands["store"]
     if store in ("device", "host"):
         return math.inf if store == "device" else host_memory().free
@@ -143,5 +140,5 @@ def _room(plan: Plan) -> float:
 
 
 def _gib(count: int) -> str:
-    """Rounded up, so that it is enough."""
+    """A number of bytes in GiB, rounded up, so that it is enough."""
     return f"{math.ceil(count / 2**30 * 100) / 100:.2f} GiB"

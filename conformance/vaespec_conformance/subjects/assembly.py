@@ -9,6 +9,7 @@ from functools import partial
 import numpy as np
 
 from vaespec import AutoencoderConfig, DiagonalGaussian, latents
+from vaespec.architecture import DECODER, ENCODER, Half
 from vaespec.model import Model, Run
 from vaespec.ops import Array
 from vaespec.reference import ReferenceOps
@@ -43,7 +44,7 @@ class Assembled:
 
     def decode(self, z: np.ndarray) -> np.ndarray:
         """Latents -> images."""
-        return self._out(self._run("decoder", self.ops.from_numpy(z)))
+        return self._out(self._run(DECODER, self.ops.from_numpy(z)))
 
     def sample(self, x: np.ndarray, noise: np.ndarray) -> np.ndarray:
         """Images -> latents: mean + std · noise."""
@@ -56,19 +57,19 @@ class Assembled:
     def decode_latents(self, z: np.ndarray) -> np.ndarray:
         """Latents of a diffusion model -> images: the inverse of `encode_latents`."""
         raw = latents.denormalize(self.ops.from_numpy(z), self.config, self.model.params)
-        return self._out(self._run("decoder", raw))
+        return self._out(self._run(DECODER, raw))
 
     def tiled_encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`encode` in tiles of config.sample_size px that overlap by a quarter and are blended."""
         tiles = TileGeometry.from_config(self.config).encoding
-        moments = blended(partial(self._run, "encoder"), self.ops.from_numpy(x), tiles)
+        moments = blended(partial(self._run, ENCODER), self.ops.from_numpy(x), tiles)
         posterior = DiagonalGaussian(moments)
         return self._out(posterior.mean), self._out(posterior.logvar)
 
     def tiled_decode(self, z: np.ndarray) -> np.ndarray:
         """`decode` in tiles of the same size, blended."""
         tiles = TileGeometry.from_config(self.config).decoding
-        return self._out(blended(partial(self._run, "decoder"), self.ops.from_numpy(z), tiles))
+        return self._out(blended(partial(self._run, DECODER), self.ops.from_numpy(z), tiles))
 
     def banded_encode(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """`encode` in bands of rows: the same result in less memory."""
@@ -105,12 +106,10 @@ class Assembled:
         return other
 
     def _posterior(self, x: np.ndarray) -> DiagonalGaussian:
-        return DiagonalGaussian(self._run("encoder", self.ops.from_numpy(x)))
+        return DiagonalGaussian(self._run(ENCODER, self.ops.from_numpy(x)))
 
-    def _run(self, half: str, x: Array) -> Array:
-        if (compile := self.compile) is None:
-            return self.model.run(half, x)
-        return next(self.model.stream(half, x, lambda model: lambda x, params: iter((compile(model)(x, params),))))
+    def _run(self, half: Half, x: Array) -> Array:
+        return self.model.run(half, x, self.compile)
 
     def _out(self, x: Array) -> np.ndarray:
         """Converts to NumPy and copies: a backend may return a view of its own memory."""

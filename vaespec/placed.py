@@ -1,0 +1,269 @@
+"""PlacedModel: a model on a backend, and the settings that say how it is run."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal, Self, TypedDict, Unpack
+
+import numpy as np
+
+from vaespec import families
+from vaespec.architecture import half_of
+from vaespec.attention import FusedQKV, LoRA, Processor
+from vaespec.config import AutoencoderConfig
+from vaespec.dtypes import STORAGE_DTYPES, dtype_name
+from vaespec.errors import InputError
+from vaespec.model import Model
+from vaespec.ops import Array
+from vaespec.processors import assign
+from vaespec.reference import ReferenceOps
+from vaespec.registry import choose_backend, make_ops
+from vaespec.tiling import execution
+from vaespec.tiling.banded import Bands
+from vaespec.tiling.planner import Estimate, as_bytes
+from vaespec.tiling.settings import Tiling
+from vaespec.weights import require_complete
+
+
+class Placement(TypedDict, total=False):
+    """Where a model runs: the backend's name (default: the best here), its device (its best), the dtype (float32).
+
+    `precision`: "default" is what the framework makes of float32 (on some devices TF32 or bfloat16 products),
+    "highest" is float32 throughout. `compile`: the framework compiles each half before its first run, PyTorch for a
+    family of shapes (on CUDA as CUDA graphs), MLX for each shape; JAX always compiles. Raises BackendError if the
+    backend has no compiler.
+    """
+
+    backend: str | None
+    device: str | None
+    dtype: Any
+    precision: str
+    compile: bool
+
+
+def _setting(name: str, doc: str) -> property:
+    """An attribute that reads a field of the model's Tiling, and replaces it when set, as in diffusers."""
+
+    def put(vae: PlacedModel, value: Any) -> None:
+        vae._tiling = replace(vae._tiling, **{name: value})
+
+    return property(lambda vae: getattr(vae._tiling, name), put, doc=doc)
+
+
+class PlacedModel:
+    """A model with weights on a backend: where it runs, in which parts, with which padding and attention.
+
+    `weights` are canonical: diffusers' names, convolutions OIHW, NumPy. Raises WeightMapError if any is missing.
+    """
+
+    def __init__(
+        self,
+        config: AutoencoderConfig,
+        weights: Mapping[str, np.ndarray],
+        *,
+        backend: str | None = None,
+        device: str | None = None,
+        dtype: Any = "float32",
+        precision: str = "default",
+        compile: bool = False,
+    ) -> None:
+        require_complete(weights, config)
+        self.precision, self._compile = precision, compile
+        self._backend, self._device = choose_backend(backend), device
+        self._tiling = Tiling()
+        self._model = Model.place(config, weights, self._ops(dtype))
+
+    # -- where it runs -------------------------------------------------------------------------------------
+
+    @property
+    def backend(self) -> str:
+        """The backend's name."""
+        return self._backend.name
+
+    @property
+    def device(self) -> Any:
+        """The device, as the backend calls it."""
+        return self._model.ops.device
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of weights and results."""
+        return self._model.ops.dtype
+
+    def to(self, *places: Any, device: Any = None, dtype: Any = None) -> Self:
+        """Move this model to another device or dtype, as in `to("cuda", "float16")`; returns itself."""
+        for place in places:
+            if dtype_name(place) in STORAGE_DTYPES:
+                dtype = place
+            else:
+                device = place
+        self._device = self._device if device is None else str(device)
+        self._model = self._model.move(self._ops(dtype or self.dtype))
+        return self
+
+    def with_backend(
+        self,
+        backend: str,
+        *,
+        device: str | None = None,
+        dtype: Any = None,
+        precision: str | None = None,
+        compile: bool = False,
+    ) -> Self:
+        """A copy of this model on another backend, compiled only if `compile`; weights are converted one at a time."""
+        moved = copy.copy(self)
+        moved.precision, moved._compile = precision or self.precision, compile
+        moved._backend, moved._device = choose_backend(backend), device
+        moved._model = self._model.move(moved._ops(dtype or self.dtype))
+        return moved
+
+    def _ops(self, dtype: Any) -> ReferenceOps:
+        ops = make_ops(self._backend, self._device, dtype_name(dtype), self.precision, compile=self._compile)
+        return self._tiling.padded(ops)
+
+    # -- in which parts ------------------------------------------------------------------------------------
+
+    use_slicing = _setting("slicing", "Whether to work on one item of the batch at a time.")
+    use_tiling = _setting("enabled", "Whether to work on parts of an image.")
+    tile_sample_min_size = _setting("tile_sample_min_size", "The size of blended tiles, px; None: the config's.")
+    tile_latent_min_size = _setting("tile_latent_min_size", "The size of blended tiles in latents; None: it follows.")
+    tile_overlap_factor = _setting("tile_overlap_factor", "The share of a blended tile that the next one overlaps.")
+
+    def enable_slicing(self) -> None:
+        """Work on one item of the batch at a time: the memory of one item, the results of the whole batch."""
+        self.use_slicing = True
+
+    def disable_slicing(self) -> None:
+        """Work on the whole batch at once."""
+        self.use_slicing = False
+
+    def enable_tiling(
+        self,
+        use_tiling: bool | Literal["blend", "exact", "auto"] = True,
+        *,
+        tile_sample_min_size: int | Sequence[int] | None = None,
+        tile_latent_min_size: int | Sequence[int] | None = None,
+        tile_overlap_factor: float | Sequence[float] = 0.25,
+        max_memory: int | str | None = None,
+        **bands: Unpack[Bands],
+    ) -> None:
+        """Work on parts of an image: with the memory of one tile, or, with "exact", of a few rows, and no seams.
+
+        True or "blend": tiles that are faded into each other, as in diffusers. Tiles have `tile_sample_min_size` px
+        (one number, or height and width; by default the config's sample_size) and share `tile_overlap_factor` of that
+        with the next. "exact": bands of rows, with the results of the whole image, without gradients; see `Bands`.
+        "auto": the whole image if memory allows, else slices of the batch, else bands. `max_memory`, bytes or "2GiB",
+        is the most that the device, or on a CPU the process, may hold at one time, by default most of the free memory:
+        for "auto", and for the options of "exact" that `bands` leave open. Raises InputError for tiles that do not
+        join, or bands without rows, and when an image needs more than max_memory.
+        """
+        mode: Any = "blend" if use_tiling in (True, False) else use_tiling
+        tiling = replace(
+            self._tiling,
+            enabled=bool(use_tiling),
+            mode=mode,
+            tile_sample_min_size=tile_sample_min_size,
+            tile_latent_min_size=tile_latent_min_size,
+            tile_overlap_factor=tile_overlap_factor,
+            max_memory=None if max_memory is None else as_bytes(max_memory),
+            bands=bands,
+        )
+        tiling.check(self._model)  # before the first image
+        self._tiling = tiling
+
+    def disable_tiling(self) -> None:
+        """Work on whole images."""
+        self.use_tiling = False
+
+    def set_padding(self, padding: str | Sequence[str]) -> None:
+        """Pad maps with "zeros", or with "circular", the rows or columns of the other end, for textures without a seam.
+
+        One word, or two for (height, width). Raises InputError for "circular" with blended tiles, whose borders are not
+        those of the image.
+        """
+        self._tiling = replace(self._tiling, padding=padding)
+        self._model = self._model.replace(ops=self._tiling.padded(self._model.ops))
+
+    padding = property(lambda self: self._tiling.padding, set_padding, doc="The padding of (height, width).")
+
+    def estimate_memory(self, shape: Sequence[int], direction: Literal["encode", "decode"] = "decode") -> Estimate:
+        """The memory needed to encode, or decode to, images of this shape (B, C, H, W), in the parts that are set.
+
+        Within 15 % if NumPy's engine computes; on other backends the memory inside kernels is partly unknown and left
+        out. Raises InputError for another shape, and wherever the run would.
+        """
+        half, f = half_of(direction), self.config.downsampling_factor
+        if len(shape) != 4 or min(shape) < 1 or min(shape[2:]) < f:
+            raise InputError(f"images of shape {tuple(shape)}: expected (B, C, height, width), at least {f} x {f} px.")
+        B, _, H, W = shape
+        return execution.estimate(self._model, half, half.input_shape(self.config, B, H, W), self._tiling)
+
+    # -- config and weights ----------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> AutoencoderConfig:
+        """The architecture, and how latents are scaled."""
+        return self._model.config
+
+    def register_to_config(self, **fields: Any) -> None:
+        """Set fields of the config that weights do not show, such as scaling_factor. InputError for any other."""
+        if unknown := sorted(fields.keys() - families.CONVENTION):
+            raise InputError(f"{', '.join(unknown)}: only {', '.join(families.CONVENTION)} can be set for a model.")
+        self._model = self._model.replace(config=self.config.replace(**fields))
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """Copies of the weights in canonical form: diffusers' names, convolutions OIHW, NumPy.
+
+        Raises InputError if a LoRA has not been added to the weights (`fuse_lora`).
+        """
+        return self._model.weights()
+
+    def num_parameters(self) -> int:
+        """The number of trained numbers."""
+        return sum(math.prod(row.shape) for row in self._model.table().values() if row.trained)
+
+    def to_numpy(self, array: Array) -> np.ndarray:
+        """A result of this model, an array of its backend, as NumPy; bfloat16 as ml_dtypes' type."""
+        return self._model.ops.to_numpy(array)
+
+    # -- attention -------------------------------------------------------------------------------------------
+
+    @property
+    def attn_processors(self) -> dict[str, Processor]:
+        """The processor of each attention layer, by diffusers' path: the layer's name and `.processor`."""
+        return {f"{layer.name}.processor": layer.processor for layer in self._model.attention_layers()}
+
+    def set_attn_processor(
+        self, processor: str | Processor | Mapping[str, str | Processor], _remove_lora: bool = False
+    ) -> None:
+        """Choose how attention is computed: "sdpa" (the backend's own), "eager", "chunked", "fused" or "lora".
+
+        Or an object of vaespec.attention (`Chunked(size=256)`, `LoRA(rank=8)`, your own Processor), or a processor of
+        diffusers, or a mapping with one for each key of `attn_processors`. A LoRA that is replaced by another kind is
+        left out (see `fuse_lora`). `_remove_lora` is accepted and ignored. Raises InputError for an unknown processor.
+        """
+        self._model = self._model.with_processors(assign(processor, self._model.attention_layers()))
+
+    def set_default_attn_processor(self) -> None:
+        """Use eager attention in every layer, diffusers' default; vaespec's own default is "sdpa"."""
+        self.set_attn_processor("eager")
+
+    def fuse_qkv_projections(self) -> None:
+        """Compute queries, keys and values by one linear map, and attention as before. Raises InputError for a LoRA."""
+        for key, processor in self.attn_processors.items():
+            if isinstance(processor, LoRA):
+                raise InputError(f"{key} is a LoRA, which updates each projection: fuse_lora() first.")
+        processors = self.attn_processors.items()
+        self.set_attn_processor({key: p if isinstance(p, FusedQKV) else FusedQKV(core=p) for key, p in processors})
+
+    def unfuse_qkv_projections(self) -> None:
+        """Undo `fuse_qkv_projections`; layers that are not fused stay as they are."""
+        processors = self.attn_processors.items()
+        self.set_attn_processor({key: p.core if isinstance(p, FusedQKV) else p for key, p in processors})
+
+    def fuse_lora(self) -> None:
+        """Add every LoRA to the weights, and compute without it from then on."""
+        self._model = self._model.with_fused_lora()

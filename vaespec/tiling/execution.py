@@ -1,0 +1,78 @@
+"""Running half of a model in the parts that its settings ask for: slices of a batch, blended tiles, exact bands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+
+from array_api_compat import array_namespace
+
+from vaespec.architecture import ENCODER, Half
+from vaespec.inputs import ValidatedInput
+from vaespec.model import Model
+from vaespec.ops import Array
+from vaespec.tiling import planner
+from vaespec.tiling.banded import BandedOps, Bands
+from vaespec.tiling.blend import blended, fits
+from vaespec.tiling.geometry import Cut
+from vaespec.tiling.planner import Estimate, MemoryPlan
+from vaespec.tiling.settings import Tiling
+
+
+def run(model: Model, half: Half, source: ValidatedInput, tiling: Tiling, *, tiled: bool = False) -> Array:
+    """The encoder's moments or the decoder's images. Slices outside, tiles or bands inside, as in diffusers 0.42.
+
+    `tiled` cuts into blended tiles whether or not `tiling` is enabled, and even what fits into one tile.
+    """
+    if tiled or tiling.blends:
+        slicing, run_item = tiling.slicing, partial(_in_tiles, model, half, _cuts(model, half, tiling), tiled)
+    else:
+        plan = planner.choose(model, half, source.shape, tiling)
+        slicing, run_item = plan.slicing, partial(_planned, model, half, plan)
+    return _joined([run_item(item) for item in (source.items() if slicing else [source])], axis=0)
+
+
+def stream(model: Model, half: Half, source: ValidatedInput, tiling: Tiling) -> Iterator[Array]:
+    """The result of `run` in bands of rows, each yielded when it is computed; one band unless `run` works in bands."""
+    plan = MemoryPlan() if tiling.blends else planner.choose(model, half, source.shape, tiling)
+    if plan.bands is None or (plan.slicing and source.shape[0] > 1):
+        yield run(model, half, source, tiling)
+    else:
+        yield from _in_bands(model, half, plan.bands, source)
+
+
+def estimate(model: Model, half: Half, shape: tuple[int, ...], tiling: Tiling) -> Estimate:
+    """The memory that `run` needs for an input of this shape."""
+    if not tiling.blends:
+        return planner.estimate(model, half, shape, planner.choose(model, half, shape, tiling))
+    B, C, *sides = shape
+    tile = (min(cut.tile, side) for cut, side in zip(_cuts(model, half, tiling), sides, strict=True))
+    one_tile = planner.estimate(model, half, (B, C, *tile), MemoryPlan(tiling.slicing))
+    result = planner.estimate(model, half, shape, MemoryPlan()).result
+    return one_tile._replace(run=one_tile.run + 2 * result)  # the results of all tiles, and the image joined from them
+
+
+def _in_tiles(model: Model, half: Half, cuts: tuple[Cut, Cut], always: bool, source: ValidatedInput) -> Array:
+    """The result from blended tiles; from the whole input if it fits into one tile, unless `always`."""
+    x = source[...]
+    run_tile = partial(model.run, half)
+    return blended(run_tile, x, cuts) if always or not fits(x, cuts) else run_tile(x)
+
+
+def _planned(model: Model, half: Half, plan: MemoryPlan, source: ValidatedInput) -> Array:
+    if plan.bands is None:
+        return model.run(half, source[...])
+    return _joined(list(_in_bands(model, half, plan.bands, source)), axis=2)
+
+
+def _in_bands(model: Model, half: Half, bands: Bands, source: ValidatedInput) -> Iterator[Array]:
+    return model.stream(half, source, BandedOps(model.ops, **bands).bands)
+
+
+def _cuts(model: Model, half: Half, tiling: Tiling) -> tuple[Cut, Cut]:
+    tiles = tiling.tiles(model.config)
+    return tiles.encoding if half is ENCODER else tiles.decoding
+
+
+def _joined(parts: list[Array], axis: int) -> Array:
+    return parts[0] if len(parts) == 1 else array_namespace(parts[0]).concat(parts, axis=axis)

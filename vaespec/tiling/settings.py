@@ -1,0 +1,80 @@
+"""Tiling: which parts of its input a model works on at one time. A value: to change it is to make another."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from vaespec.config import AutoencoderConfig
+from vaespec.errors import InputError
+from vaespec.model import Model
+from vaespec.reference import ReferenceOps
+from vaespec.tiling.banded import BandedOps, Bands
+from vaespec.tiling.geometry import TileGeometry
+from vaespec.tiling.padding import CircularOps
+
+Mode = Literal["blend", "exact", "auto"]
+PADDINGS = ("zeros", "circular")
+
+
+@dataclass(frozen=True)
+class Tiling:
+    """The settings of slicing, tiling and padding. Raises InputError for settings that contradict each other.
+
+    `mode`, if `enabled`: blended tiles of `tile_…` sizes, exact bands of rows (with the options `bands`), or the
+    quickest of whole images, slices and bands that needs at most `max_memory` bytes. `slicing`: one item of the batch
+    at a time. `padding`: how maps continue beyond their borders, one word or two for (height, width).
+    """
+
+    enabled: bool = False
+    mode: Mode = "blend"
+    tile_sample_min_size: int | Sequence[int] | None = None
+    tile_latent_min_size: int | Sequence[int] | None = None
+    tile_overlap_factor: float | Sequence[float] = 0.25
+    bands: Bands = field(default_factory=Bands)
+    max_memory: int | None = None
+    slicing: bool = False
+    padding: str | Sequence[str] = ("zeros", "zeros")
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise InputError(f"tiling {self.mode!r}: choose True or 'blend', 'exact', 'auto', or False.")
+        options = [*self.bands, *(["max_memory"] if self.max_memory is not None else [])]
+        if self.mode == "blend" and options:
+            raise InputError(f"{', '.join(options)}: for bands; say enable_tiling('exact', ...) or 'auto'.")
+        axes = (self.padding, self.padding) if isinstance(self.padding, str) else tuple(self.padding)
+        if len(axes) != 2 or not set(axes) <= set(PADDINGS):
+            raise InputError(f"padding {self.padding!r}: choose 'zeros' or 'circular', or two of them (height, width).")
+        object.__setattr__(self, "padding", axes)
+        if self.blends:
+            self._require_zeros()
+
+    @property
+    def blends(self) -> bool:
+        """Whether inputs larger than a tile are cut into blended tiles."""
+        return self.enabled and self.mode == "blend"
+
+    def tiles(self, config: AutoencoderConfig) -> TileGeometry:
+        """Blended tiles for this config. Raises InputError if they do not join, or if the padding is circular."""
+        self._require_zeros()
+        return TileGeometry.from_config(
+            config, self.tile_sample_min_size, self.tile_latent_min_size, self.tile_overlap_factor
+        )
+
+    def check(self, model: Model) -> None:
+        """Raises InputError if the model cannot work in such parts: tiles that do not join, or bands without rows."""
+        if self.mode != "blend":
+            BandedOps(model.ops, **self.bands)
+        elif self.enabled:
+            self.tiles(model.config)
+
+    def padded(self, ops: ReferenceOps) -> ReferenceOps:
+        """`ops` with convolutions that pad as the settings say."""
+        ops = ops.ops if isinstance(ops, CircularOps) else ops
+        rows, columns = (padding == "circular" for padding in self.padding)
+        return CircularOps(ops, rows, columns) if rows or columns else ops  # type: ignore[return-value]
+
+    def _require_zeros(self) -> None:
+        if "circular" in self.padding:
+            raise InputError("blended tiles cannot be padded with their other end: use enable_tiling('exact').")
