@@ -15,6 +15,7 @@ from vaespec.arrays import asarray_like
 from vaespec.dtypes import narrow, widen
 from vaespec.ops import Array
 from vaespec.tiling.geometry import Cut
+from vaespec.tiling.stores import cut
 
 HEIGHT, WIDTH = 2, 3
 
@@ -43,7 +44,7 @@ def blended(run: Callable[[Array], Array], x: Array, cuts: tuple[Cut, Cut]) -> A
             tile = fade(above[j], tile, rows.blend, HEIGHT) if above else tile
             tile = fade(band[-1], tile, columns.blend, WIDTH) if band else tile
             band.append(tile)
-        kept = [_part(_part(tile, HEIGHT, 0, rows.keep), WIDTH, 0, columns.keep) for tile in band]
+        kept = [cut(cut(tile, HEIGHT, 0, rows.keep), WIDTH, 0, columns.keep) for tile in band]
         bands.append(xp.concat(kept, axis=WIDTH))
         above = band
     return xp.concat(bands, axis=HEIGHT)
@@ -65,13 +66,6 @@ def fade(a: Array, b: Array, extent: int, axis: int) -> Array:
     share = (np.arange(n) / n).reshape((n, 1) if axis == HEIGHT else (1, n))
     wide = np.float64 if b.dtype == xp.float64 else np.float32
     of_a, of_b = (asarray_like(b, weights.astype(wide)) for weights in (1 - share, share))
-    end, start = _part(a, axis, a.shape[axis] - n, a.shape[axis]), _part(b, axis, 0, n)
+    end, start = cut(a, axis, a.shape[axis] - n, a.shape[axis]), cut(b, axis, 0, n)
     faded = narrow(widen(end, xp) * of_a + widen(start, xp) * of_b, b, xp)
-    return xp.concat([faded, _part(b, axis, n, b.shape[axis])], axis=axis)
-
-
-def _part(x: Array, axis: int, start: int, stop: int) -> Array:
-    """x from `start` to before `stop`, or to the end, on one axis."""
-    index = [slice(None)] * x.ndim
-    index[axis] = slice(start, min(stop, x.shape[axis]))
-    return x[tuple(index)]
+    return xp.concat([faded, cut(b, axis, n, b.shape[axis])], axis=axis)
