@@ -182,7 +182,7 @@ OLD_NAMES = {
     "plan": "convolution_form",
     "moments": "channel_statistics",
 }
-"""Names of hooks until vaespec 0.1. A backend may override and call them for one more release, with a warning."""
+"""Earlier names of hooks. A backend may override and call them for one more release, with a warning."""
 
 
 def _accept_old_names(cls: type[ReferenceOps]) -> None:

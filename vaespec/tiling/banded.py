@@ -34,8 +34,8 @@ from vaespec.tiling.stores import NewStore, Place, Read, cut, new_store
 L = TypeVar("L", bound=Lazy)
 
 BAND = 1 << 22
-"""Numbers in a band, 16 MiB of float32. From 32 MiB on, the system gives an array fresh memory each time, which takes
-longer than most operations on it.
+"""Numbers in a band by default: 16 MiB of float32. From 32 MiB on, the system gives an array fresh memory each time,
+which takes longer than most operations on it.
 """
 
 
@@ -205,7 +205,7 @@ class BandedOps:
         parts = [*top, band, *bottom, *zeros * spare]
         return self.ops.concat(parts, axis=self.ops.map_layout.index("H")), (0, 0)
 
-    # -- elementwise ---------------------------------------------------------------------------------------
+    # -- norms, and what is elementwise --------------------------------------------------------------------
 
     def group_norm(self, x: Map, scale: Array, shift: Array, *, groups: int, eps: float) -> Map:
         statistics = x.statistics  # complete once x is stored

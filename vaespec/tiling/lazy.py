@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Self
 from weakref import WeakSet
 
@@ -15,6 +16,7 @@ Compute = Callable[..., Array]
 """compute(start, stop, *reads) -> rows start … stop - 1, from a function for each input that reads its rows."""
 
 
+@dataclass(eq=False)
 class Lazy:
     """`length` rows computed from the rows of `inputs`. `before(input)` is called before rows are first read.
 
@@ -22,18 +24,12 @@ class Lazy:
     them. Once `stored`, rows are read from the store, and the inputs are freed.
     """
 
-    def __init__(
-        self,
-        length: int,
-        compute: Compute,
-        inputs: tuple[Lazy, ...],
-        *,
-        cheap: bool = True,
-        before: Callable[[Any], object] = lambda source: None,
-    ) -> None:
-        self.length, self.cheap = length, cheap
-        self.compute, self.inputs, self.before = compute, inputs, before
-        self.stored: Store | None = None
+    length: int
+    compute: Compute
+    inputs: tuple[Lazy, ...]
+    cheap: bool = True
+    before: Callable[[Any], object] = lambda source: None
+    stored: Store | None = None
 
     @property
     def cheap_to_read(self) -> bool:
@@ -41,7 +37,7 @@ class Lazy:
         return self.stored is not None or (self.cheap and all(source.cheap_to_read for source in self.inputs))
 
     def prepare_inputs(self) -> None:
-        """Do what must be done before rows are read: `before` on every input that is needed, the first ones first."""
+        """Call `before` on every input that rows are computed from, after preparing the inputs of that input."""
         if self.stored is None:
             for source in self.inputs:
                 source.prepare_inputs()
@@ -62,7 +58,7 @@ class Lazy:
         return read
 
     def derive(self, compute: Compute, *others: Self, **options: Any) -> Self:
-        """As many rows, computed from the rows of this and of `others`; options as for the class."""
+        """A map, or tokens, of the same length, computed from the rows of this and of `others`."""
         return type(self)(self.length, compute, (self, *others), **options)
 
 

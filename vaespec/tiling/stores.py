@@ -12,6 +12,7 @@ import tempfile
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
 
@@ -51,21 +52,18 @@ def new_store(place: Place | NewStore, ops: BandableOps, axis: int) -> Store:
     return FileStore(axis, ops.to_numpy, ops.from_host, place)
 
 
+@dataclass
 class MemoryStore:
-    """Bands in memory, one array each, as they were appended: never written to, each freed when it was read.
+    """Bands in memory, one array each, as they were appended: never written to, each freed by itself once it was read.
 
     `keep` converts a band to what is stored, `load` converts it back, and `join` makes one array of several bands.
     """
 
-    def __init__(
-        self,
-        axis: int,
-        keep: Callable[[Array], Any],
-        load: Callable[[Any], Array],
-        join: Callable[[list[Array]], Array],
-    ) -> None:
-        self.axis, self.keep, self.load, self.join = axis, keep, load, join
-        self.bands: list[tuple[int, int, Any]] = []
+    axis: int
+    keep: Callable[[Array], Any]
+    load: Callable[[Any], Array]
+    join: Callable[[list[Array]], Array]
+    bands: list[tuple[int, int, Any]] = field(default_factory=list)  # (first row, last row + 1, what is stored)
 
     def append(self, rows: Array) -> None:
         start = self.bands[-1][1] if self.bands else 0
@@ -88,7 +86,7 @@ class MemoryStore:
 
 
 class FileStore:
-    """A temporary file without a name, in `folder`; not mapped into memory, so that it takes none of the process.
+    """A temporary file without a name, in `folder`. It is not mapped into memory, so that the process does not grow.
 
     Rows are stored one after the other whatever the layout of a map, so that a read is one piece of the file. The file
     is deleted with its last reader, or with the process. Raises InputError if it cannot be created or written.
