@@ -1,16 +1,17 @@
-"""ReferenceOps: the specification as a backend, and what every other backend inherits from it.
+"""ReferenceOps: the specification as a backend, and everything that another backend inherits from it.
 
-A backend subclasses it and overrides what its framework does faster; everything it leaves alone still works
-(`provenance` says which is which).
+A backend subclasses ReferenceOps and overrides the operations that its framework computes faster, and the methods below
+if its arrays are not those of the Array API standard. What it does not override works as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from vaespec.deprecation import warn_renamed
 from vaespec.dtypes import all_finite
 from vaespec.layouts import OIHW, Layout
 from vaespec.machine import MemoryUse, host_memory
@@ -20,14 +21,16 @@ from vaespec.specification import Specification
 
 
 class ReferenceOps(Specification):
-    """The specification, on any Array API namespace `xp`, in the dtype of the arrays it is given.
+    """The formulas of the specification on any Array API namespace `xp`, storing `dtype`, on `device`.
 
-    Statistics, softmax and exponentials run in float32 or better. Nothing is written in place.
+    Methods of a subclass may take and return arrays of its own, but shapes that are given as tuples are always in
+    reference order: maps (B, C, H, W), kernels (O, C, kh, kw).
     """
 
     conv_layout = "OIHW"
     linear_layout = "OI"
     fixed_shapes = False  # whether every new shape costs a compilation
+    wraps_rows = False  # whether convolutions continue at the other end of a map: see vaespec.tiling.padding
     fuses = False  # whether norm, activation and doubling are done as a convolution reads, and sums in place
 
     def __init__(self, xp: Any, dtype: str = "float64", device: Any = None) -> None:
@@ -35,15 +38,14 @@ class ReferenceOps(Specification):
         self.dtype = dtype
         self.device = device
 
-    @property
-    def layout(self) -> Layout:
-        """The layout of kernels on this backend."""
-        return Layout(self.conv_layout, self.linear_layout)
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        _accept_old_names(cls)
 
-    # -- around the model --------------------------------------------------------------------------------
+    # -- running a model -----------------------------------------------------------------------------------------
 
     def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
-        """(x, params) -> model(x, params, self), made ready to be called often, outside the framework's transforms."""
+        """A function (x, params) -> model(x, params, self), to be called often, outside the framework's transforms."""
 
         def run(x: Array, params: Mapping[str, Array]) -> Array:
             ops, arrays = self.inference_ops(params)
@@ -52,28 +54,36 @@ class ReferenceOps(Specification):
         return run
 
     def with_compiler(self) -> ReferenceOps:
-        """These, for models that the framework compiles before they run; NotImplementedError where it compiles none."""
+        """A copy whose models the framework compiles before running; NotImplementedError if it has no compiler."""
         raise NotImplementedError
 
-    def inference_ops(self, params: Mapping[str, Array]) -> tuple[Any, Mapping[str, Array]]:
-        """(ops, params) that compute a run outside the framework's transforms, without gradients.
+    def inference_ops(self, params: Mapping[str, Array]) -> tuple[ReferenceOps, Mapping[str, Array]]:
+        """(ops, params) that compute one run outside the framework's transforms, without gradients.
 
-        These, or others that take and return the same arrays at both ends; with working memory that goes with the run.
+        The ops are `self`, or others that accept and return the same arrays at both ends of a model. Their scratch
+        memory is freed with the run.
         """
         return self, params
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
         return layer(x, params, self)
 
+    def materialize(self, x: Array) -> Array:
+        return x
+
     def all_finite(self, x: Array) -> bool:
         """Whether x holds neither NaN nor infinity."""
         return all_finite(x)
 
     def provenance(self, op: str) -> str:
-        """ "native" if this backend has its own `op`, "fallback" if it runs the reference's."""
+        """ "native" if this backend has its own `op`, "fallback" if it runs the specification's."""
         return "fallback" if getattr(type(self), op) is getattr(ReferenceOps, op) else "native"
 
-    # -- in and out --------------------------------------------------------------------------------------
+    # -- arrays in and out ---------------------------------------------------------------------------------------
+
+    def is_array(self, x: object) -> bool:
+        """Whether x is this backend's own kind of array."""
+        return hasattr(x, "__array_namespace__") and x.__array_namespace__() is self.xp
 
     def from_numpy(self, a: np.ndarray) -> Array:
         """A NumPy array -> the backend's own array on this device, in this dtype: a copy."""
@@ -81,32 +91,76 @@ class ReferenceOps(Specification):
         return self.xp.asarray(np.asarray(a, order="C"), dtype=dtype, device=self.device, copy=True)
 
     def from_dlpack(self, x: Any) -> Array:
-        """Another framework's array -> the backend's own, without a copy where they share memory."""
+        """Another framework's array -> the backend's own, without a copy if both can use the same memory."""
         return self.xp.from_dlpack(x)
+
+    def cast(self, x: Array) -> Array:
+        """The backend's own array -> the same values on this device, in this dtype."""
+        return self.xp.astype(x, getattr(self.xp, self.dtype))
 
     def to_numpy(self, x: Array) -> np.ndarray:
         """The backend's own array -> NumPy, same values."""
         return np.asarray(x)
 
     def from_host(self, a: np.ndarray) -> Array:
-        """The inverse of `to_numpy`: the same numbers in the dtype they have, on this device."""
+        """The inverse of `to_numpy`: the same values in the dtype of `a`, on this device."""
         return self.xp.asarray(a, device=self.device)
 
-    def materialize(self, x: Array) -> Array:
-        """x, computed by now, and holding nothing that it was made from."""
+    def from_nchw(self, x: Array) -> Array:
         return x
 
-    # -- memory ------------------------------------------------------------------------------------------
+    def to_nchw(self, x: Array) -> Array:
+        return x
+
+    # -- weights in and out --------------------------------------------------------------------------------------
+
+    @property
+    def layout(self) -> Layout:
+        """The layout of kernels on this backend."""
+        return Layout(self.conv_layout, self.linear_layout)
+
+    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Array]:
+        """Canonical weights (diffusers' names, OIHW, NumPy) -> this backend's arrays in its kernel layouts."""
+        return {
+            name: self.xp.asarray(int(a))  # a counter is not rounded
+            if table[name].is_counter
+            else self.from_numpy(OIHW.convert(a, self.layout))
+            for name, a in params.items()
+        }
+
+    def export_params(self, params: Mapping[str, Array], table: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
+        """The inverse of `load_params`: canonical NumPy weights, in the dtype the backend stores; views if possible."""
+        exported = {name: self.layout.convert(self.to_numpy(x), OIHW) for name, x in params.items()}
+        return {name: a.astype(np.int64) if table[name].is_counter else a for name, a in exported.items()}
+
+    # -- parts of arrays, for bands and padding --------------------------------------------------------------------
+
+    def rows(self, x: Array, start: int, stop: int) -> Array:
+        """Rows start … stop - 1 of a map, along its height."""
+        return x[(slice(None),) * self.map_layout.index("H") + (slice(start, stop), ...)]
+
+    def concat(self, parts: Sequence[Array], axis: int) -> Array:
+        """Join arrays along an axis of the backend's order; a single array is returned as it is."""
+        return parts[0] if len(parts) == 1 else self.xp.concat(parts, axis=axis)
+
+    def zeros_like(self, x: Array) -> Array:
+        return self.xp.zeros_like(x)
+
+    def to_array(self, x: Array) -> Array:
+        """x as an array: a map that the backend deferred is computed. Gradients pass, unlike through `materialize`."""
+        return x
+
+    # -- memory, and the forms of a convolution --------------------------------------------------------------------
 
     on_host = True
-    """Whether arrays lie in the memory of the process."""
+    """Whether arrays are in the memory of the process."""
 
     def memory(self) -> MemoryUse:
-        """What the device, or the process where it has no memory of its own, holds now, and what is free."""
+        """Bytes held and free on the device, or in the process if the device has no memory of its own."""
         return host_memory()
 
     def workspace(self, op: str, x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, ...] = ()) -> int:
-        """Bytes that `op` holds for a while beside its arguments and its result, both in reference order (B, C, …)."""
+        """Bytes that `op` holds while it computes a result of shape y from an input of shape x, besides these two."""
         return 0
 
     def convolution_form(
@@ -118,30 +172,35 @@ class ReferenceOps(Specification):
         """
         return None
 
-    def cast(self, x: Array) -> Array:
-        """The backend's own array -> the same on this device, in this dtype."""
-        return self.xp.astype(x, getattr(self.xp, self.dtype))
 
-    def is_array(self, x: object) -> bool:
-        """Whether x is this backend's own kind of array."""
-        return hasattr(x, "__array_namespace__") and x.__array_namespace__() is self.xp
+OLD_NAMES = {
+    "for_one_run": "inference_ops",
+    "settle": "materialize",
+    "prepare": "load_params",
+    "export": "export_params",
+    "compiling": "with_compiler",
+    "plan": "convolution_form",
+    "moments": "channel_statistics",
+}
+"""Earlier names of hooks. A backend may override and call them for one more release, with a warning."""
 
-    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Array]:
-        """Canonical weights (diffusers' names, OIHW, NumPy) -> this backend's arrays in its kernel layouts."""
-        return {
-            name: self.xp.asarray(int(a))  # not to be rounded
-            if table[name].is_counter
-            else self.from_numpy(OIHW.convert(a, self.layout))
-            for name, a in params.items()
-        }
 
-    def export_params(self, params: Mapping[str, Array], table: Mapping[str, Parameter]) -> dict[str, np.ndarray]:
-        """The inverse of `prepare`: canonical NumPy weights, in the dtype the backend stores; views where it can."""
-        exported = {name: self.layout.convert(self.to_numpy(x), OIHW) for name, x in params.items()}
-        return {name: a.astype(np.int64) if table[name].is_counter else a for name, a in exported.items()}
+def _accept_old_names(cls: type[ReferenceOps]) -> None:
+    """A hook that `cls` overrides by its old name gets the new one; any other keeps the old one, also for super()."""
+    for old, new in OLD_NAMES.items():
+        if old not in vars(cls) and (new in vars(cls) or cls is ReferenceOps):
+            setattr(cls, old, _warning(getattr(cls, new), old, new))
+        elif old in vars(cls) and new not in vars(cls):
+            warn_renamed(f"{cls.__name__}.{old}", new, stacklevel=4)
+            setattr(cls, new, vars(cls)[old])
 
-    def from_nchw(self, x: Array) -> Array:
-        return x
 
-    def to_nchw(self, x: Array) -> Array:
-        return x
+def _warning(hook: Callable[..., Any], old: str, new: str) -> Callable[..., Any]:
+    def warning(*args: Any, **kwargs: Any) -> Any:
+        warn_renamed(old, new)
+        return hook(*args, **kwargs)
+
+    return warning
+
+
+_accept_old_names(ReferenceOps)

@@ -56,9 +56,6 @@ class Unmade(Source):
             side_by_side(strip, len(out), out[0].size)
         return y
 
-    def __getitem__(self, index: Any) -> Any:
-        return self.whole()[index]
-
 
 @dataclass(frozen=True)
 class Normalised(Unmade):
@@ -112,13 +109,9 @@ class Doubled(Unmade):
         j = np.arange(columns.start, columns.stop, columns.step) // 2
         out[...] = self.x[item, i[:, None], j]
 
-    def __getitem__(self, index: Any) -> Any:
-        """Of some rows it stays what it is."""
-        match index:
-            case (slice() as items, slice() as rows, e) if items == slice(None) and e is ... and rows.step is None:
-                start, stop, _ = rows.indices(self.height)
-                return Doubled(self.x, self.above + start, stop - start)
-        return super().__getitem__(index)
+    def rows(self, start: int, stop: int) -> Doubled:
+        """Rows start … stop - 1, not computed yet."""
+        return Doubled(self.x, self.above + start, stop - start)
 
     def ends(self, zeros: tuple[int, int]) -> bool:
         """Whether x does where so many zeros lie (above, below)."""
@@ -151,10 +144,6 @@ class Convolved:
     def shape(self) -> tuple[int, ...]:
         """(B, H, W, C)."""
         return self.whole().shape
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        part: np.ndarray = self.whole()[index]
-        return part
 
 
 def whole(x: Any) -> Any:

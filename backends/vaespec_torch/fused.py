@@ -47,6 +47,12 @@ class FusedOps(TorchOps):
     def upsample_nearest2x(self, x: Tensor) -> Doubled:  # type: ignore[override]
         return Doubled.of(x)
 
+    def rows(self, x: Tensor | Doubled, start: int, stop: int) -> Tensor | Doubled:
+        return x.rows(start, stop) if isinstance(x, Doubled) else super().rows(x, start, stop)
+
+    def to_array(self, x: Tensor | Doubled) -> Tensor:
+        return x.whole() if isinstance(x, Doubled) else x
+
     def group_norm(self, x: Tensor, scale: Tensor, shift: Tensor, *, groups: int, eps: float) -> Norm:  # type: ignore[override]
         return Norm(x, scale, shift, groups, eps)
 

@@ -21,7 +21,7 @@ def layers(name: str, direction: str, processors=None):
 
 
 def source(name: str, direction: str, height: int, width: int, batch: int = 1) -> np.ndarray:
-    """Latents of that size, or images."""
+    """Images of that size to encode, or latents to decode."""
     config = CONFIGS[name]
     if direction == "encode":
         return images(config, height, width, batch)
@@ -30,20 +30,20 @@ def source(name: str, direction: str, height: int, width: int, batch: int = 1) -
 
 def placed(name: str, backend: str, dtype: str | None = None):
     """(ops, params)."""
-    made = model(name, backend, dtype)._model
-    return made.ops, made.params
+    on_backend = model(name, backend, dtype)._model
+    return on_backend.ops, on_backend.params
 
 
 def run(ops, params, layers, x: np.ndarray) -> np.ndarray:
-    """layers(x) on these ops, banded or not, as NumPy."""
+    """layers(x) as NumPy, computed by `ops`, in bands or not."""
     inner = ops.ops if isinstance(ops, BandedOps) else ops
     return inner.to_numpy(ops.compile(layers)(inner.from_numpy(x), params))
 
 
-def difference(name: str, backend: str, direction: str, size, *, circular=None, dtype=None, batch=1, **how) -> float:
-    """Between bands, made with BandedOps(…, **how), and the whole."""
+def difference(name: str, backend: str, direction: str, size, *, circular=None, dtype=None, batch=1, **bands) -> float:
+    """Relative L2 between the results of BandedOps(…, **bands) and of the whole."""
     ops, params = placed(name, backend, dtype)
     ops = CircularOps(ops, *circular) if circular else ops
     x = source(name, direction, *size, batch)
     whole = layers(name, direction)
-    return relative_l2(run(BandedOps(ops, **how), params, whole, x), run(ops, params, whole, x))
+    return relative_l2(run(BandedOps(ops, **bands), params, whole, x), run(ops, params, whole, x))

@@ -1,4 +1,4 @@
-"""In bands, a model gives the numbers of the whole; each mistake that others made here is told apart."""
+"""In bands, a model gives the numbers of the whole; mistakes that other implementations made change the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ directions = st.sampled_from(["encode", "decode"])
 
 @st.composite
 def cases(draw, largest: int = 10):
-    """(config, direction, size, BandedOps' arguments): sizes in latents, images of sizes that divide by nothing too."""
+    """(config, direction, size, options of BandedOps), with image sizes that are no multiple of anything too."""
     name, direction = draw(st.sampled_from(VARIED)), draw(directions)
     f = CONFIGS[name].downsampling_factor if direction == "encode" else 1
     size = [f * draw(st.integers(1, largest)) + draw(st.integers(0, f - 1)) for _ in "HW"]
@@ -36,17 +36,17 @@ def cases(draw, largest: int = 10):
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 @given(case=cases(), batch=st.integers(1, 2), store=st.sampled_from(["device", "host", "file"]))
 def test_bands_are_the_whole_in_float64(tmp_path_factory, backend, case, batch, store):
-    name, direction, size, how = case
+    name, direction, size, options = case
     store = tmp_path_factory.getbasetemp() if store == "file" else store
-    assert difference(name, backend, direction, size, batch=batch, store=store, **how) <= CLOSE["float64"]
+    assert difference(name, backend, direction, size, batch=batch, store=store, **options) <= CLOSE["float64"]
 
 
 @pytest.mark.parametrize("backend", ["numpy", "torch", "mlx"])
 @settings(max_examples=15)
 @given(case=cases(largest=5))
 def test_bands_are_the_whole_in_float32(backend, case):
-    name, direction, size, how = case
-    assert difference(name, backend, direction, size, dtype="float32", **how) <= CLOSE["float32"]
+    name, direction, size, options = case
+    assert difference(name, backend, direction, size, dtype="float32", **options) <= CLOSE["float32"]
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_bands_are_the_whole_in_float32(backend, case):
     ],
 )
 def test_bands_are_the_whole_on_jax(tmp_path, direction, size, store):
-    """Few cases: every shape is compiled."""
+    """Few cases, since JAX compiles every shape."""
     store = tmp_path if store == "file" else store
     assert (
         difference("attention-everywhere", "jax", direction, size, band_rows=4, chunk=9, store=store)
@@ -69,21 +69,21 @@ def test_bands_are_the_whole_on_jax(tmp_path, direction, size, store):
 
 @pytest.mark.parametrize("store", ["device", "host", "file"])
 @pytest.mark.parametrize(("backend", "dtype"), [("torch", "bfloat16"), ("numpy", "float16"), ("mlx", "bfloat16")])
-def test_sixteen_bits_stay_what_they_are_in_every_store(tmp_path, backend, dtype, store):
-    """Rounding falls where it does in the whole, but for the last bit of a sum."""
+def test_every_store_keeps_sixteen_bits_as_they_are(tmp_path, backend, dtype, store):
+    """Results are rounded at the same places as in the whole; only the last bit of a sum may differ."""
     store = tmp_path if store == "file" else store
     assert difference("sd", backend, "decode", (4, 5), dtype=dtype, batch=2, band_rows=3, store=store) <= 0.02
 
 
-def test_forty_latents_square_are_the_whole():
+def test_bands_of_forty_latents_square_are_the_whole():
     assert difference("sd", "torch", "decode", (40, 40), band_rows=32, chunk=100) <= CLOSE["float64"]
 
 
-# -- how it is done ------------------------------------------------------------------------------------------------
+# -- what is computed, and in which pieces -------------------------------------------------------------------------
 
 
 class Spy(ReferenceOps):
-    """The specification in float64; remembers what passes."""
+    """The specification in float64, with a record of its convolutions and of the sizes of its logits."""
 
     def __init__(self):
         super().__init__(np)
@@ -106,10 +106,10 @@ class Spy(ReferenceOps):
         return super().attend_chunk(q, k, v, scale)
 
 
-def spied(direction: str, size, **how) -> Spy:
+def spied(direction: str, size, **options) -> Spy:
     spy, (_, params) = Spy(), placed("attention-everywhere", "torch")
     params = {name: p.numpy() for name, p in params.items()}
-    run(BandedOps(spy, **how), params, layers("attention-everywhere", direction), source("sd", direction, *size))
+    run(BandedOps(spy, **options), params, layers("attention-everywhere", direction), source("sd", direction, *size))
     return spy
 
 
@@ -122,12 +122,12 @@ def test_no_convolution_is_computed_twice(direction, height, rows):
     assert 2 * sum(flops for *_, flops in spy.convolved) == cost.conv_flops
 
 
-def test_a_band_is_no_taller_than_asked_and_the_halo():
+def test_a_band_is_no_taller_than_band_rows_and_the_halo():
     spy = spied("decode", (11, 6), band_rows=4)
     assert max(shape[2] for _, shape, _ in spy.convolved) == 4 + 2
 
 
-def test_where_shapes_are_compiled_each_convolution_has_one(monkeypatch):
+def test_each_convolution_has_one_shape_if_shapes_are_compiled(monkeypatch):
     monkeypatch.setattr(Spy, "fixed_shapes", True)
     spy = spied("encode", (31, 6), band_rows=4)
     assert len({(w, shape) for w, shape, _ in spy.convolved}) == len({w for w, *_ in spy.convolved})
@@ -135,7 +135,7 @@ def test_where_shapes_are_compiled_each_convolution_has_one(monkeypatch):
 
 @given(chunk=st.integers(1, 50), rows=st.integers(1, 9))
 @settings(max_examples=15)
-def test_logits_are_of_a_chunk_against_a_chunk(chunk, rows):
+def test_logits_are_those_of_a_chunk_of_queries_and_a_chunk_of_keys(chunk, rows):
     spy = spied("decode", (7, 5), band_rows=rows, chunk=chunk)
     assert max(max(shape) for shape in spy.logits) <= chunk
 
@@ -162,7 +162,7 @@ PROCESSORS = (
 
 @pytest.mark.parametrize("processor", PROCESSORS, ids=repr)
 @pytest.mark.parametrize("backend", ["numpy", "torch", "mlx"])
-def test_every_processor_attends_as_it_does_to_the_whole(backend, processor):
+def test_every_processor_gives_the_result_of_the_whole(backend, processor):
     ops, params = placed("attention-everywhere", backend)
     whole = layers("attention-everywhere", "decode")
     whole = layers("attention-everywhere", "decode", {a.name: processor for a in attention_layers(whole)})
@@ -178,25 +178,25 @@ def test_every_processor_attends_as_it_does_to_the_whole(backend, processor):
 
 
 def short_halo(monkeypatch):
-    right = BandedOps._load
+    right = BandedOps._read_with_halo
 
-    def load(self, length, first, last, spare, read, *wrapped):
-        band, borders = right(self, length, first, last, spare, read, *wrapped)
+    def read_with_halo(self, length, first, last, spare, read, *other_ends):
+        band, borders = right(self, length, first, last, spare, read, *other_ends)
         if last - first >= 3 and first >= 0:
             band = np.concatenate((0 * band[:, :1], band[:, 1:]), axis=1)
         return band, borders
 
-    monkeypatch.setattr(BandedOps, "_load", load)
+    monkeypatch.setattr(BandedOps, "_read_with_halo", read_with_halo)
 
 
 def unmerged_variances(monkeypatch):
-    right = banded.group_moments
+    right = banded.merged_statistics
 
-    def moments(parts, groups):
-        rows = sum(n for n, *_ in parts)
-        return right(parts, groups)[0], sum(n / rows * right([(n, m, v)], groups)[1] for n, m, v in parts)
+    def statistics(bands, groups):
+        rows = sum(n for n, *_ in bands)
+        return right(bands, groups)[0], sum(n / rows * right([(n, m, v)], groups)[1] for n, m, v in bands)
 
-    monkeypatch.setattr(banded, "group_moments", moments)
+    monkeypatch.setattr(banded, "merged_statistics", statistics)
 
 
 def attention_per_band(monkeypatch):
@@ -204,7 +204,7 @@ def attention_per_band(monkeypatch):
         def tokens(start, stop, *reads):
             return self.ops.attention(*(read(start, stop) for read in reads), scale=scale)
 
-        return q.derive(tokens, self._settle_tokens(k), self._settle_tokens(v), cheap=False)
+        return q.derive(tokens, self._store_tokens_if_costly(k), self._store_tokens_if_costly(v), cheap=False)
 
     monkeypatch.setattr(BandedOps, "chunked_attention", attend)
 
@@ -220,14 +220,14 @@ def halo_rows_counted(monkeypatch):
 
 
 @pytest.mark.parametrize("mistake", [short_halo, unmerged_variances, attention_per_band, halo_rows_counted])
-def test_a_mistake_is_told_apart(monkeypatch, mistake):
-    how = {"name": "sd", "backend": "numpy", "direction": "decode", "size": (6, 4), "band_rows": 3, "chunk": 8}
-    assert difference(**how) <= CLOSE["float64"]
+def test_a_mistake_changes_the_result(monkeypatch, mistake):
+    options = {"name": "sd", "backend": "numpy", "direction": "decode", "size": (6, 4), "band_rows": 3, "chunk": 8}
+    assert difference(**options) <= CLOSE["float64"]
     mistake(monkeypatch)
-    assert difference(**how) > 1e-4
+    assert difference(**options) > 1e-4
 
 
 @pytest.mark.parametrize("wrong", [{"band_rows": 0}, {"chunk": -1}])
-def test_no_rows_at_a_time_are_refused(wrong):
+def test_bands_and_chunks_of_nothing_are_refused(wrong):
     with pytest.raises(InputError, match="expected at least 1"):
         BandedOps(ReferenceOps(np), **wrong)

@@ -1,4 +1,4 @@
-"""On a torus there is no border: what goes in shifted comes out shifted."""
+"""On a torus there is no border: a shifted input gives the shifted result."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ each_axis = pytest.mark.parametrize("circular", AXES, ids=["rows", "columns", "b
 
 @each_axis
 @pytest.mark.parametrize("padding", [((1, 1), (1, 1)), ((0, 1), (0, 1))])
-def test_a_convolution_is_that_of_a_wrapped_map(circular, padding):
+def test_a_convolution_is_pytorchs_with_circular_padding(circular, padding):
     x, w, b = uniform("x", (2, 3, 5, 4)), uniform("w", (2, 3, 3, 3)), uniform("b", (2,))
     y = CircularOps(ReferenceOps(np), *circular).conv2d(x, w, b, stride=1, padding=padding)
     padded = torch.tensor(x)
@@ -37,7 +37,7 @@ def test_a_convolution_is_that_of_a_wrapped_map(circular, padding):
 @each_axis
 @pytest.mark.parametrize("direction", ["encode", "decode"])
 @each_backend
-def test_what_goes_in_shifted_comes_out_shifted(backend, direction, circular):
+def test_a_shifted_input_gives_the_shifted_result(backend, direction, circular):
     """By one latent, f = 8 px."""
     ops, params = placed("sd", backend)
     ops, whole, axes = CircularOps(ops, *circular), layers("sd", direction), [2 + i for i in range(2) if circular[i]]
@@ -48,7 +48,7 @@ def test_what_goes_in_shifted_comes_out_shifted(backend, direction, circular):
     assert relative_l2(shifted, np.roll(y, [after] * len(axes), axes)) <= 2 * CLOSE[FINEST[backend]]
 
 
-def test_zeros_at_the_border_do_not_shift():
+def test_padding_with_zeros_does_not_commute_with_a_shift():
     ops, params = placed("sd", "numpy")
     x, whole = source("sd", "decode", 3, 4), layers("sd", "decode")
     rolled = run(ops, params, whole, np.roll(x, 1, 3))
@@ -69,11 +69,11 @@ def test_it_can_be_copied():
     assert copy.copy(ops) == ops
 
 
-# -- as users ask for it -------------------------------------------------------------------------------------------
+# -- AutoencoderKL.set_padding -------------------------------------------------------------------------------------
 
 
 @each_axis
-def test_a_model_pads_with_the_other_end_in_plain_and_in_bands(circular):
+def test_a_model_pads_with_the_other_end_whole_and_in_bands(circular):
     vae, z = model("sd", "numpy"), source("sd", "decode", 3, 4)
     zeros = vae.decode(z).sample
     vae.set_padding(["circular" if wraps else "zeros" for wraps in circular])
@@ -91,14 +91,14 @@ def test_a_model_pads_with_the_other_end_in_plain_and_in_bands(circular):
 
 
 @pytest.mark.parametrize("wrong", ["wrap", ("circular",), ("circular", "zeros", "zeros"), ("circular", "mirror")])
-def test_paddings_that_are_none_are_refused(wrong):
+def test_unknown_paddings_are_refused(wrong):
     vae = model("sd", "numpy")
     with pytest.raises(InputError, match=r"padding .*: choose 'zeros' or 'circular', or two of them"):
         vae.set_padding(wrong)
     assert vae.padding == ("zeros", "zeros")
 
 
-def test_what_cannot_go_on_at_the_other_end_says_so():
+def test_tiles_and_modules_refuse_circular_padding():
     vae = model("sd", "torch")
     vae.set_padding("circular")
     with pytest.raises(InputError, match=r"blended tiles cannot be padded with their other end"):

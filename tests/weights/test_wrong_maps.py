@@ -35,16 +35,16 @@ def test_the_right_tables_pass(dialect):
 
 def wrong_tables(dialect: Dialect) -> Iterator[tuple[str, Dialect]]:
     """What is wrong, and the mutant: each row left out, its levels counted from the other end, leaves exchanged."""
-    for canonical, stored in dict(reversed(dialect.modules)).items():  # the first row of a name is the one that counts
-        rest = tuple(row for row in dialect.modules if row != (canonical, stored))
-        yield f"{canonical} left out", replace(dialect, modules=rest)
+    for ours, stored in dict(reversed(dialect.modules)).items():  # the first row of a name is the one that counts
+        rest = tuple(row for row in dialect.modules if row != (ours, stored))
+        yield f"{ours} left out", replace(dialect, modules=rest)
         flipped = stored.replace("flip_i", "i") if "flip_i" in stored else stored.replace("{i}", "{flip_i}")
         if flipped != stored:
             yield f"{canonical} flipped", replace(dialect, modules=((canonical, flipped), *rest))
     leaves = dict(dialect.leaves)
     for canonical, other in zip(leaves, [*leaves][1:] + [*leaves][:1], strict=True):
         rest = {name: stored for name, stored in leaves.items() if name != canonical}
-        yield f"{canonical} left out", replace(dialect, leaves=rest)
+        yield f"{ours} left out", replace(dialect, leaves=rest)
         if canonical != other:
             exchanged = {canonical: leaves[other], other: leaves[canonical]}
             yield f"{canonical} and {other} exchanged", replace(dialect, leaves=leaves | exchanged)

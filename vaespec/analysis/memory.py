@@ -10,7 +10,7 @@ import numpy as np
 
 from vaespec.analysis.cost import CostOps, Shape
 from vaespec.dtypes import storage_dtype
-from vaespec.ops import Padding
+from vaespec.ops import Chunk, Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 
@@ -28,10 +28,11 @@ class MemoryOps(CostOps):
 
     map_layout = "NCHW"
     conv_layout = "OIHW"
+    wraps_rows = False
 
     def __init__(self, ops: ReferenceOps) -> None:
         super().__init__(storage_dtype(ops.dtype).itemsize)
-        self.ops, self.xp, self.fused = ops, self, ops.fuses
+        self.ops, self.fused = ops, ops.fuses
         self.fixed_shapes, self.on_host = ops.fixed_shapes, ops.on_host
         self.elsewhere = self.stored_bytes = 0
 
@@ -82,7 +83,7 @@ class MemoryOps(CostOps):
     def materialize(self, x: Any) -> Any:
         return x
 
-    to_numpy = from_host = materialize
+    to_array = to_numpy = from_host = materialize
 
     def channel_statistics(self, x: Shape) -> tuple[np.ndarray, np.ndarray]:
         self.briefly(self.ops.workspace("channel_statistics", x.shape, x.shape))
@@ -101,19 +102,24 @@ class MemoryOps(CostOps):
         del logits, weights
         return self.array(B, n, 1), self.array(B, n, 1), self.array(B, n, C)
 
-    def merge_chunks(self, one: tuple[Shape, ...], other: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    def merge_chunks(self, one: Chunk, other: Chunk) -> Chunk:
         scaled = self.array(*one[2].shape), self.array(*one[2].shape)
-        merged = tuple(self.array(*part.shape) for part in one)
+        m, l, o = (self.array(*part.shape) for part in one)
         del scaled
-        return merged
+        return m, l, o
 
-    def divide_chunks(self, merged: tuple[Shape, ...], like: Shape) -> Shape:
+    def divide_chunks(self, merged: Chunk, like: Shape) -> Shape:
         return self.array(*like.shape)
 
     def zeros_like(self, x: Shape) -> Shape:
         return self.array(*x.shape)
 
-    def concat(self, parts: Sequence[Shape], *, axis: int) -> Shape:
+    def rows(self, x: Shape, start: int, stop: int) -> Shape:
+        return x[(slice(None), slice(None), slice(start, stop), ...)]
+
+    def concat(self, parts: Sequence[Shape], axis: int) -> Shape:
+        if len(parts) == 1:
+            return parts[0]
         shape = list(parts[0].shape)
         shape[axis] = sum(part.shape[axis] for part in parts)
         return self.array(*shape)

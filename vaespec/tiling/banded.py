@@ -1,10 +1,18 @@
-"""BandedOps: the model in bands of rows, with the numbers of the whole and a fraction of its memory.
+"""BandedOps: exact tiling. The model in bands of rows, with the numbers of the whole and a fraction of its memory.
 
-What the model calls returns at once, with a map that is yet to be computed. A convolution is computed when its rows are
-wanted more than once: band by band, each with the rows around it that the kernel reaches, and kept in a store together
-with the moments of each band. Normalisation, activation, doubling, and the residual that is added are computed while a
-band is read or written. So every map is written once, no convolution is computed twice, and what is not read again is
-given back. Attention takes the tokens in chunks.
+An operation that the model calls computes nothing yet. It returns a lazy map (`vaespec.tiling.lazy`), which can compute
+any of its rows from rows of its inputs.
+
+- A convolution reads, for each band, the rows of its input that the kernel reaches: the band and its halo, for a 3 x 3
+  kernel one row above and one below (`_read_with_halo`). So neighbouring bands read some rows twice.
+- Yet each convolution is computed once: before a map is read twice, it is computed into a store, band by band
+  (`_store_if_costly`), unless no sum stands between its rows and stored ones.
+- A group norm needs the statistics of the whole map before its first row: its input is stored, with the mean and
+  variance of each band (`_store_map`), which are merged (`group_norm`).
+- Norms, activations, upsampling and residual sums are computed again for every reader, which costs less than a store.
+- Attention stores keys and values, and takes them, and the queries, in chunks.
+
+A band in a store is freed when the last reader of its map has passed it.
 """
 
 from __future__ import annotations
@@ -18,25 +26,25 @@ from typing import Any, TypedDict, TypeVar
 
 from vaespec.analysis.cost import CostOps
 from vaespec.errors import InputError
-from vaespec.ops import Array, Layer, Padding
-from vaespec.tiling.lazy import Lazy, Map, Tokens, group_moments, spans
-from vaespec.tiling.padding import CircularOps
+from vaespec.ops import Array, BandableOps, Layer, Ops, Padding
+from vaespec.parameter import Parameter
+from vaespec.tiling.lazy import Lazy, Map, Tokens, merged_statistics, spans
 from vaespec.tiling.stores import NewStore, Place, Read, cut, new_store
 
 L = TypeVar("L", bound=Lazy)
 
 BAND = 1 << 22
-"""Numbers, 16 MiB of float32. Memory from 32 MiB on comes from the system anew each time, which takes longer than what
-is done in it: most of the time of a whole map goes there.
+"""Numbers in a band by default: 16 MiB of float32. From 32 MiB on, the system gives an array fresh memory each time,
+which takes longer than most operations on it.
 """
 
 
 class Bands(TypedDict, total=False):
-    """How BandedOps works: on `band_rows` rows of a map at one time, and `chunk` tokens of attention (1024).
+    """Options of BandedOps: at most `band_rows` rows of a map, and `chunk` tokens of attention, are computed at once.
 
-    Both at most. By default there are as many rows as make 16 MiB of a map in float32: fewer where it is wide.
-    `store` is where maps are kept meanwhile: "device", "host", or a folder for temporary files. `progress(done, total)`
-    is called after each band; what it raises ends the run, and frees what it held.
+    By default 16 MiB of rows in float32, and 1024 tokens. Meanwhile maps are stored in `store`: "device", "host", or a
+    folder for temporary files. `progress(done, total)` is called after each band; if it raises, the run ends, and its
+    memory is freed.
     """
 
     band_rows: int | None
@@ -47,15 +55,12 @@ class Bands(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class BandedOps:
-    """The same results as `ops`, up to the order of sums, for inference: no gradient passes.
+    """The results of `ops`, up to the order of sums, in bounded memory, without gradients. `Bands` has the options.
 
-    At most `band_rows` rows of a map are computed at one time, by default as many as make a `BAND`, and `chunk` tokens
-    against `chunk` others. `store` is where maps are kept: "device", "host", or a folder for temporary files.
-    `progress(done, total)`, in flops of convolution and attention, is called after each piece of work by what `bands`
-    returns; what it raises ends the run.
+    Progress is counted in flops of convolutions and attention: each piece of work gives its own to `report`.
     """
 
-    ops: Any  # ReferenceOps, or what stands for them
+    ops: BandableOps
     band_rows: int | None = None
     chunk: int = 1024
     store: Place | NewStore = "device"
@@ -63,16 +68,16 @@ class BandedOps:
     report: Callable[[int], None] = lambda flops: None
 
     def __post_init__(self) -> None:
-        for what, size in (("bands", self.band_rows), ("chunks", self.chunk)):
+        for name, size in (("bands", self.band_rows), ("chunks", self.chunk)):
             if size is not None and size < 1:
-                raise InputError(f"{what} of {size}: expected at least 1.")
+                raise InputError(f"{name} of {size}: expected at least 1.")
 
-    # -- around the model ----------------------------------------------------------------------------------
+    # -- running a model -----------------------------------------------------------------------------------
 
     def bands(self, model: Layer) -> Callable[[Any, Mapping[str, Array]], Iterator[Array]]:
-        """(x, params) -> the result in bands of rows (B, C, rows, W), from the top down, telling of progress.
+        """A function (x, params) -> the result in bands of rows (B, C, rows, W), from the top down.
 
-        x is an array of the backend, or anything with a shape that has x[:, :, start:stop, :].
+        x is an array of the backend, or any object with a shape and x[:, :, start:stop, :].
         """
 
         def run(x: Any, params: Mapping[str, Array]) -> Iterator[Array]:
@@ -81,19 +86,19 @@ class BandedOps:
             if self.progress is not None:
                 ops = replace(ops, report=_Progress(self.progress, _flops(model, x.shape)))
             result: Map = model(x, params, ops)
-            for _, band in ops._bands(result.take(), result.length, result.most):
+            for _, band in ops._bands(result.open_last(), result.length, result.most):
                 yield band
 
         return run
 
     def compile(self, model: Layer) -> Callable[[Any, Mapping[str, Array]], Array]:
-        """(x, params) -> the result, joined."""
+        """A function (x, params) -> the whole result."""
         run = self.bands(model)
-        return lambda x, params: _join(list(run(x, params)), 2, self.ops.xp)
+        return lambda x, params: self.ops.concat(list(run(x, params)), axis=2)
 
     def run(self, layer: Layer, x: Map, params: Mapping[str, Array]) -> Map:
-        """What came before is computed now, when it is known who reads it, and nobody else holds what it is made of."""
-        result: Map = layer(self._settle_map(x), params, self)
+        """layer(x, params, self), x stored first: the layer before has returned, so only x holds its inputs."""
+        result: Map = layer(self._store_if_costly(x), params, self)
         return result
 
     def from_nchw(self, x: Any) -> Map:
@@ -101,126 +106,121 @@ class BandedOps:
             return self.ops.from_nchw(x[:, :, start:stop, :])
 
         B, C, H, W = x.shape
-        return Map((B, C, H, W), self._rows(B * C * W), rows, ())
+        return Map((B, C, H, W), self._most_rows(B * C * W), rows, ())
 
     def to_nchw(self, x: Map) -> Map:
         return x.derive(lambda start, stop, read: self.ops.to_nchw(read(start, stop)))
 
-    # -- what is kept --------------------------------------------------------------------------------------
+    # -- when a map is stored ------------------------------------------------------------------------------
 
-    def _rows(self, numbers: int) -> int:
-        """At one time, of maps with so many numbers in a row."""
-        return self.band_rows or max(1, BAND // numbers)
+    def _store_if_costly(self, x: Map) -> Map:
+        """x, stored unless reading its rows twice is cheap."""
+        x.prepare_inputs()
+        return x if x.cheap_to_read else self._store_map(x)
 
-    def _bands(self, read: Read, length: int, most: int) -> Iterator[tuple[int, Array]]:
-        """(rows, band) from the top down, each computed as `ops` runs a layer."""
-        for start, stop in spans(length, most):
-            band = self.ops.run(lambda span, *_: read(*span), (start, stop), {})
-            yield stop - start, self.ops.materialize(band)
+    def _store_map(self, x: Map) -> Map:
+        """x, stored with the statistics of each band.
 
-    def _keep_map(self, x: Map) -> Map:
-        """x, with its rows in a store and their moments known.
-
-        With it what may take the place of its sources, which are then let go: a residual block's narrow shortcut.
+        Also stores substitutes of its inputs (a residual block's narrower shortcut), so that the inputs can be freed.
         """
-        if x.kept is None:
-            x.ready()
-            substitutes = {m for root in x.roots() for m in root.substitutes if m.kept is None and m.length == x.length}
-            maps = (x, *(substitutes - {x}))
-            for several in zip(*map(self._into_store, maps), strict=True):
-                del several  # each a band, kept by now
+        if x.stored is None:
+            x.prepare_inputs()
+            substitutes = {m for source in x.stored_inputs() for m in source.substitutes if m.stored is None}
+            maps = (x, *(m for m in substitutes if m is not x and m.length == x.length))
+            for _ in zip(*map(self._fill_store, maps), strict=True):
+                pass  # a band of each in turn: the bands of their inputs that all have read are freed
         return x
 
-    def _into_store(self, x: Map) -> Iterator[None]:
-        """A band at each step."""
-        kept = new_store(self.store, self.ops, self._axis)
-        for rows, band in self._bands(x.take(), x.length, x.most):
-            kept.append(band)
+    def _fill_store(self, x: Map) -> Iterator[None]:
+        store = new_store(self.store, self.ops, axis=self.ops.map_layout.index("H"))
+        for rows, band in self._bands(x.open_last(), x.length, x.most):
+            store.append(band)
             mean, sigma2 = map(self.ops.materialize, self.ops.channel_statistics(band))
-            x.moments.append((rows, mean, sigma2))
+            x.statistics.append((rows, mean, sigma2))
             yield
-        x.kept = kept
+        x.stored = store
 
-    def _settle_map(self, x: Map) -> Map:
-        """x, ready to be read more than once."""
-        x.ready()
-        return x if x.settled else self._keep_map(x)
-
-    def _settle_tokens(self, t: Tokens) -> Tokens:
-        t.ready()
-        if not t.settled:
-            kept = new_store(self.store, self.ops, axis=1)
-            for _, band in self._bands(t.take(), t.length, self.chunk):
-                kept.append(band)
-            t.kept = kept
+    def _store_tokens_if_costly(self, t: Tokens) -> Tokens:
+        t.prepare_inputs()
+        if not t.cheap_to_read:
+            store = new_store(self.store, self.ops, axis=1)
+            for _, chunk in self._bands(t.open_last(), t.length, self.chunk):
+                store.append(chunk)
+            t.stored = store
         return t
 
-    # -- convolutions --------------------------------------------------------------------------------------
+    def _bands(self, read: Read, length: int, most: int) -> Iterator[tuple[int, Array]]:
+        """(rows, band) from the top down, at most `most` rows each, computed as `ops` runs a layer."""
+        for start, stop in spans(length, most):
+            band = self.ops.run(_ReadBand(read), (start, stop), {})
+            yield stop - start, self.ops.materialize(band)
 
-    @property
-    def _axis(self) -> int:
-        """Of the rows of a map."""
-        return self.ops.map_layout.index("H")
+    def _most_rows(self, numbers: int) -> int:
+        """How many rows to compute at once, of maps with so many numbers in a row."""
+        return self.band_rows or max(1, BAND // numbers)
+
+    # -- convolutions, and their halo ----------------------------------------------------------------------
 
     def conv2d(self, x: Map, w: Array, b: Array, *, stride: int, padding: Padding) -> Map:
-        """Rows start … stop - 1 are made from rows s · start - above … s · (stop - 1) - above + k - 1 of x."""
+        """Rows start … stop - 1 need rows s · start - above … s · (stop - 1) - above + k - 1 of x."""
         (above, below), sides = padding
         kernel = dict(zip(self.ops.conv_layout, w.shape, strict=True))
         B, C, H, W = x.shape
         h, wd = (H + above + below - kernel["H"]) // stride + 1, (W + sum(sides) - kernel["W"]) // stride + 1
-        most = self._rows(B * max(stride * C * W, kernel["O"] * wd))
+        most = self._most_rows(B * max(stride * C * W, kernel["O"] * wd))
         tallest = max(stop - start for start, stop in spans(h, most)) if self.ops.fixed_shapes else 0
 
         def rows(start: int, stop: int, *reads: Read) -> Array:
             first, last = stride * start - above, stride * (stop - 1) - above + kernel["H"]
-            band, borders = self._load(H, first, last, stride * max(0, tallest - (stop - start)), *reads)
+            band, borders = self._read_with_halo(H, first, last, stride * max(0, tallest - (stop - start)), *reads)
             y = self.ops.conv2d(band, w, b, stride=stride, padding=(borders, sides))
             self.report(2 * math.prod(w.shape) * B * (stop - start) * wd)
-            return cut(y, self._axis, 0, stop - start) if tallest else y
+            return self.ops.rows(y, 0, stop - start) if tallest else y
 
-        wraps = isinstance(self.ops, CircularOps) and self.ops.rows
-        y = Map((B, kernel["O"], h, wd), most, rows, (x, x, x) if wraps else (x,), cheap=False, before=self._settle_map)
+        inputs = (x, x, x) if self.ops.wraps_rows else (x,)
+        y = Map((B, kernel["O"], h, wd), most, rows, inputs, cheap=False, before=self._store_if_costly)
         if kernel["H"] == 1 and kernel["O"] < kernel["I"]:
             x.substitutes.add(y)
         return y
 
-    def _load(
-        self, length: int, first: int, last: int, spare: int, read: Read, *wrapped: Read
+    def _read_with_halo(
+        self, length: int, first: int, last: int, spare: int, read: Read, *other_ends: Read
     ) -> tuple[Array, tuple[int, int]]:
-        """Rows first … last - 1 of a map, and how many of zeros are missing above and below.
+        """Rows first … last - 1 of a map with `length` rows, and how many rows of zeros to pad them with.
 
-        What lies beyond the borders is there already if it is the other end's rows, or if shapes are fixed: then with
-        `spare` rows more.
+        The padding is for the rows above 0 and below length - 1. It is (0, 0) if the result has those rows: if the map
+        wraps, from readers of its `other_ends`; if shapes are fixed, zeros, and `spare` more below.
         """
         above, below = max(0, -first), max(0, last - length)
         band = read(max(0, first), min(last, length))
-        if not wrapped and not self.ops.fixed_shapes:
+        if not other_ends and not self.ops.fixed_shapes:
             return band, (above, below)
-        band = _array(band)
-        zeros = [self.ops.xp.zeros_like(cut(band, self._axis, 0, 1))]
+        band = self.ops.to_array(band)
+        zeros = [self.ops.zeros_like(self.ops.rows(band, 0, 1))]
         top, bottom = zeros * above, zeros * below
-        if wrapped:
-            from_bottom, from_top = wrapped
-            top = [_array(from_bottom(length - above, length))] if above else []
-            bottom = [_array(from_top(0, below))] if below else []
-        return _join([*top, band, *bottom, *zeros * spare], self._axis, self.ops.xp), (0, 0)
+        if other_ends:
+            from_bottom, from_top = other_ends
+            top = [self.ops.to_array(from_bottom(length - above, length))] if above else []
+            bottom = [self.ops.to_array(from_top(0, below))] if below else []
+        parts = [*top, band, *bottom, *zeros * spare]
+        return self.ops.concat(parts, axis=self.ops.map_layout.index("H")), (0, 0)
 
-    # -- elementwise ---------------------------------------------------------------------------------------
+    # -- norms, and what is elementwise --------------------------------------------------------------------
 
     def group_norm(self, x: Map, scale: Array, shift: Array, *, groups: int, eps: float) -> Map:
-        bands = x.moments  # known once x is kept
+        statistics = x.statistics  # complete once x is stored
 
         @functools.cache
-        def moments() -> tuple[Array, Array]:
-            parts = [(rows, self.ops.to_numpy(mean), self.ops.to_numpy(sigma2)) for rows, mean, sigma2 in bands]
-            mean, sigma2 = (self.ops.from_host(m.astype(parts[0][1].dtype)) for m in group_moments(parts, groups))
+        def of_groups() -> tuple[Array, Array]:
+            bands = [(rows, self.ops.to_numpy(mean), self.ops.to_numpy(sigma2)) for rows, mean, sigma2 in statistics]
+            mean, sigma2 = (self.ops.from_host(m.astype(bands[0][1].dtype)) for m in merged_statistics(bands, groups))
             return mean, sigma2
 
         def rows(start: int, stop: int, read: Read) -> Array:
-            mean, sigma2 = moments()
+            mean, sigma2 = of_groups()
             return self.ops.normalize(read(start, stop), mean, sigma2, scale, shift, eps=eps)
 
-        return x.derive(rows, before=self._keep_map)
+        return x.derive(rows, before=self._store_map)
 
     def silu(self, x: Map) -> Map:
         return self._elementwise(self.ops.silu, x)
@@ -246,14 +246,14 @@ class BandedOps:
     def upsample_nearest2x(self, x: Map) -> Map:
         def rows(start: int, stop: int, read: Read) -> Array:
             first = start // 2
-            doubled = self.ops.upsample_nearest2x(read(first, -(-stop // 2)))
-            return cut(doubled, self._axis, start - 2 * first, stop - 2 * first)
+            upsampled = self.ops.upsample_nearest2x(read(first, -(-stop // 2)))
+            return self.ops.rows(upsampled, start - 2 * first, stop - 2 * first)
 
         B, C, H, W = x.shape
-        most = self._rows(B * C * 2 * W)
-        return Map((B, C, 2 * H, 2 * W), most, rows, (x,), before=self._settle_map)  # kept while it is small
+        most = self._most_rows(B * C * 2 * W)
+        return Map((B, C, 2 * H, 2 * W), most, rows, (x,), before=self._store_if_costly)  # x, a quarter of the size
 
-    # -- tokens --------------------------------------------------------------------------------------------
+    # -- tokens and attention ------------------------------------------------------------------------------
 
     def tokens(self, x: Map) -> Tokens:
         width = x.shape[3]
@@ -287,7 +287,7 @@ class BandedOps:
     def split(self, t: Tokens, parts: int) -> tuple[Tokens, ...]:
         def part(i: int) -> Tokens:
             rows = lambda start, stop, read: self.ops.split(read(start, stop), parts)[i]  # noqa: E731
-            return t.derive(rows, before=self._settle_tokens)
+            return t.derive(rows, before=self._store_tokens_if_costly)
 
         return tuple(map(part, range(parts)))
 
@@ -300,34 +300,38 @@ class BandedOps:
         size = min(size, self.chunk)
 
         def tokens(start: int, stop: int, read: Read) -> Array:
-            self._settle_tokens(k), self._settle_tokens(v)
+            self._store_tokens_if_costly(k), self._store_tokens_if_costly(v)
             chunks = (read(start + first, start + last) for first, last in spans(stop - start, size))
-            return _join([self._attend(queries, k, v, scale, size) for queries in chunks], 1, self.ops.xp)
+            return self.ops.concat([self._attend(queries, k, v, scale, size) for queries in chunks], axis=1)
 
         return q.derive(tokens, cheap=False)
 
     def _attend(self, q: Array, k: Tokens, v: Tokens, scale: float, size: int) -> Array:
-        """A chunk of queries against all keys. See ReferenceOps.chunked_attention."""
+        """A chunk of queries against all keys: see Specification.chunked_attention."""
         (B, n, C), keys, values = q.shape, k.open(), v.open()
-        merged: tuple[Array, ...] = ()
+        m = l = o = None
         for start, stop in spans(k.length, size):
             chunk = self.ops.attend_chunk(q, keys(start, stop), values(start, stop), scale)
-            merged = tuple(map(self.ops.materialize, self.ops.merge_chunks(merged, chunk) if merged else chunk))
+            m, l, o = map(self.ops.materialize, self.ops.merge_chunks((m, l, o), chunk) if start else chunk)
             self.report(4 * B * n * (stop - start) * C)
-        return self.ops.divide_chunks(merged, q)
+        return self.ops.divide_chunks((m, l, o), q)
 
 
-def _array(x: Any) -> Array:
-    """x, or what it makes when it is read."""
-    return x[(...,)]
+@dataclass(frozen=True)
+class _ReadBand:
+    """A layer (start, stop) -> rows start … stop - 1, so that `ops.run` sets up what it does for a layer."""
 
+    read: Read
 
-def _join(parts: list[Array], axis: int, xp: Any) -> Array:
-    return parts[0] if len(parts) == 1 else xp.concat(parts, axis=axis)
+    def __call__(self, x: tuple[int, int], params: Mapping[str, Array], ops: Ops) -> Array:
+        return self.read(*x)
+
+    def parameters(self) -> Iterator[tuple[str, Parameter]]:
+        return iter(())
 
 
 class _Progress:
-    """Adds up flops for progress(done, total)."""
+    """Adds up the flops that are reported, for progress(done, total)."""
 
     def __init__(self, progress: Callable[[int, int], None], total: int) -> None:
         self.progress, self.done, self.total = progress, 0, total
@@ -338,7 +342,7 @@ class _Progress:
 
 
 def _flops(model: Layer, shape: tuple[int, ...]) -> int:
-    """Of the convolutions and the attention of model(x), x of that shape."""
+    """Flops of the convolutions and the attention in model(x), x of that shape."""
     ops = CostOps(bytes_per_number=0)
     model(ops.array(*shape), dict(model.parameters()), ops)
     return ops.conv_flops + ops.attention_flops

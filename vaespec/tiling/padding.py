@@ -14,59 +14,61 @@ from vaespec.tiling.stores import cut
 
 @dataclass(frozen=True)
 class CircularOps:
-    """`ops`, whose convolutions go on at the other end where they would pad with zeros.
+    """The operations of `ops`, but convolutions continue at the other end of a map instead of padding with zeros.
 
-    From the last of the `rows` to the first, from the last of the `columns` to the first, or both.
+    `wraps_rows`: above the first row comes the last, below the last row the first. `wraps_columns`: likewise, left and
+    right. On an axis that does not wrap, the padding is zeros.
     """
 
     ops: ReferenceOps
-    rows: bool = False
-    columns: bool = True
+    wraps_rows: bool = False
+    wraps_columns: bool = True
 
     def __getattr__(self, name: str) -> Any:
-        if name == "ops":  # while it is being copied
+        if name == "ops":  # not set yet, while a copy is made
             raise AttributeError(name)
         return getattr(self.ops, name)
 
     def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
-        """(x, params) -> model(x, params, self), made ready as `ops` makes it."""
-        return self.ops.compile(_Wrapping(model, self.rows, self.columns))
+        """A function (x, params) -> model(x, params, self), compiled as `ops` compiles."""
+        return self.ops.compile(_PaddedLayer(model, self.wraps_rows, self.wraps_columns))
 
     def inference_ops(self, params: Mapping[str, Array]) -> tuple[Self, Mapping[str, Array]]:
-        """On what `ops` have for it."""
+        """(ops, params) that compute one run: the inference ops of `ops`, with this padding."""
         ops, params = self.ops.inference_ops(params)
         return replace(self, ops=ops), params
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
-        """layer(x, params, self), as `ops` runs a layer."""
-        return self.ops.run(_Wrapping(layer, self.rows, self.columns), x, params)
+        """layer(x, params, self), in the way that `ops` runs a layer."""
+        return self.ops.run(_PaddedLayer(layer, self.wraps_rows, self.wraps_columns), x, params)
 
     def conv2d(self, x: Array, w: Array, b: Array, *, stride: int, padding: Padding) -> Array:
-        """With rows and columns of the other end in place of zeros."""
-        vertical, horizontal = padding
-        if self.rows:
-            x, vertical = self._wrapped(x, "H", *vertical), (0, 0)
-        if self.columns:
-            x, horizontal = self._wrapped(x, "W", *horizontal), (0, 0)
-        return self.ops.conv2d(x, w, b, stride=stride, padding=(vertical, horizontal))
+        """The convolution of `ops`, after the axes that wrap are padded with rows or columns from the other end."""
+        rows, columns = padding
+        if self.wraps_rows:
+            x, rows = self._wrap(x, "H", *rows), (0, 0)
+        if self.wraps_columns:
+            x, columns = self._wrap(x, "W", *columns), (0, 0)
+        return self.ops.conv2d(x, w, b, stride=stride, padding=(rows, columns))
 
-    def _wrapped(self, x: Array, letter: str, before: int, after: int) -> Array:
-        axis, x = self.ops.map_layout.index(letter), x[(...,)]  # an array, if it was something that makes one
+    def _wrap(self, x: Array, side: str, before: int, after: int) -> Array:
+        """A map with its last `before` rows ("H") or columns ("W") also in front, its first `after` also behind."""
+        axis, x = self.ops.map_layout.index(side), self.ops.to_array(x)
         n = x.shape[axis]
         parts = [cut(x, axis, n - before, n), x, cut(x, axis, 0, after)]
-        return self.ops.xp.concat(parts, axis=axis) if before or after else x
+        return self.ops.concat(parts, axis=axis) if before or after else x
 
 
 @dataclass(frozen=True)
-class _Wrapping:
-    """A layer that computes with CircularOps of whatever ops it is given: what it is compiled for, or evaluated by."""
+class _PaddedLayer:
+    """A layer that puts CircularOps on top of the ops that it is given, so that a backend can compile or run it."""
 
     layer: Layer
-    rows: bool
-    columns: bool
+    wraps_rows: bool
+    wraps_columns: bool
 
     def __call__(self, x: Array, params: Mapping[str, Array], ops: Any) -> Array:
-        return self.layer(x, params, CircularOps(ops, self.rows, self.columns))
+        return self.layer(x, params, CircularOps(ops, self.wraps_rows, self.wraps_columns))
 
     def parameters(self) -> Iterator[tuple[str, Parameter]]:
         return self.layer.parameters()
