@@ -28,7 +28,6 @@ class ReferenceOps(Specification):
     conv_layout = "OIHW"
     linear_layout = "OI"
     fixed_shapes = False  # whether every new shape costs a compilation
-    fuses = False  # whether norm, activation and doubling are done as a convolution reads, and sums in place
 
     def __init__(self, xp: Any, dtype: str = "float64", device: Any = None) -> None:
         self.xp = xp
@@ -111,10 +110,10 @@ class ReferenceOps(Specification):
 
     def convolution_form(
         self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding, doubled: bool = False
-    ) -> tuple[str, Mapping[str, float]] | None:
-        """(form, costs) of a convolution of shapes x (B, C, H, W) and w (O, C, kh, kw), where the backend chooses.
+    ) -> tuple[str, Mapping[str, float], float | None] | None:
+        """(form, costs, direct) of a convolution of shapes x (B, C, H, W) and w (O, C, kh, kw), if the backend chooses.
 
-        `doubled` tells that x is a map doubled. None where the framework decides.
+        `doubled` says that x is a map upsampled by 2. See vaespec.analysis.convolutions. None if the framework decides.
         """
         return None
 

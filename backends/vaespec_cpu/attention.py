@@ -1,10 +1,11 @@
-"""Attention in blocks of queries and keys that stay in a core's cache. See ReferenceOps.chunked_attention."""
+"""Attention in blocks of queries and keys that stay in a core's cache: see Specification.chunked_attention."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from vaespec_cpu.threads import fresh, side_by_side
+from vaespec_cpu.memory import fresh
+from vaespec_cpu.threads import side_by_side
 
 KEYS = 1024  # at a time; with as many queries as make a strip of logits
 Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
@@ -12,7 +13,7 @@ Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> Chunk:
-    """Of all keys given, for queries (B, n, C); strips of queries on every core."""
+    """Attend from queries (B, n, C) to all keys (B, m, C), in strips of queries on every core."""
     B, n, C = q.shape
     m, l, o = (fresh((B, n, width), q.dtype) for width in (1, 1, C))
     for item in range(B):
@@ -26,7 +27,7 @@ def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> Chunk:
 
 
 def _attend(q: np.ndarray, keys: np.ndarray, v: np.ndarray, m: np.ndarray, l: np.ndarray, o: np.ndarray) -> None:
-    """One strip, into m, l and o: what was summed is scaled down whenever a greater logit comes."""
+    """Compute one strip into m, l and o: the sums so far are scaled down whenever a greater logit comes."""
     for start in range(0, keys.shape[1], KEYS):
         chunk = slice(start, start + KEYS)
         logits = q @ keys[:, chunk]

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class TorchBackend:
-    """What `backend="torch"` stands for."""
+    """The backend named "torch"."""
 
     name = "torch"
     framework = "torch"
@@ -52,7 +52,7 @@ class TorchBackend:
         return open_checkpoint(path)
 
     def module(self, model: Model) -> AutoencoderKLModule:
-        """The model as an `nn.Module` that trains; it takes the tensors of `model` as its own."""
+        """Return the model as an `nn.Module` that trains; it owns the tensors of `model` from then on."""
         from vaespec_torch.module import AutoencoderKLModule
 
         return AutoencoderKLModule(model)

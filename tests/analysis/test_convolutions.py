@@ -10,7 +10,7 @@ import pytest
 from support.configs import narrow
 from typer.testing import CliRunner
 
-import vaespec_numpy.ops
+import vaespec_cpu.ops
 from vaespec import AutoencoderKL
 from vaespec.analysis.convolutions import planned
 from vaespec.architecture import decoder, encoder
@@ -29,14 +29,14 @@ def told(direction: str, backend: str, precision: str = "default"):
 @pytest.mark.parametrize("direction", HALVES)
 @pytest.mark.parametrize("precision", ["default", "highest"])
 def test_what_is_told_is_what_is_run(monkeypatch, direction, precision):
-    right, ran = vaespec_numpy.ops.plan, []
+    right, ran = vaespec_cpu.ops.choose_form, []
 
-    def plan(task, forms):
+    def choose_form(task, forms):
         ran.append((task.size, task.inputs, task.outputs, right(task, forms).form))
         return right(task, forms)
 
     vae = AutoencoderKL.from_config(WIDE, backend="numpy", precision=precision)
-    monkeypatch.setattr(vaespec_numpy.ops, "plan", plan)
+    monkeypatch.setattr(vaespec_cpu.ops, "choose_form", choose_form)
     getattr(vae, direction)(np.zeros(HALVES[direction][1], np.float32))
     monkeypatch.undo()
     expected = [(one.x[2:], one.kernel[1], one.kernel[0], one.form) for one in told(direction, "numpy", precision)]

@@ -11,7 +11,7 @@ from support.models import EXACT, array
 
 from vaespec import AutoencoderKL, BackendError
 from vaespec_mlx.ops import CompilingOps as MlxCompilingOps
-from vaespec_torch.compiled import CompilingOps
+from vaespec_torch.ops import CompilingOps
 
 COMPILERS = {"torch": CompilingOps, "mlx": MlxCompilingOps}
 

@@ -14,8 +14,8 @@ import vaespec_cpu.threads
 import vaespec_cpu.winograd_conv
 from vaespec import ReferenceOps
 from vaespec_cpu.convolution import EXACT, FAST, Task
-from vaespec_cpu.lazy import Source
-from vaespec_cpu.threads import Scratch
+from vaespec_cpu.lazy import LazyMap
+from vaespec_cpu.memory import Scratch
 from vaespec_cpu.winograd import DOUBLED, F2, F4, HALVED, Algorithm, winograd
 from vaespec_cpu.winograd_conv import blocks, tiled_conv2d
 from vaespec_numpy import backend
@@ -42,7 +42,7 @@ def drawn(B: int, H: int, W: int, C: int, O: int, k: int = 3) -> list[np.ndarray
 def tiled(algorithm: Algorithm, x, w, b, padding=SAME, residual=None) -> np.ndarray:
     """By the algorithm, whether or not it would be chosen."""
     size = size_of_result(algorithm.name, x.shape[1:3], padding)
-    return tiled_conv2d(algorithm, Source(x), w, b, residual, (padding[0][0], padding[1][0]), size, Scratch(x.dtype))
+    return tiled_conv2d(algorithm, LazyMap(x), w, b, residual, (padding[0][0], padding[1][0]), size, Scratch(x.dtype))
 
 
 def size_of_result(name: str, size: tuple[int, int], padding) -> tuple[int, int]:
@@ -130,7 +130,7 @@ def test_exact_forms_give_the_specification(name, shape, kernel, stride, padding
     x, w, b = drawn(*shape, kernel)
     task, form = Task.of(x.shape, w.shape, stride, padding), EXACT[name]
     assert form.cost(task) is not None
-    y = form.run(task, Source(x), w, b, None, Scratch(x.dtype))
+    y = form.run(task, LazyMap(x), w, b, None, Scratch(x.dtype))
     bound = (kernel**2 * shape[3] + 2) * EPS["float32"] * specified(*map(np.abs, (x, w, b)), stride, padding)
     assert_within(y, specified(x, w, b, stride, padding), bound)
 
@@ -159,7 +159,7 @@ def test_exact_forms_add_a_residual_where_it_belongs(name, shape):
     task = Task.of(x.shape, w.shape, 1, ((k // 2, k // 2), (k // 2, k // 2)))
 
     def result(residual):
-        return EXACT[name].run(task, Source(x), w, b, residual, Scratch(x.dtype))
+        return EXACT[name].run(task, LazyMap(x), w, b, residual, Scratch(x.dtype))
 
     residual = uniform("residual", (*x.shape[:3], len(b))).astype(x.dtype)
     np.testing.assert_array_equal(result(residual), result(None) + residual)
@@ -277,4 +277,4 @@ def test_the_choice_can_be_overridden(form):
     ops.forms = {form: FAST[form]}
     y = ops.conv2d(x, w, b, stride=1, padding=SAME)
     task = Task.of(x.shape, w.shape, 1, SAME)
-    np.testing.assert_array_equal(y, FAST[form].run(task, Source(x), w, b, None, Scratch(x.dtype)))
+    np.testing.assert_array_equal(y, FAST[form].run(task, LazyMap(x), w, b, None, Scratch(x.dtype)))

@@ -19,7 +19,7 @@ from support.oracle import oracle
 from vaespec import AutoencoderKL, machine
 from vaespec.analysis.rounding import predicted_error, rounded
 from vaespec.architecture import decoder
-from vaespec_cpu.engine import EngineOps
+from vaespec_cpu.lazy_ops import LazyOps
 from vaespec_jax.ops import JaxOps
 from vaespec_mlx.ops import MlxOps
 from vaespec_torch.ops import TorchOps
@@ -54,7 +54,7 @@ def energy(y: object) -> object:
 def convolutions(monkeypatch) -> list[type]:
     """Which ops each convolution ran on."""
     seen: list[type] = []
-    for ops in (*OWN.values(), EngineOps):
+    for ops in (*OWN.values(), LazyOps):
 
         def conv2d(self, *args, right=ops.conv2d, ops=ops, **how):
             seen.append(ops)
@@ -112,7 +112,7 @@ def test_sixteen_bits_are_within_what_rounding_must_cost(name, dtype):
 @each_backend
 def test_a_run_is_the_engines_unless_more_is_wanted(convolutions, backend):
     made(backend).decode(Z)
-    assert set(convolutions) == {EngineOps}
+    assert set(convolutions) == {LazyOps}
     convolutions.clear()
     made(backend, precision="highest").decode(Z)
     assert set(convolutions) == {OWN[backend]}
@@ -123,7 +123,7 @@ def test_float64_is_pytorchs(convolutions):
     assert set(convolutions) == {TorchOps}
 
 
-@pytest.mark.parametrize(("backend", "ops"), [("torch", TorchOps), ("jax", EngineOps), ("mlx", EngineOps)])
+@pytest.mark.parametrize(("backend", "ops"), [("torch", TorchOps), ("jax", LazyOps), ("mlx", LazyOps)])
 def test_bfloat16_is_pytorchs_where_the_cpu_multiplies_it(convolutions, monkeypatch, backend, ops):
     monkeypatch.setattr(machine, "multiplies_bfloat16", lambda: True)
     made(backend, dtype="bfloat16").decode(Z)
@@ -169,7 +169,7 @@ def test_pytorch_computes_where_one_of_them_wants_a_gradient_and_not_under_no_gr
     convolutions.clear()
     with torch.no_grad():
         assert relative_l2(array(vae.decode(z).sample), array(y)) <= 2e-6
-    assert set(convolutions) == {EngineOps}
+    assert set(convolutions) == {LazyOps}
 
 
 @each_backend
@@ -177,7 +177,7 @@ def test_bands_are_the_engines_as_well(convolutions, backend):
     vae = made(backend)
     vae.enable_tiling("exact", band_rows=2)
     vae.decode(Z)
-    assert set(convolutions) == {EngineOps}
+    assert set(convolutions) == {LazyOps}
 
 
 @pytest.mark.parametrize("backend", ["torch", "mlx"])

@@ -16,7 +16,7 @@ from vaespec import AutoencoderKL, ReferenceOps, decoder, encoder
 from vaespec.analysis.cost import cost
 from vaespec.layers import GroupNorm, NormAct, Resnet, Upsample
 from vaespec.tiling.banded import BandedOps
-from vaespec_cpu.lazy import Normalised, whole
+from vaespec_cpu.lazy import Normalized, whole
 from vaespec_numpy import backend
 
 WIDE = narrow((64, 128), norm_num_groups=32)
@@ -112,7 +112,7 @@ def test_operations_put_off_are_the_operations(dtype, most, activation, shape, o
 def test_a_wide_block_writes_no_normalised_map(monkeypatch):
     """A guard: the norm and the activation are applied while the convolution reads."""
     ops, x = backend.ops("cpu", "float32", "default"), uniform("x", (1, 32, 32, 64)).astype(np.float32)
-    monkeypatch.setattr(Normalised, "whole", None)
+    monkeypatch.setattr(Normalized, "whole", None)
     of_layer(Resnet("resnet", 64, 64, 32, "silu"), ops, x, fused=True)
 
 

@@ -16,7 +16,8 @@ from support.oracle import decoded, oracle
 
 import vaespec_cpu.threads
 from vaespec import AutoencoderKL
-from vaespec_numpy.ops import group_moments
+from vaespec_cpu.memory import fresh
+from vaespec_cpu.ops import group_moments
 
 
 def in_strips(monkeypatch, elements: int, cores: int, grain: int = 1):
@@ -59,7 +60,7 @@ def test_what_is_done_sooner_than_shared_is_not_cut(monkeypatch, per_row):
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory as Linux tells it")
 def test_what_is_big_goes_back_to_the_system_when_nobody_holds_it():
-    before, y = resident(), vaespec_cpu.threads.fresh((3, 5 << 20), np.dtype(np.float32))
+    before, y = resident(), fresh((3, 5 << 20), np.dtype(np.float32))
     y[...] = 1
     view = y[1:]
     del y
@@ -77,7 +78,7 @@ def resident() -> int:
 
 def test_what_is_too_big_for_the_machine_is_a_memory_error():
     with pytest.raises(MemoryError, match="Unable to allocate"):
-        vaespec_cpu.threads.fresh((1 << 45, 7), np.dtype(np.float32))
+        fresh((1 << 45, 7), np.dtype(np.float32))
 
 
 @pytest.mark.parametrize("elements", [1 << 4, 1 << 12, 1 << 30])

@@ -11,10 +11,9 @@ from support.configs import CONFIGS, relative_l2, uniform
 from support.models import array, model
 from torch.nn.functional import silu
 
-from vaespec_torch import fused
-from vaespec_torch.doubled import Doubled
-from vaespec_torch.fused import FusedOps
-from vaespec_torch.ops import TorchOps
+import vaespec_torch.ops
+from vaespec_torch.ops import ChannelsLastOps, TorchOps
+from vaespec_torch.upsampled import Upsampled2x
 
 MAPS = [(2, 64, 9, 7), (1, 128, 16, 33), (2, 512, 3, 5), (1, 32, 1, 1)]
 """Of one strip and of several, the last of them whole or in part."""
@@ -91,7 +90,7 @@ def test_a_run_is_the_models_without_triton(name):
 
 @pytest.mark.parametrize("name", ["sd", "mish"])
 def test_a_run_is_the_models_with_the_kernels(monkeypatch, name):
-    monkeypatch.setattr(fused, "_triton", lambda x: True)
+    monkeypatch.setattr(vaespec_torch.ops, "has_triton", lambda x: True)
     called = []
     right = kernels.group_norm
     monkeypatch.setattr(kernels, "group_norm", lambda *args, **how: called.append(how["silu"]) or right(*args, **how))
@@ -101,11 +100,11 @@ def test_a_run_is_the_models_with_the_kernels(monkeypatch, name):
 
 
 def run(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A decoder with FusedOps, and the same with TorchOps."""
+    """A decoder with ChannelsLastOps, and the same with TorchOps."""
     vae = model(name, "torch", "float32")
     ops, decoder = vae._model.ops, vae._model.layers("decoder")
     z = ops.from_numpy(uniform("z", (2, CONFIGS[name].latent_channels, 5, 4)))
-    return decoder(z, vae._model.params, FusedOps.like(ops)), decoder(z, vae._model.params, ops)
+    return decoder(z, vae._model.params, ChannelsLastOps.like(ops)), decoder(z, vae._model.params, ops)
 
 
 @pytest.mark.parametrize("mean", [0, 5, 1000])
@@ -114,7 +113,7 @@ def test_a_norm_of_bfloat16_on_a_cpu_is_rounded_once(mean):
     x = torch.tensor(mean + 8 * uniform("x", (2, 64, 9, 7), -3, 3)).bfloat16()
     scale, shift = torch.tensor(uniform("scale", (64,), 0.5, 2)).bfloat16(), torch.zeros(64, dtype=torch.bfloat16)
     exact = torch.group_norm(x.double(), 32, scale.double(), shift.double(), 1e-6)
-    ops = FusedOps("cpu", "bfloat16")
+    ops = ChannelsLastOps("cpu", "bfloat16")
     y = ops.to_nchw(ops.relu(ops.group_norm(ops.from_nchw(x), scale, shift, groups=32, eps=1e-6)))
     assert relative_l2(array(y), array(exact.relu())) <= 2.0**-9
 
@@ -129,8 +128,8 @@ def test_a_convolution_of_a_doubled_map_is_made_of_the_map(monkeypatch, above, h
     x, w, b, padding = *doubling(dtype), (vertical, (1, 1))
     doubled = torch.nn.functional.interpolate(x.double(), scale_factor=2.0)[:, :, above : above + height]
     expected = TorchOps("cpu", "float64").conv2d(doubled, w.double(), b.double(), stride=1, padding=padding)
-    monkeypatch.setattr(Doubled, "whole", None)
-    ops = FusedOps("cpu", dtype)
+    monkeypatch.setattr(Upsampled2x, "whole", None)
+    ops = ChannelsLastOps("cpu", dtype)
     y = ops.conv2d(ops.upsample_nearest2x(x)[:, :, above : above + height, ...], w, b, stride=1, padding=padding)
     assert y.dtype == x.dtype
     rounded_twice = 2 * {"float32": 2.0**-24, "bfloat16": 2.0**-9}[dtype]  # the sums of taps, and what comes of them
@@ -151,7 +150,7 @@ def test_a_convolution_that_is_none_of_the_map_is_one_of_the_doubled(above, heig
     x, w, b = doubling("float32")
     doubled = torch.nn.functional.interpolate(x, scale_factor=2.0)[:, :, above : above + height]
     expected = TorchOps("cpu", "float32").conv2d(doubled, w, b, stride=stride, padding=padding)
-    ops = FusedOps("cpu", "float32")
+    ops = ChannelsLastOps("cpu", "float32")
     lazy = ops.upsample_nearest2x(x)[:, :, above : above + height, ...]
     assert lazy.shape == doubled.shape
     assert torch.equal(ops.conv2d(lazy, w, b, stride=stride, padding=padding), expected)

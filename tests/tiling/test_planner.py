@@ -19,6 +19,7 @@ from vaespec.machine import Memory, host_memory
 from vaespec.model import Model
 from vaespec.tiling import planner
 from vaespec.tiling.planner import Plan
+from vaespec_cpu.ops import CpuOps
 from vaespec_numpy.ops import NumpyOps
 
 CONFIG = narrow((8, 12, 12), layers_per_block=1)  # f = 4
@@ -205,7 +206,7 @@ def test_an_accelerator_is_asked_for_its_own_memory(monkeypatch):
 
 
 def test_maps_of_an_accelerator_may_lie_in_the_hosts_memory(vae, monkeypatch):
-    monkeypatch.setattr(NumpyOps, "on_host", False)
+    monkeypatch.setattr(CpuOps, "on_host", False)
     in_bands = planner.estimate(vae._model, "decoder", Z.shape, banded("device", band_rows=8))
     on_the_host = planner.estimate(vae._model, "decoder", Z.shape, banded("host", band_rows=8))
     assert on_the_host.run < in_bands.run

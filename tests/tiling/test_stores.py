@@ -24,7 +24,7 @@ from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps
 from vaespec.tiling.planner import Plan
 from vaespec.tiling.stores import new_store
-from vaespec_cpu import threads
+from vaespec_cpu import memory
 
 REFERENCE = ReferenceOps(np)
 
@@ -33,7 +33,7 @@ REFERENCE = ReferenceOps(np)
 def no_array_has_pages_of_its_own():
     """tracemalloc does not see those."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(threads, "BIG", math.inf)
+        monkeypatch.setattr(memory, "BIG", math.inf)
         yield
 
 

@@ -42,6 +42,5 @@ def show(plans: Plans) -> None:
 def _row(one: PlannedConvolution) -> tuple[str, ...]:
     (_, C, H, W), (O, _, kh, kw) = one.x, one.kernel
     shape = text.shape((C, H, W)) + (", doubled" if one.doubled else "")
-    written = one.costs.get("gathered")
-    share = f"{one.costs[one.form] / written:.0%}" if written else ""
+    share = f"{one.costs[one.form] / one.direct:.0%}" if one.direct else ""
     return one.name, shape, text.shape((O, kh, kw)), one.form, share

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from vaespec.analysis.cost import Shape
-from vaespec.analysis.memory import Elsewhere, MemoryOps
+from vaespec.analysis.cost import FakeArray
+from vaespec.analysis.memory import Elsewhere, MemoryOps, shape_ops
 from vaespec.errors import InputError
 from vaespec.machine import host_memory
 from vaespec.model import Model
@@ -68,7 +68,7 @@ def as_bytes(limit: int | str) -> int:
 def estimate(model: Model, half: str, shape: tuple[int, ...], plan: Plan) -> Estimate:
     """Of running the encoder or the decoder, now, on an input of that shape (B, C, H, W)."""
     inner, _ = model.ops.inference_ops({})
-    ops, layers = MemoryOps(inner), model.layers(half)
+    ops, layers = shape_ops(inner), model.layers(half)
     B, *item = shape
     items = [(1, *item)] * B if plan.slicing else [shape]
     results = [_results(ops, layers, one, plan) for one in items[:2]]  # the others are as the second
@@ -77,7 +77,7 @@ def estimate(model: Model, half: str, shape: tuple[int, ...], plan: Plan) -> Est
     return Estimate(model.ops.memory().used, ops.peak_bytes, result, ops.stored_bytes)
 
 
-def _results(ops: MemoryOps, layers: Layer, shape: tuple[int, ...], plan: Plan) -> list[Shape]:
+def _results(ops: MemoryOps, layers: Layer, shape: tuple[int, ...], plan: Plan) -> list[FakeArray]:
     x, table = ops.array(*shape), dict(layers.parameters())
     if plan.bands is None:
         return [layers(x, table, ops)]
