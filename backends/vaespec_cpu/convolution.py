@@ -17,7 +17,7 @@ import numpy as np
 
 from vaespec.ops import Padding
 from vaespec_cpu.lazy import LazyMap, Upsampled2x, window
-from vaespec_cpu.memory import Scratch, fresh
+from vaespec_cpu.memory import Array, Scratch, fresh
 from vaespec_cpu.threads import STRIP_ELEMENTS, cores, side_by_side
 from vaespec_cpu.winograd import DOUBLED, F2, F4, HALVED, Algorithm
 from vaespec_cpu.winograd_conv import scratch_of_tiles, tiled_conv2d
@@ -76,7 +76,7 @@ class Task:
         return self.pixels * self.taps * self.inputs * self.outputs
 
 
-Run = Callable[[Task, LazyMap, np.ndarray, np.ndarray, np.ndarray | None, Scratch], np.ndarray]
+Run = Callable[[Task, LazyMap, Array, Array, Array | None, Scratch], Array]
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def choose_form(task: Task, forms: Mapping[str, Form]) -> FormChoice:
     return FormChoice(min(costs, key=costs.__getitem__), costs, costs.get(DIRECT))
 
 
-def _add(out: np.ndarray, b: np.ndarray, residual: np.ndarray | None, *part: int | slice) -> None:
+def _add(out: Array, b: Array, residual: Array | None, *part: int | slice) -> None:
     """Add the bias b, and that part of a residual, to a part of the result that has just been written."""
     out += b
     if residual is not None:
@@ -116,17 +116,15 @@ def _add(out: np.ndarray, b: np.ndarray, residual: np.ndarray | None, *part: int
 # -- a product for each pixel --------------------------------------------------------------------------------
 
 
-def pointwise(
-    task: Task, source: LazyMap, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
-) -> np.ndarray:
+def pointwise(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
     """Multiply each pixel by a 1 × 1 kernel, which is one matrix; nothing is copied."""
     y = fresh((source.shape[0], *task.result, task.outputs), w.dtype)
     x, out, kernel = source.whole().reshape(-1, task.inputs), y.reshape(-1, task.outputs), w[0, 0]
-    more = None if residual is None else residual.reshape(out.shape)
+    added = None if residual is None else residual.reshape(out.shape)
 
     def strip(rows: slice) -> None:
         np.matmul(x[rows], kernel, out=out[rows])
-        _add(out[rows], b, more, rows)
+        _add(out[rows], b, added, rows)
 
     side_by_side(strip, *x.shape)
     return y
@@ -141,9 +139,7 @@ def _cost_of_pointwise(task: Task) -> float | None:
 # -- strips of rows ------------------------------------------------------------------------------------------
 
 
-def gathered(
-    task: Task, source: LazyMap, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
-) -> np.ndarray:
+def gathered(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
     """Copy the k · k shifted views of a strip side by side, and multiply them by the kernel as one matrix."""
     (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
     kernel, source = w.reshape(-1, task.outputs), LazyMap(source.whole())
@@ -171,9 +167,7 @@ def _strips(task: Task) -> int:
     return cores() * min(STRIP_ELEMENTS, task.pixels * task.taps * task.inputs)
 
 
-def scattered(
-    task: Task, source: LazyMap, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
-) -> np.ndarray:
+def scattered(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
     """Multiply every pixel by all k · k taps, as one matrix, and add each product to its output: for few outputs."""
     (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
     taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3)).reshape(task.inputs, -1)
@@ -208,9 +202,7 @@ def _cost_of_scattered(task: Task) -> float:
 def tiled(algorithm: Algorithm, stride: int = 1) -> Form:
     """The form of an algorithm of vaespec_cpu.winograd, for one stride."""
 
-    def run(
-        task: Task, source: LazyMap, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
-    ) -> np.ndarray:
+    def run(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
         return tiled_conv2d(algorithm, source, w, b, residual, task.before, task.result, scratch)
 
     def cost(task: Task) -> float | None:
@@ -224,9 +216,7 @@ def tiled(algorithm: Algorithm, stride: int = 1) -> Form:
     return Form(run, cost, scratch)
 
 
-def doubled(
-    task: Task, source: LazyMap, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
-) -> np.ndarray:
+def doubled(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
     """Convolve an upsampled map, from the map before upsampling.
 
     The first output row is row source.above + 1 - padding_above of all that the algorithm gives.
@@ -240,10 +230,6 @@ def _cost_of_doubled(task: Task) -> float | None:
     if not task.doubled or task.kernel != (3, 3) or task.stride > 1 or task.padding[1] != (1, 1):
         return None
     return _cost_of_tiles(DOUBLED, task.result, task.inputs, task.outputs)
-
-
-def _doubled_tiles(task: Task) -> int:
-    return scratch_of_tiles(DOUBLED, task.inputs, task.outputs)
 
 
 def _cost_of_tiles(algorithm: Algorithm, result: tuple[int, int], inputs: int, outputs: int) -> float:
@@ -264,6 +250,6 @@ FAST = EXACT | {
     "F(2, 3)": tiled(F2),
     "F(4, 3)": tiled(F4),
     "halved": tiled(HALVED, stride=2),
-    "doubled": Form(doubled, _cost_of_doubled, _doubled_tiles),
+    "doubled": Form(doubled, _cost_of_doubled, lambda task: scratch_of_tiles(DOUBLED, task.inputs, task.outputs)),
 }
 """EXACT and the forms with fewer multiplications. F(4, 3) rounds more than the sum as it is written, others do not."""

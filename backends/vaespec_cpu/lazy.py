@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vaespec_cpu.memory import fresh
+from vaespec_cpu.memory import Array, fresh
 from vaespec_cpu.threads import side_by_side
 
 PIECE = 1 << 17  # elements
@@ -18,7 +18,7 @@ PIECE = 1 << 17  # elements
 class Activation:
     """act(y), computed as `from_scaled(scale · y, out)`: the step that produces y multiplies by `scale` for free."""
 
-    from_scaled: Callable[[np.ndarray, np.ndarray], object]
+    from_scaled: Callable[[Array, Array], object]
     scale: float = 1.0
 
 
@@ -26,7 +26,7 @@ class Activation:
 class LazyMap:
     """A map x (B, H, W, C), read in parts. Subclasses compute what is read."""
 
-    x: np.ndarray
+    x: Array
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -34,11 +34,11 @@ class LazyMap:
         B, H, W, C = self.x.shape
         return B, H, W, C
 
-    def fill(self, item: int, rows: slice, columns: slice, out: np.ndarray) -> None:
+    def fill(self, item: int, rows: slice, columns: slice, out: Array) -> None:
         """Write a part of an item into `out` (rows, columns, C)."""
         out[...] = self.x[item, rows, columns]
 
-    def whole(self) -> np.ndarray:
+    def whole(self) -> Array:
         """Return the map as an array."""
         return self.x
 
@@ -46,12 +46,12 @@ class LazyMap:
 class PendingMap(LazyMap):
     """A map that is not computed yet."""
 
-    def whole(self) -> np.ndarray:
+    def whole(self) -> Array:
         """Compute the map."""
         y = fresh(self.shape, self.x.dtype)
         for item, out in enumerate(y):
 
-            def strip(rows: slice, item: int = item, out: np.ndarray = out) -> None:
+            def strip(rows: slice, item: int = item, out: Array = out) -> None:
                 self.fill(item, rows, slice(0, self.shape[2]), out[rows])
 
             side_by_side(strip, len(out), out[0].size)
@@ -65,12 +65,12 @@ class PendingMap(LazyMap):
 class Normalized(PendingMap):
     """act((x - centre) · factor + shift): x (B, H, W, C), centre and factor (B, C), shift (C,)."""
 
-    centre: np.ndarray
-    factor: np.ndarray
-    shift: np.ndarray
+    centre: Array
+    factor: Array
+    shift: Array
     activation: Activation | None = None
 
-    def fill(self, item: int, rows: slice, columns: slice, out: np.ndarray) -> None:
+    def fill(self, item: int, rows: slice, columns: slice, out: Array) -> None:
         """Write a part of an item into `out` (rows, columns, C), a few rows at a time, which stay in the cache."""
         x, height = self.x[item, rows, columns], max(1, PIECE // out[0].size)
         centre, factor, shift = (np.tile(values, (out.shape[1], 1)) for values in self._affine(item))
@@ -83,7 +83,7 @@ class Normalized(PendingMap):
             if self.activation is not None:
                 self.activation.from_scaled(y, part)
 
-    def _affine(self, item: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _affine(self, item: int) -> tuple[Array, Array, Array]:
         """Centre, factor and shift (C,) of an item, with the factor and the shift scaled for the activation."""
         scale = self.x.dtype.type(1.0 if self.activation is None else self.activation.scale)
         return self.centre[item], scale * self.factor[item], scale * self.shift
@@ -100,7 +100,7 @@ class Upsampled2x(PendingMap):
     height: int
 
     @classmethod
-    def of(cls, x: np.ndarray) -> Upsampled2x:
+    def of(cls, x: Array) -> Upsampled2x:
         """Describe all rows."""
         return cls(x, 0, 2 * x.shape[1])
 
@@ -110,7 +110,7 @@ class Upsampled2x(PendingMap):
         B, _, W, C = self.x.shape
         return B, self.height, 2 * W, C
 
-    def fill(self, item: int, rows: slice, columns: slice, out: np.ndarray) -> None:
+    def fill(self, item: int, rows: slice, columns: slice, out: Array) -> None:
         """Write a part of an item into `out` (rows, columns, C)."""
         i = (np.arange(rows.start, rows.stop, rows.step) + self.above) // 2
         j = np.arange(columns.start, columns.stop, columns.step) // 2
@@ -136,16 +136,16 @@ class Convolved:
     `compute(residual)` returns the result plus a residual map, if any.
     """
 
-    def __init__(self, compute: Callable[[np.ndarray | None], np.ndarray]) -> None:
-        self.compute: Callable[[np.ndarray | None], np.ndarray] | None = compute
+    def __init__(self, compute: Callable[[Array | None], Array]) -> None:
+        self.compute: Callable[[Array | None], Array] | None = compute
 
-    def whole(self) -> np.ndarray:
+    def whole(self) -> Array:
         """Return the map, for any number of readers."""
         if self.compute is not None:
             self.y = self.plus(None)
         return self.y
 
-    def plus(self, residual: np.ndarray | None) -> np.ndarray:
+    def plus(self, residual: Array | None) -> Array:
         """Return the map plus a residual, added while the map is stored, for its only reader."""
         assert self.compute is not None, "a convolution that was read already"
         y, self.compute = self.compute(residual), None
@@ -156,9 +156,8 @@ class Convolved:
         """(B, H, W, C)."""
         return self.whole().shape
 
-    def __getitem__(self, index: Any) -> np.ndarray:
-        part: np.ndarray = self.whole()[index]
-        return part
+    def __getitem__(self, index: Any) -> Array:
+        return self.whole()[index]
 
 
 def whole(x: Any) -> Any:
@@ -166,7 +165,7 @@ def whole(x: Any) -> Any:
     return x.whole() if isinstance(x, LazyMap | Convolved) else x
 
 
-def window(source: LazyMap, item: int, corner: tuple[int, int], stride: int, out: np.ndarray) -> np.ndarray:
+def window(source: LazyMap, item: int, corner: tuple[int, int], stride: int, out: Array) -> Array:
     """Fill `out` (rows, columns, C): out[i, j] = x[item, top + stride · i, left + stride · j], or 0 beyond x."""
     (_, H, W, _), (top, left) = source.shape, corner
     rows, columns = _inside(top, stride, out.shape[0], H), _inside(left, stride, out.shape[1], W)

@@ -15,7 +15,7 @@ import numpy as np
 
 from vaespec.ops import Padding
 from vaespec_cpu.lazy import Convolved, Normalized, Upsampled2x, whole
-from vaespec_cpu.memory import Scratch
+from vaespec_cpu.memory import Array, Scratch
 from vaespec_cpu.memory_model import LazyMemoryOps
 from vaespec_cpu.ops import CpuOps
 
@@ -34,45 +34,45 @@ class LazyOps(CpuOps):
         self,
         dtype: str,
         precision: str = "default",
-        as_numpy: Callable[[Any], np.ndarray] = np.asarray,
-        as_array: Callable[[np.ndarray], Any] = np.asarray,
+        as_numpy: Callable[[Any], Array] = np.asarray,
+        as_array: Callable[[Array], Any] = np.asarray,
     ) -> None:
         super().__init__(dtype, precision)
         self.as_numpy, self.as_array = as_numpy, as_array
         self.scratch = Scratch(self.arithmetic)
 
-    def inference_ops(self, params: Mapping[str, np.ndarray]) -> tuple[Self, Mapping[str, np.ndarray]]:
+    def inference_ops(self, params: Mapping[str, Array]) -> tuple[Self, Mapping[str, Array]]:
         """Already prepared for one run: return self and params unchanged."""
         return self, params
 
     def shape_ops(self) -> LazyMemoryOps:
         return LazyMemoryOps(self, self.forms, self.arithmetic.itemsize)
 
-    def materialize(self, x: Map) -> np.ndarray:
+    def materialize(self, x: Map) -> Array:
         return whole(x)
 
-    def from_nchw(self, x: Any) -> np.ndarray:
+    def from_nchw(self, x: Any) -> Array:
         return super().from_nchw(self.as_numpy(x))
 
     def to_nchw(self, x: Map) -> Any:
         return self.as_array(super().to_nchw(whole(x)))
 
-    def conv2d(self, x: Map, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding) -> Convolved:  # type: ignore[override]
+    def conv2d(self, x: Map, w: Array, b: Array, *, stride: int, padding: Padding) -> Convolved:  # type: ignore[override]
         """Defer the convolution until its result is read."""
         x = x.whole() if isinstance(x, Convolved) else x
         conv2d = partial(super().conv2d, x, w, b, stride=stride, padding=padding)
         return Convolved(lambda residual: conv2d(residual=residual))
 
     def group_norm(  # type: ignore[override]
-        self, x: Map, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
+        self, x: Map, scale: Array, shift: Array, *, groups: int, eps: float
     ) -> Normalized:
         return self.lazy_group_norm(whole(x), scale, shift, groups=groups, eps=eps)
 
-    def channel_statistics(self, x: Map) -> tuple[np.ndarray, np.ndarray]:
+    def channel_statistics(self, x: Map) -> tuple[Array, Array]:
         return super().channel_statistics(whole(x))
 
     def normalize(  # type: ignore[override]
-        self, x: Map, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, eps: float
+        self, x: Map, mean: Array, sigma2: Array, scale: Array, shift: Array, *, eps: float
     ) -> Normalized:
         return self.lazy_normalize(whole(x), mean, sigma2, scale, shift, eps=eps)
 
@@ -94,7 +94,7 @@ class LazyOps(CpuOps):
             return replace(x, activation=self.activation(name))
         return getattr(super(), name)(whole(x))
 
-    def add(self, x: Map, y: Map) -> np.ndarray:
+    def add(self, x: Map, y: Map) -> Array:
         """Add while a convolution stores that nobody has read yet: of two, the first, to free the other's input."""
         for one, other in ((x, y), (y, x)):
             if isinstance(one, Convolved) and one.compute is not None:
@@ -104,5 +104,5 @@ class LazyOps(CpuOps):
     def upsample_nearest2x(self, x: Map) -> Upsampled2x:  # type: ignore[override]
         return Upsampled2x.of(whole(x))
 
-    def tokens(self, x: Map) -> np.ndarray:
+    def tokens(self, x: Map) -> Array:
         return super().tokens(whole(x))

@@ -13,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+Array = np.ndarray
+
 HUGE_PAGE = 1 << 21  # bytes
 BIG = 1 << 20  # bytes; smaller arrays fit into the gaps that others leave
 
 
-def fresh(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def fresh(shape: tuple[int, ...], dtype: np.dtype) -> Array:
     """np.empty, but a big array has pages of its own, which return to the system when it is freed.
 
     Freed memory that a process keeps has gaps, which the next map may not fit: a tenth of what a run of 256 px takes.
@@ -44,11 +46,10 @@ class Scratch(threading.local):
     """Arrays that each thread uses again for the next piece: fresh memory costs as much as the work done in it."""
 
     def __init__(self, dtype: np.dtype) -> None:
-        self.dtype = dtype
-        self.arrays = dict[str, np.ndarray]()
+        self.dtype, self.arrays = dtype, dict[str, Array]()
         self.results = dict[str, tuple[Sequence[object], Any]]()
 
-    def __call__(self, name: str, *shape: int) -> np.ndarray:
+    def __call__(self, name: str, *shape: int) -> Array:
         """Return an array of that shape, with arbitrary numbers in it; the array kept is at most twice as large."""
         size = math.prod(shape)
         if name not in self.arrays or not size <= self.arrays[name].size <= 2 * size:
@@ -56,7 +57,7 @@ class Scratch(threading.local):
             self.arrays[name] = fresh((size,), self.dtype)
         return self.arrays[name][:size].reshape(shape)
 
-    def again(self, name: str, *inputs: object, make: Callable[[], np.ndarray]) -> np.ndarray:
+    def again(self, name: str, *inputs: object, make: Callable[[], Array]) -> Array:
         """Return the last result if its inputs were the same objects: bands of a layer transform its kernels once."""
         last, result = self.results.pop(name, ((), None))
         if len(last) != len(inputs) or any(one is not other for one, other in zip(last, inputs, strict=True)):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from vaespec_cpu.lazy import LazyMap, window
-from vaespec_cpu.memory import Scratch, fresh
+from vaespec_cpu.memory import Array, Scratch, fresh
 from vaespec_cpu.threads import cores, share
 from vaespec_cpu.winograd import Algorithm
 
@@ -53,14 +53,14 @@ def _parts(length: int, parts: int) -> Iterator[range]:
 def tiled_conv2d(
     algorithm: Algorithm,
     source: LazyMap,
-    w: np.ndarray,
-    b: np.ndarray,
-    residual: np.ndarray | None,
+    w: Array,
+    b: Array,
+    residual: Array | None,
     before: tuple[int, int],
     size: tuple[int, int],
     scratch: Scratch,
     skipped: int = 0,
-) -> np.ndarray:
+) -> Array:
     """Compute the first `size` outputs of a source with (above, left) zeros `before` it, and zeros after it as needed.
 
     w (3, 3, C, O), b (O,) -> (B, rows, columns, O), plus a residual of that shape, if any. The first `skipped` rows of
@@ -93,7 +93,7 @@ def scratch_of_tiles(algorithm: Algorithm, C: int, O: int) -> int:
     return n * n * C * O + cores() * TILES * per_tile
 
 
-def transformed_kernels(G: np.ndarray, w: np.ndarray, scratch: Scratch) -> np.ndarray:
+def transformed_kernels(G: Array, w: Array, scratch: Scratch) -> Array:
     """Compute G w Gᵀ for every pair of channels: w (3, 3, C, O) -> (n, n, C, O)."""
     n, (_, _, C, O) = G.shape[0], w.shape
     kernels = scratch("kernels", n, n, C * O)
@@ -107,16 +107,14 @@ def transformed_kernels(G: np.ndarray, w: np.ndarray, scratch: Scratch) -> np.nd
     return kernels.reshape(n, n, C, O)
 
 
-def inputs_of(
-    algorithm: Algorithm, source: LazyMap, before: tuple[int, int], block: Block, scratch: Scratch
-) -> np.ndarray:
+def inputs_of(algorithm: Algorithm, source: LazyMap, before: tuple[int, int], block: Block, scratch: Scratch) -> Array:
     """Read the inputs of the tiles of a block: (rows, columns, C)."""
     rows, columns = (algorithm.step * (len(part) - 1) + algorithm.span for part in (block.rows, block.columns))
     corner = (algorithm.step * block.rows.start - before[0], algorithm.step * block.columns.start - before[1])
     return window(source, block.item, corner, 1, scratch("inputs", rows, columns, source.shape[3]))
 
 
-def inputs_across(algorithm: Algorithm, B: np.ndarray, inputs: np.ndarray, j: int, scratch: Scratch) -> np.ndarray:
+def inputs_across(algorithm: Algorithm, B: Array, inputs: Array, j: int, scratch: Scratch) -> Array:
     """Compute Bᵀ d along the columns of j tiles: (rows, columns, C) -> (rows, n, j, C)."""
     (rows, _, C), (row, pixel, channel) = inputs.shape, inputs.strides
     tiles = as_strided(inputs, (rows, j, algorithm.span, C), (row, algorithm.step * pixel, pixel, channel))
@@ -125,7 +123,7 @@ def inputs_across(algorithm: Algorithm, B: np.ndarray, inputs: np.ndarray, j: in
     return across
 
 
-def inputs_down(algorithm: Algorithm, B: np.ndarray, across: np.ndarray, k: int, scratch: Scratch) -> np.ndarray:
+def inputs_down(algorithm: Algorithm, B: Array, across: Array, k: int, scratch: Scratch) -> Array:
     """Compute Bᵀ d along the rows: (rows, tiles across, C) -> (n, k · tiles across, C)."""
     (_, j, C), (row, _, channel) = across.shape, across.strides
     tiles = as_strided(across, (k, algorithm.span, j * C), (algorithm.step * row, row, channel))
@@ -135,14 +133,8 @@ def inputs_down(algorithm: Algorithm, B: np.ndarray, across: np.ndarray, k: int,
 
 
 def outputs_down(
-    algorithm: Algorithm,
-    A: np.ndarray,
-    B: np.ndarray,
-    across: np.ndarray,
-    kernels: np.ndarray,
-    k: int,
-    scratch: Scratch,
-) -> np.ndarray:
+    algorithm: Algorithm, A: Array, B: Array, across: Array, kernels: Array, k: int, scratch: Scratch
+) -> Array:
     """Compute the products p, and Aᵀ p along the rows: (rows, n, j, C) of k tiles, (n, n, C, O) -> (k · m, n, j, O).
 
     One column of products at a time, which stays in the cache. It replaces its inputs in memory if it is as large.
@@ -161,7 +153,7 @@ def in_place(algorithm: Algorithm, C: int, O: int) -> bool:
     return O == C and algorithm.outputs <= algorithm.step
 
 
-def outputs_across(A: np.ndarray, down: np.ndarray, inputs: np.ndarray, scratch: Scratch) -> np.ndarray:
+def outputs_across(A: Array, down: Array, inputs: Array, scratch: Scratch) -> Array:
     """Compute Aᵀ p along the columns: (rows, n, j, O) -> (rows, j · m, O), in the memory of the inputs if it fits."""
     (rows, _, j, O), m = down.shape, A.shape[1]
     size = rows * j * m * O
@@ -171,13 +163,7 @@ def outputs_across(A: np.ndarray, down: np.ndarray, inputs: np.ndarray, scratch:
 
 
 def store(
-    outputs: np.ndarray,
-    b: np.ndarray,
-    residual: np.ndarray | None,
-    m: int,
-    lead: tuple[int, int],
-    block: Block,
-    y: np.ndarray,
+    outputs: Array, b: Array, residual: Array | None, m: int, lead: tuple[int, int], block: Block, y: Array
 ) -> None:
     """Store the outputs of a block, m per tile, plus b and a residual, in y (H, W, the block's channels).
 

@@ -31,8 +31,7 @@ def _normal_like(like: jax.Array, generator: Any) -> jax.Array:
         raise InputError(
             "noise of NumPy inside jit, grad or vmap is drawn once for all: give a key of jax.random, or noise=."
         )
-    drawn: jax.Array = normal_like.dispatch(object)(like, generator)
-    return drawn
+    return normal_like.dispatch(object)(like, generator)
 
 
 def _register_pytree(output: type, fields: tuple[str, ...]) -> None:

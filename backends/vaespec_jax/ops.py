@@ -76,34 +76,28 @@ class JaxOps(ReferenceOps):
         return Engine(self.xp, self.dtype, self.layout, np.asarray, as_array)
 
     def needs_framework(self, *arrays: Array) -> bool:
-        """Whether only JAX can compute with these arrays: traced, cast to another dtype, or shared by devices."""
-        return any(
+        """Whether JAX itself must compute with these arrays: traced, cast to another dtype, or shared by devices."""
+        return not self.on_engine or any(
             isinstance(a, jax.core.Tracer) or a.dtype != self.storage or len(a.sharding.device_set) > 1 for a in arrays
         )
 
     def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
         run, jitted = super().compile(model), partial(_jitted, model, self)
-
-        def run_unless_traced(x: Array, params: Mapping[str, Array]) -> Array:
-            native = not self.on_engine or self.needs_framework(x, *params.values())
-            return (jitted if native else run)(x, params)
-
-        return run_unless_traced
+        return lambda x, params: (jitted if self.needs_framework(x, *params.values()) else run)(x, params)
 
     def with_compiler(self) -> Self:
         """Already compiled: return self."""
         return self
 
     def inference_ops(self, params: Mapping[str, Array]) -> tuple[Any, Mapping[str, Any]]:
-        if self.on_engine and not self.needs_framework(*params.values()):
-            return self.engine.ops(), self.engine.params(params)
-        return self, params
+        if self.needs_framework(*params.values()):
+            return self, params
+        return self.engine.ops(), self.engine.params(params)
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
         """At the highest precision, run every product inside, and of its gradients, at that precision."""
         with jax.default_matmul_precision("highest") if self.precision == "highest" else nullcontext():
-            result: Array = layer(x, params, self)
-            return result
+            return layer(x, params, self)
 
     def all_finite(self, x: Array) -> bool:
         return isinstance(x, jax.core.Tracer) or super().all_finite(x)  # traced arrays have no values yet

@@ -20,8 +20,7 @@ def _(like: mx.array, values: Any) -> mx.array:
 def _(like: mx.array, generator: Any) -> mx.array:
     """Draw with a key of mlx.core.random, or with its own state if None, in the dtype of `like`."""
     if isinstance(generator, np.random.Generator):
-        drawn: mx.array = normal_like.dispatch(object)(like, generator)
-        return drawn
+        return normal_like.dispatch(object)(like, generator)
     if generator is not None and not isinstance(generator, mx.array):
         raise InputError(
             f"generator is a {type(generator).__name__}: give a key of mlx.core.random, a numpy.random.Generator, or "

@@ -57,28 +57,23 @@ class MlxOps(ReferenceOps):
         return Engine(self.xp, self.dtype, self.layout, self.to_numpy, mx.array)
 
     def needs_framework(self, *arrays: Any) -> bool:
-        """Whether only MLX can compute with these arrays: quantized, or cast to another dtype."""
-        return not all(self.is_array(a) and a.dtype == self.storage for a in arrays)
+        """Whether MLX itself must compute with these arrays: quantized, or cast to another dtype."""
+        return not self.on_engine or not all(self.is_array(a) and a.dtype == self.storage for a in arrays)
 
     def compile(self, model: Layer) -> Callable[[mx.array, Mapping[str, mx.array]], mx.array]:
         """MLX's arrays do not say whether they are traced, so for MLX the engine is one step with derivatives."""
         run = super().compile(model)
         step = with_derivatives(run, lambda x, params: model(x, params, self))
-
-        def run_differentiably(x: mx.array, params: Mapping[str, mx.array]) -> mx.array:
-            native = not self.on_engine or self.needs_framework(*params.values())
-            return (run if native else step)(x, params)
-
-        return run_differentiably
+        return lambda x, params: (run if self.needs_framework(*params.values()) else step)(x, params)
 
     def with_compiler(self) -> CompilingOps:
         return CompilingOps(self.device.type.name, self.dtype, self.precision)
 
     def inference_ops(self, params: Mapping[str, mx.array]) -> tuple[Any, Mapping[str, Any]]:
         """Without the engine, evaluate layer by layer: the graph, and its memory, is never more than a layer's."""
-        if self.on_engine and not self.needs_framework(*params.values()):
-            return self.engine.ops(), self.engine.params(params)
-        return _EvaluatingOps(self), params
+        if self.needs_framework(*params.values()):
+            return _EvaluatingOps(self), params
+        return self.engine.ops(), self.engine.params(params)
 
     def run(self, layer: Layer, x: mx.array, params: Mapping[str, mx.array]) -> mx.array:
         with mx.stream(self.device):
@@ -199,10 +194,7 @@ class CompilingOps(MlxOps):
     """Runs what mx.compile makes of a model, for each shape: one graph, which holds more memory than one layer."""
 
     def compile(self, model: Layer) -> Callable[[mx.array, Mapping[str, mx.array]], mx.array]:
-        run: Callable[[mx.array, Mapping[str, mx.array]], mx.array] = mx.compile(
-            lambda x, params: model(x, params, self)
-        )
-        return run
+        return mx.compile(lambda x, params: model(x, params, self))
 
     def with_compiler(self) -> CompilingOps:
         """Already compiled: return self."""

@@ -25,8 +25,7 @@ def _(like: Tensor, values: Any) -> Tensor:
 def _(like: Tensor, generator: Any) -> Tensor:
     """Draw as diffusers does: in the dtype of `like`, on the generator's device, then moved; None: torch's own."""
     if isinstance(generator, np.random.Generator):
-        drawn: Tensor = normal_like.dispatch(object)(like, generator)
-        return drawn
+        return normal_like.dispatch(object)(like, generator)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InputError(
             f"generator is a {type(generator).__name__}: give a torch.Generator, a numpy.random.Generator, or seed=."

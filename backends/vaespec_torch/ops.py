@@ -69,16 +69,14 @@ class TorchOps(ReferenceOps):
         return Engine(self.xp, self.dtype, self.layout, as_numpy, as_tensor)
 
     def needs_framework(self, *arrays: Tensor) -> bool:
-        """Whether only PyTorch can compute with these tensors: it records them for a gradient, or compiles."""
+        """Whether PyTorch itself must compute with these tensors: it records them for a gradient, or compiles."""
         return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in arrays))
 
     def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
         run = super().compile(model)
 
         def run_unless_recorded(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-            native = self.needs_framework(x, *params.values())
-            result: Tensor = model(x, params, self) if native else run(x, params)
-            return result
+            return model(x, params, self) if self.needs_framework(x, *params.values()) else run(x, params)
 
         return run_unless_recorded
 
@@ -95,8 +93,7 @@ class TorchOps(ReferenceOps):
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         switched = self.precision == "highest" and not torch.compiler.is_compiling()
         with true_float32() if switched else nullcontext():
-            result: Tensor = layer(x, params, self)
-            return result
+            return layer(x, params, self)
 
     def from_numpy(self, a: np.ndarray) -> Tensor:
         return as_tensor(a).to(device=self.device, dtype=self.storage, copy=True)  # a copy: its source may change
@@ -220,8 +217,7 @@ class ChannelsLastOps(TorchOps):
         return Upsampled2x.of(x)
 
     def tokens(self, x: Tensor | PendingNorm) -> Tensor:
-        tokens: Tensor = super().tokens(self._computed(x))
-        return tokens
+        return super().tokens(self._computed(x))
 
     def _computed(self, x: Tensor | PendingNorm) -> Tensor:
         return x if isinstance(x, Tensor) else self._normalized(x)
@@ -243,8 +239,7 @@ class CheckpointingOps(TorchOps):
     """Computes each layer again for the gradient, and keeps only its input: less memory for a third more time."""
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        recomputed: Tensor = checkpoint(super().run, layer, x, params, use_reentrant=False)
-        return recomputed
+        return checkpoint(super().run, layer, x, params, use_reentrant=False)
 
 
 class CompilingOps(TorchOps):

@@ -125,8 +125,7 @@ class CostOps:
         return result
 
     def run(self, layer: Layer, x: FakeArray, params: Params) -> FakeArray:
-        result: FakeArray = layer(x, params, self)
-        return result
+        return layer(x, params, self)
 
     def from_nchw(self, x: FakeArray) -> FakeArray:
         return x

@@ -17,8 +17,7 @@ from vaespec.reference import ReferenceOps
 
 def shape_ops(ops: Any) -> MemoryOps:
     """Return ops that count the memory of a run on `ops`: the backend's own, if it offers `shape_ops()`."""
-    offered: MemoryOps = ops.shape_ops() if hasattr(ops, "shape_ops") else MemoryOps(ops)
-    return offered
+    return ops.shape_ops() if hasattr(ops, "shape_ops") else MemoryOps(ops)
 
 
 class MemoryOps(CostOps):
