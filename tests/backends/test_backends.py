@@ -49,12 +49,12 @@ def measured(name: str, size: str, backend: str, dtype: str) -> tuple[float, flo
     x, moments, z, pictures = specified(name, size, dtype)
     vae = model(name, backend, dtype)
     posterior = vae.encode(x).latent_dist
-    found = np.concatenate(
+    result = np.concatenate(
         [vae.to_numpy(part).astype(np.float64) for part in (posterior.mean, posterior.logvar)], axis=1
     )
     expected = DiagonalGaussian(moments)
     return (
-        relative_l2(found, np.concatenate((expected.mean, expected.logvar), axis=1)),
+        relative_l2(result, np.concatenate((expected.mean, expected.logvar), axis=1)),
         relative_l2(vae.to_numpy(vae.decode(z).sample), pictures),
     )
 
@@ -83,7 +83,7 @@ def predicted(name: str, dtype: str) -> tuple[float, float]:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @each_backend
-def test_sixteen_bits_cost_four_times_what_rounding_must_cost_at_most(backend, dtype, name):
+def test_sixteen_bits_cost_at_most_four_times_the_predicted_error(backend, dtype, name):
     for actual, least in zip(measured(name, "square", backend, dtype), predicted(name, dtype), strict=True):
         assert actual <= 4 * least
 
@@ -160,10 +160,10 @@ def test_conv2d_is_the_specification(ops, extent, channels, kernel, stride, abov
     assume(H + pad >= k)
     assume(W + pad >= k)
     x, w, b = stored(ops, uniform("x", (B, C, H, W)), uniform("w", (O, C, k, k)), uniform("b", (O,)))
-    how = {"stride": stride, "padding": padding}
-    magnitudes = on_maps(REFERENCE, "conv2d", abs(x), abs(w), abs(b), **how)
+    options = {"stride": stride, "padding": padding}
+    magnitudes = on_maps(REFERENCE, "conv2d", abs(x), abs(w), abs(b), **options)
     bound = (k * k * C + 2) * EPS[ops.dtype] * magnitudes
-    assert_within(on_maps(ops, "conv2d", x, w, b, **how), on_maps(REFERENCE, "conv2d", x, w, b, **how), bound)
+    assert_within(on_maps(ops, "conv2d", x, w, b, **options), on_maps(REFERENCE, "conv2d", x, w, b, **options), bound)
 
 
 @each_ops
@@ -185,14 +185,14 @@ def test_group_norm_is_the_specification(ops, extent, groups, per_group, spread,
     (B, H, W), C = extent, groups * per_group
     x = uniform("x", (B, C, H, W), -1, 1) * spread * math.sqrt(3) + ratio * spread
     x, scale, shift = stored(ops, x, uniform("scale", (C,), 0.5, 2), uniform("shift", (C,)))
-    how = {"groups": groups, "eps": eps}
-    expected = on_maps(REFERENCE, "group_norm", x, scale, shift, **how)
+    options = {"groups": groups, "eps": eps}
+    expected = on_maps(REFERENCE, "group_norm", x, scale, shift, **options)
     grouped = x.reshape(B, groups, -1)
     conditioning = (abs(grouped).max(-1) / np.sqrt(grouped.var(-1) + eps)).repeat(per_group, axis=1)[..., None, None]
     of_channel = scale[None, :, None, None]
     normalised = abs(expected - shift[None, :, None, None]) / of_channel
     bound = 4 * EPS[ops.dtype] * (of_channel * (1 + conditioning) * (1 + normalised) + abs(expected))
-    assert_within(on_maps(ops, "group_norm", x, scale, shift, **how), expected, bound)
+    assert_within(on_maps(ops, "group_norm", x, scale, shift, **options), expected, bound)
 
 
 @each_ops

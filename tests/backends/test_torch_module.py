@@ -107,7 +107,7 @@ def test_gradients_are_those_of_diffusers(name):
 # -- training ----------------------------------------------------------------------------------------------------
 
 
-def test_the_module_computes_what_the_model_computes():
+def test_the_module_computes_the_same_as_the_model():
     vae, x = model(backend="torch"), pictures(CONFIGS["sd"], 1, 16, 8, torch.float64)
     output = vae.module()(x, sample_posterior=True, seed=3)
     expected = vae(x, sample_posterior=True, seed=3, return_posterior=True)
@@ -186,7 +186,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_parametrization_takes_effect_and_trains_what_is_beneath(place):
+def test_a_parametrization_takes_effect_and_trains_the_tensor_beneath(place):
     module, doubled, x = tiny("torch").module(), tiny("torch").module(), pictures()
     with torch.no_grad():
         doubled.get_submodule(place).weight.mul_(2)
