@@ -24,7 +24,7 @@ COLUMNS = 16  # copied at once, a cache line: it makes copying a kernel whose ax
 
 
 class CpuOps(ReferenceOps):
-    """float16 and bfloat16 are storage only: weights and results; the arithmetic in between is float32."""
+    """The operations, one result at a time. float16 and bfloat16 are storage dtypes; the arithmetic is float32 then."""
 
     map_layout = "NHWC"
     conv_layout = "HWIO"

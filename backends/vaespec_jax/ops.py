@@ -39,7 +39,10 @@ def _at_once(op: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class JaxOps(ReferenceOps):
-    """On one device. Products follow the dtype of the weights, so that params may be cast after `functional()`."""
+    """The operations on one device.
+
+    Products follow the dtype of the weights, so that params may be cast after `functional()`.
+    """
 
     map_layout = "NHWC"
     conv_layout = "HWIO"

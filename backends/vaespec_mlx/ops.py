@@ -24,7 +24,7 @@ from vaespec_mlx.quantized import QuantizedWeight
 
 
 class MlxOps(ReferenceOps):
-    """On one device: MLX's operations have a device, its arrays have none.
+    """The operations on one device; MLX's arrays have no device.
 
     Products follow the dtype of the weights, so that params may be cast after `functional()`.
     """

@@ -12,7 +12,7 @@ from vaespec_cpu.ops import CpuOps
 
 
 class NumpyOps(CpuOps):
-    """float16 and bfloat16 are storage dtypes, of weights and results; the arithmetic in between is float32."""
+    """The operations on the CPU, in float32 or float64; weights and results may be stored in 16 bits."""
 
     def inference_ops(self, params: Mapping[str, np.ndarray]) -> tuple[CpuOps, Mapping[str, np.ndarray]]:
         """Return LazyOps; for a subclass a copy of itself, since LazyOps would not call the subclass's operations."""

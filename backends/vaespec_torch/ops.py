@@ -39,7 +39,7 @@ def channels_last(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 class TorchOps(ReferenceOps):
-    """On one device, in one dtype. Nothing here breaks autograd or `torch.compile(fullgraph=True)`."""
+    """The operations on one device, in one dtype. None breaks autograd or `torch.compile(fullgraph=True)`."""
 
     def __init__(self, device: str, dtype: str, precision: str = "default") -> None:
         super().__init__(array_namespace, dtype, torch.device(device))
