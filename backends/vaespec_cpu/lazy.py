@@ -1,4 +1,4 @@
-"""Lazy feature maps: what an operation reads is normalized, activated, doubled or convolved while it is read."""
+"""Lazy feature maps: what an operation reads is normalized, activated, upsampled or convolved while it is read."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ FAMILIES = ("sd", "sdxl", "playground", "sd3", "flux1", "flux2", "flux2-small-de
 
 @cache
 def specified(name: str, size: str, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(images, moments, latents, decoded images) of the float64 specification, fed what `dtype` holds."""
+    """(images, moments, latents, decoded images) of the float64 specification, on inputs rounded to `dtype`."""
     config, weights = CONFIGS[name], {key: rounded(a, dtype) for key, a in oracle(name)[1].items()}
     x = rounded(images(config, *sizes(config)[size], batch=2), dtype)
     moments = encoder(config)(x, weights, REFERENCE)
@@ -45,7 +45,7 @@ def specified(name: str, size: str, dtype: str) -> tuple[np.ndarray, np.ndarray,
 
 
 def measured(name: str, size: str, backend: str, dtype: str) -> tuple[float, float]:
-    """Errors of (encode, decode) on this backend, which is fed what its dtype holds."""
+    """Errors of (encode, decode) on this backend, on inputs rounded to its dtype."""
     x, moments, z, pictures = specified(name, size, dtype)
     vae = model(name, backend, dtype)
     posterior = vae.encode(x).latent_dist
@@ -178,7 +178,7 @@ def test_conv2d_is_the_specification(ops, extent, channels, kernel, stride, abov
 @example(extent=(1, 1, 1), groups=2, per_group=1, spread=1.0, ratio=1.0, eps=1e-6)  # variance 0: only eps is left
 @example(extent=(1, 9, 9), groups=1, per_group=4, spread=0.03, ratio=1e3, eps=1e-6)
 def test_group_norm_is_the_specification(ops, extent, groups, per_group, spread, ratio, eps):
-    """The mean is off by a few roundings of its own size: c · u · |μ| / √(σ² + ε) in the normalised map; c = 8.
+    """The mean is off by a few roundings of its own size: c · u · |μ| / √(σ² + ε) in the normalized map; c = 8.
 
     The formula E[x²] - E[x]² is off by u · (μ / σ)² instead: 500 times this bound where μ / σ is 1000.
     """

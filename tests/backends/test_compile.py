@@ -1,4 +1,4 @@
-"""`compile=True`: what the framework compiles is run, and computes the same."""
+"""`compile=True`: the framework compiles a model, which computes the same."""
 
 from __future__ import annotations
 

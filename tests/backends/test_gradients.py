@@ -86,7 +86,7 @@ def together(tensors: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def assert_alike(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """To 1e-4, all together and each tensor by itself; where a tensor's gradient cancels, to 1e-6 of the whole."""
+    """To 1e-4, all together and each tensor by itself; if a tensor's gradient cancels, to 1e-6 of the whole."""
     assert one.keys() == other.keys()
     whole = np.linalg.norm(together(other))
     assert relative_l2(together(one), together(other)) <= 1e-4

@@ -1,4 +1,4 @@
-"""JAX users find what they know: outputs that are pytrees, pure functions under every transform, keys of jax.random."""
+"""JAX's idioms: outputs that are pytrees, pure functions under every transform, keys of jax.random."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Z = uniform("z", (2, 4, 4, 4)).astype(np.float32)
 MOMENTS = jnp.asarray(uniform("moments", (2, 8, 4, 4)), jnp.float32)
 SHAPE = (2, 4, 4, 4)  # of the latents of both
 FAST = {"xla_backend_optimization_level": 0}
-"""Gradients compile in half the time, and none of these tests is about theirs."""
+"""Options of XLA: gradients compile in half the time, and no test in this file is about their speed."""
 
 
 @cache

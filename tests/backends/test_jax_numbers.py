@@ -23,7 +23,7 @@ MOMENTS = jnp.asarray(uniform("moments", (2, 8, 4, 4)), jnp.float32)
 
 
 def equations(jaxpr):
-    """All of them, also those of the functions called."""
+    """List all equations, also of the functions that are called."""
     for equation in jaxpr.eqns:
         yield equation
         for called in equation.params.values():
@@ -32,7 +32,7 @@ def equations(jaxpr):
 
 
 def traced(function, *arguments, named: tuple[str, ...]) -> list:
-    """The equations of these primitives in what JAX makes of function(*arguments)."""
+    """The equations of some primitives in JAX's trace of function(*arguments)."""
     result = [eqn for eqn in equations(jax.make_jaxpr(function)(*arguments).jaxpr) if eqn.primitive.name in named]
     assert result
     return result
@@ -134,7 +134,7 @@ def test_each_shape_of_each_architecture_is_traced_once(monkeypatch):
 
 
 def aligned(a: np.ndarray) -> np.ndarray:
-    """A copy that begins at a multiple of 64 bytes, where JAX could share the memory."""
+    """A copy that begins at a multiple of 64 bytes, so that JAX could share its memory."""
     memory = np.empty(a.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + a.nbytes].view(a.dtype).reshape(a.shape)

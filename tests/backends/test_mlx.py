@@ -81,7 +81,7 @@ def test_the_norm_of_a_large_map_is_as_good_as_that_of_a_small_one(groups, ratio
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_attention_in_16_bits_rounds_its_result_only(dtype):
-    """Logits reach hundreds, where bfloat16 has steps of one: rounded, they would change the weights by their size."""
+    """Logits reach hundreds, and bfloat16 has steps of one there, which would change the weights by their own size."""
     ops = MlxOps("cpu", dtype)
     q, k, v = (ops.from_numpy(uniform(name, (2, 50, 64), -size, size)) for name, size in (("q", 9), ("k", 9), ("v", 1)))
     expected = ReferenceOps(np).attention(array(q), array(k), array(v), scale=0.5)
@@ -202,7 +202,7 @@ def test_the_model_evaluates_after_each_layer_and_functions_are_lazy(monkeypatch
 
 
 def test_memory_is_that_of_one_layer():
-    """It does not grow with the number of layers, and is less than where the whole graph is evaluated at once."""
+    """Peak memory does not grow with the number of layers, and is less than if the whole graph is evaluated at once."""
 
     def peak(compute) -> int:
         mx.clear_cache()

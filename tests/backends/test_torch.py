@@ -1,4 +1,4 @@
-"""The torch backend does what PyTorch's own models do: compile, vmap, generators, pytrees, precision, memory order.
+"""PyTorch's idioms on the torch backend: compile, vmap, generators, pytrees, precision, memory order.
 
 The module is in test_torch_module.py, single operations in test_backends.py.
 """
@@ -216,7 +216,7 @@ def settings() -> list[str]:
 
 
 def followed() -> list[list[str]]:
-    """What each setting becomes as the process's own changes: those that a user has not set follow it."""
+    """The value of each setting as the process's own changes: a setting that the user has not set follows it."""
     before, seen = torch.backends.fp32_precision, []
     for precision in ("tf32", "ieee", before):
         torch.backends.fp32_precision = precision

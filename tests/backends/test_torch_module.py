@@ -142,7 +142,7 @@ def test_checkpointing_keeps_less_for_the_same_gradients(training):
     module.train(training)
 
     def kept_and_gradients() -> tuple[int, dict[str, torch.Tensor]]:
-        """Bytes of the tensors that wait for the backward pass, parameters aside, and what comes of it."""
+        """Bytes of the tensors kept for the backward pass, without parameters, and the result."""
         ours = {p.untyped_storage().data_ptr() for p in module.parameters()}
         kept = {}
 
@@ -261,7 +261,7 @@ def _fresh_dynamo():
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("part", ["encode", "decode"])
 def test_the_module_compiles_to_one_graph_with_the_gradients_of_eager(part, checkpointing):
-    """fullgraph raises where the graph would break. Sums in another order: a few roundings of 2^-24, in float32."""
+    """fullgraph raises if the graph would break. Sums in another order: a few roundings of 2^-24, in float32."""
     module = tiny("torch").module()
     given = pictures() if part == "encode" else noise(TINY).float()
     if checkpointing:
