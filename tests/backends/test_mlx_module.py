@@ -128,7 +128,7 @@ def test_a_module_is_copied_with_its_weights(copied):
     assert mx.array_equal(other(x).sample, before)
 
 
-def test_a_module_tells_its_parts():
+def test_a_module_lists_its_parts():
     assert "(to_q): Linear(input_dims=16, output_dims=16, bias=True)" in repr(tiny("mlx").module())
 
 
