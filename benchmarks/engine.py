@@ -18,7 +18,7 @@ from vaespec.architecture import decoder, encoder
 from vaespec.families import config
 from vaespec.layers import Upsample
 from vaespec.registry import get_backend, make_ops
-from vaespec_cpu.lazy import Doubled
+from vaespec_cpu.lazy import Upsampled2x
 
 
 class ListedOps(CostOps):
@@ -65,14 +65,14 @@ def measure(ops, listed, runs):
         (B, C, H, W), (O, _, kh, kw) = shape, kernel
         x = rng.standard_normal((B, H // 2, W // 2, C) if doubled else (B, H, W, C), np.float32)
         w, b = rng.standard_normal((kh, kw, C, O), np.float32), rng.standard_normal(O, np.float32)
-        plan = ops.convolution_form(shape, kernel, stride=stride, padding=padding, doubled=doubled)
+        choice = ops.convolution_form(shape, kernel, stride=stride, padding=padding, doubled=doubled)
         if doubled:
-            x = Doubled.of(x)
+            x = Upsampled2x.of(x)
         how = {"stride": stride, "padding": padding}
         taken = seconds(lambda x=x, w=w, b=b, how=how: ops.conv2d(x, w, b, **how), runs)
         flops = 2 * B * (H // stride) * (W // stride) * C * O * kh * kw
         what = f"{C} -> {O}, {kh} × {kw}, {H} × {W}" + (", halved" if stride == 2 else ", doubled" if doubled else "")
-        yield what, times, plan.form, taken * 1e3, flops / taken / 1e9
+        yield what, times, choice.form, taken * 1e3, flops / taken / 1e9
 
 
 def main(size, runs):

@@ -31,7 +31,6 @@ class ReferenceOps(Specification):
     linear_layout = "OI"
     fixed_shapes = False  # whether every new shape costs a compilation
     wraps_rows = False  # whether convolutions continue at the other end of a map: see vaespec.tiling.padding
-    fuses = False  # whether norm, activation and doubling are done as a convolution reads, and sums in place
 
     def __init__(self, xp: Any, dtype: str = "float64", device: Any = None) -> None:
         self.xp = xp
@@ -165,10 +164,10 @@ class ReferenceOps(Specification):
 
     def convolution_form(
         self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding, doubled: bool = False
-    ) -> tuple[str, Mapping[str, float]] | None:
-        """(form, costs) of a convolution of shapes x (B, C, H, W) and w (O, C, kh, kw), where the backend chooses.
+    ) -> tuple[str, Mapping[str, float], float | None] | None:
+        """(form, costs, direct) of a convolution of shapes x (B, C, H, W) and w (O, C, kh, kw), if the backend chooses.
 
-        `doubled` tells that x is a map doubled. None where the framework decides.
+        `doubled` says that x is a map upsampled by 2. See vaespec.analysis.convolutions. None if the framework decides.
         """
         return None
 

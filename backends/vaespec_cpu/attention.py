@@ -1,32 +1,33 @@
-"""Attention in blocks of queries and keys that stay in a core's cache. See ReferenceOps.chunked_attention."""
+"""Attention in blocks of queries and keys that stay in a core's cache: see Specification.chunked_attention."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from vaespec_cpu.threads import fresh, side_by_side
+from vaespec_cpu.memory import Array, fresh
+from vaespec_cpu.threads import side_by_side
 
 KEYS = 1024  # at a time; with as many queries as make a strip of logits
-Chunk = tuple[np.ndarray, np.ndarray, np.ndarray]
+Chunk = tuple[Array, Array, Array]
 """(m, l, o): (B, n, 1), (B, n, 1), (B, n, C)."""
 
 
-def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray, scale: float) -> Chunk:
-    """Of all keys given, for queries (B, n, C); strips of queries on every core."""
+def attend(q: Array, k: Array, v: Array, scale: float) -> Chunk:
+    """Attend from queries (B, n, C) to all keys (B, m, C), in strips of queries on every core."""
     B, n, C = q.shape
     m, l, o = (fresh((B, n, width), q.dtype) for width in (1, 1, C))
     for item in range(B):
         keys = np.ascontiguousarray(k[item].T) * q.dtype.type(scale)
 
-        def strip(rows: slice, item: int = item, keys: np.ndarray = keys) -> None:
+        def strip(rows: slice, item: int = item, keys: Array = keys) -> None:
             _attend(q[item, rows], keys, v[item], m[item, rows], l[item, rows], o[item, rows])
 
         side_by_side(strip, n, min(KEYS, k.shape[1]))
     return m, l, o
 
 
-def _attend(q: np.ndarray, keys: np.ndarray, v: np.ndarray, m: np.ndarray, l: np.ndarray, o: np.ndarray) -> None:
-    """One strip, into m, l and o: what was summed is scaled down whenever a greater logit comes."""
+def _attend(q: Array, keys: Array, v: Array, m: Array, l: Array, o: Array) -> None:
+    """Compute one strip into m, l and o: the sums so far are scaled down whenever a greater logit comes."""
     for start in range(0, keys.shape[1], KEYS):
         chunk = slice(start, start + KEYS)
         logits = q @ keys[:, chunk]

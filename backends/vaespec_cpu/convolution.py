@@ -2,8 +2,8 @@
 
 Every form gives the same result up to rounding. Costs are in multiplications with an addition, the unit of a matrix
 product; a number that is copied or added takes as long as MOVE of them. They depend on the shapes of an item and a
-kernel alone, so a layer takes the same form on every machine and in every batch. `plan` tells which, and what the
-others would cost.
+kernel alone, so a layer takes the same form on every machine and in every batch. `choose_form` returns the cheapest
+form, and the cost of each.
 """
 
 from __future__ import annotations
@@ -16,18 +16,20 @@ from typing import NamedTuple
 import numpy as np
 
 from vaespec.ops import Padding
-from vaespec_cpu.lazy import Doubled, Source, window
-from vaespec_cpu.threads import STRIP_ELEMENTS, Scratch, cores, fresh, side_by_side
+from vaespec_cpu.lazy import LazyMap, Upsampled2x, window
+from vaespec_cpu.memory import Array, Scratch, fresh
+from vaespec_cpu.threads import STRIP_ELEMENTS, cores, side_by_side
 from vaespec_cpu.winograd import DOUBLED, F2, F4, HALVED, Algorithm
 from vaespec_cpu.winograd_conv import scratch_of_tiles, tiled_conv2d
 
 MOVE = 16  # 0.3 ns for a number, 0.02 ns for a multiplication with an addition
-NARROW = 64  # channels: below, a layer costs little, and stays as exact as its products are
+NARROW = 64  # channels: a layer with fewer costs little, and stays as exact as its products are
+DIRECT = "gathered"  # the form that computes the sum as it is written
 
 
 @dataclass(frozen=True)
 class Task:
-    """A convolution by the shapes of an item and a kernel: `size` and `kernel` are (height, width)."""
+    """A convolution, described by the shapes of an item and a kernel: `size` and `kernel` are (height, width)."""
 
     size: tuple[int, int]
     inputs: int
@@ -35,13 +37,13 @@ class Task:
     kernel: tuple[int, int]
     stride: int
     padding: Padding
-    doubled: bool  # whether every pixel of x is there twice along both sides
+    doubled: bool  # whether x is a map upsampled by 2, each pixel twice along both axes
 
     @classmethod
     def of(
         cls, x: tuple[int, ...], w: tuple[int, ...], stride: int, padding: Padding, *, doubled: bool = False
     ) -> Task:
-        """From the shapes of x (B, H, W, C) and w (kh, kw, C, O)."""
+        """Describe a convolution of x (B, H, W, C) with w (kh, kw, C, O)."""
         return cls((x[1], x[2]), w[2], w[3], (w[0], w[1]), stride, padding, doubled)
 
     @property
@@ -55,34 +57,34 @@ class Task:
 
     @property
     def before(self) -> tuple[int, int]:
-        """Zeros (above, left)."""
+        """Zeros added (above, left)."""
         return self.padding[0][0], self.padding[1][0]
 
     @property
     def pixels(self) -> int:
-        """Of the result."""
+        """Number of pixels of the result."""
         return math.prod(self.result)
 
     @property
     def taps(self) -> int:
-        """Of the kernel."""
+        """Number of taps of the kernel."""
         return math.prod(self.kernel)
 
     @property
     def multiplications(self) -> int:
-        """Of the convolution as it is written."""
+        """Number of multiplications in the sum as it is written."""
         return self.pixels * self.taps * self.inputs * self.outputs
 
 
-Run = Callable[[Task, Source, np.ndarray, np.ndarray, np.ndarray | None, Scratch], np.ndarray]
+Run = Callable[[Task, LazyMap, Array, Array, Array | None, Scratch], Array]
 
 
 @dataclass(frozen=True)
 class Form:
-    """A way to compute: `run(task, source, w, b, residual, scratch)`, and its `cost`: None where it cannot do the task.
+    """A way to compute: `run(task, source, w, b, residual, scratch)`, and its `cost`: None if it cannot do the task.
 
-    `residual` is a map that is added to the result, if any; `scratch` is how many numbers it holds meanwhile, beside
-    the maps it reads and the one it makes.
+    `residual` is a map to add to the result, or None. `scratch` is how many numbers the form holds meanwhile, besides
+    its input and its result.
     """
 
     run: Run
@@ -90,21 +92,22 @@ class Form:
     scratch: Callable[[Task], int]
 
 
-class Plan(NamedTuple):
-    """The form that a convolution takes, and the costs of all that it could take."""
+class FormChoice(NamedTuple):
+    """The form that a convolution takes, the cost of each form, and the cost of the sum as it is written."""
 
     form: str
     costs: Mapping[str, float]
+    direct: float | None
 
 
-def plan(task: Task, forms: Mapping[str, Form]) -> Plan:
-    """The cheapest of `forms`."""
+def choose_form(task: Task, forms: Mapping[str, Form]) -> FormChoice:
+    """Choose the cheapest of `forms`."""
     costs = {name: cost for name, form in forms.items() if (cost := form.cost(task)) is not None}
-    return Plan(min(costs, key=costs.__getitem__), costs)
+    return FormChoice(min(costs, key=costs.__getitem__), costs, costs.get(DIRECT))
 
 
-def _add(out: np.ndarray, b: np.ndarray, residual: np.ndarray | None, *part: int | slice) -> None:
-    """b, and that part of a residual, to a part of the result that has just been written."""
+def _add(out: Array, b: Array, residual: Array | None, *part: int | slice) -> None:
+    """Add the bias b, and that part of a residual, to a part of the result that has just been written."""
     out += b
     if residual is not None:
         out += residual[part].reshape(out.shape)
@@ -113,17 +116,15 @@ def _add(out: np.ndarray, b: np.ndarray, residual: np.ndarray | None, *part: int
 # -- a product for each pixel --------------------------------------------------------------------------------
 
 
-def pointwise(
-    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
-) -> np.ndarray:
-    """A 1 × 1 kernel is one matrix, and nothing is copied."""
+def pointwise(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
+    """Multiply each pixel by a 1 × 1 kernel, which is one matrix; nothing is copied."""
     y = fresh((source.shape[0], *task.result, task.outputs), w.dtype)
     x, out, kernel = source.whole().reshape(-1, task.inputs), y.reshape(-1, task.outputs), w[0, 0]
-    more = None if residual is None else residual.reshape(out.shape)
+    added = None if residual is None else residual.reshape(out.shape)
 
     def strip(rows: slice) -> None:
         np.matmul(x[rows], kernel, out=out[rows])
-        _add(out[rows], b, more, rows)
+        _add(out[rows], b, added, rows)
 
     side_by_side(strip, *x.shape)
     return y
@@ -138,12 +139,10 @@ def _cost_of_pointwise(task: Task) -> float | None:
 # -- strips of rows ------------------------------------------------------------------------------------------
 
 
-def gathered(
-    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
-) -> np.ndarray:
-    """The k · k shifted views of a strip side by side, times the kernel as one matrix."""
+def gathered(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
+    """Copy the k · k shifted views of a strip side by side, and multiply them by the kernel as one matrix."""
     (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
-    kernel, source = w.reshape(-1, task.outputs), Source(source.whole())
+    kernel, source = w.reshape(-1, task.outputs), LazyMap(source.whole())
     y = fresh((source.shape[0], h, wd, task.outputs), w.dtype)
 
     def strip(rows: slice) -> None:
@@ -164,14 +163,12 @@ def _cost_of_gathered(task: Task) -> float:
 
 
 def _strips(task: Task) -> int:
-    """One on every core."""
+    """Numbers in the strips of all cores."""
     return cores() * min(STRIP_ELEMENTS, task.pixels * task.taps * task.inputs)
 
 
-def scattered(
-    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
-) -> np.ndarray:
-    """Every pixel times all k · k taps, as one matrix, and the products added up where they belong: for few outputs."""
+def scattered(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
+    """Multiply every pixel by all k · k taps, as one matrix, and add each product to its output: for few outputs."""
     (kh, kw), s, (h, wd), (above, left) = task.kernel, task.stride, task.result, task.before
     taps = np.ascontiguousarray(w.transpose(2, 0, 1, 3)).reshape(task.inputs, -1)
     y = fresh((source.shape[0], h, wd, task.outputs), w.dtype)
@@ -193,7 +190,7 @@ def scattered(
 
 
 def _cost_of_scattered(task: Task) -> float:
-    """A product is written, read and added, in short rows; every pixel is copied once."""
+    """Each product is written, read and added, in short rows; every pixel is copied once."""
     reached = (task.stride * (n - 1) + k for n, k in zip(task.result, task.kernel, strict=True))
     products = task.taps * task.outputs
     return math.prod(reached) * (products * (task.inputs + 3 * MOVE) + MOVE * task.inputs)
@@ -203,11 +200,9 @@ def _cost_of_scattered(task: Task) -> float:
 
 
 def tiled(algorithm: Algorithm, stride: int = 1) -> Form:
-    """One of vaespec_cpu.winograd, and the stride it is for."""
+    """The form of an algorithm of vaespec_cpu.winograd, for one stride."""
 
-    def run(
-        task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
-    ) -> np.ndarray:
+    def run(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
         return tiled_conv2d(algorithm, source, w, b, residual, task.before, task.result, scratch)
 
     def cost(task: Task) -> float | None:
@@ -221,13 +216,14 @@ def tiled(algorithm: Algorithm, stride: int = 1) -> Form:
     return Form(run, cost, scratch)
 
 
-def doubled(
-    task: Task, source: Source, w: np.ndarray, b: np.ndarray, residual: np.ndarray | None, scratch: Scratch
-) -> np.ndarray:
-    """From the map that is doubled. Its first output lies `above` rows below the first of all, or one with no zeros."""
-    assert isinstance(source, Doubled)
+def doubled(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
+    """Convolve an upsampled map, from the map before upsampling.
+
+    The first output row is row source.above + 1 - padding_above of all that the algorithm gives.
+    """
+    assert isinstance(source, Upsampled2x)
     skipped = source.above + 1 - task.before[0]
-    return tiled_conv2d(DOUBLED, Source(source.x), w, b, residual, (1, 1), task.result, scratch, skipped)
+    return tiled_conv2d(DOUBLED, LazyMap(source.x), w, b, residual, (1, 1), task.result, scratch, skipped)
 
 
 def _cost_of_doubled(task: Task) -> float | None:
@@ -236,12 +232,8 @@ def _cost_of_doubled(task: Task) -> float | None:
     return _cost_of_tiles(DOUBLED, task.result, task.inputs, task.outputs)
 
 
-def _doubled_tiles(task: Task) -> int:
-    return scratch_of_tiles(DOUBLED, task.inputs, task.outputs)
-
-
 def _cost_of_tiles(algorithm: Algorithm, result: tuple[int, int], inputs: int, outputs: int) -> float:
-    """The products; each number of the kernels written and read twice, of a tile's inputs and outputs moved once."""
+    """Count the products; kernels are written once and read twice, inputs and outputs of a tile are moved once."""
     n, tiles = algorithm.products, math.prod(map(algorithm.tiles, result))
     moved = 3 * n**2 * inputs * outputs + tiles * n**2 * (inputs + outputs)
     return tiles * n**2 * inputs * outputs + MOVE * moved
@@ -249,15 +241,15 @@ def _cost_of_tiles(algorithm: Algorithm, result: tuple[int, int], inputs: int, o
 
 EXACT = {
     "pointwise": Form(pointwise, _cost_of_pointwise, lambda task: 0),
-    "gathered": Form(gathered, _cost_of_gathered, _strips),
+    DIRECT: Form(gathered, _cost_of_gathered, _strips),
     "scattered": Form(scattered, _cost_of_scattered, _strips),
 }
-"""Which sum the products of the convolution as it is written."""
+"""The forms that sum the products of the convolution as it is written."""
 
 FAST = EXACT | {
     "F(2, 3)": tiled(F2),
     "F(4, 3)": tiled(F4),
     "halved": tiled(HALVED, stride=2),
-    "doubled": Form(doubled, _cost_of_doubled, _doubled_tiles),
+    "doubled": Form(doubled, _cost_of_doubled, lambda task: scratch_of_tiles(DOUBLED, task.inputs, task.outputs)),
 }
-"""With those that take fewer multiplications. F(4, 3) rounds more than the sum as it is written, the others do not."""
+"""EXACT and the forms with fewer multiplications. F(4, 3) rounds more than the sum as it is written, others do not."""

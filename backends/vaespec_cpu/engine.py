@@ -1,31 +1,46 @@
-"""NumPy's engine on another framework's arrays: in a CPU's memory they are the same numbers.
-
-An adapter says how its arrays are looked at as NumPy's, and how NumPy's become its own.
-"""
+"""Engine: the fast operations for a framework whose arrays are in the memory of the process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from vaespec_cpu.lazy_ops import FusedOps, Map
+from vaespec.layouts import HWIO, Layout
+from vaespec.ops import Array
+from vaespec.parameter import Parameter
+from vaespec_cpu.lazy_ops import LazyOps
 
 
-class EngineOps(FusedOps):
-    """The framework's arrays in and out, and NumPy's in between. Nothing is recorded for gradients."""
+@dataclass(frozen=True)
+class Engine:
+    """Runs a model on a framework's arrays, in `dtype`. Nothing is recorded for gradients.
 
-    def __init__(
-        self, dtype: str, as_numpy: Callable[[Any], np.ndarray], as_array: Callable[[np.ndarray], Any]
-    ) -> None:
-        super().__init__(dtype)
-        self.as_numpy, self.as_array = as_numpy, as_array
+    `xp` is the framework's Array API namespace, `layout` the layout of its kernels. `as_numpy` returns an array's
+    memory as NumPy's, without a copy, whatever the order of its axes in memory; `as_array` is its inverse.
+    """
 
-    def from_nchw(self, x: Any) -> np.ndarray:
-        """The framework's array -> a map of the engine."""
-        return super().from_nchw(self.as_numpy(x))
+    xp: Any
+    dtype: str
+    layout: Layout
+    as_numpy: Callable[[Array], np.ndarray]
+    as_array: Callable[[np.ndarray], Array]
 
-    def to_nchw(self, x: Map) -> Any:
-        """A map of the engine -> the framework's array."""
-        return self.as_array(super().to_nchw(x))
+    def ops(self) -> LazyOps:
+        """Return the operations for one run, which take and return the framework's arrays."""
+        return LazyOps(self.dtype, as_numpy=self.as_numpy, as_array=self.as_array)
+
+    def params(self, params: Mapping[str, Array]) -> dict[str, np.ndarray]:
+        """Return the framework's weights as the operations read them: the same memory, kernels as HWIO and IO."""
+        return {name: self.layout.convert(self.as_numpy(a), HWIO) for name, a in params.items()}
+
+    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Array]:
+        """Load canonical weights as the framework's arrays, whose memory is in the order that the operations read."""
+        loaded = self.ops().load_params(params, table)
+        return {name: self._in_layout(self.as_array(loaded.pop(name))) for name in params}
+
+    def _in_layout(self, array: Array) -> Array:
+        """A kernel stored as HWIO, with its axes in the framework's order: a view."""
+        return self.xp.permute_dims(array, HWIO.permutation(array.ndim, self.layout))

@@ -1,12 +1,12 @@
-"""The operations of a run, put off until their results are read, so that fewer maps are written and read again.
+"""LazyOps: the operations of one run, deferred until their results are read, so that fewer maps are written and read.
 
-A norm, an activation and a doubling are computed while the convolution behind them reads. A convolution is computed
-when it is read, and where that is for the sum with a residual, it is added while the convolution stores.
+A norm, an activation and an upsampling are computed while the next convolution reads. A convolution is computed when
+its result is read; if the reader adds a residual, the residual is added while the convolution stores.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self
@@ -14,58 +14,73 @@ from typing import Any, Self
 import numpy as np
 
 from vaespec.ops import Padding
-from vaespec_cpu.lazy import Convolved, Doubled, Normalised, whole
-from vaespec_cpu.threads import Scratch
-from vaespec_numpy.ops import NumpyOps
+from vaespec_cpu.lazy import Convolved, Normalized, Upsampled2x, whole
+from vaespec_cpu.memory import Array, Scratch
+from vaespec_cpu.memory_model import LazyMemoryOps
+from vaespec_cpu.ops import CpuOps
 
 Map = Any
-"""An array (B, H, W, C), or one of vaespec_cpu.lazy."""
+"""An array (B, H, W, C), or a lazy feature map of vaespec_cpu.lazy."""
 
 
-class FusedOps(NumpyOps):
-    """NumpyOps for one run. Maps may be sources; tokens are arrays."""
+class LazyOps(CpuOps):
+    """CpuOps for one run, without gradients. Maps may be lazy; tokens are arrays.
 
-    fuses = True
+    A framework whose arrays are in the memory of the process gives `as_numpy` and `as_array`, which convert the input
+    and the result of the model.
+    """
 
-    def __init__(self, dtype: str, precision: str = "default") -> None:
+    def __init__(
+        self,
+        dtype: str,
+        precision: str = "default",
+        as_numpy: Callable[[Any], Array] = np.asarray,
+        as_array: Callable[[Array], Any] = np.asarray,
+    ) -> None:
         super().__init__(dtype, precision)
+        self.as_numpy, self.as_array = as_numpy, as_array
         self.scratch = Scratch(self.arithmetic)
 
-    def inference_ops(self, params: Mapping[str, np.ndarray]) -> tuple[Self, Mapping[str, np.ndarray]]:
-        """These."""
+    def inference_ops(self, params: Mapping[str, Array]) -> tuple[Self, Mapping[str, Array]]:
+        """Already prepared for one run: return self and params unchanged."""
         return self, params
 
-    def rows(self, x: Map, start: int, stop: int) -> Map:
-        """Rows of a doubled map stay what they are: not computed yet."""
-        return x.rows(start, stop) if isinstance(x, Doubled) else super().rows(whole(x), start, stop)
+    def shape_ops(self) -> LazyMemoryOps:
+        return LazyMemoryOps(self, self.forms, self.arithmetic.itemsize)
 
-    def to_array(self, x: Map) -> np.ndarray:
+    def rows(self, x: Map, start: int, stop: int) -> Map:
+        """Return rows of a map; rows of an upsampled map are not computed yet."""
+        return x.rows(start, stop) if isinstance(x, Upsampled2x) else super().rows(whole(x), start, stop)
+
+    def to_array(self, x: Map) -> Array:
         return whole(x)
 
     materialize = to_array
 
-    def to_nchw(self, x: Map) -> np.ndarray:
-        return super().to_nchw(whole(x))
+    def from_nchw(self, x: Any) -> Array:
+        return super().from_nchw(self.as_numpy(x))
 
-    def conv2d(self, x: Map, w: np.ndarray, b: np.ndarray, *, stride: int, padding: Padding) -> Convolved:  # type: ignore[override]
-        """Computed by the first who reads it."""
+    def to_nchw(self, x: Map) -> Any:
+        return self.as_array(super().to_nchw(whole(x)))
+
+    def conv2d(self, x: Map, w: Array, b: Array, *, stride: int, padding: Padding) -> Convolved:  # type: ignore[override]
+        """Defer the convolution until its result is read."""
         x = x.whole() if isinstance(x, Convolved) else x
         conv2d = partial(super().conv2d, x, w, b, stride=stride, padding=padding)
         return Convolved(lambda residual: conv2d(residual=residual))
 
     def group_norm(  # type: ignore[override]
-        self, x: Map, scale: np.ndarray, shift: np.ndarray, *, groups: int, eps: float
-    ) -> Normalised:
-        """Of moments that are known, computed by whoever reads it."""
-        return self.group_normalised(whole(x), scale, shift, groups=groups, eps=eps)
+        self, x: Map, scale: Array, shift: Array, *, groups: int, eps: float
+    ) -> Normalized:
+        return self.lazy_group_norm(whole(x), scale, shift, groups=groups, eps=eps)
+
+    def channel_statistics(self, x: Map) -> tuple[Array, Array]:
+        return super().channel_statistics(whole(x))
 
     def normalize(  # type: ignore[override]
-        self, x: Map, mean: np.ndarray, sigma2: np.ndarray, scale: np.ndarray, shift: np.ndarray, *, eps: float
-    ) -> Normalised:
-        return self.normalised(whole(x), mean, sigma2, scale, shift, eps=eps)
-
-    def channel_statistics(self, x: Map) -> tuple[np.ndarray, np.ndarray]:
-        return super().channel_statistics(whole(x))
+        self, x: Map, mean: Array, sigma2: Array, scale: Array, shift: Array, *, eps: float
+    ) -> Normalized:
+        return self.lazy_normalize(whole(x), mean, sigma2, scale, shift, eps=eps)
 
     def silu(self, x: Map) -> Map:
         return self._activated("silu", x)
@@ -80,20 +95,20 @@ class FusedOps(NumpyOps):
         return self._activated("relu", x)
 
     def _activated(self, name: str, x: Map) -> Map:
-        """With the norm before it, where there is one."""
-        if isinstance(x, Normalised) and x.activation is None:
+        """Join the activation to the norm before it, if there is one."""
+        if isinstance(x, Normalized) and x.activation is None:
             return replace(x, activation=self.activation(name))
         return getattr(super(), name)(whole(x))
 
-    def upsample_nearest2x(self, x: Map) -> Doubled:  # type: ignore[override]
-        return Doubled.of(whole(x))
-
-    def add(self, x: Map, y: Map) -> np.ndarray:
-        """By a convolution that nobody has read; of two, by the first, so that the source of the other is let go."""
+    def add(self, x: Map, y: Map) -> Array:
+        """Add while a convolution stores that nobody has read yet: of two, the first, to free the other's input."""
         for one, other in ((x, y), (y, x)):
             if isinstance(one, Convolved) and one.compute is not None:
                 return one.plus(whole(other))
         return super().add(whole(x), whole(y))
 
-    def tokens(self, x: Map) -> np.ndarray:
+    def upsample_nearest2x(self, x: Map) -> Upsampled2x:  # type: ignore[override]
+        return Upsampled2x.of(whole(x))
+
+    def tokens(self, x: Map) -> Array:
         return super().tokens(whole(x))

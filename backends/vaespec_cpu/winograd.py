@@ -20,9 +20,9 @@ TAPS = 3
 
 @dataclass(frozen=True, eq=False)
 class Algorithm:
-    """The three matrices, float64, and how the tiles lie: each begins `step` inputs after the one before it.
+    """The three matrices, float64, and where the tiles begin: each `step` inputs after the one before it.
 
-    The first tile begins with the first input; `lead` of its outputs lie before the first output.
+    The first tile begins with the first input; `lead` of its outputs come before the first output.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Algorithm:
 
     @property
     def outputs(self) -> int:
-        """m, of a tile."""
+        """m, the outputs of a tile."""
         return self.A.shape[1]
 
     @property
@@ -95,7 +95,7 @@ def doubled() -> Algorithm:
         (g₀ + g₁) s₀ + g₂ s₁   = W s₀ + g₂ (s₁ - s₀)
         g₀ s₀ + (g₁ + g₂) s₁   = W s₀ + (g₁ + g₂) (s₁ - s₀)
 
-    The two in the middle stand where s₀ stands, so the first tile's first output lies before the signal.
+    The two in the middle stand where s₀ stands, so the first tile's first output comes before the signal.
     """
     before, centre, after = (1, -1, 0), (0, 1, 0), (0, -1, 1)
     return Algorithm(

@@ -14,7 +14,7 @@ GPU_PLUGINS = ("jax-cuda12-plugin", "jax-cuda13-plugin")
 
 
 class JaxBackend:
-    """What `backend="jax"` stands for."""
+    """The backend named "jax"."""
 
     name = "jax"
     framework = "jax"

@@ -1,4 +1,4 @@
-"""What the core asks of JAX's arrays outside the model: placing, noise, and outputs as pytrees."""
+"""JAX's arrays outside the model: placing values, drawing noise, and outputs as pytrees."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ def _asarray_like(like: jax.Array, values: Any) -> jax.Array:
 
 
 def _normal_like(like: jax.Array, generator: Any) -> jax.Array:
-    """From a key of jax.random, in the dtype of `like`; NumPy's generators, and None, only where nothing is traced."""
+    """Draw with a key of jax.random, in the dtype of `like`; with NumPy's generators and None only outside traces."""
     if isinstance(generator, jax.Array):
         try:
             return jax.random.normal(generator, like.shape, like.dtype)
         except (TypeError, ValueError):  # whether raw numbers are a key, only jax.random knows
-            given = f"{generator.dtype} of shape {generator.shape}"
+            description = f"{generator.dtype} of shape {generator.shape}"
             raise InputError(
-                f"generator is {given}: give a key of jax.random, or a list with one for each item."
+                f"generator is {description}: give a key of jax.random, or a list with one for each item."
             ) from None
     if isinstance(like, jax.core.Tracer) and (generator is None or isinstance(generator, np.random.Generator)):
         raise InputError(
             "noise of NumPy inside jit, grad or vmap is drawn once for all: give a key of jax.random, or noise=."
         )
-    drawn: jax.Array = normal_like.dispatch(object)(like, generator)
-    return drawn
+    return normal_like.dispatch(object)(like, generator)
 
 
 def _register_pytree(output: type, fields: tuple[str, ...]) -> None:

@@ -18,8 +18,9 @@ from vaespec.dtypes import narrow, storage_dtype, widen
 from vaespec.errors import BackendError
 from vaespec.machine import MemoryUse, host_memory
 from vaespec.ops import Layer, Padding
+from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
-from vaespec_cpu.engine import EngineOps
+from vaespec_cpu.engine import Engine
 
 MAPS = ("NHWC", "HWIO", "NHWC")
 
@@ -31,14 +32,17 @@ def _jitted(model: Layer, ops: JaxOps, x: Array, params: Mapping[str, Array]) ->
 
 
 def _at_once(op: Callable[..., Any]) -> Callable[..., Any]:
-    """An operation as one program where it is called by itself, as in bands; its keywords are numbers of the layer."""
-    numbers = [p.name for p in inspect.signature(op).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    jitted: Callable[..., Any] = jax.jit(op, static_argnums=0, static_argnames=numbers)
+    """Compile an operation as one program if it is called by itself, as in bands; its keywords are static numbers."""
+    keywords = [p.name for p in inspect.signature(op).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    jitted: Callable[..., Any] = jax.jit(op, static_argnums=0, static_argnames=keywords)
     return jitted
 
 
 class JaxOps(ReferenceOps):
-    """On one device. Products follow the dtype of the weights, so that params may be cast after `functional()`."""
+    """The operations on one device.
+
+    Products follow the dtype of the weights, so that params may be cast after `functional()`.
+    """
 
     map_layout = "NHWC"
     conv_layout = "HWIO"
@@ -47,47 +51,16 @@ class JaxOps(ReferenceOps):
 
     def __init__(self, device: str, dtype: str, precision: str = "default") -> None:
         platform, _, index = device.partition(":")
-        of_platform = jax.local_devices(backend=platform)
-        super().__init__(jnp, dtype, next(d for d in of_platform if not index or d.id == int(index)))
+        devices = jax.local_devices(backend=platform)
+        super().__init__(jnp, dtype, next(d for d in devices if not index or d.id == int(index)))
         self.precision = precision
 
+    @property
     def storage(self) -> np.dtype:
-        """The dtype as NumPy's; BackendError where JAX would make it a narrower one: x64 may be of one context only."""
+        """The dtype as NumPy's. Raises BackendError if JAX would make it narrower: x64 may be of one context only."""
         if self.dtype == "float64" and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
             raise BackendError("JAX makes float64 float32: jax.config.update('jax_enable_x64', True) comes first.")
         return storage_dtype(self.dtype)
-
-    @property
-    def on_engine(self) -> bool:
-        """Whether NumPy's engine computes what is not traced: it reads a CPU's arrays where they lie."""
-        return self.on_host and self.dtype != "float64" and self.precision == "default"
-
-    def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
-        run, jitted = super().compile(model), partial(_jitted, model, self)
-        return lambda x, params: (run if self._takes(x, *params.values()) else jitted)(x, params)
-
-    def with_compiler(self) -> Self:
-        """They do."""
-        return self
-
-    def inference_ops(self, params: Mapping[str, Array]) -> tuple[Any, Mapping[str, Any]]:
-        if not self._takes(*params.values()):
-            return self, params
-        as_array = partial(jnp.asarray, device=self._commitment())
-        return EngineOps(self.dtype, np.asarray, as_array), {name: np.asarray(a) for name, a in params.items()}
-
-    def _takes(self, *arrays: Array) -> bool:
-        """Whether the engine may have these: not what is traced, cast to another dtype, or shared by devices."""
-        return self.on_engine and not any(
-            isinstance(a, jax.core.Tracer) or a.dtype != self.storage() or len(a.sharding.device_set) > 1
-            for a in arrays
-        )
-
-    def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
-        """Under "highest", so is every product inside, whoever wrote it, and every product of its gradients."""
-        with jax.default_matmul_precision("highest") if self.precision == "highest" else nullcontext():
-            result: Array = layer(x, params, self)
-            return result
 
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and vars(other) == vars(self)
@@ -95,37 +68,74 @@ class JaxOps(ReferenceOps):
     def __hash__(self) -> int:
         return hash((self.dtype, self.device, self.precision))
 
+    @property
+    def on_engine(self) -> bool:
+        """Whether the CPU engine computes what is not traced: it reads a CPU's arrays in place."""
+        return self.on_host and self.dtype != "float64" and self.precision == "default"
+
+    @property
+    def engine(self) -> Engine:
+        as_array = partial(jnp.asarray, device=self._commitment())
+        return Engine(self.xp, self.dtype, self.layout, np.asarray, as_array)
+
+    def needs_framework(self, *arrays: Array) -> bool:
+        """Whether JAX itself must compute with these arrays: traced, cast to another dtype, or shared by devices."""
+        return not self.on_engine or any(
+            isinstance(a, jax.core.Tracer) or a.dtype != self.storage or len(a.sharding.device_set) > 1 for a in arrays
+        )
+
+    def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
+        run, jitted = super().compile(model), partial(_jitted, model, self)
+        return lambda x, params: (jitted if self.needs_framework(x, *params.values()) else run)(x, params)
+
+    def with_compiler(self) -> Self:
+        """Already compiled: return self."""
+        return self
+
+    def inference_ops(self, params: Mapping[str, Array]) -> tuple[Any, Mapping[str, Any]]:
+        if self.needs_framework(*params.values()):
+            return self, params
+        return self.engine.ops(), self.engine.params(params)
+
+    def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
+        """At the highest precision, run every product inside, and of its gradients, at that precision."""
+        with jax.default_matmul_precision("highest") if self.precision == "highest" else nullcontext():
+            return layer(x, params, self)
+
     def all_finite(self, x: Array) -> bool:
-        return isinstance(x, jax.core.Tracer) or super().all_finite(x)  # what is traced has no values to look at
+        return isinstance(x, jax.core.Tracer) or super().all_finite(x)  # traced arrays have no values yet
 
     def from_numpy(self, a: np.ndarray) -> Array:
-        with np.errstate(over="ignore"):  # beyond float16 is infinity, which the caller reports
-            copied = a.astype(self.storage())  # JAX may keep NumPy's memory for its own
+        with np.errstate(over="ignore"):  # numbers beyond float16 become infinity, which the caller reports
+            copied = a.astype(self.storage)  # JAX may keep NumPy's memory for its own
         return jnp.asarray(copied, device=self._commitment())
 
     def from_host(self, a: np.ndarray) -> Array:
         return jnp.asarray(a, device=self._commitment())
+
+    def _commitment(self) -> jax.Device | None:
+        """The device that arrays are committed to; None for JAX's default device: they may move, or be sharded."""
+        return None if self.device == jax.local_devices()[0] else self.device
 
     @property
     def on_host(self) -> bool:  # type: ignore[override]
         return self.device.platform == "cpu"
 
     def memory(self) -> MemoryUse:
-        stats = None if self.on_host else self.device.memory_stats()  # some devices tell nothing
-        return (
-            MemoryUse(stats["bytes_in_use"], stats["bytes_limit"] - stats["bytes_in_use"]) if stats else host_memory()
-        )
+        stats = None if self.on_host else self.device.memory_stats()  # some devices have no figures
+        if not stats:
+            return host_memory()
+        return MemoryUse(stats["bytes_in_use"], stats["bytes_limit"] - stats["bytes_in_use"])
 
     def cast(self, x: Array) -> Array:
-        x = x.astype(self.storage())
+        x = x.astype(self.storage)
         return x if isinstance(x, jax.core.Tracer) else jax.device_put(x, self._commitment())
-
-    def _commitment(self) -> jax.Device | None:
-        """Where arrays are held fast. On JAX's default device they are not: they may follow others, or be sharded."""
-        return None if self.device == jax.local_devices()[0] else self.device
 
     def is_array(self, x: object) -> bool:
         return isinstance(x, Array)
+
+    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Array]:
+        return self.engine.load_params(params, table) if self.on_engine else super().load_params(params, table)
 
     def from_nchw(self, x: Array) -> Array:
         return x.transpose(0, 2, 3, 1)
@@ -148,8 +158,6 @@ class JaxOps(ReferenceOps):
 
     channel_statistics = _at_once(ReferenceOps.channel_statistics)
     normalize = _at_once(ReferenceOps.normalize)
-    eager_attention = _at_once(ReferenceOps.eager_attention)
-    chunked_attention = _at_once(ReferenceOps.chunked_attention)
 
     @_at_once
     def silu(self, x: Array) -> Array:
@@ -188,3 +196,6 @@ class JaxOps(ReferenceOps):
         logits = jnp.einsum("bnc,bmc->bnm", q, k, preferred_element_type=widen(q, jnp).dtype)
         weights = jax.nn.softmax(scale * logits, axis=-1)
         return jnp.einsum("bnm,bmc->bnc", weights.astype(v.dtype), v)
+
+    eager_attention = _at_once(ReferenceOps.eager_attention)
+    chunked_attention = _at_once(ReferenceOps.chunked_attention)

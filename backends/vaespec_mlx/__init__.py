@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class MlxBackend:
-    """What `backend="mlx"` stands for."""
+    """The backend named "mlx"."""
 
     name = "mlx"
     framework = "mlx"
@@ -38,7 +38,7 @@ class MlxBackend:
         return MlxOps(device, dtype, precision)
 
     def module(self, model: Model) -> AutoencoderKLModule:
-        """The model as an `mlx.nn.Module` that trains, with the arrays of `model`."""
+        """Return the model as an `mlx.nn.Module` that trains, with the arrays of `model`."""
         from vaespec_mlx.module import AutoencoderKLModule
 
         return AutoencoderKLModule(model)

@@ -1,4 +1,4 @@
-"""What the core asks of MLX's arrays outside the model: placing and noise."""
+"""MLX's arrays outside the model: placing values and drawing noise."""
 
 from __future__ import annotations
 
@@ -18,10 +18,9 @@ def _(like: mx.array, values: Any) -> mx.array:
 
 @normal_like.register
 def _(like: mx.array, generator: Any) -> mx.array:
-    """From a key of mlx.core.random, or its own state where None, in the dtype of `like`."""
+    """Draw with a key of mlx.core.random, or with its own state if None, in the dtype of `like`."""
     if isinstance(generator, np.random.Generator):
-        drawn: mx.array = normal_like.dispatch(object)(like, generator)
-        return drawn
+        return normal_like.dispatch(object)(like, generator)
     if generator is not None and not isinstance(generator, mx.array):
         raise InputError(
             f"generator is a {type(generator).__name__}: give a key of mlx.core.random, a numpy.random.Generator, or "

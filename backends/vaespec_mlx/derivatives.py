@@ -1,4 +1,4 @@
-"""Derivatives of what MLX cannot follow."""
+"""Derivatives of a function that MLX cannot trace."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Model = Callable[[mx.array, Mapping[str, mx.array]], mx.array]
 
 
 def with_derivatives(run: Model, traceable: Model) -> Callable[..., Any]:
-    """run(x, params) with the derivatives of `traceable`, which computes the same and is computed only for them."""
+    """Return run(x, params) with the derivatives of `traceable`, an equal function that runs only for them."""
     step = mx.custom_function(run)
 
     @step.vjp
@@ -31,5 +31,5 @@ def with_derivatives(run: Model, traceable: Model) -> Callable[..., Any]:
 
 
 def _flat(model: Model, params: Mapping[str, mx.array]) -> Callable[..., mx.array]:
-    """model(x, params) of arrays in a row: x, and the params in their order."""
+    """Return model(x, params) as a function of x and of each parameter, in their order."""
     return lambda x, *weights: model(x, dict(zip(params, weights, strict=True)))

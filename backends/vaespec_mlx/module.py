@@ -14,7 +14,7 @@ from vaespec_mlx.quantized import QuantizedWeight
 
 
 class AutoencoderKLModule(nn.Module):
-    """An `mlx.nn.Module` around the specification: its parameters train, its linear maps quantise (`nn.quantize`).
+    """An `mlx.nn.Module` around the specification: its parameters train, its linear maps can be quantized.
 
     `encode(x)` (B, C, H, W) in [-1, 1] -> AutoencoderKLOutput; `decode(z)` -> DecoderOutput; calling it does both.
     """
@@ -25,9 +25,9 @@ class AutoencoderKLModule(nn.Module):
         self._model = model.bare(model.ops)
         rows = {name: row for name, row in model.table().items() if row.trained}
         linear = {name.removesuffix(".weight") for name, row in rows.items() if row.role == "linear"}
-        quantised = {name for name in linear if "_lora." not in name}  # what trains upon them keeps its precision
+        quantized = {name for name in linear if "_lora." not in name}  # LoRA trains, and keeps its precision
         for name, part in tree_unflatten([(name, model.params[name]) for name in rows]).items():
-            self[name] = _as_modules(part, name, quantised)
+            self[name] = _as_modules(part, name, quantized)
 
     def encode(self, x: mx.array) -> AutoencoderKLOutput:
         """Images -> posterior."""
@@ -37,14 +37,14 @@ class AutoencoderKLModule(nn.Module):
         """Latents -> images."""
         return self._model.decode(self._arrays(), z)
 
-    def __call__(self, x: mx.array, sample_posterior: bool = False, **how: Any) -> DecoderOutput:
-        """Images -> images, through the posterior's mode, or a sample of it (`how`: see DiagonalGaussian.sample)."""
+    def __call__(self, x: mx.array, sample_posterior: bool = False, **options: Any) -> DecoderOutput:
+        """Images -> images, through the posterior's mode or a sample (`options`: see DiagonalGaussian.sample)."""
         posterior = self.encode(x).latent_dist
-        z = posterior.sample(**how) if sample_posterior else posterior.mode()
+        z = posterior.sample(**options) if sample_posterior else posterior.mode()
         return self.decode(z).replace(posterior=posterior)
 
     def _arrays(self) -> dict[str, Any]:
-        """The parameters by name, looked up anew each time: training and `nn.quantize` put others in their place."""
+        """The parameters by name, looked up anew each time: training and `nn.quantize` replace them."""
         return {name: self._array(name) for name, row in self._model.table().items() if row.trained}
 
     def _array(self, name: str) -> mx.array | QuantizedWeight:
@@ -55,14 +55,14 @@ class AutoencoderKLModule(nn.Module):
         return QuantizedWeight(part) if leaf == "weight" and isinstance(part, nn.QuantizedLinear) else part[leaf]
 
 
-def _as_modules(tree: Any, name: str, quantised: set[str]) -> Any:
-    """A nested dict of arrays as modules; those in `quantised` as nn.Linear, which is what `nn.quantize` looks for."""
+def _as_modules(tree: Any, name: str, quantized: set[str]) -> Any:
+    """Turn a nested dict of arrays into modules; names in `quantized` become nn.Linear, for `nn.quantize` to find."""
     if isinstance(tree, mx.array):
         return tree
     if isinstance(tree, list):
-        return [_as_modules(part, f"{name}.{i}", quantised) for i, part in enumerate(tree)]
-    kind = nn.Linear if name in quantised else nn.Module
+        return [_as_modules(part, f"{name}.{i}", quantized) for i, part in enumerate(tree)]
+    kind = nn.Linear if name in quantized else nn.Module
     module = kind.__new__(kind)
     nn.Module.__init__(module)  # type: ignore[no-untyped-call]  # not nn.Linear's, which draws random weights
-    dict.update(module, {key: _as_modules(part, f"{name}.{key}", quantised) for key, part in tree.items()})
+    dict.update(module, {key: _as_modules(part, f"{name}.{key}", quantized) for key, part in tree.items()})
     return module

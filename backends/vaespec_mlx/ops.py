@@ -1,4 +1,4 @@
-"""The operations on MLX: maps are (B, H, W, C), and lazy until somebody asks for their numbers."""
+"""The operations on MLX: maps are (B, H, W, C), and are evaluated when their numbers are needed."""
 
 from __future__ import annotations
 
@@ -18,16 +18,13 @@ from vaespec.errors import BackendError
 from vaespec.ops import Layer, Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
-from vaespec_cpu.engine import EngineOps
+from vaespec_cpu.engine import Engine
 from vaespec_mlx.derivatives import with_derivatives
 from vaespec_mlx.quantized import QuantizedWeight
 
-TO_ENGINE, FROM_ENGINE = {4: (1, 2, 3, 0), 2: (1, 0)}, {4: (3, 0, 1, 2), 2: (1, 0)}
-"""The axes of kernels and matrices: HWIO and IO from OHWI and OI, and back."""
-
 
 class MlxOps(ReferenceOps):
-    """On one device, as MLX's operations are and its arrays are not.
+    """The operations on one device; MLX's arrays have no device.
 
     Products follow the dtype of the weights, so that params may be cast after `functional()`.
     """
@@ -47,57 +44,44 @@ class MlxOps(ReferenceOps):
         self.precision = precision
 
     def __reduce__(self) -> tuple[type[MlxOps], tuple[str, str, str]]:
-        """To copy and pickle, with a module that holds it: the namespace, a Python module, cannot be."""
+        """Copy and pickle without the namespace: it is a Python module, which cannot be pickled."""
         return type(self), (self.device.type.name, self.dtype, self.precision)
 
     @property
     def on_engine(self) -> bool:
-        """Whether NumPy's engine computes outside of transforms: it reads a CPU's arrays where they lie."""
+        """Whether the CPU engine computes outside of transforms: it reads a CPU's arrays in place."""
         return self.device.type == mx.DeviceType.cpu and self.precision == "default"
 
+    @property
+    def engine(self) -> Engine:
+        return Engine(self.xp, self.dtype, self.layout, self.to_numpy, mx.array)
+
+    def needs_framework(self, *arrays: Any) -> bool:
+        """Whether MLX itself must compute with these arrays: quantized, or cast to another dtype."""
+        return not self.on_engine or not all(self.is_array(a) and a.dtype == self.storage for a in arrays)
+
     def compile(self, model: Layer) -> Callable[[mx.array, Mapping[str, mx.array]], mx.array]:
-        """To MLX, whose arrays do not say whether they are traced, the engine is one step with derivatives."""
+        """MLX's arrays do not say whether they are traced, so for MLX the engine is one step with derivatives."""
         run = super().compile(model)
         step = with_derivatives(run, lambda x, params: model(x, params, self))
-        return lambda x, params: (step if self._takes(params) else run)(x, params)
+        return lambda x, params: (run if self.needs_framework(*params.values()) else step)(x, params)
 
     def with_compiler(self) -> CompilingOps:
         return CompilingOps(self.device.type.name, self.dtype, self.precision)
 
     def inference_ops(self, params: Mapping[str, mx.array]) -> tuple[Any, Mapping[str, Any]]:
-        """Else evaluated layer by layer, so that the graph, and the memory it holds, is that of one layer."""
-        if self._takes(params):
-            return self._engine(), {name: self.to_numpy(_in_order(a, TO_ENGINE)) for name, a in params.items()}
-        return _EvaluatingOps(self), params
-
-    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, mx.array]:
-        """For the engine, weights lie in memory as it reads them, whatever the order of their axes here."""
-        if not self.on_engine:
-            return super().load_params(params, table)
-        prepared = self._engine().load_params(params, table).items()
-        return {name: self.materialize(_in_order(mx.array(a), FROM_ENGINE)) for name, a in prepared}
-
-    def _takes(self, params: Mapping[str, Any]) -> bool:
-        """Whether the engine may have these: not what is quantized, or cast to another dtype."""
-        return self.on_engine and all(self.is_array(w) and w.dtype == self.storage for w in params.values())
-
-    def _engine(self) -> EngineOps:
-        return EngineOps(self.dtype, self.to_numpy, mx.array)
+        """Without the engine, evaluate layer by layer: the graph, and its memory, is never more than a layer's."""
+        if self.needs_framework(*params.values()):
+            return _EvaluatingOps(self), params
+        return self.engine.ops(), self.engine.params(params)
 
     def run(self, layer: Layer, x: mx.array, params: Mapping[str, mx.array]) -> mx.array:
         with mx.stream(self.device):
             return layer(x, params, self)
 
     def from_numpy(self, a: np.ndarray) -> mx.array:
-        with np.errstate(over="ignore"):  # beyond float16 is infinity, which the caller reports
+        with np.errstate(over="ignore"):  # numbers beyond float16 become infinity, which the caller reports
             return mx.array(np.asarray(a, storage_dtype(self.dtype), order="C"))
-
-    def from_host(self, a: np.ndarray) -> mx.array:
-        return mx.array(a)
-
-    def materialize(self, x: mx.array) -> mx.array:
-        mx.eval(x)
-        return x
 
     def to_numpy(self, x: mx.array) -> np.ndarray:
         shared = np.asarray(x.view(mx.uint16) if x.dtype == mx.bfloat16 else x)  # NumPy does not know MLX's bfloat16
@@ -108,8 +92,15 @@ class MlxOps(ReferenceOps):
 
         return shared.view(ml_dtypes.bfloat16)
 
+    def from_host(self, a: np.ndarray) -> mx.array:
+        return mx.array(a)
+
+    def materialize(self, x: mx.array) -> mx.array:
+        mx.eval(x)
+        return x
+
     def workspace(self, op: str, x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, ...] = ()) -> int:
-        """On the CPU, a convolution lays the k · k shifted views of a map side by side, in float32."""
+        """On the CPU, a convolution copies the k · k shifted views of a map side by side, in float32."""
         shifted = op == "conv2d" and self.device.type == mx.DeviceType.cpu
         return shifted * 4 * x[0] * math.prod(y[2:]) * math.prod(kernel[1:])
 
@@ -118,6 +109,11 @@ class MlxOps(ReferenceOps):
 
     def is_array(self, x: object) -> bool:
         return isinstance(x, mx.array)
+
+    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, mx.array]:
+        if not self.on_engine:
+            return super().load_params(params, table)
+        return {name: self.materialize(a) for name, a in self.engine.load_params(params, table).items()}
 
     def from_nchw(self, x: mx.array) -> mx.array:
         return x.transpose(0, 2, 3, 1)
@@ -149,7 +145,7 @@ class MlxOps(ReferenceOps):
         return narrow(nn.gelu(widen(x, mx)), x, mx)
 
     def relu(self, x: mx.array) -> mx.array:
-        return mx.maximum(x, 0)  # in this order: where they are equal, the gradient is the second's
+        return mx.maximum(x, 0)  # in this order: if they are equal, the gradient is the second's
 
     def upsample_nearest2x(self, x: mx.array) -> mx.array:
         B, H, W, C = x.shape
@@ -167,18 +163,13 @@ class MlxOps(ReferenceOps):
         return y if b is None else y + b
 
     def attention(self, q: mx.array, k: mx.array, v: mx.array, *, scale: float) -> mx.array:
-        q_w, k_w, v_w = (widen(t, mx)[:, None] for t in (q, k, v))  # an axis of heads; of 16 bits, logits are rounded
+        q_w, k_w, v_w = (widen(t, mx)[:, None] for t in (q, k, v))  # an axis of heads; 16 bits would round logits
         return narrow(mx.fast.scaled_dot_product_attention(q_w, k_w, v_w, scale=scale).squeeze(1), v, mx)
 
 
-def _in_order(weight: mx.array, axes: Mapping[int, tuple[int, ...]]) -> mx.array:
-    """The same memory with its axes in another order."""
-    return weight.transpose(*axes[weight.ndim]) if weight.ndim in axes else weight
-
-
 def _mean(x_g: mx.array) -> mx.array:
-    """Of each sample and group: (B, H, W, G, C / G) -> (B, 1, 1, G, 1)."""
-    for axis in (2, 1, 4):  # MLX's CPU adds number by number: one long sum loses what three short ones keep
+    """Mean of each sample and group: (B, H, W, G, C / G) -> (B, 1, 1, G, 1)."""
+    for axis in (2, 1, 4):  # MLX's CPU adds number by number: three short sums round less than a long one
         x_g = x_g.mean(axis, keepdims=True)
     return x_g
 
@@ -195,25 +186,23 @@ def _mish(x: mx.array) -> mx.array:
 
 
 def _decay(x: mx.array) -> mx.array:
-    """e^-|x|, from an exponent that is exact: mx.exp rounds |x| · log₂ e on the CPU, and is off by |x| roundings."""
+    """e^-|x|, from an exact exponent: on the CPU, mx.exp rounds |x| · log₂ e, and is off by |x| roundings."""
     return mx.power(math.exp(64), -mx.abs(x) / 64)
 
 
 class CompilingOps(MlxOps):
-    """A run is what mx.compile makes of it, for each shape: one graph, whose memory is not that of one layer."""
+    """Runs what mx.compile makes of a model, for each shape: one graph, which holds more memory than one layer."""
 
     def compile(self, model: Layer) -> Callable[[mx.array, Mapping[str, mx.array]], mx.array]:
-        run: Callable[[mx.array, Mapping[str, mx.array]], mx.array] = mx.compile(
-            lambda x, params: model(x, params, self)
-        )
-        return run
+        return mx.compile(lambda x, params: model(x, params, self))
 
     def with_compiler(self) -> CompilingOps:
+        """Already compiled: return self."""
         return self
 
 
 class _EvaluatingOps:
-    """The ops of a backend, with every layer's result computed at once."""
+    """MlxOps that evaluate the result of every layer at once."""
 
     def __init__(self, ops: MlxOps) -> None:
         self.ops = ops

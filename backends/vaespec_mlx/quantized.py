@@ -1,4 +1,4 @@
-"""A weight that `mlx.nn.quantize` has made a few bits wide."""
+"""A weight that `mlx.nn.quantize` has quantized."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import mlx.nn as nn
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """Stands where a linear map's weight (O, I) stood."""
+    """Takes the place of a linear map's weight (O, I)."""
 
     layer: nn.QuantizedLinear
 
     def product(self, t: mx.array) -> mx.array:
-        """t Wᵀ. t (..., I) -> (..., O)."""
+        """Compute t Wᵀ: t (..., I) -> (..., O)."""
         q = self.layer
         sizes = {"group_size": q.group_size, "bits": q.bits, "mode": q.mode}
         return mx.quantized_matmul(t, q.weight, scales=q.scales, biases=q.get("biases"), transpose=True, **sizes)

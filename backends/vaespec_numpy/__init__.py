@@ -6,7 +6,7 @@ from vaespec_numpy.ops import NumpyOps
 
 
 class NumpyBackend:
-    """The backend that is always there."""
+    """The backend named "numpy", which is always installed."""
 
     name = "numpy"
     framework = "numpy"

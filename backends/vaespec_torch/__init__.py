@@ -27,7 +27,7 @@ def _open_checkpoint(path: Path) -> Checkpoint:
 
 
 class TorchBackend:
-    """What `backend="torch"` stands for."""
+    """The backend named "torch"."""
 
     name = "torch"
     framework = "torch"
@@ -57,7 +57,7 @@ class TorchBackend:
         return TorchOps(device, dtype, precision)
 
     def module(self, model: Model) -> AutoencoderKLModule:
-        """The model as an `nn.Module` that trains; it takes the tensors of `model` as its own."""
+        """Return the model as an `nn.Module` that trains; it owns the tensors of `model` from then on."""
         from vaespec_torch.module import AutoencoderKLModule
 
         return AutoencoderKLModule(model)

@@ -1,4 +1,4 @@
-"""What the core asks of PyTorch's tensors outside the model: placing, noise, and outputs as pytrees."""
+"""PyTorch's tensors outside the model: placing values, drawing noise, and outputs as pytrees."""
 
 from __future__ import annotations
 
@@ -23,30 +23,29 @@ def _(like: Tensor, values: Any) -> Tensor:
 
 @normal_like.register
 def _(like: Tensor, generator: Any) -> Tensor:
-    """As diffusers: in the dtype of `like`, on the generator's device, then moved; None is torch's own generator."""
+    """Draw as diffusers does: in the dtype of `like`, on the generator's device, then moved; None: torch's own."""
     if isinstance(generator, np.random.Generator):
-        drawn: Tensor = normal_like.dispatch(object)(like, generator)
-        return drawn
+        return normal_like.dispatch(object)(like, generator)
     if generator is not None and not isinstance(generator, torch.Generator):
         raise InputError(
             f"generator is a {type(generator).__name__}: give a torch.Generator, a numpy.random.Generator, or seed=."
         )
     device = like.device if generator is None else generator.device
     if device.type not in (like.device.type, "cpu"):
-        places = "the CPU" if like.device.type == "cpu" else f"{like.device} or the CPU"
-        raise InputError(f"a generator on {device} for latents on {like.device}: give one on {places}.")
+        devices = "the CPU" if like.device.type == "cpu" else f"{like.device} or the CPU"
+        raise InputError(f"a generator on {device} for latents on {like.device}: give one on {devices}.")
     return torch.randn(like.shape, generator=generator, device=device, dtype=like.dtype).to(like.device)
 
 
 def _flatten(output: Any) -> tuple[list[Any], Any]:
-    """As everywhere, but for PyTorch None would be a leaf: an absent posterior goes with the constants."""
+    """Flatten an output. PyTorch takes None for a leaf, so an absent posterior is put among the constants."""
     fields, constants = flatten(output)
     return [field for field in fields if field is not None], ([field is not None for field in fields], constants)
 
 
 def _unflatten(cls: type, children: Iterable[Any], context: Any) -> Any:
-    (there, constants), children = context, iter(children)
-    return unflatten(cls, [next(children) if is_there else None for is_there in there], constants)
+    (present, constants), children = context, iter(children)
+    return unflatten(cls, [next(children) if is_present else None for is_present in present], constants)
 
 
 for output in ARRAY_FIELDS:

@@ -1,7 +1,7 @@
-"""A group norm with its activation on a GPU, in Triton: two passes over a map that lies in memory as (B, H, W, C).
+"""Group norm with its activation on a GPU, in Triton: two passes over a map that is stored as (B, H, W, C).
 
 PyTorch gives all pixels of a group to one block of threads, 32 blocks for an image, and SiLU is one more pass. Here
-each strip of pixels has a block of its own; moments of strips are merged as in Chan, Golub & LeVeque 1983.
+each strip of pixels has its own block; the moments of strips are merged by Chan, Golub & LeVeque 1983.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-NUMBERS = 8192  # of a strip: what a block of threads holds in its registers
+NUMBERS = 8192  # in a strip: as many as a block of threads holds in its registers
 
 
 def suits(channels: int, groups: int) -> bool:
-    """Triton's blocks are powers of two."""
+    """Whether the kernels can compute this norm: Triton's blocks are powers of two."""
     return all(n & (n - 1) == 0 for n in (channels, groups)) and channels <= NUMBERS
 
 
 def group_norm(x: Tensor, scale: Tensor, shift: Tensor, *, groups: int, eps: float, silu: bool) -> Tensor:
-    """γ · (x - μ) / √(σ² + ε) + β, then SiLU if asked for: (B, C, H, W) -> the same, channels-last; float32 inside."""
+    """y = γ · (x - μ) / √(σ² + ε) + β, then SiLU if requested: x, y (B, C, H, W), y channels-last; float32 inside."""
     B, C, H, W = x.shape
     x = x.contiguous(memory_format=torch.channels_last)
     y, size, rows = torch.empty_like(x), H * W, NUMBERS // C
@@ -35,7 +35,7 @@ def group_norm(x: Tensor, scale: Tensor, shift: Tensor, *, groups: int, eps: flo
 
 
 def _merged(means: Tensor, squares: Tensor, size: int, rows: int, width: int) -> tuple[Tensor, Tensor]:
-    """Means and sums of squared deviations of strips (B, strips, G) -> μ, σ² of the whole (B, G)."""
+    """Merge means and sums of squared deviations of strips (B, strips, G) into μ, σ² of the whole (B, G)."""
     starts = torch.arange(means.shape[1], device=means.device) * rows
     counts = (width * (size - starts).clamp(max=rows)).float()[:, None]
     mu = (counts * means).sum(1) / (width * size)
@@ -45,7 +45,7 @@ def _merged(means: Tensor, squares: Tensor, size: int, rows: int, width: int) ->
 
 @triton.jit
 def _moments(x, means, squares, size, C: tl.constexpr, G: tl.constexpr, ROWS: tl.constexpr):  # type: ignore[no-untyped-def]
-    """Of the pixels of a strip, by groups: mean, and sum of squared deviations from it."""
+    """Store mean and sum of squared deviations of each group, over the pixels of a strip."""
     strip, item, strips = tl.program_id(0), tl.program_id(1).to(tl.int64), tl.num_programs(0)
     row = strip * ROWS + tl.arange(0, ROWS)
     inside = (row < size)[:, None]
@@ -61,7 +61,7 @@ def _moments(x, means, squares, size, C: tl.constexpr, G: tl.constexpr, ROWS: tl
 
 @triton.jit
 def _normalized(x, y, centre, factor, shift, size, C: tl.constexpr, ROWS: tl.constexpr, SILU: tl.constexpr):  # type: ignore[no-untyped-def]
-    """(x - centre) · factor + shift of the pixels of a strip, then SiLU; centre and factor (B, C), shift (C,)."""
+    """Store (x - centre) · factor + shift, then SiLU, for the pixels of a strip; centre, factor (B, C), shift (C,)."""
     strip, item = tl.program_id(0), tl.program_id(1).to(tl.int64)
     row, channel = strip * ROWS + tl.arange(0, ROWS), tl.arange(0, C)
     inside = (row < size)[:, None]

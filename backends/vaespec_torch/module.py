@@ -23,7 +23,7 @@ class AutoencoderKLModule(nn.Module):
         self._model = model.bare(model.ops)
         table = model.table()
         for name, tensor in model.params.items():
-            own = in_device_order(tensor) if tensor.ndim == 4 else tensor.contiguous()  # files want PyTorch's order
+            own = in_device_order(tensor) if tensor.ndim == 4 else tensor.contiguous()  # safetensors' order
             _register(self, name, own, trains=table[name].trained)
         self._places = [(name, *name.rpartition(".")[::2]) for name, row in table.items() if row.trained]
 
@@ -35,32 +35,32 @@ class AutoencoderKLModule(nn.Module):
         """Latents -> images."""
         return self._model.decode(self._tensors(), z)
 
-    def forward(self, x: Tensor, sample_posterior: bool = False, **how: Any) -> DecoderOutput:
-        """Images -> images, through the posterior's mode, or a sample of it (`how`: see DiagonalGaussian.sample)."""
+    def forward(self, x: Tensor, sample_posterior: bool = False, **options: Any) -> DecoderOutput:
+        """Images -> images, through the posterior's mode or a sample (`options`: see DiagonalGaussian.sample)."""
         posterior = self.encode(x).latent_dist
-        z = posterior.sample(**how) if sample_posterior else posterior.mode()
+        z = posterior.sample(**options) if sample_posterior else posterior.mode()
         return self.decode(z).replace(posterior=posterior)
 
     def enable_gradient_checkpointing(self) -> None:
-        """Keep only what is between the layers for the gradient, and compute the rest again."""
+        """Keep only the layers' inputs for the gradient, and compute the rest again."""
         self._model = self._model.bare(CheckpointingOps.like(self._model.ops))
 
     def disable_gradient_checkpointing(self) -> None:
-        """Keep everything for the gradient."""
+        """Keep every activation for the gradient."""
         self._model = self._model.bare(TorchOps.like(self._model.ops))
 
     @property
     def is_gradient_checkpointing(self) -> bool:
-        """Whether it is enabled."""
+        """Whether gradient checkpointing is enabled."""
         return isinstance(self._model.ops, CheckpointingOps)
 
     def _tensors(self) -> dict[str, Tensor]:
-        """Looked up by attribute each time: a parametrization puts a property where the parameter was."""
+        """The tensors by name, looked up anew each time: a parametrization puts a property in a parameter's place."""
         return {name: getattr(self.get_submodule(path), leaf) for name, path, leaf in self._places}
 
 
 def _register(root: nn.Module, name: str, tensor: Tensor, *, trains: bool) -> None:
-    """Hang a tensor under its dotted name: an empty module for each part, as nn.Module builds state-dict names."""
+    """Register a tensor under its dotted name, with an empty module for each part of the name."""
     *path, leaf = name.split(".")
     for part in path:
         if part not in root._modules:

@@ -20,24 +20,26 @@ from vaespec.machine import MemoryUse
 from vaespec.ops import Layer, Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
-from vaespec_torch.engine import engine, from_engine, to_engine, tracked
+from vaespec_cpu.engine import Engine
+from vaespec_torch.channels_last import PendingNorm, group_moments, has_triton, norm_near_zero
+from vaespec_torch.upsampled import Upsampled2x
 from vaespec_torch.views import as_numpy, as_tensor
 
 CHANNELS_LAST = ("cuda",)
-"""The kinds of device whose maps and kernels lie in memory as (B, H, W, C), which their convolutions want."""
+"""The kinds of device on which maps and kernels are stored as (B, H, W, C), which their convolutions want."""
 
 
 def channels_last(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether maps and kernels lie as (B, H, W, C); on a CPU only those of bfloat16.
+    """Whether maps and kernels are stored as (B, H, W, C); on a CPU, only in bfloat16.
 
-    There the sums of that order are 3 to 20 times less exact in float32 (oneDNN's convolutions, group_norm), and no
-    sooner done.
+    In float32 on a CPU, the sums of that order are 3 to 20 times less exact (oneDNN's convolutions, group_norm), and
+    not faster.
     """
     return device.type in CHANNELS_LAST or (device.type == "cpu" and dtype == torch.bfloat16)
 
 
 class TorchOps(ReferenceOps):
-    """On one device, in one dtype. Nothing here breaks autograd or `torch.compile(fullgraph=True)`."""
+    """The operations on one device, in one dtype. None breaks autograd or `torch.compile(fullgraph=True)`."""
 
     def __init__(self, device: str, dtype: str, precision: str = "default") -> None:
         super().__init__(array_namespace, dtype, torch.device(device))
@@ -46,53 +48,58 @@ class TorchOps(ReferenceOps):
 
     @classmethod
     def like(cls, ops: Any) -> Self:
-        """This kind of ops, where and as exact as others."""
+        """Return this class of ops, with the device, dtype and precision of others."""
         return cls(str(ops.device), ops.dtype, ops.precision)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """To copy and pickle, with a module that holds it: the namespace, a Python module, cannot be."""
+        """Copy and pickle without the namespace: it is a Python module, which cannot be pickled."""
         return type(self), (str(self.device), self.dtype, self.precision)
 
     @property
     def on_engine(self) -> bool:
-        """Whether NumPy's engine computes where no gradient is wanted: it reads a CPU's tensors where they lie.
+        """Whether the CPU engine computes if no gradient is wanted: it reads a CPU's tensors in place.
 
-        In bfloat16 not where the CPU multiplies that itself, and PyTorch twice as fast.
+        Not in bfloat16 on a CPU that multiplies bfloat16 itself: there PyTorch is twice as fast.
         """
-        kept = self.dtype == "float64" or (self.dtype == "bfloat16" and machine.multiplies_bfloat16())
-        return self.on_host and self.precision == "default" and not kept
+        native = self.dtype == "float64" or (self.dtype == "bfloat16" and machine.multiplies_bfloat16())
+        return self.on_host and self.precision == "default" and not native
+
+    @property
+    def engine(self) -> Engine:
+        return Engine(self.xp, self.dtype, self.layout, as_numpy, as_tensor)
+
+    def needs_framework(self, *arrays: Tensor) -> bool:
+        """Whether PyTorch itself must compute with these tensors: it records them for a gradient, or compiles."""
+        return torch.compiler.is_compiling() or (torch.is_grad_enabled() and any(t.requires_grad for t in arrays))
 
     def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
         run = super().compile(model)
 
-        def native_if_tracked(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-            result: Tensor = model(x, params, self) if tracked(x, *params.values()) else run(x, params)
-            return result
+        def run_unless_recorded(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+            return model(x, params, self) if self.needs_framework(x, *params.values()) else run(x, params)
 
-        return native_if_tracked
+        return run_unless_recorded
 
     def with_compiler(self) -> TorchOps:
-        from vaespec_torch.compiled import CompilingOps
-
         return CompilingOps.like(self)
 
     def inference_ops(self, params: Mapping[str, Tensor]) -> tuple[Any, Mapping[str, Any]]:
         if self.on_engine:
-            return engine(self.dtype), {name: to_engine(t) for name, t in params.items()}
+            return self.engine.ops(), self.engine.params(params)
         if self.precision == "default" and channels_last(self.device, self.storage):
-            from vaespec_torch.fused import FusedOps
-
-            return FusedOps.like(self), params
+            return ChannelsLastOps.like(self), params
         return self, params
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
         switched = self.precision == "highest" and not torch.compiler.is_compiling()
         with true_float32() if switched else nullcontext():
-            result: Tensor = layer(x, params, self)
-            return result
+            return layer(x, params, self)
 
     def from_numpy(self, a: np.ndarray) -> Tensor:
         return as_tensor(a).to(device=self.device, dtype=self.storage, copy=True)  # a copy: its source may change
+
+    def to_numpy(self, x: Tensor) -> np.ndarray:
+        return as_numpy(x.detach().cpu())
 
     def from_host(self, a: np.ndarray) -> Tensor:
         return as_tensor(a).to(device=self.device, copy=True)
@@ -106,31 +113,28 @@ class TorchOps(ReferenceOps):
 
     def memory(self) -> MemoryUse:
         if self.device.type != "cuda":
-            return super().memory()  # Apple's GPU shares the process's
+            return super().memory()  # Apple's GPU shares the memory of the process
         used = torch.cuda.memory_allocated(self.device)
         reserved = torch.cuda.memory_reserved(self.device) - used
         return MemoryUse(used, torch.cuda.mem_get_info(self.device)[0] + reserved)
 
     def workspace(self, op: str, x: tuple[int, ...], y: tuple[int, ...], kernel: tuple[int, ...] = ()) -> int:
-        """On a CPU, oneDNN's convolutions reorder what they read, then what they write."""
+        """On a CPU, oneDNN's convolutions reorder their input, then their result."""
         reordered = op == "conv2d" and self.on_host
         return reordered * max(math.prod(x), math.prod(y)) * self.storage.itemsize
-
-    def to_numpy(self, x: Tensor) -> np.ndarray:
-        return as_numpy(x.detach().cpu())
-
-    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Tensor]:
-        """Kernels in the memory order that convolutions want, so that none reorders them."""
-        if self.on_engine:
-            return {name: from_engine(a) for name, a in engine(self.dtype).load_params(params, table).items()}
-        prepared = super().load_params(params, table).items()
-        return {name: in_device_order(t) if t.ndim == 4 else t for name, t in prepared}
 
     def cast(self, x: Tensor) -> Tensor:
         return x.to(device=self.device, dtype=self.storage)
 
     def is_array(self, x: object) -> bool:
         return isinstance(x, Tensor)
+
+    def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Tensor]:
+        """Store kernels in the memory order that convolutions want, so that no run reorders them."""
+        if self.on_engine:
+            return self.engine.load_params(params, table)
+        loaded = super().load_params(params, table).items()
+        return {name: in_device_order(t) if t.ndim == 4 else t for name, t in loaded}
 
     def from_nchw(self, x: Tensor) -> Tensor:
         return in_device_order(x)
@@ -146,14 +150,14 @@ class TorchOps(ReferenceOps):
         return F.conv2d(x, w, b, stride=stride)
 
     def group_norm(self, x: Tensor, scale: Tensor, shift: Tensor, *, groups: int, eps: float) -> Tensor:
-        # Where x is channels-last, CUDA's kernel copies it, and the CPU's computes E[x²] - E[x]², which cancels.
+        # If x is channels-last, CUDA's kernel copies it, and the CPU's computes E[x²] - E[x]², which cancels.
         y = torch.group_norm(x.contiguous(), groups, scale, shift, eps)  # F.group_norm refuses 1 x 1 maps
         return in_device_order(y)
 
     def normalize(self, x: Tensor, mean: Tensor, sigma2: Tensor, scale: Tensor, shift: Tensor, *, eps: float) -> Tensor:
         (B, C, H, W), wide = x.shape, mean.dtype
         scale, shift = (p.to(wide).expand(B, C).flatten() for p in (scale, shift))
-        samples = x.reshape(1, B * C, H, W)  # moments are per sample, a batch norm's are not
+        samples = x.reshape(1, B * C, H, W)  # the moments are per sample, a batch norm's are not
         y = F.batch_norm(samples, mean.flatten(), sigma2.flatten(), scale, shift, eps=eps)
         return in_device_order(y.reshape(B, C, H, W))
 
@@ -176,20 +180,103 @@ class TorchOps(ReferenceOps):
         return F.linear(t, w, b)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-        q, k, v = (t.unsqueeze(1) for t in (q, k, v))  # without an axis of heads, the fused kernels are not taken
+        q, k, v = (t.unsqueeze(1) for t in (q, k, v))  # PyTorch takes its fused kernels only with an axis of heads
         return F.scaled_dot_product_attention(q, k, v, scale=scale).squeeze(1)
 
 
+class ChannelsLastOps(TorchOps):
+    """TorchOps for one run without gradients, on maps that are stored as (B, H, W, C).
+
+    A norm is deferred to the activation after it: with Triton, both are one pass. An upsampling is deferred to its
+    convolution, which would read every pixel four times.
+    """
+
+    def conv2d(self, x: Tensor | Upsampled2x, w: Tensor, b: Tensor, *, stride: int, padding: Padding) -> Tensor:
+        if isinstance(x, Upsampled2x):
+            if x.suits(w, stride, padding):
+                return x.convolved(w, b, padding)
+            x = x.whole()
+        return super().conv2d(x, w, b, stride=stride, padding=padding)
+
+    def group_norm(self, x: Tensor, scale: Tensor, shift: Tensor, *, groups: int, eps: float) -> PendingNorm:  # type: ignore[override]
+        return PendingNorm(x, scale, shift, groups, eps)
+
+    def silu(self, x: Tensor | PendingNorm) -> Tensor:
+        return super().silu(x) if isinstance(x, Tensor) else self._normalized(x, silu=True)
+
+    def mish(self, x: Tensor | PendingNorm) -> Tensor:
+        return super().mish(self._computed(x))
+
+    def gelu(self, x: Tensor | PendingNorm) -> Tensor:
+        return super().gelu(self._computed(x))
+
+    def relu(self, x: Tensor | PendingNorm) -> Tensor:
+        return super().relu(self._computed(x))
+
+    def upsample_nearest2x(self, x: Tensor) -> Upsampled2x:  # type: ignore[override]
+        return Upsampled2x.of(x)
+
+    def rows(self, x: Tensor | Upsampled2x, start: int, stop: int) -> Tensor | Upsampled2x:
+        return x.rows(start, stop) if isinstance(x, Upsampled2x) else super().rows(x, start, stop)
+
+    def to_array(self, x: Tensor | Upsampled2x) -> Tensor:
+        return x.whole() if isinstance(x, Upsampled2x) else x
+
+    def tokens(self, x: Tensor | PendingNorm) -> Tensor:
+        return super().tokens(self._computed(x))
+
+    def _computed(self, x: Tensor | PendingNorm) -> Tensor:
+        return x if isinstance(x, Tensor) else self._normalized(x)
+
+    def _normalized(self, norm: PendingNorm, silu: bool = False) -> Tensor:
+        """Compute a norm, and its SiLU if requested."""
+        x, scale, shift, groups, eps = norm
+        if has_triton(x):
+            from vaespec_torch import group_norm  # which imports Triton
+
+            if group_norm.suits(x.shape[1], groups):
+                return group_norm.group_norm(x, scale, shift, groups=groups, eps=eps, silu=silu)
+        y = norm_near_zero(norm) if self.on_host else None
+        y = self.normalize(x, *group_moments(x, groups), scale, shift, eps=eps) if y is None else y
+        return F.silu(y, inplace=True) if silu else y
+
+
 class CheckpointingOps(TorchOps):
-    """Forgets what is inside each layer, and computes it again for the gradient: less memory for a third more time."""
+    """Computes each layer again for the gradient, and keeps only its input: less memory for a third more time."""
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        recomputed: Tensor = checkpoint(super().run, layer, x, params, use_reentrant=False)
-        return recomputed
+        return checkpoint(super().run, layer, x, params, use_reentrant=False)
+
+
+class CompilingOps(TorchOps):
+    """Runs what torch.compile makes of a model: one graph for the first shape, one for shapes that differ in a size.
+
+    On CUDA each shape is recorded as a CUDA graph too (mode "reduce-overhead"); its results are copied, since the next
+    run writes into the same memory.
+    """
+
+    def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
+        recorded = self.device.type == "cuda"
+
+        def run(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+            return model(x, params, self)
+
+        graph = torch.compile(run, mode="reduce-overhead" if recorded else None)
+
+        def compiled(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+            with true_float32() if self.precision == "highest" else nullcontext():
+                y = graph(x, params)
+            return y.clone() if recorded else y
+
+        return compiled
+
+    def with_compiler(self) -> Self:
+        """Already compiled: return self."""
+        return self
 
 
 def in_device_order(x: Tensor) -> Tensor:
-    """A map or kernel in the memory order of its device. By axes, since vmap knows no memory formats."""
+    """Return a map or kernel in the memory order of its device; by moving axes, since vmap knows no memory formats."""
     if channels_last(x.device, x.dtype):
         return x.movedim(1, -1).contiguous().movedim(-1, 1)
     return x.contiguous()
@@ -197,14 +284,15 @@ def in_device_order(x: Tensor) -> Tensor:
 
 @contextmanager
 def true_float32() -> Iterator[None]:
-    """Inside, no product of float32 numbers is made from TF32 or bfloat16, in cuDNN, cuBLAS or oneDNN.
+    """Inside, no product of float32 numbers is computed in TF32 or bfloat16, by cuDNN, cuBLAS or oneDNN.
 
-    The settings belong to the process: another thread's products are slower meanwhile. What runs later, gradients and
-    whatever torch.compile or torch.export has traced, is as precise as the process says then: set
-    torch.backends.fp32_precision = "ieee" for it.
+    The settings belong to the process: products in other threads are slower meanwhile. Gradients, and graphs of
+    torch.compile or torch.export, run later, in the precision that is set then: set
+    torch.backends.fp32_precision = "ieee" for them.
     """
-    of: Any = torch.backends
-    switches = of, of.cudnn, of.cudnn.conv, of.cuda.matmul, of.mkldnn.conv, of.mkldnn.matmul
+    backends: Any = torch.backends
+    cudnn, mkldnn = backends.cudnn, backends.mkldnn
+    switches = backends, cudnn, cudnn.conv, backends.cuda.matmul, mkldnn.conv, mkldnn.matmul
     changed = []
     try:
         for switch in switches:  # the general before the special: one that is not set follows, and is left unset

@@ -1,4 +1,4 @@
-"""The same numbers as PyTorch's tensor and as NumPy's array: in a CPU's memory, the same memory."""
+"""Views of one memory as PyTorch's tensor and as NumPy's array, on the CPU."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def as_tensor(a: np.ndarray) -> Tensor:
-    """The same memory, unless PyTorch cannot look at that: read-only, or in another order."""
+    """View an array as a tensor; a copy if PyTorch cannot view its memory: read-only, or in another order."""
     a = np.require(a, requirements=["C", "W"])
     if a.dtype.name == "bfloat16":  # torch.from_numpy does not know ml_dtypes' type, but the bits are the same
         return torch.from_numpy(a.view(np.int16)).view(torch.bfloat16)
@@ -16,7 +16,7 @@ def as_tensor(a: np.ndarray) -> Tensor:
 
 
 def as_numpy(x: Tensor) -> np.ndarray:
-    """The same memory, of a tensor on the CPU."""
+    """View a tensor on the CPU as an array, whatever the order of its axes in memory."""
     x = x.detach()
     if x.dtype == torch.bfloat16:
         import ml_dtypes

@@ -1,4 +1,4 @@
-"""CostOps: figures checked against the published ones and against what the arrays really weigh."""
+"""CostOps: figures checked against published ones and against the memory of real arrays."""
 
 import weakref
 
@@ -51,7 +51,7 @@ def test_half_the_bytes_per_number_are_half_the_memory():
 
 @settings(max_examples=20, deadline=None)
 @given(st.integers(4, 21), st.integers(4, 21), st.integers(1, 3), st.sampled_from(["encode", "decode"]))
-def test_arithmetic_shapes_and_peak_memory_are_those_of_the_run_that_was_watched(height, width, batch, direction):
+def test_arithmetic_shapes_and_peak_memory_equal_those_of_a_watched_run(height, width, batch, direction):
     model, channels = (encoder(NARROW), 3) if direction == "encode" else (decoder(NARROW), 4)
     watch = Watch()
     y = model(watch.held(np.zeros((batch, channels, height, width))), initialize(NARROW, seed=0), watch)
@@ -62,14 +62,14 @@ def test_arithmetic_shapes_and_peak_memory_are_those_of_the_run_that_was_watched
 
 
 class Watch:
-    """The specification in float64; counts what its convolutions multiply and what its living arrays weigh."""
+    """The specification in float64; counts multiplications of convolutions and bytes of live arrays."""
 
     def __init__(self):
         self.ops = ReferenceOps(np)
         self.conv_flops = self.bytes = self.peak_bytes = 0
 
     def held(self, x):
-        """A copy of x of its own, on the scales until Python lets go of it."""
+        """Copy x, and count its bytes until Python frees the copy."""
         x = np.array(x, np.float64)
         self.weigh(x.nbytes)
         weakref.finalize(x, self.weigh, -x.nbytes)
@@ -96,6 +96,6 @@ class Watch:
         return watched
 
 
-def test_a_direction_that_is_none_is_refused():
+def test_an_unknown_direction_is_refused():
     with pytest.raises(InputError, match="direction='enc': expected encode or decode"):
         cost(SD, "enc", (8, 8))

@@ -36,7 +36,7 @@ FAMILIES = ("sd", "sdxl", "playground", "sd3", "flux1", "flux2", "flux2-small-de
 
 @cache
 def specified(name: str, size: str, dtype: str) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """(images, moments, latents, decoded images) of the float64 specification, fed what `dtype` holds."""
+    """(images, moments, latents, decoded images) of the float64 specification, on inputs rounded to `dtype`."""
     config, weights = CONFIGS[name], {key: rounded(a, dtype) for key, a in oracle(name)[1].items()}
     x = rounded(images(config, *sizes(config)[size], batch=2), dtype)
     moments = encoder(config)(x, weights, REFERENCE)
@@ -45,16 +45,16 @@ def specified(name: str, size: str, dtype: str) -> tuple[np.ndarray, np.ndarray,
 
 
 def measured(name: str, size: str, backend: str, dtype: str) -> tuple[float, float]:
-    """Errors of (encode, decode) on this backend, which is fed what its dtype holds."""
+    """Errors of (encode, decode) on this backend, on inputs rounded to its dtype."""
     x, moments, z, pictures = specified(name, size, dtype)
     vae = model(name, backend, dtype)
     posterior = vae.encode(x).latent_dist
-    found = np.concatenate(
+    result = np.concatenate(
         [vae.to_numpy(part).astype(np.float64) for part in (posterior.mean, posterior.logvar)], axis=1
     )
     expected = DiagonalGaussian(moments)
     return (
-        relative_l2(found, np.concatenate((expected.mean, expected.logvar), axis=1)),
+        relative_l2(result, np.concatenate((expected.mean, expected.logvar), axis=1)),
         relative_l2(vae.to_numpy(vae.decode(z).sample), pictures),
     )
 
@@ -83,7 +83,7 @@ def predicted(name: str, dtype: str) -> tuple[float, float]:
 @pytest.mark.parametrize("name", FAMILIES)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @each_backend
-def test_sixteen_bits_cost_four_times_what_rounding_must_cost_at_most(backend, dtype, name):
+def test_sixteen_bits_cost_at_most_four_times_the_predicted_error(backend, dtype, name):
     for actual, least in zip(measured(name, "square", backend, dtype), predicted(name, dtype), strict=True):
         assert actual <= 4 * least
 
@@ -160,10 +160,10 @@ def test_conv2d_is_the_specification(ops, extent, channels, kernel, stride, abov
     assume(H + pad >= k)
     assume(W + pad >= k)
     x, w, b = stored(ops, uniform("x", (B, C, H, W)), uniform("w", (O, C, k, k)), uniform("b", (O,)))
-    how = {"stride": stride, "padding": padding}
-    magnitudes = on_maps(REFERENCE, "conv2d", abs(x), abs(w), abs(b), **how)
+    options = {"stride": stride, "padding": padding}
+    magnitudes = on_maps(REFERENCE, "conv2d", abs(x), abs(w), abs(b), **options)
     bound = (k * k * C + 2) * EPS[ops.dtype] * magnitudes
-    assert_within(on_maps(ops, "conv2d", x, w, b, **how), on_maps(REFERENCE, "conv2d", x, w, b, **how), bound)
+    assert_within(on_maps(ops, "conv2d", x, w, b, **options), on_maps(REFERENCE, "conv2d", x, w, b, **options), bound)
 
 
 @each_ops
@@ -178,21 +178,21 @@ def test_conv2d_is_the_specification(ops, extent, channels, kernel, stride, abov
 @example(extent=(1, 1, 1), groups=2, per_group=1, spread=1.0, ratio=1.0, eps=1e-6)  # variance 0: only eps is left
 @example(extent=(1, 9, 9), groups=1, per_group=4, spread=0.03, ratio=1e3, eps=1e-6)
 def test_group_norm_is_the_specification(ops, extent, groups, per_group, spread, ratio, eps):
-    """The mean is off by a few roundings of its own size: c · u · |μ| / √(σ² + ε) in the normalised map; c = 8.
+    """The mean is off by a few roundings of its own size: c · u · |μ| / √(σ² + ε) in the normalized map; c = 8.
 
     The formula E[x²] - E[x]² is off by u · (μ / σ)² instead: 500 times this bound where μ / σ is 1000.
     """
     (B, H, W), C = extent, groups * per_group
     x = uniform("x", (B, C, H, W), -1, 1) * spread * math.sqrt(3) + ratio * spread
     x, scale, shift = stored(ops, x, uniform("scale", (C,), 0.5, 2), uniform("shift", (C,)))
-    how = {"groups": groups, "eps": eps}
-    expected = on_maps(REFERENCE, "group_norm", x, scale, shift, **how)
+    options = {"groups": groups, "eps": eps}
+    expected = on_maps(REFERENCE, "group_norm", x, scale, shift, **options)
     grouped = x.reshape(B, groups, -1)
     conditioning = (abs(grouped).max(-1) / np.sqrt(grouped.var(-1) + eps)).repeat(per_group, axis=1)[..., None, None]
     of_channel = scale[None, :, None, None]
     normalised = abs(expected - shift[None, :, None, None]) / of_channel
     bound = 4 * EPS[ops.dtype] * (of_channel * (1 + conditioning) * (1 + normalised) + abs(expected))
-    assert_within(on_maps(ops, "group_norm", x, scale, shift, **how), expected, bound)
+    assert_within(on_maps(ops, "group_norm", x, scale, shift, **options), expected, bound)
 
 
 @each_ops

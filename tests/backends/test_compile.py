@@ -1,4 +1,4 @@
-"""`compile=True`: what the framework compiles is run, and computes the same."""
+"""`compile=True`: the framework compiles a model, which computes the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from support.models import EXACT, array
 
 from vaespec import AutoencoderKL, BackendError
 from vaespec_mlx.ops import CompilingOps as MlxCompilingOps
-from vaespec_torch.compiled import CompilingOps
+from vaespec_torch.ops import CompilingOps
 
 COMPILERS = {"torch": CompilingOps, "mlx": MlxCompilingOps}
 
@@ -44,12 +44,12 @@ def test_a_compiled_model_computes_the_same(backend, precision):
 
 def test_pytorch_makes_a_graph_of_the_first_shape_and_one_for_other_sizes(graphs):
     vae = AutoencoderKL.from_config(TINY, backend="torch", device="cpu", compile=True)
-    made = []
+    counts = []
     for shape in ((2, 5, 7), (2, 5, 7), (2, 6, 9), (2, 8, 10), (2, 11, 5)):
         batch, height, width = shape
         vae.decode(uniform("z", (batch, TINY.latent_channels, height, width)))
-        made.append(len(graphs))
-    assert made == [1, 1, 2, 2, 2]
+        counts.append(len(graphs))
+    assert counts == [1, 1, 2, 2, 2]
 
 
 @pytest.mark.usefixtures("graphs")
@@ -63,7 +63,7 @@ def test_a_model_that_compiles_does_so_when_it_has_moved(backend):
 
 @pytest.mark.usefixtures("graphs")
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
-def test_gradients_pass_through_what_pytorch_compiled():
+def test_gradients_pass_through_a_compiled_model():
     vae = AutoencoderKL.from_config(TINY, backend="torch", device="cpu", compile=True)
     z = torch.tensor(uniform("z", (1, TINY.latent_channels, 3, 4)), requires_grad=True)
     (compiled,) = torch.autograd.grad(vae.decode(z).sample.square().mean(), z)
@@ -72,7 +72,7 @@ def test_gradients_pass_through_what_pytorch_compiled():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="CUDA graphs want a GPU")
-def test_what_a_cuda_graph_gave_is_not_written_over_by_its_next_run():
+def test_the_result_of_a_cuda_graph_is_not_overwritten_by_its_next_run():
     vae = AutoencoderKL.from_config(TINY, backend="torch", device="cuda", compile=True)
     z = [uniform(name, (1, TINY.latent_channels, 4, 4)) for name in "abc"]
     results = [vae.decode(each).sample for each in z]

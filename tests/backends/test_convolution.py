@@ -1,4 +1,4 @@
-"""Every form of a convolution computes the specification; the cheapest is chosen, and what is chosen is run."""
+"""Every form of a convolution computes the specification; the cheapest form is chosen, and the chosen form runs."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import vaespec_cpu.threads
 import vaespec_cpu.winograd_conv
 from vaespec import ReferenceOps
 from vaespec_cpu.convolution import EXACT, FAST, Task
-from vaespec_cpu.lazy import Source
-from vaespec_cpu.threads import Scratch
+from vaespec_cpu.lazy import LazyMap
+from vaespec_cpu.memory import Scratch
 from vaespec_cpu.winograd import DOUBLED, F2, F4, HALVED, Algorithm, winograd
 from vaespec_cpu.winograd_conv import blocks, tiled_conv2d
 from vaespec_numpy import backend
@@ -40,13 +40,13 @@ def drawn(B: int, H: int, W: int, C: int, O: int, k: int = 3) -> list[np.ndarray
 
 
 def tiled(algorithm: Algorithm, x, w, b, padding=SAME, residual=None) -> np.ndarray:
-    """By the algorithm, whether or not it would be chosen."""
+    """Convolve by the algorithm, whether or not it would be chosen."""
     size = size_of_result(algorithm.name, x.shape[1:3], padding)
-    return tiled_conv2d(algorithm, Source(x), w, b, residual, (padding[0][0], padding[1][0]), size, Scratch(x.dtype))
+    return tiled_conv2d(algorithm, LazyMap(x), w, b, residual, (padding[0][0], padding[1][0]), size, Scratch(x.dtype))
 
 
 def size_of_result(name: str, size: tuple[int, int], padding) -> tuple[int, int]:
-    """Height and width of what an algorithm gives for that of x."""
+    """Height and width of an algorithm's result, for the height and width of x."""
     if name == "doubled":
         return 2 * size[0], 2 * size[1]
     stride = stride_of(name)
@@ -59,14 +59,14 @@ def stride_of(name: str) -> int:
 
 
 def seen(algorithm: Algorithm, x: np.ndarray) -> np.ndarray:
-    """What the convolution that an algorithm computes reads."""
+    """The input of the convolution that an algorithm computes on x."""
     return x.repeat(2, axis=1).repeat(2, axis=2) if algorithm is DOUBLED else x
 
 
 def tiled_bound(algorithm: Algorithm, x, w, b, padding=SAME) -> np.ndarray:
-    """Of the rounding errors: one of at most eps / 2 for each number that is summed, of the sum of magnitudes.
+    """Bound the rounding errors: at most eps / 2 for each number that is summed, of the sum of magnitudes.
 
-    Along each axis there are 3 + span + n of them beside the matrices' own rounding; in between, C channels.
+    Along each axis 3 + span + n numbers are summed, besides the matrices' own rounding; in between, C channels.
     """
     magnitudes = Algorithm(
         algorithm.name, *(np.abs(m) for m in (algorithm.A, algorithm.B, algorithm.G)), algorithm.step, algorithm.lead
@@ -106,7 +106,7 @@ def test_tiles_give_the_specification_whatever_the_blocks(algorithm, shape, padd
     shape=st.tuples(st.integers(1, 3), extents, extents, st.integers(1, 5), st.integers(1, 5)),
     cut=st.tuples(st.sampled_from([1, 3, 128]), st.sampled_from([1, 2, 7])),
 )
-def test_doubling_and_a_convolution_are_one(shape, cut):
+def test_upsampling_and_a_convolution_are_one_algorithm(shape, cut):
     x, w, b = drawn(*shape)
     with pytest.MonkeyPatch.context() as monkeypatch:
         in_blocks(monkeypatch, *cut)
@@ -130,7 +130,7 @@ def test_exact_forms_give_the_specification(name, shape, kernel, stride, padding
     x, w, b = drawn(*shape, kernel)
     task, form = Task.of(x.shape, w.shape, stride, padding), EXACT[name]
     assert form.cost(task) is not None
-    y = form.run(task, Source(x), w, b, None, Scratch(x.dtype))
+    y = form.run(task, LazyMap(x), w, b, None, Scratch(x.dtype))
     bound = (kernel**2 * shape[3] + 2) * EPS["float32"] * specified(*map(np.abs, (x, w, b)), stride, padding)
     assert_within(y, specified(x, w, b, stride, padding), bound)
 
@@ -141,7 +141,7 @@ def test_exact_forms_give_the_specification(name, shape, kernel, stride, padding
     cut=st.tuples(st.sampled_from([1, 3, 128]), st.sampled_from([1, 2, 7])),
 )
 def test_tiles_add_a_residual_where_they_belong(algorithm, shape, cut):
-    """The same bits as added after."""
+    """Bit for bit, as if it were added after the convolution."""
     x, w, b = drawn(*shape)
     with pytest.MonkeyPatch.context() as monkeypatch:
         in_blocks(monkeypatch, *cut)
@@ -153,13 +153,13 @@ def test_tiles_add_a_residual_where_they_belong(algorithm, shape, cut):
 @pytest.mark.parametrize("name", EXACT)
 @given(shape=st.tuples(st.integers(1, 3), extents, extents, st.integers(1, 5), st.integers(1, 5)))
 def test_exact_forms_add_a_residual_where_it_belongs(name, shape):
-    """The same bits as added after."""
+    """Bit for bit, as if it were added after the convolution."""
     k = 1 if name == "pointwise" else 3
     x, w, b = drawn(*shape, k)
     task = Task.of(x.shape, w.shape, 1, ((k // 2, k // 2), (k // 2, k // 2)))
 
     def result(residual):
-        return EXACT[name].run(task, Source(x), w, b, residual, Scratch(x.dtype))
+        return EXACT[name].run(task, LazyMap(x), w, b, residual, Scratch(x.dtype))
 
     residual = uniform("residual", (*x.shape[:3], len(b))).astype(x.dtype)
     np.testing.assert_array_equal(result(residual), result(None) + residual)
@@ -243,7 +243,7 @@ def test_bands_take_fewer_multiplications_too():
         ({"size": (64, 64), "C": 512, "O": 512, "stride": 2, "padding": ((0, 1), (0, 1))}, "halved"),
         ({"size": (256, 256), "C": 128, "O": 128, "stride": 3}, "gathered"),
         ({"size": (1, 1), "C": 512, "O": 512}, "gathered"),
-        ({"size": (8, 8), "C": 512, "O": 512}, "gathered"),  # kernels to transform outweigh what is saved
+        ({"size": (8, 8), "C": 512, "O": 512}, "gathered"),  # transforming the kernels costs more than it saves
         ({"size": (256, 256), "C": 48, "O": 64}, "gathered"),
     ],
 )
@@ -252,7 +252,7 @@ def test_other_layers_take_the_form_that_suits_them(case, form):
 
 
 @pytest.mark.parametrize(("dtype", "precision"), [("float64", "default"), ("float32", "highest")])
-def test_what_must_be_exact_is_summed_as_written(dtype, precision):
+def test_float64_and_highest_precision_sum_as_written(dtype, precision):
     assert chosen((256, 256), 512, 512, dtype=dtype, precision=precision) in EXACT
 
 
@@ -261,7 +261,7 @@ def test_what_must_be_exact_is_summed_as_written(dtype, precision):
     channels=st.tuples(*[st.sampled_from([3, 4, 8, 64, 128, 512])] * 2),
     stride=st.integers(1, 2),
 )
-def test_the_plan_is_the_cheapest_of_what_it_lists(size, channels, stride):
+def test_the_chosen_form_is_the_cheapest_that_is_listed(size, channels, stride):
     plan = backend.ops("cpu", "float32", "default").convolution_form(
         (1, *size, channels[0]), (3, 3, *channels), stride=stride, padding=SAME
     )
@@ -277,4 +277,4 @@ def test_the_choice_can_be_overridden(form):
     ops.forms = {form: FAST[form]}
     y = ops.conv2d(x, w, b, stride=1, padding=SAME)
     task = Task.of(x.shape, w.shape, 1, SAME)
-    np.testing.assert_array_equal(y, FAST[form].run(task, Source(x), w, b, None, Scratch(x.dtype)))
+    np.testing.assert_array_equal(y, FAST[form].run(task, LazyMap(x), w, b, None, Scratch(x.dtype)))

@@ -59,9 +59,9 @@ def gradients(config: AutoencoderConfig, backend: str) -> dict[str, np.ndarray]:
     vae = AutoencoderKL(config, weighted(config)[1], backend=backend, device="cpu")
     functional = vae.functional()
     x, noise = (vae._model.ops.from_numpy(a) for a in drawn(config))
-    found = GRAD[backend](loss_of(functional, x, noise))(functional.params)
+    result = GRAD[backend](loss_of(functional, x, noise))(functional.params)
     table = {name: row for name, row in vae._model.table().items() if row.trained}
-    return {name: vae._model.ops.layout.convert(array(found[name]), OIHW) for name in table}
+    return {name: vae._model.ops.layout.convert(array(result[name]), OIHW) for name in table}
 
 
 @cache
@@ -72,13 +72,13 @@ def differences(config: AutoencoderConfig) -> dict[str, np.ndarray]:
     """
     vae = AutoencoderKL(config, weighted(config)[1], backend="torch", device="cpu", dtype="float64")
     vae.set_attn_processor("eager")  # vmap takes PyTorch's own one item at a time
-    functional, h, found = vae.functional(), 1e-5, {}
+    functional, h, result = vae.functional(), 1e-5, {}
     loss = loss_of(functional, *map(torch.tensor, drawn(config)))
     for name, p in functional.params.items():
         one = torch.func.vmap(lambda moved, name=name: loss({**functional.params, name: moved}))
         steps = h * torch.eye(p.numel(), dtype=p.dtype).reshape(-1, *p.shape)
-        found[name] = ((one(p + steps) - one(p - steps)) / (2 * h)).reshape(p.shape).numpy()
-    return found
+        result[name] = ((one(p + steps) - one(p - steps)) / (2 * h)).reshape(p.shape).numpy()
+    return result
 
 
 def together(tensors: dict[str, np.ndarray]) -> np.ndarray:
@@ -86,7 +86,7 @@ def together(tensors: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def assert_alike(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> None:
-    """To 1e-4, all together and each tensor by itself; where a tensor's gradient cancels, to 1e-6 of the whole."""
+    """To 1e-4, all together and each tensor by itself; if a tensor's gradient cancels, to 1e-6 of the whole."""
     assert one.keys() == other.keys()
     whole = np.linalg.norm(together(other))
     assert relative_l2(together(one), together(other)) <= 1e-4
@@ -97,8 +97,8 @@ def assert_alike(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
 
 @pytest.mark.parametrize("name", ["sd", "flux1", "flux2", "kl-f16", "attention-everywhere", "gelu", "mish", "relu"])
 def test_frameworks_agree_on_every_gradient(name):
-    found = [gradients(CONFIGS[name], backend) for backend in FRAMEWORKS]
-    for one, other in combinations(found, 2):
+    result = [gradients(CONFIGS[name], backend) for backend in FRAMEWORKS]
+    for one, other in combinations(result, 2):
         assert_alike(one, other)
 
 

@@ -1,4 +1,4 @@
-"""JAX users find what they know: outputs that are pytrees, pure functions under every transform, keys of jax.random."""
+"""JAX's idioms: outputs that are pytrees, pure functions under every transform, keys of jax.random."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ Z = uniform("z", (2, 4, 4, 4)).astype(np.float32)
 MOMENTS = jnp.asarray(uniform("moments", (2, 8, 4, 4)), jnp.float32)
 SHAPE = (2, 4, 4, 4)  # of the latents of both
 FAST = {"xla_backend_optimization_level": 0}
-"""Gradients compile in half the time, and none of these tests is about theirs."""
+"""Options of XLA: gradients compile in half the time, and no test in this file is about their speed."""
 
 
 @cache
@@ -66,7 +66,7 @@ def test_jitted_functions_return_the_outputs_of_the_model():
     assert close(pictures.sample, vae().decode(Z).sample)
 
 
-def test_what_comes_out_of_a_jitted_function_can_be_changed_by_replace():
+def test_the_output_of_a_jitted_function_can_be_changed_by_replace():
     params, encode, decode = jitted()
     posterior = encode(params, X).latent_dist.replace(deterministic=True)
     assert not posterior.std.any()
@@ -84,8 +84,8 @@ OUTPUTS = {
 
 @pytest.mark.parametrize(("paths", "output"), OUTPUTS.items(), ids=OUTPUTS)
 def test_outputs_are_pytrees_whose_leaves_are_arrays_with_names(paths, output):
-    found = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(output)]
-    assert " ".join(found) == paths
+    result = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(output)]
+    assert " ".join(result) == paths
     leaves, structure = jax.tree.flatten(output)
     assert all(leaf is MOMENTS for leaf in leaves)
     assert vars(jax.tree.unflatten(structure, leaves)).keys() == vars(output).keys()
@@ -145,7 +145,7 @@ def test_a_step_lowers_the_loss_and_the_model_takes_the_new_params():
     np.testing.assert_array_equal(vae().decode(Z).sample, old)
 
 
-def test_gradients_are_finite_where_nothing_varies():
+def test_gradients_are_finite_if_nothing_varies():
     """The variance of a constant map is 0, and so is that of one pixel: eps alone is left."""
     params, encode, _ = jitted()
     flat = jnp.full_like(X, 0.5)
@@ -170,14 +170,14 @@ def test_activations_have_the_slopes_of_torch_at_zero_and_far_out(op):
 # -- vmap --------------------------------------------------------------------------------------------------------
 
 
-def test_vmap_gives_what_a_loop_gives():
+def test_vmap_computes_the_same_as_a_loop():
     params, encode, decode = jitted()
     x, z = uniform("x", (3, 2, 3, 8, 8)).astype(np.float32), uniform("z", (3, *SHAPE)).astype(np.float32)
     mapped = jax.vmap(encode, in_axes=(None, 0))(params, x).latent_dist
     looped = [encode(params, item).latent_dist for item in x]
     key = jax.random.key(3)
     noise = jax.random.normal(key, mapped.mean.shape)
-    for found, one_by_one in {
+    for result, one_by_one in {
         "mean": (mapped.mean, [one.mean for one in looped]),
         "std": (mapped.std, [one.std for one in looped]),
         "kl": (mapped.kl(), [one.kl() for one in looped]),
@@ -188,7 +188,7 @@ def test_vmap_gives_what_a_loop_gives():
             [decode(params, item).sample for item in z],
         ),
     }.values():
-        assert close(found, np.stack(one_by_one))
+        assert close(result, np.stack(one_by_one))
     assert (mapped.mean.shape, mapped.kl().shape) == ((3, *SHAPE), (3, 2))
 
 
@@ -197,7 +197,7 @@ def test_vmap_gives_what_a_loop_gives():
 
 @pytest.mark.parametrize("key", [jax.random.key(7), jax.random.PRNGKey(7)], ids=["typed", "raw"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_key_draws_what_jax_random_draws_in_the_dtype_of_the_latents(key, dtype):
+def test_a_key_draws_the_noise_of_jax_random_in_the_dtype_of_the_latents(key, dtype):
     """Inside jit, XLA may leave out roundings: of the noise, the product and the sum, four in all with exp's."""
     posterior, noise = DiagonalGaussian(MOMENTS.astype(dtype)), jax.random.normal(key, SHAPE, dtype)
     mean, deviation = posterior.mean.astype("float32"), posterior.std * noise.astype("float32")

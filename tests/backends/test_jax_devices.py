@@ -49,10 +49,10 @@ def test_maps_may_be_sharded_over_batch_and_height(grid, direction):
     rows = NamedSharding(mesh, PartitionSpec("batch", None, "height"))
     split = jax.device_put(whole, rows)
     (expected,) = jax.tree.leaves(getattr(vae, direction)(whole))
-    (found,) = jax.tree.leaves(jax.jit(function, out_shardings=rows)(params, split))
-    assert found.sharding.is_equivalent_to(rows, 4)
-    assert found.addressable_shards[0].data.shape[::2] == (4 // grid[0], expected.shape[2] // grid[1])
-    assert relative_l2(found, expected) <= EXACT["float32"]
+    (result,) = jax.tree.leaves(jax.jit(function, out_shardings=rows)(params, split))
+    assert result.sharding.is_equivalent_to(rows, 4)
+    assert result.addressable_shards[0].data.shape[::2] == (4 // grid[0], expected.shape[2] // grid[1])
+    assert relative_l2(result, expected) <= EXACT["float32"]
     (through_the_model,) = jax.tree.leaves(getattr(vae, direction)(split))
     assert len(through_the_model.devices()) == 4
     assert relative_l2(through_the_model, expected) <= EXACT["float32"]
@@ -116,7 +116,7 @@ def test_looking_for_accelerators_does_not_import_jax():
 
 
 @cache
-def step(**how):
+def step(**options):
     """(params, x) -> params, for any model of ONE_LEVEL."""
     _, encode, decode = tiny("jax", config=ONE_LEVEL).functional()
 
@@ -126,17 +126,17 @@ def step(**how):
     def stepped(params, x):
         return jax.tree.map(lambda p, grad: p - 0.1 * grad, params, jax.grad(loss)(params, x))
 
-    return jax.jit(stepped, **how)
+    return jax.jit(stepped, **options)
 
 
 def test_a_step_may_be_given_a_copy_of_the_params_to_overwrite():
     vae = tiny("jax", config=ONE_LEVEL)
     params, before = vae.functional().params, np.array(vae.decode(Z).sample)
     donated = jax.tree.map(jnp.copy, params)
-    found, expected = step(donate_argnums=0)(donated, X), step()(params, X)
+    result, expected = step(donate_argnums=0)(donated, X), step()(params, X)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(donated))
     for name, leaf in expected.items():
-        np.testing.assert_allclose(found[name], leaf, rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(result[name], leaf, rtol=1e-5, atol=1e-6)
     np.testing.assert_array_equal(vae.decode(Z).sample, before)
 
 
@@ -155,10 +155,10 @@ def test_params_given_away_without_a_copy_are_gone_until_the_model_is_given_the_
 
 @pytest.fixture
 def gpu() -> str:
-    found = [name for name in backend.devices() if name.startswith("gpu")]
-    if not found:
+    result = [name for name in backend.devices() if name.startswith("gpu")]
+    if not result:
         pytest.skip("no GPU that JAX can see")
-    return found[0]
+    return result[0]
 
 
 @pytest.mark.parametrize("name", ["sd", "kl-f16"])

@@ -1,4 +1,4 @@
-"""JAX's dtypes and precision, what is traced and how often, and whose memory it is."""
+"""JAX's dtypes and precision, the number of traces, and who owns which memory."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MOMENTS = jnp.asarray(uniform("moments", (2, 8, 4, 4)), jnp.float32)
 
 
 def equations(jaxpr):
-    """All of them, also those of the functions called."""
+    """List all equations, also of the functions that are called."""
     for equation in jaxpr.eqns:
         yield equation
         for called in equation.params.values():
@@ -32,10 +32,10 @@ def equations(jaxpr):
 
 
 def traced(function, *arguments, named: tuple[str, ...]) -> list:
-    """The equations of these primitives in what JAX makes of function(*arguments)."""
-    found = [eqn for eqn in equations(jax.make_jaxpr(function)(*arguments).jaxpr) if eqn.primitive.name in named]
-    assert found
-    return found
+    """The equations of some primitives in JAX's trace of function(*arguments)."""
+    result = [eqn for eqn in equations(jax.make_jaxpr(function)(*arguments).jaxpr) if eqn.primitive.name in named]
+    assert result
+    return result
 
 
 def test_params_cast_to_bfloat16_give_bfloat16_from_float32_statistics():
@@ -79,7 +79,7 @@ def test_float64_is_the_specification(name):
         assert relative_l2(ours.decode(z).sample, reference.decode(z).sample) <= EXACT["float64"]
 
 
-def test_float64_is_refused_where_jax_has_none():
+def test_float64_is_refused_if_jax_has_none():
     words = r"JAX makes float64 float32: jax\.config\.update\('jax_enable_x64', True\) comes first"
     with pytest.raises(BackendError, match=words):
         tiny("jax", "float64")
@@ -110,7 +110,7 @@ def test_each_shape_of_each_architecture_is_traced_once(monkeypatch):
     """Layers run in Python only while JAX traces them; this config is of no other test."""
     config = narrow((4, 8), layers_per_block=1, norm_num_groups=2)
     calls, conv2d = [], JaxOps.conv2d
-    monkeypatch.setattr(JaxOps, "conv2d", lambda *args, **how: calls.append(1) or conv2d(*args, **how))
+    monkeypatch.setattr(JaxOps, "conv2d", lambda *args, **options: calls.append(1) or conv2d(*args, **options))
     encoder_convs = sum(row.role == "conv" and "decoder" not in name for name, row in parameters(config).items()) - 1
 
     def traces(model, height: int, dtype: str = "float32") -> float:
@@ -134,7 +134,7 @@ def test_each_shape_of_each_architecture_is_traced_once(monkeypatch):
 
 
 def aligned(a: np.ndarray) -> np.ndarray:
-    """A copy that begins at a multiple of 64 bytes, where JAX could share the memory."""
+    """A copy that begins at a multiple of 64 bytes, so that JAX could share its memory."""
     memory = np.empty(a.nbytes + 64, np.uint8)
     start = -memory.ctypes.data % 64
     copy = memory[start : start + a.nbytes].view(a.dtype).reshape(a.shape)

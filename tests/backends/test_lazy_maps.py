@@ -1,4 +1,4 @@
-"""Operations that are put off are the operations one at a time, and whole models stay within their budget."""
+"""Deferred operations compute the same as operations one at a time, and whole models stay within their budget."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from vaespec import AutoencoderKL, ReferenceOps, decoder, encoder
 from vaespec.analysis.cost import cost
 from vaespec.layers import GroupNorm, NormAct, Resnet, Upsample
 from vaespec.tiling.banded import BandedOps
-from vaespec_cpu.lazy import Normalised, whole
+from vaespec_cpu.lazy import Normalized, whole
 from vaespec_numpy import backend
 
 WIDE = narrow((64, 128), norm_num_groups=32)
-"""As narrow as may be, for forms with fewer multiplications to be taken."""
+"""As narrow as possible, but wide enough for forms with fewer multiplications."""
 
 
-def made(precision: str = "default", dtype: str = "float32") -> AutoencoderKL:
+def autoencoder(precision: str = "default", dtype: str = "float32") -> AutoencoderKL:
     return AutoencoderKL(WIDE, weights(), backend="numpy", device="cpu", dtype=dtype, precision=precision)
 
 
@@ -45,7 +45,7 @@ def specified() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
 @pytest.mark.parametrize(("precision", "most"), [("default", 3e-5), ("highest", 2e-6)])
 def test_a_model_of_real_widths_is_within_its_budget(precision, most):
     x, moments, z, pictures = specified()
-    vae = made(precision)
+    vae = autoencoder(precision)
     assert relative_l2(vae.encode(x).latent_dist.parameters, moments) <= most
     assert relative_l2(vae.decode(z).sample, pictures) <= most
 
@@ -53,32 +53,32 @@ def test_a_model_of_real_widths_is_within_its_budget(precision, most):
 @pytest.mark.parametrize("rows", [1, 16])
 def test_bands_of_real_widths_are_within_the_budget(rows):
     _, _, z, pictures = specified()
-    model = made()._model
+    model = autoencoder()._model
     bands = BandedOps(model.ops, band_rows=rows, chunk=64)
-    found = bands.compile(decoder(WIDE))(z.astype(np.float32), model.params)
-    assert relative_l2(found, pictures) <= 3e-5
+    result = bands.compile(decoder(WIDE))(z.astype(np.float32), model.params)
+    assert relative_l2(result, pictures) <= 3e-5
 
 
 def counted(monkeypatch, run) -> int:
     """The multiplications of all matrix products in run()."""
-    found, lock, matmul = [0], threading.Lock(), np.matmul
+    result, lock, matmul = [0], threading.Lock(), np.matmul
 
-    def counting(a, b, **how):
-        y = matmul(a, b, **how)
+    def counting(a, b, **options):
+        y = matmul(a, b, **options)
         with lock:
-            found[0] += y.size * a.shape[-1]
+            result[0] += y.size * a.shape[-1]
         return y
 
     monkeypatch.setattr(np, "matmul", counting)
     run()
     monkeypatch.setattr(np, "matmul", matmul)
-    return found[0]
+    return result[0]
 
 
 @pytest.mark.parametrize(("direction", "most"), [("decode", 0.44), ("encode", 0.65)])
-def test_a_model_multiplies_less_than_it_is_written_to(monkeypatch, direction, most):
-    """A guard: what fewer multiplications are for does not silently go. The rest is transforms, strides, and ends."""
-    vae, side = made(), {"decode": (48, 48), "encode": (96, 96)}[direction]
+def test_a_model_multiplies_less_than_its_convolutions_as_written(monkeypatch, direction, most):
+    """A guard: the saving does not silently disappear. The rest is transforms, strides, and the model's ends."""
+    vae, side = autoencoder(), {"decode": (48, 48), "encode": (96, 96)}[direction]
     channels = {"decode": 4, "encode": 3}[direction]
     call = getattr(vae, direction)
     written = cost(WIDE, direction, side).conv_flops / 2
@@ -97,8 +97,8 @@ def of_layer(layer, ops, x: np.ndarray, fused: bool) -> np.ndarray:
 @pytest.mark.parametrize("activation", ["silu", "mish", "gelu", "relu"])
 @pytest.mark.parametrize(("dtype", "most"), [("float32", 2e-6), ("float64", 1e-14)])
 @given(shape=st.tuples(st.integers(1, 2), st.integers(1, 12), st.integers(1, 12)), out=st.sampled_from([8, 12]))
-def test_operations_put_off_are_the_operations(dtype, most, activation, shape, out):
-    """Their inputs and weights, which cannot be written here, stay as they are."""
+def test_deferred_operations_compute_the_same(dtype, most, activation, shape, out):
+    """Inputs and weights are read-only in this test, so nothing writes to them."""
     ops = backend.ops("cpu", dtype, "default")
     x = uniform("x", (*shape, 8), -3, 3).astype(dtype)
     for layer in (
@@ -109,22 +109,22 @@ def test_operations_put_off_are_the_operations(dtype, most, activation, shape, o
         assert relative_l2(of_layer(layer, ops, x, fused=True), of_layer(layer, ops, x, fused=False)) <= most
 
 
-def test_a_wide_block_writes_no_normalised_map(monkeypatch):
+def test_a_wide_block_writes_no_normalized_map(monkeypatch):
     """A guard: the norm and the activation are applied while the convolution reads."""
     ops, x = backend.ops("cpu", "float32", "default"), uniform("x", (1, 32, 32, 64)).astype(np.float32)
-    monkeypatch.setattr(Normalised, "whole", None)
+    monkeypatch.setattr(Normalized, "whole", None)
     of_layer(Resnet("resnet", 64, 64, 32, "silu"), ops, x, fused=True)
 
 
-def test_scratch_memory_is_given_back_after_a_run():
-    vae = made()
+def test_scratch_memory_is_freed_after_a_run():
+    vae = autoencoder()
     vae.decode(uniform("z", (1, 4, 9, 9)))
     assert vae._model.ops.scratch is None
 
 
 def test_models_in_several_threads_do_not_share_scratch_memory():
-    """Same bits as one after the other."""
-    vae = made()
+    """Bit for bit, as one after the other."""
+    vae = autoencoder()
     latents = [uniform(f"z{i}", (1, 4, 9 + i, 11)).astype(np.float32) for i in range(4)]
     alone = [vae.decode(z).sample for z in latents]
     with ThreadPoolExecutor(4) as threads:
@@ -134,7 +134,7 @@ def test_models_in_several_threads_do_not_share_scratch_memory():
 
 
 def test_a_batch_is_its_items():
-    """Each layer takes the same form; only how the blocks are cut, and with it the order of sums, may differ."""
-    vae, z = made(), uniform("z", (3, 4, 16, 16)).astype(np.float32)
+    """Each layer takes the same form; only the blocks, and with them the order of sums, may differ."""
+    vae, z = autoencoder(), uniform("z", (3, 4, 16, 16)).astype(np.float32)
     together = vae.decode(z).sample
     assert relative_l2(together, np.concatenate([vae.decode(one[None]).sample for one in z])) <= 1e-6

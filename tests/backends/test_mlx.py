@@ -40,9 +40,9 @@ def test_every_finite_16_bit_number_passes_through_unchanged(dtype, kind):
 @each_dtype
 def test_results_become_numpy_without_a_copy_and_cannot_be_changed_there(dtype):
     vae = tiny("mlx", dtype)
-    found = vae.decode(noise()).sample
-    read = vae.to_numpy(found)
-    assert np.shares_memory(read, vae.to_numpy(found))
+    result = vae.decode(noise()).sample
+    read = vae.to_numpy(result)
+    assert np.shares_memory(read, vae.to_numpy(result))
     with pytest.raises(ValueError, match="read-only"):
         read[:] = 0
 
@@ -53,8 +53,8 @@ def test_everything_is_in_the_dtype_of_the_model(dtype):
     params, encode, decode = vae.functional()
     assert {p.dtype for p in params.values()} == {kind}
     x, z = pictures().astype(kind), noise().astype(kind)
-    for found in (vae.encode(x).latent_dist.mean, vae.decode(z).sample, vae.encode_latents(x, seed=1)):
-        assert found.dtype == kind
+    for result in (vae.encode(x).latent_dist.mean, vae.decode(z).sample, vae.encode_latents(x, seed=1)):
+        assert result.dtype == kind
     assert encode(params, x).latent_dist.parameters.dtype == decode(params, z).sample.dtype == kind
 
 
@@ -72,29 +72,29 @@ def test_a_single_pixel_decodes_and_encodes():
 def test_the_norm_of_a_large_map_is_as_good_as_that_of_a_small_one(groups, ratio):
     """As in test_backends, the mean is off by a few roundings of the largest of its 2 million numbers."""
     x = (np.random.default_rng(0).standard_normal((1, 8, 512, 512)) + ratio).astype(np.float32)
-    scale, shift, how = np.ones(8), np.zeros(8), {"groups": groups, "eps": 1e-6}
-    expected = ReferenceOps(np).group_norm(x.astype(np.float64), scale, shift, **how)
-    found = OPS.group_norm(OPS.from_nchw(mx.array(x)), OPS.from_numpy(scale), OPS.from_numpy(shift), **how)
+    scale, shift, options = np.ones(8), np.zeros(8), {"groups": groups, "eps": 1e-6}
+    expected = ReferenceOps(np).group_norm(x.astype(np.float64), scale, shift, **options)
+    result = OPS.group_norm(OPS.from_nchw(mx.array(x)), OPS.from_numpy(scale), OPS.from_numpy(shift), **options)
     bound = 4 * EPS["float32"] * (1 + abs(x).max()) * (1 + abs(expected))  # σ is 1
-    assert_within(array(OPS.to_nchw(found)), expected, bound)
+    assert_within(array(OPS.to_nchw(result)), expected, bound)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_attention_in_16_bits_rounds_its_result_only(dtype):
-    """Logits reach hundreds, where bfloat16 has steps of one: rounded, they would change the weights by their size."""
+    """Logits reach hundreds, and bfloat16 has steps of one there, which would change the weights by their own size."""
     ops = MlxOps("cpu", dtype)
     q, k, v = (ops.from_numpy(uniform(name, (2, 50, 64), -size, size)) for name, size in (("q", 9), ("k", 9), ("v", 1)))
     expected = ReferenceOps(np).attention(array(q), array(k), array(v), scale=0.5)
-    found = ops.attention(q, k, v, scale=0.5)
-    assert found.dtype == ops.storage
-    assert_within(array(found), expected, EPS[dtype])
+    result = ops.attention(q, k, v, scale=0.5)
+    assert result.dtype == ops.storage
+    assert_within(array(result), expected, EPS[dtype])
 
 
 # -- samples -----------------------------------------------------------------------------------------------------
 
 
 @each_dtype
-def test_a_key_draws_what_mlx_draws_with_it_in_the_dtype_of_the_model(dtype):
+def test_a_key_draws_the_noise_of_mlx_in_the_dtype_of_the_model(dtype):
     posterior, key = tiny("mlx", dtype).encode(pictures()).latent_dist, mx.random.key(7)
     drawn = posterior.sample(key)
     epsilon = mx.random.normal(posterior.mean.shape, getattr(mx, dtype), key=key)
@@ -148,7 +148,7 @@ def test_the_cpu_is_always_precise(monkeypatch, setting):
 
 
 @pytest.mark.parametrize("setting", [None, "1"])
-def test_the_gpu_is_precise_only_where_the_environment_says_so(monkeypatch, setting):
+def test_the_gpu_is_precise_only_if_the_environment_says_so(monkeypatch, setting):
     monkeypatch.setenv("MLX_ENABLE_TF32", "0")
     assert MlxOps("gpu", "float32", "highest").precision == "highest"
     monkeypatch.delenv("MLX_ENABLE_TF32")
@@ -160,21 +160,21 @@ def test_the_gpu_is_precise_only_where_the_environment_says_so(monkeypatch, sett
 
 
 @pytest.mark.parametrize("switch", ["MLX_ENABLE_TF32", "MLX_CONV_WINOGRAD_WORKING_SET"])
-def test_switches_are_told_with_their_values(monkeypatch, switch):
-    def told() -> Switch:
+def test_switches_are_listed_with_their_values(monkeypatch, switch):
+    def listed() -> Switch:
         (row,) = (row for row in backends() if row.name == "mlx")
         return row.switches[switch]
 
     monkeypatch.delenv(switch, raising=False)
-    assert told().value is None
+    assert listed().value is None
     monkeypatch.setenv(switch, "0")
-    assert told().value == "0"
-    assert told().default == MlxBackend.switches[switch]
+    assert listed().value == "0"
+    assert listed().default == MlxBackend.switches[switch]
 
 
 @pytest.mark.parametrize("view", ["model", "functional", "module"])
 def test_every_view_runs_on_the_device_of_the_model(monkeypatch, view):
-    """MLX's arrays are on no device: without being told, operations would take the default one."""
+    """MLX's arrays are on no device: unless a device is given, operations would use the default one."""
     vae, entered = tiny("mlx", precision="highest"), []
     params, _, decode = vae.functional()
     run = {"model": vae.decode, "functional": partial(decode, params), "module": vae.module().decode}[view]
@@ -202,7 +202,7 @@ def test_the_model_evaluates_after_each_layer_and_functions_are_lazy(monkeypatch
 
 
 def test_memory_is_that_of_one_layer():
-    """It does not grow with the number of layers, and is less than where the whole graph is evaluated at once."""
+    """Peak memory does not grow with the number of layers, and is less than if the whole graph is evaluated at once."""
 
     def peak(compute) -> int:
         mx.clear_cache()

@@ -21,23 +21,23 @@ from vaespec.attention import LoRA
 @pytest.mark.parametrize("name", ["sd", "flux2", "kl-f16", "attention-everywhere"])
 def test_the_module_has_the_names_of_diffusers_and_the_kernels_of_mlx(name):
     vae = model(name, "mlx")
-    found = named(vae.module().parameters())
+    result = named(vae.module().parameters())
     trained = {key: row for key, row in vae._model.table().items() if row.trained}
-    assert found.keys() == trained.keys()
+    assert result.keys() == trained.keys()
     for key, row in trained.items():
         shape = (row.shape[0], *row.shape[2:], row.shape[1]) if row.role == "conv" else row.shape
-        assert found[key].shape == shape, key
+        assert result[key].shape == shape, key
 
 
 @pytest.mark.parametrize("name", ["sd", "attention-everywhere"])
-def test_the_module_computes_what_the_model_computes(name):
+def test_the_module_computes_the_same_as_the_model(name):
     vae, x = model(name, "mlx"), pictures(CONFIGS[name])
     assert isinstance(vae.module(), nn.Module)
     output = vae.module()(x, sample_posterior=True, seed=3)
     expected = vae(x, sample_posterior=True, seed=3, return_posterior=True)
     assert relative_l2(array(output.sample), array(expected.sample)) <= EXACT["float32"]
-    found, exact = output.posterior.parameters, expected.posterior.parameters
-    assert relative_l2(array(found), array(exact)) <= EXACT["float32"]
+    result, exact = output.posterior.parameters, expected.posterior.parameters
+    assert relative_l2(array(result), array(exact)) <= EXACT["float32"]
     by_mode = vae.module()(x).sample
     assert relative_l2(array(by_mode), array(vae(x).sample)) <= EXACT["float32"]
 
@@ -88,7 +88,7 @@ def test_training_a_module_does_not_change_the_model():
     np.testing.assert_array_equal(array(vae(x).sample), before)
 
 
-def test_what_is_frozen_gets_no_gradient():
+def test_frozen_parameters_get_no_gradient():
     module, x = tiny("mlx").module(), pictures()
     every = named(module.parameters()).keys()
     module.freeze()
@@ -114,9 +114,9 @@ def test_a_module_takes_weights_from_a_file(tmp_path):
 def test_a_module_takes_another_dtype():
     module = tiny("mlx").module()
     module.set_dtype(mx.bfloat16)
-    found = module.decode(noise()).sample
-    assert found.dtype == mx.bfloat16
-    assert mx.array_equal(found, tiny("mlx", "bfloat16").module().decode(noise()).sample)
+    result = module.decode(noise()).sample
+    assert result.dtype == mx.bfloat16
+    assert mx.array_equal(result, tiny("mlx", "bfloat16").module().decode(noise()).sample)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
@@ -128,7 +128,7 @@ def test_a_module_is_copied_with_its_weights(copied):
     assert mx.array_equal(other(x).sample, before)
 
 
-def test_a_module_tells_its_parts():
+def test_a_module_lists_its_parts():
     assert "(to_q): Linear(input_dims=16, output_dims=16, bias=True)" in repr(tiny("mlx").module())
 
 
@@ -147,9 +147,9 @@ def wide(processor="sdpa"):
     return vae
 
 
-def quantised(vae, **how) -> nn.Module:
+def quantised(vae, **options) -> nn.Module:
     module = vae.module()
-    nn.quantize(module, **how)
+    nn.quantize(module, **options)
     return module
 
 
@@ -158,7 +158,7 @@ def train_only_lora(module: nn.Module) -> None:
     module.apply_to_modules(lambda name, part: part.unfreeze() if "_lora" in name else None)
 
 
-def test_a_module_has_a_lora_only_where_the_model_has():
+def test_a_module_has_a_lora_only_if_the_model_has_one():
     assert not [name for name in named(wide().module().parameters()) if "lora" in name]
     module = wide(LoRA(rank=3)).module()
     lora = {name for name in named(module.parameters()) if "lora" in name}
@@ -167,11 +167,11 @@ def test_a_module_has_a_lora_only_where_the_model_has():
     assert named(module.trainable_parameters()).keys() == lora
 
 
-@pytest.mark.parametrize("how", [{"bits": 4, "group_size": 32}, {"bits": 8, "group_size": 64}])
+@pytest.mark.parametrize("options", [{"bits": 4, "group_size": 32}, {"bits": 8, "group_size": 64}])
 @pytest.mark.parametrize("processor", ["sdpa", "chunked", "lora"])
-def test_the_projections_of_attention_are_quantised_and_nothing_else(how, processor):
+def test_the_projections_of_attention_are_quantised_and_nothing_else(options, processor):
     vae = wide(processor)
-    before, module = vae.functional().params, quantised(vae, **how)
+    before, module = vae.functional().params, quantised(vae, **options)
     parts = {name for name, part in module.named_modules() if isinstance(part, nn.QuantizedLinear)}
     assert parts == PROJECTIONS
     after = named(module.parameters())
@@ -195,12 +195,12 @@ def test_a_quantised_product_is_off_by_a_step_of_each_weight_at_most(bits, group
     t = uniform("tokens", (2, 7, 64))
     for name in PROJECTIONS:
         weight, arrays = params[f"{name}.weight"], module._arrays()
-        found = OPS.linear(OPS.from_numpy(t), arrays[f"{name}.weight"], arrays[f"{name}.bias"])
+        result = OPS.linear(OPS.from_numpy(t), arrays[f"{name}.weight"], arrays[f"{name}.bias"])
         expected = OPS.linear(OPS.from_numpy(t), weight, params[f"{name}.bias"])
         groups = array(weight).reshape(64, -1, group_size)
         step = ((groups.max(-1) - groups.min(-1)) / (2**bits - 1)).repeat(group_size, axis=1)
-        assert_within(array(found), array(expected), abs(t) @ step.T + 1e-5)
-        assert not mx.array_equal(found, expected)
+        assert_within(array(result), array(expected), abs(t) @ step.T + 1e-5)
+        assert not mx.array_equal(result, expected)
 
 
 @pytest.mark.parametrize("bits", [8, 4])
@@ -219,9 +219,9 @@ def test_a_quantised_model_is_off_by_the_steps_of_its_projections(bits):
 def test_every_way_to_quantise_computes(mode):
     """Some have biases for their groups, some none."""
     vae, x = wide(), pictures(WIDE)
-    found = quantised(vae, mode=mode)(x).sample
-    assert mx.isfinite(found).all()
-    assert not mx.array_equal(found, vae.module()(x).sample)
+    result = quantised(vae, mode=mode)(x).sample
+    assert mx.isfinite(result).all()
+    assert not mx.array_equal(result, vae.module()(x).sample)
 
 
 def test_a_lora_trains_on_quantised_weights():

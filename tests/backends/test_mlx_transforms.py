@@ -14,14 +14,14 @@ from support.models import EXACT, array, model, tiny
 @pytest.mark.parametrize("name", ["sd", "flux2", "attention-everywhere", "gelu", "mish", "relu"])
 def test_gradients_are_those_of_torch_in_float64(name):
     """Encode and decode are each within EXACT of the specification, and the way back through them as much again."""
-    found = {}
+    result = {}
     for backend, grad in (("mlx", mx.grad), ("torch", torch.func.grad)):
         vae = model(name, backend)
         params, encode, decode = vae.functional()
         grads = grad(functional_loss)(params, encode, decode, vae._model.ops.from_numpy(images(CONFIGS[name], 16, 24)))
         assert grads.keys() == params.keys()
-        found[backend] = vae._model.ops.export_params(grads, vae._model.table())
-    mine, theirs = (np.concatenate([found[backend][key].ravel() for key in found["torch"]]) for backend in found)
+        result[backend] = vae._model.ops.export_params(grads, vae._model.table())
+    mine, theirs = (np.concatenate([result[backend][key].ravel() for key in result["torch"]]) for backend in result)
     assert relative_l2(mine, theirs) <= 4 * EXACT["float32"]
 
 
@@ -30,9 +30,9 @@ def test_gradients_pass_through_the_model_itself():
     vae, z = tiny("mlx", precision="highest"), noise()
     params, _, decode = vae.functional()
     expected = mx.grad(lambda z: decode(params, z).sample.square().sum())(z)
-    found = mx.grad(lambda z: vae.decode(z).sample.square().sum())(z)
+    result = mx.grad(lambda z: vae.decode(z).sample.square().sum())(z)
     assert float(mx.abs(expected).max()) > 0
-    assert relative_l2(array(found), array(expected)) <= EXACT["float32"]
+    assert relative_l2(array(result), array(expected)) <= EXACT["float32"]
 
 
 def test_the_gradient_of_relu_is_zero_at_zero():
@@ -43,13 +43,13 @@ def test_the_gradient_of_relu_is_zero_at_zero():
 
 @pytest.mark.parametrize("op", ["silu", "mish", "gelu", "relu"])
 def test_gradients_of_activations_are_those_of_torch_at_every_magnitude(op):
-    """They are of size 1; those of gelu come from e^(-x² / 2), to some roundings of x² / 2 ≤ 104 of it."""
+    """Derivatives are of size 1; gelu's come from e^(-x² / 2), whose error is some roundings of x² / 2 ≤ 104."""
     magnitudes = np.concatenate((np.geomspace(1e-38, 1e4, 500), [88.0, 89.0, 104.0, 3e38])).astype(np.float32)
     x = np.concatenate((magnitudes, -magnitudes))
-    found = mx.grad(lambda x: getattr(OPS, op)(x).sum())(mx.array(x))
+    result = mx.grad(lambda x: getattr(OPS, op)(x).sum())(mx.array(x))
     exact = torch.tensor(x, dtype=torch.float64, requires_grad=True)
     getattr(torch.nn.functional, op)(exact).sum().backward()
-    assert_within(array(found), exact.grad.numpy(), 8 * EPS["float32"])
+    assert_within(array(result), exact.grad.numpy(), 8 * EPS["float32"])
 
 
 def test_gradients_of_a_constant_map_are_finite():
@@ -59,7 +59,7 @@ def test_gradients_of_a_constant_map_are_finite():
 
 
 def test_compiled_functions_give_the_same_arrays():
-    """What mx.compile returns are arrays: the posterior is made again from its parameters."""
+    """mx.compile returns arrays, so the posterior is created again from its parameters."""
     vae = model("attention-everywhere", "mlx")
     params, encode, decode = vae.functional()
     module = vae.module()
@@ -72,8 +72,8 @@ def test_compiled_functions_give_the_same_arrays():
         lambda z: module.decode(z).sample: z,
     }
     for function, argument in functions.items():
-        found = mx.compile(function)(argument)
-        assert relative_l2(array(found), array(function(argument))) <= EXACT["float32"]
+        result = mx.compile(function)(argument)
+        assert relative_l2(array(result), array(function(argument))) <= EXACT["float32"]
 
 
 def test_the_params_of_a_compiled_function_are_an_argument():

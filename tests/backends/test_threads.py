@@ -1,4 +1,4 @@
-"""The NumPy backend works in strips, on every core: that must not show."""
+"""The engine works in strips, on every core: results do not depend on it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from support.oracle import decoded, oracle
 
 import vaespec_cpu.threads
 from vaespec import AutoencoderKL
-from vaespec_numpy.ops import group_moments
+from vaespec_cpu.memory import fresh
+from vaespec_cpu.ops import group_moments
 
 
 def in_strips(monkeypatch, elements: int, cores: int, grain: int = 1):
@@ -29,7 +30,7 @@ def in_strips(monkeypatch, elements: int, cores: int, grain: int = 1):
 @pytest.mark.parametrize("cores", [1, 2, 7])
 @pytest.mark.parametrize("name", ["kl-f16", "flux2"])
 def test_results_do_not_depend_on_strips_or_cores(monkeypatch, name, cores, elements):
-    """But for the order of summation: float64 rounding."""
+    """Except for the order of summation: float64 rounding."""
     config = CONFIGS[name]
     x = images(config, *sizes(config)["odd"], batch=2)
     vae = AutoencoderKL(config, oracle(name)[1], backend="numpy", dtype="float64")
@@ -51,15 +52,15 @@ def test_strips_cover_every_row_once_and_occupy_every_core(rows, per_row, cores,
 
 
 @pytest.mark.parametrize("per_row", [1, 60, 10**6])
-def test_what_is_done_sooner_than_shared_is_not_cut(monkeypatch, per_row):
+def test_work_that_takes_less_time_than_sharing_it_is_not_cut(monkeypatch, per_row):
     in_strips(monkeypatch, 1 << 18, 4, grain=1 << 13)
     pieces = list(vaespec_cpu.threads.strips(100, per_row))
     assert len(pieces) == {1: 1, 60: 1, 10**6: 100}[per_row]
 
 
-@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory as Linux tells it")
-def test_what_is_big_goes_back_to_the_system_when_nobody_holds_it():
-    before, y = resident(), vaespec_cpu.threads.fresh((3, 5 << 20), np.dtype(np.float32))
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="resident memory is read from Linux's files")
+def test_a_big_array_returns_its_memory_to_the_system_when_it_is_freed():
+    before, y = resident(), fresh((3, 5 << 20), np.dtype(np.float32))
     y[...] = 1
     view = y[1:]
     del y
@@ -71,17 +72,17 @@ def test_what_is_big_goes_back_to_the_system_when_nobody_holds_it():
 
 
 def resident() -> int:
-    """Bytes of this process in memory."""
+    """Bytes of this process that are in memory."""
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def test_what_is_too_big_for_the_machine_is_a_memory_error():
+def test_an_array_too_big_for_the_machine_raises_memory_error():
     with pytest.raises(MemoryError, match="Unable to allocate"):
-        vaespec_cpu.threads.fresh((1 << 45, 7), np.dtype(np.float32))
+        fresh((1 << 45, 7), np.dtype(np.float32))
 
 
 @pytest.mark.parametrize("elements", [1 << 4, 1 << 12, 1 << 30])
-def test_moments_are_centred_where_the_mean_is_ten_thousand_deviations(monkeypatch, elements):
+def test_moments_are_centred_if_the_mean_is_ten_thousand_deviations(monkeypatch, elements):
     """float32 holds the mean to u · 10⁴ = 6e-4 deviations; a few of these are lost, not u · 10⁸ as in E[x²] - E[x]²."""
     in_strips(monkeypatch, elements, 2)
     x = (1e4 + math.sqrt(3) * uniform("x", (1024, 16))).astype(np.float32)

@@ -1,4 +1,4 @@
-"""The torch backend does what PyTorch's own models do: compile, vmap, generators, pytrees, precision, memory order.
+"""PyTorch's idioms on the torch backend: compile, vmap, generators, pytrees, precision, memory order.
 
 The module is in test_torch_module.py, single operations in test_backends.py.
 """
@@ -69,7 +69,7 @@ def test_functions_compile_to_one_graph(part, precision):
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # inductor's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is no g++")
-def test_inductor_computes_what_eager_computes():
+def test_inductor_computes_the_same_as_eager():
     params, run = functional("decode")
     z = given("decode", 1, 8, 8)
     with torch.no_grad():
@@ -216,7 +216,7 @@ def settings() -> list[str]:
 
 
 def followed() -> list[list[str]]:
-    """What each setting becomes as the process's own changes: those that a user has not set follow it."""
+    """The value of each setting as the process's own changes: a setting that the user has not set follows it."""
     before, seen = torch.backends.fp32_precision, []
     for precision in ("tf32", "ieee", before):
         torch.backends.fp32_precision = precision
@@ -242,11 +242,11 @@ def inside(precision: str, monkeypatch, fail: bool = False) -> list[list[str]]:
     vae, seen = AutoencoderKL.from_config(TINY, backend="torch", device="cpu", precision=precision), []
 
     def watched(op):
-        def run(self, x, w, b, **how):
+        def run(self, x, w, b, **options):
             seen.append(settings())
             if fail and w.shape[0] == 3:
                 raise RuntimeError("the last convolution fails")
-            return op(self, x, w, b, **how)
+            return op(self, x, w, b, **options)
 
         return run
 
@@ -293,8 +293,8 @@ def test_maps_and_kernels_are_in_the_order_of_the_device(name, kind, monkeypatch
     seen = []
 
     def watched(op):
-        def run(self, *tensors, **how):
-            y = op(self, *tensors, **how)
+        def run(self, *tensors, **options):
+            y = op(self, *tensors, **options)
             seen.extend(t for t in (*tensors, y) if isinstance(t, torch.Tensor) and t.ndim == 4)
             return y
 
@@ -317,12 +317,12 @@ def test_the_statistics_of_a_norm_do_not_cancel_whatever_the_order():
     """PyTorch's own kernel for channels-last memory on the CPU takes E[x²] - E[x]², 0.4 off here: u · (μ / σ)²."""
     x = torch.tensor(uniform("x", (1, 8, 9, 9))) + 3e3
     scale, shift = torch.ones(8), torch.zeros(8)
-    how = {"groups": 2, "eps": 1e-6}
-    expected = TorchOps("cpu", "float64").group_norm(x.float().double(), scale.double(), shift.double(), **how)
-    found = TorchOps("cpu", "float32").group_norm(
-        x.float().contiguous(memory_format=torch.channels_last), scale, shift, **how
+    options = {"groups": 2, "eps": 1e-6}
+    expected = TorchOps("cpu", "float64").group_norm(x.float().double(), scale.double(), shift.double(), **options)
+    result = TorchOps("cpu", "float32").group_norm(
+        x.float().contiguous(memory_format=torch.channels_last), scale, shift, **options
     )
-    assert relative_l2(array(found), array(expected)) <= 8 * 2**-24 * 3e3 / 0.577  # as if the mean were 8 roundings off
+    assert relative_l2(array(result), array(expected)) <= 8 * 2**-24 * 3e3 / 0.577  # a mean that is 8 roundings off
 
 
 # -- devices -----------------------------------------------------------------------------------------------------
@@ -341,12 +341,12 @@ def errors(device: str, dtype: str) -> list[tuple[float, float]]:
     vae = AutoencoderKL(config, weights, backend="torch", device=device, dtype=dtype, precision="highest")
     held = {name: a.astype(np.float64) for name, a in vae.weights().items()}
     x, z = (rounded(a, dtype) for a in (images(config, 64, 64), uniform("z", (1, 4, 8, 8), -2, 2)))
-    found = []
+    result = []
     for network, run, given in ((encoder(config), vae.encode, x), (decoder(config), vae.decode, z)):
         actual = vae.to_numpy(first(run(given))).astype(np.float64)
         exact = network(given, held, ReferenceOps(np))
-        found.append((relative_l2(actual, exact), predicted_error(network, given, held, dtype)))
-    return found
+        result.append((relative_l2(actual, exact), predicted_error(network, given, held, dtype)))
+    return result
 
 
 def test_highest_precision_is_float32_on_every_device(device):
@@ -354,7 +354,7 @@ def test_highest_precision_is_float32_on_every_device(device):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_sixteen_bits_cost_what_is_predicted_on_every_device(device, dtype):
+def test_sixteen_bits_cost_the_predicted_error_on_every_device(device, dtype):
     for error, predicted in errors(device, dtype):
         assert error <= 4 * predicted
 

@@ -1,4 +1,4 @@
-"""What PyTorch computes with on maps that are channels-last; Triton's kernels, of a GPU, run in its interpreter."""
+"""PyTorch's operations on maps that are channels-last; without a GPU, Triton's kernels run in its interpreter."""
 
 import os
 import subprocess
@@ -11,23 +11,22 @@ from support.configs import CONFIGS, relative_l2, uniform
 from support.models import array, model
 from torch.nn.functional import silu
 
+import vaespec_torch.ops
 from vaespec.architecture import DECODER
-from vaespec_torch import fused
-from vaespec_torch.doubled import Doubled
-from vaespec_torch.fused import FusedOps
-from vaespec_torch.ops import TorchOps
+from vaespec_torch.ops import ChannelsLastOps, TorchOps
+from vaespec_torch.upsampled import Upsampled2x
 
 MAPS = [(2, 64, 9, 7), (1, 128, 16, 33), (2, 512, 3, 5), (1, 32, 1, 1)]
-"""Of one strip and of several, the last of them whole or in part."""
+"""Maps of one strip and of several strips, the last of which is whole or partial."""
 
 pytest.importorskip("triton")
 from vaespec_torch import group_norm as kernels  # noqa: E402
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-"""Where there is no GPU, tests/conftest.py has Triton interpreted."""
+"""If there is no GPU, tests/conftest.py sets Triton's interpreter."""
 
 
-@pytest.mark.filterwarnings("ignore:overflow")  # of rows beyond the map, which are not stored
+@pytest.mark.filterwarnings("ignore:overflow")  # in rows beyond the map, which are not stored
 @pytest.mark.parametrize("activated", [False, True])
 @pytest.mark.parametrize("shape", MAPS)
 @pytest.mark.parametrize(("dtype", "eps"), [("float32", 2.0**-24), ("float16", 2.0**-11)])
@@ -72,7 +71,7 @@ for kernel in (_moments, _normalized):
 
 
 def test_the_kernels_compile_for_a_gpu_that_is_not_there():
-    """The interpreter takes more than the compiler does."""
+    """The interpreter accepts more than the compiler does."""
     subprocess.run([sys.executable, "-c", COMPILED], env={**os.environ, "TRITON_INTERPRET": "0"}, check=True)
 
 
@@ -86,52 +85,54 @@ def test_kernels_are_for_powers_of_two(channels, groups, suits):
 
 @pytest.mark.parametrize("name", ["sd", "mish", "gelu", "relu", "attention-everywhere"])
 def test_a_run_is_the_models_without_triton(name):
-    found, expected = run(name)
-    assert relative_l2(array(found), array(expected)) <= 2e-6
+    result, expected = run(name)
+    assert relative_l2(array(result), array(expected)) <= 2e-6
 
 
 @pytest.mark.parametrize("name", ["sd", "mish"])
 def test_a_run_is_the_models_with_the_kernels(monkeypatch, name):
-    monkeypatch.setattr(fused, "_triton", lambda x: True)
+    monkeypatch.setattr(vaespec_torch.ops, "has_triton", lambda x: True)
     called = []
     right = kernels.group_norm
-    monkeypatch.setattr(kernels, "group_norm", lambda *args, **how: called.append(how["silu"]) or right(*args, **how))
-    found, expected = run(name)
-    assert relative_l2(array(found), array(expected)) <= 4e-6
+    monkeypatch.setattr(
+        kernels, "group_norm", lambda *args, silu, **more: called.append(silu) or right(*args, silu=silu, **more)
+    )
+    result, expected = run(name)
+    assert relative_l2(array(result), array(expected)) <= 4e-6
     assert called.count(True) == (len(called) if name == "sd" else 1)  # the last activation is always SiLU
 
 
 def run(name: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """A decoder with FusedOps, and the same with TorchOps."""
+    """A decoder with ChannelsLastOps, and the same with TorchOps."""
     vae = model(name, "torch", "float32")
     ops, decoder = vae._model.ops, vae._model.layers(DECODER)
     z = ops.from_numpy(uniform("z", (2, CONFIGS[name].latent_channels, 5, 4)))
-    return decoder(z, vae._model.params, FusedOps.like(ops)), decoder(z, vae._model.params, ops)
+    return decoder(z, vae._model.params, ChannelsLastOps.like(ops)), decoder(z, vae._model.params, ops)
 
 
 @pytest.mark.parametrize("mean", [0, 5, 1000])
 def test_a_norm_of_bfloat16_on_a_cpu_is_rounded_once(mean):
-    """It is not changed to another order in memory; far from zero, E[x²] - E[x]² would lose σ."""
+    """Its order in memory does not change; far from zero, E[x²] - E[x]² would lose σ."""
     x = torch.tensor(mean + 8 * uniform("x", (2, 64, 9, 7), -3, 3)).bfloat16()
     scale, shift = torch.tensor(uniform("scale", (64,), 0.5, 2)).bfloat16(), torch.zeros(64, dtype=torch.bfloat16)
     exact = torch.group_norm(x.double(), 32, scale.double(), shift.double(), 1e-6)
-    ops = FusedOps("cpu", "bfloat16")
+    ops = ChannelsLastOps("cpu", "bfloat16")
     y = ops.to_nchw(ops.relu(ops.group_norm(ops.from_nchw(x), scale, shift, groups=32, eps=1e-6)))
     assert relative_l2(array(y), array(exact.relu())) <= 2.0**-9
 
 
 WINDOWS = [(0, 10, (1, 1)), (0, 4, (1, 0)), (3, 5, (0, 0)), (4, 6, (0, 1)), (2, 8, (0, 0)), (1, 9, (0, 1))]
-"""Rows of a doubled map of 10: how many are left out, how many there are, zeros above and below."""
+"""Rows of an upsampled map of 10 rows: the number left out, the number read, zeros (above, below)."""
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("above", "height", "vertical"), WINDOWS)
-def test_a_convolution_of_a_doubled_map_is_made_of_the_map(monkeypatch, above, height, vertical, dtype):
+def test_a_convolution_of_an_upsampled_map_is_computed_from_the_map(monkeypatch, above, height, vertical, dtype):
     x, w, b, padding = *doubling(dtype), (vertical, (1, 1))
     doubled = torch.nn.functional.interpolate(x.double(), scale_factor=2.0)[:, :, above : above + height]
     expected = TorchOps("cpu", "float64").conv2d(doubled, w.double(), b.double(), stride=1, padding=padding)
-    monkeypatch.setattr(Doubled, "whole", None)
-    ops = FusedOps("cpu", dtype)
+    monkeypatch.setattr(Upsampled2x, "whole", None)
+    ops = ChannelsLastOps("cpu", dtype)
     y = ops.conv2d(ops.upsample_nearest2x(x)[:, :, above : above + height, ...], w, b, stride=1, padding=padding)
     assert y.dtype == x.dtype
     rounded_twice = 2 * {"float32": 2.0**-24, "bfloat16": 2.0**-9}[dtype]  # the sums of taps, and what comes of them
@@ -147,12 +148,12 @@ OTHERS = [
 
 
 @pytest.mark.parametrize(("above", "height", "stride", "padding"), OTHERS)
-def test_a_convolution_that_is_none_of_the_map_is_one_of_the_doubled(above, height, stride, padding):
-    """Other borders than zeros around all of the map, and other strides."""
+def test_other_convolutions_compute_the_upsampled_map(above, height, stride, padding):
+    """With borders other than zeros around all of the map, and with other strides."""
     x, w, b = doubling("float32")
     doubled = torch.nn.functional.interpolate(x, scale_factor=2.0)[:, :, above : above + height]
     expected = TorchOps("cpu", "float32").conv2d(doubled, w, b, stride=stride, padding=padding)
-    ops = FusedOps("cpu", "float32")
+    ops = ChannelsLastOps("cpu", "float32")
     lazy = ops.upsample_nearest2x(x)[:, :, above : above + height, ...]
     assert lazy.shape == doubled.shape
     assert torch.equal(ops.conv2d(lazy, w, b, stride=stride, padding=padding), expected)

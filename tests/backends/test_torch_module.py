@@ -107,7 +107,7 @@ def test_gradients_are_those_of_diffusers(name):
 # -- training ----------------------------------------------------------------------------------------------------
 
 
-def test_the_module_computes_what_the_model_computes():
+def test_the_module_computes_the_same_as_the_model():
     vae, x = model(backend="torch"), pictures(CONFIGS["sd"], 1, 16, 8, torch.float64)
     output = vae.module()(x, sample_posterior=True, seed=3)
     expected = vae(x, sample_posterior=True, seed=3, return_posterior=True)
@@ -142,7 +142,7 @@ def test_checkpointing_keeps_less_for_the_same_gradients(training):
     module.train(training)
 
     def kept_and_gradients() -> tuple[int, dict[str, torch.Tensor]]:
-        """Bytes of the tensors that wait for the backward pass, parameters aside, and what comes of it."""
+        """Bytes of the tensors kept for the backward pass, without parameters, and the result."""
         ours = {p.untyped_storage().data_ptr() for p in module.parameters()}
         kept = {}
 
@@ -186,7 +186,7 @@ PLACES = {
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_a_parametrization_takes_effect_and_trains_what_is_beneath(place):
+def test_a_parametrization_takes_effect_and_trains_the_tensor_beneath(place):
     module, doubled, x = tiny("torch").module(), tiny("torch").module(), pictures()
     with torch.no_grad():
         doubled.get_submodule(place).weight.mul_(2)
@@ -261,7 +261,7 @@ def _fresh_dynamo():
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("part", ["encode", "decode"])
 def test_the_module_compiles_to_one_graph_with_the_gradients_of_eager(part, checkpointing):
-    """fullgraph raises where the graph would break. Sums in another order: a few roundings of 2^-24, in float32."""
+    """fullgraph raises if the graph would break. Sums in another order: a few roundings of 2^-24, in float32."""
     module = tiny("torch").module()
     given = pictures() if part == "encode" else noise(TINY).float()
     if checkpointing:

@@ -1,4 +1,4 @@
-"""The algorithms with fewer multiplications give what a filter gives."""
+"""The algorithms with fewer multiplications compute the same as a filter."""
 
 from __future__ import annotations
 

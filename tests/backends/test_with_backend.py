@@ -53,7 +53,7 @@ def test_weights_go_to_another_backend_and_back_without_losing_a_bit(source, tar
 
 
 @each_backend
-def test_weights_lose_what_the_new_dtype_cannot_hold_and_nothing_else(backend):
+def test_weights_lose_only_what_the_new_dtype_cannot_hold(backend):
     halves = on("numpy").with_backend(backend, device="cpu", dtype="float16").weights()
     for name, weight in on("numpy").weights().items():
         kept = weight.astype(np.float16) if weight.dtype == np.float32 else weight
@@ -79,7 +79,7 @@ WIDE = narrow((64, 128), layers_per_block=1)
 
 @pytest.mark.parametrize("source", BACKENDS)
 def test_moving_to_numpy_takes_the_memory_of_the_weights_once(source):
-    """Of what NumPy allocates, which tracemalloc sees: the result, and at most a quarter of it on the way."""
+    """NumPy's allocations, which tracemalloc sees: the result, and at most a quarter of it meanwhile."""
     vae = tiny(source, config=WIDE)
     size = sum(a.nbytes for a in vae.weights().values())
     assert size > 4 << 20

@@ -1,4 +1,4 @@
-"""What the tests of MLX share: a narrow model's pictures, latents and loss as MLX's arrays."""
+"""Shared by the tests of MLX: a narrow model's pictures, latents and loss as MLX's arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vaespec_mlx.ops import MlxOps
 
 OPS = MlxOps("cpu", "float32")
 WIDE = narrow((32, 64), layers_per_block=1, norm_num_groups=8)
-"""Its attention is 64 wide: as many as nn.quantize takes for a group."""
+"""Its attention is 64 wide: as wide as a group of nn.quantize."""
 
 
 each_dtype = pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
@@ -28,7 +28,7 @@ def noise(config=TINY) -> mx.array:
 
 
 def loss(encode, decode, x):
-    """½ · MSE + 10⁻⁶ · KL, in what any framework's arrays can do."""
+    """½ · MSE + 10⁻⁶ · KL, in operations that every framework's arrays have."""
     posterior = encode(x).latent_dist
     difference = decode(posterior.mode()).sample - x
     return 0.5 * (difference * difference).mean() + 1e-6 * posterior.kl().mean()

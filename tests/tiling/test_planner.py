@@ -22,6 +22,7 @@ from vaespec.model import Model
 from vaespec.tiling import planner
 from vaespec.tiling.planner import MemoryPlan
 from vaespec.tiling.settings import Tiling
+from vaespec_cpu.ops import CpuOps
 from vaespec_numpy.ops import NumpyOps
 
 CONFIG = narrow((8, 12, 12), layers_per_block=1)  # f = 4
@@ -211,7 +212,7 @@ def test_an_accelerator_reports_its_own_memory(monkeypatch):
 
 
 def test_maps_of_an_accelerator_may_be_stored_in_the_hosts_memory(vae, monkeypatch):
-    monkeypatch.setattr(NumpyOps, "on_host", False)
+    monkeypatch.setattr(CpuOps, "on_host", False)
     in_bands = planner.estimate(vae._model, DECODER, Z.shape, banded("device", band_rows=8))
     on_the_host = planner.estimate(vae._model, DECODER, Z.shape, banded("host", band_rows=8))
     assert on_the_host.run < in_bands.run

@@ -25,7 +25,7 @@ from vaespec.tiling import planner
 from vaespec.tiling.banded import BandedOps
 from vaespec.tiling.planner import MemoryPlan
 from vaespec.tiling.stores import new_store
-from vaespec_cpu import threads
+from vaespec_cpu import memory
 
 REFERENCE = ReferenceOps(np)
 
@@ -34,7 +34,7 @@ REFERENCE = ReferenceOps(np)
 def no_array_has_pages_of_its_own():
     """So that tracemalloc sees every array."""
     with pytest.MonkeyPatch.context() as monkeypatch:
-        monkeypatch.setattr(threads, "BIG", math.inf)
+        monkeypatch.setattr(memory, "BIG", math.inf)
         yield
 
 

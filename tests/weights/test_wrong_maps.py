@@ -40,14 +40,14 @@ def wrong_tables(dialect: Dialect) -> Iterator[tuple[str, Dialect]]:
         yield f"{ours} left out", replace(dialect, modules=rest)
         flipped = stored.replace("flip_i", "i") if "flip_i" in stored else stored.replace("{i}", "{flip_i}")
         if flipped != stored:
-            yield f"{canonical} flipped", replace(dialect, modules=((canonical, flipped), *rest))
+            yield f"{ours} flipped", replace(dialect, modules=((ours, flipped), *rest))
     leaves = dict(dialect.leaves)
-    for canonical, other in zip(leaves, [*leaves][1:] + [*leaves][:1], strict=True):
-        rest = {name: stored for name, stored in leaves.items() if name != canonical}
+    for ours, other in zip(leaves, [*leaves][1:] + [*leaves][:1], strict=True):
+        rest = {name: stored for name, stored in leaves.items() if name != ours}
         yield f"{ours} left out", replace(dialect, leaves=rest)
-        if canonical != other:
-            exchanged = {canonical: leaves[other], other: leaves[canonical]}
-            yield f"{canonical} and {other} exchanged", replace(dialect, leaves=leaves | exchanged)
+        if ours != other:
+            exchanged = {ours: leaves[other], other: leaves[ours]}
+            yield f"{ours} and {other} exchanged", replace(dialect, leaves=leaves | exchanged)
 
 
 WRONG_TABLES = {

@@ -1,4 +1,4 @@
-"""How does a backend compute each convolution? The model, with shapes for arrays, asking at every one."""
+"""How does a backend compute each convolution? The model on fake arrays, which asks the backend at every one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from vaespec.analysis.cost import CostOps, Shape
+from vaespec.analysis.cost import CostOps, FakeArray
 from vaespec.ops import Layer, Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
@@ -14,10 +14,11 @@ from vaespec.reference import ReferenceOps
 
 @dataclass(frozen=True)
 class PlannedConvolution:
-    """A convolution of maps (B, C, H, W), `doubled` before or not: the `form` it takes, and what each would `cost`.
+    """A convolution of maps x (B, C, H, W): the form that it takes, and the cost of each form.
 
-    Costs are in multiplications with an addition, or what takes as long. Where the framework decides, there are none.
-    `direct` is the cost of the formula as it is written.
+    `doubled` says whether x is a map upsampled by 2. Costs are in multiplications with an addition, or work that takes
+    as long; `direct` is the cost of the sum as it is written. If the framework decides, `costs` is empty and `direct`
+    None.
     """
 
     name: str
@@ -30,32 +31,30 @@ class PlannedConvolution:
 
 
 def planned(model: Layer, shape: tuple[int, ...], ops: ReferenceOps) -> list[PlannedConvolution]:
-    """The convolutions of model(x), x of that shape, in the order in which they are called."""
+    """List the convolutions of model(x), x of that shape, in the order of their calls."""
     inner, _ = ops.inference_ops({})
-    asking, table = _PlanOps(inner), dict(model.parameters())
-    asking.names = {id(parameter): name.removesuffix(".weight") for name, parameter in table.items()}
-    model(asking.array(*shape), table, asking)
-    return asking.found
+    table = dict(model.parameters())
+    plan = _PlanOps(inner, {id(parameter): name.removesuffix(".weight") for name, parameter in table.items()})
+    model(plan.array(*shape), table, plan)
+    return plan.convolutions
 
 
-class _Doubled(Shape):
-    """A map in which every pixel stands four times."""
+class _Upsampled(FakeArray):
+    """Stands for a map upsampled by 2, in which every pixel occurs four times."""
 
 
 class _PlanOps(CostOps):
-    def __init__(self, ops: Any) -> None:
+    def __init__(self, ops: Any, names: Mapping[int, str]) -> None:
         super().__init__(bytes_per_number=0)
-        self.ops, self.found = ops, list[PlannedConvolution]()
-        self.names: dict[int, str] = {}
+        self.ops, self.names, self.convolutions = ops, names, list[PlannedConvolution]()
 
-    def conv2d(self, x: Shape, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> Shape:
-        doubled = isinstance(x, _Doubled)
-        told = self.ops.convolution_form(x.shape, w.shape, stride=stride, padding=padding, doubled=doubled)
-        form, costs = told or (f"{self.ops.provenance('conv2d')} conv2d", dict[str, float]())
-        direct = costs.get("gathered")
-        self.found.append(PlannedConvolution(self.names[id(w)], x.shape, w.shape, doubled, form, costs, direct))
+    def conv2d(self, x: FakeArray, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> FakeArray:
+        doubled = isinstance(x, _Upsampled)
+        choice = self.ops.convolution_form(x.shape, w.shape, stride=stride, padding=padding, doubled=doubled)
+        choice = choice or (f"{self.ops.provenance('conv2d')} conv2d", {}, None)
+        self.convolutions.append(PlannedConvolution(self.names[id(w)], x.shape, w.shape, doubled, *choice))
         return super().conv2d(x, w, b, stride=stride, padding=padding)
 
-    def upsample_nearest2x(self, x: Shape) -> Shape:
+    def upsample_nearest2x(self, x: FakeArray) -> FakeArray:
         y = super().upsample_nearest2x(x)
-        return _Doubled(y.shape, y.memory)
+        return _Upsampled(y.shape, y.memory)

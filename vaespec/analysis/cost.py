@@ -1,4 +1,4 @@
-"""How much does it cost? The model, with shapes for arrays: arithmetic, traffic and memory, before anything runs."""
+"""How much does a run cost? The model on fake arrays: arithmetic, traffic and memory, before anything runs."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from vaespec.parameter import Parameter
 
 Direction = Literal["encode", "decode"]
 
-# Arithmetic per number, for what is neither a convolution nor a matrix product: 0.2 % of the SD decoder.
+# Arithmetic per number in operations that are neither convolutions nor matrix products: 0.2 % of the SD decoder.
 NORM_FLOPS, ACTIVATION_FLOPS, ADD_FLOPS = 7, 5, 1
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Of one run. A multiplication and an addition are two flops; bytes are of the activations unless named otherwise.
+    """The cost of one run. A multiplication and an addition are two flops.
 
-    `peak_bytes` is the most that maps and tokens hold at one time, each freed when the model lets go of it; what a
-    backend needs inside an operation (im2col, attention logits) comes on top. `moved_bytes` counts every operation's
-    inputs, weights and output once.
+    `peak_bytes` is the most that feature maps and tokens hold at one time, each freed after the model last uses it;
+    memory that a backend needs inside an operation (im2col, attention logits) is not included. `moved_bytes` counts
+    every operation's inputs, weights and output once.
     """
 
     conv_flops: int
@@ -38,7 +38,7 @@ class Cost:
 
     @property
     def flops(self) -> int:
-        """All arithmetic."""
+        """Flops of all operations."""
         return self.conv_flops + self.attention_flops + self.other_flops
 
 
@@ -66,26 +66,26 @@ def cost(
     )
 
 
-class Shape:
-    """Stands for an array: maps (B, C, H, W), tokens (B, N, C). `memory` is what it holds, shared with its parts."""
+class FakeArray:
+    """An array without numbers: maps (B, C, H, W), tokens (B, N, C). Views share its `memory`."""
 
-    def __init__(self, shape: tuple[int, ...], memory: Memory) -> None:
+    def __init__(self, shape: tuple[int, ...], memory: Allocation) -> None:
         self.shape, self.memory = shape, memory
 
     @property
     def size(self) -> int:
-        """How many numbers the array would hold."""
+        """Count of the numbers that the array would hold."""
         return math.prod(self.shape)
 
-    def __getitem__(self, index: Sequence[Any]) -> Shape:
-        """A view, by slices and an ellipsis at the end."""
+    def __getitem__(self, index: Sequence[Any]) -> FakeArray:
+        """Return a view, by slices and an ellipsis at the end."""
         cut = [s for s in index if s is not ...]
         sides = [len(range(*s.indices(side))) for s, side in zip(cut, self.shape, strict=False)]
-        return Shape((*sides, *self.shape[len(cut) :]), self.memory)
+        return FakeArray((*sides, *self.shape[len(cut) :]), self.memory)
 
 
-class Memory:
-    """So many bytes of `ops`, until Python lets go of it."""
+class Allocation:
+    """Bytes that `ops` count as held until Python frees this object."""
 
     def __init__(self, ops: CostOps, held: int) -> None:
         self.ops, self.held = ops, held
@@ -96,9 +96,9 @@ class Memory:
 
 
 class CostOps:
-    """Every operation returns the shape of its result and adds up what it would cost.
+    """Every operation returns a fake array of its result's shape and adds up what the operation would cost.
 
-    An array counts as held until Python lets go of its Shape, so the model's own variables say how long it lives.
+    An array counts as held until Python frees its FakeArray, so the model's own variables decide how long it lives.
     """
 
     def __init__(self, bytes_per_number: int) -> None:
@@ -106,80 +106,79 @@ class CostOps:
         self.conv_flops = self.attention_flops = self.other_flops = 0
         self.moved_bytes = self.held_bytes = self.peak_bytes = 0
 
-    def array(self, *shape: int) -> Shape:
-        """A new array, held from now on."""
-        return Shape(shape, Memory(self, math.prod(shape) * self.bytes_per_number))
+    def array(self, *shape: int) -> FakeArray:
+        """Allocate an array."""
+        return FakeArray(shape, Allocation(self, math.prod(shape) * self.bytes_per_number))
 
     def _hold(self, change: int) -> None:
         self.held_bytes += change
         self.peak_bytes = max(self.peak_bytes, self.held_bytes)
 
-    def _result(self, *shape: int, read: tuple[Shape | Parameter, ...]) -> Shape:
+    def _result(self, *shape: int, read: tuple[FakeArray | Parameter, ...]) -> FakeArray:
         result = self.array(*shape)
         numbers = result.size + sum(math.prod(array.shape) for array in read)
         self.moved_bytes += numbers * self.bytes_per_number
         return result
 
-    def run(self, layer: Layer, x: Shape, params: Params) -> Shape:
-        result: Shape = layer(x, params, self)
-        return result
+    def run(self, layer: Layer, x: FakeArray, params: Params) -> FakeArray:
+        return layer(x, params, self)
 
-    def from_nchw(self, x: Shape) -> Shape:
+    def from_nchw(self, x: FakeArray) -> FakeArray:
         return x
 
-    def to_nchw(self, x: Shape) -> Shape:
+    def to_nchw(self, x: FakeArray) -> FakeArray:
         return x
 
-    def conv2d(self, x: Shape, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> Shape:
+    def conv2d(self, x: FakeArray, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> FakeArray:
         (B, C, H, W), (O, _, kh, kw), ((top, bottom), (left, right)) = x.shape, w.shape, padding
         h, wd = (H + top + bottom - kh) // stride + 1, (W + left + right - kw) // stride + 1
         self.conv_flops += 2 * B * O * h * wd * C * kh * kw
         return self._result(B, O, h, wd, read=(x, w, b))
 
-    def group_norm(self, x: Shape, scale: Parameter, shift: Parameter, *, groups: int, eps: float) -> Shape:
+    def group_norm(self, x: FakeArray, scale: Parameter, shift: Parameter, *, groups: int, eps: float) -> FakeArray:
         self.other_flops += NORM_FLOPS * x.size
         return self._result(*x.shape, read=(x, scale, shift))
 
-    def silu(self, x: Shape) -> Shape:
+    def silu(self, x: FakeArray) -> FakeArray:
         self.other_flops += ACTIVATION_FLOPS * x.size
         return self._result(*x.shape, read=(x,))
 
     mish = gelu = relu = silu
 
-    def add(self, x: Shape, y: Shape) -> Shape:
+    def add(self, x: FakeArray, y: FakeArray) -> FakeArray:
         self.other_flops += ADD_FLOPS * x.size
         return self._result(*x.shape, read=(x, y))
 
-    def upsample_nearest2x(self, x: Shape) -> Shape:
+    def upsample_nearest2x(self, x: FakeArray) -> FakeArray:
         B, C, H, W = x.shape
         return self._result(B, C, 2 * H, 2 * W, read=(x,))
 
-    def tokens(self, x: Shape) -> Shape:
+    def tokens(self, x: FakeArray) -> FakeArray:
         B, C, H, W = x.shape
         return self.array(B, H * W, C)
 
-    def pixels(self, t: Shape, like: Shape) -> Shape:
+    def pixels(self, t: FakeArray, like: FakeArray) -> FakeArray:
         return self.array(*like.shape)
 
-    def linear(self, t: Shape, w: Parameter, b: Parameter | None) -> Shape:
+    def linear(self, t: FakeArray, w: Parameter, b: Parameter | None) -> FakeArray:
         B, N, _ = t.shape
         self.attention_flops += 2 * B * N * math.prod(w.shape)
         return self._result(B, N, w.shape[0], read=(t, w) if b is None else (t, w, b))
 
-    def split(self, t: Shape, parts: int) -> tuple[Shape, ...]:
+    def split(self, t: FakeArray, parts: int) -> tuple[FakeArray, ...]:
         B, N, C = t.shape
         return tuple(self.array(B, N, C // parts) for _ in range(parts))
 
-    def scale(self, t: Shape, factor: float) -> Shape:
+    def scale(self, t: FakeArray, factor: float) -> FakeArray:
         self.other_flops += t.size
         return self._result(*t.shape, read=(t,))
 
-    def attention(self, q: Shape, k: Shape, v: Shape, *, scale: float) -> Shape:
+    def attention(self, q: FakeArray, k: FakeArray, v: FakeArray, *, scale: float) -> FakeArray:
         B, N, C = q.shape
         self.attention_flops += 4 * B * N * N * C
         return self._result(B, N, C, read=(q, k, v))
 
     eager_attention = attention
 
-    def chunked_attention(self, q: Shape, k: Shape, v: Shape, *, scale: float, size: int) -> Shape:
+    def chunked_attention(self, q: FakeArray, k: FakeArray, v: FakeArray, *, scale: float, size: int) -> FakeArray:
         return self.attention(q, k, v, scale=scale)

@@ -1,4 +1,4 @@
-"""How much memory does a run take on a backend? The model with shapes for arrays, whole or in bands of rows."""
+"""How much memory does a run take on a backend? The model on fake arrays, whole or in bands of rows."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from typing import Any, Self
 
 import numpy as np
 
-from vaespec.analysis.cost import CostOps, Shape
+from vaespec.analysis.cost import CostOps, FakeArray
 from vaespec.dtypes import storage_dtype
 from vaespec.ops import Chunk, Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 
 
-class Unmade(Shape):
-    """What is computed while a convolution reads it."""
+def shape_ops(ops: Any) -> MemoryOps:
+    """Return ops that count the memory of a run on `ops`: the backend's own, if it offers `shape_ops()`."""
+    return ops.shape_ops() if hasattr(ops, "shape_ops") else MemoryOps(ops)
 
 
 class MemoryOps(CostOps):
-    """CostOps as BandedOps needs them, which count what `ops` hold inside an operation as well.
+    """CostOps that BandedOps can use, and that also count what an operation of `ops` holds while it computes.
 
-    Where `ops` fuse, what is done while a convolution reads makes no map of its own. `stored_bytes` is the most that
-    lay in stores elsewhere, see `Elsewhere`.
+    `stored_bytes` is the most that stores outside the device held at one time: see `Elsewhere`.
     """
 
     map_layout = "NCHW"
@@ -32,50 +32,33 @@ class MemoryOps(CostOps):
 
     def __init__(self, ops: ReferenceOps) -> None:
         super().__init__(storage_dtype(ops.dtype).itemsize)
-        self.ops, self.fused = ops, ops.fuses
+        self.ops = ops
         self.fixed_shapes, self.on_host = ops.fixed_shapes, ops.on_host
         self.elsewhere = self.stored_bytes = 0
 
     def briefly(self, held: int) -> None:
-        """So many bytes more, for a moment."""
+        """Hold so many bytes more, for a moment."""
         self._hold(held)
         self._hold(-held)
 
     def store(self, change: int) -> None:
-        """So many bytes more, or fewer, elsewhere."""
+        """Store so many bytes more, or fewer, outside the device."""
         self.elsewhere += change
         self.stored_bytes = max(self.stored_bytes, self.elsewhere)
 
-    # -- what the backend's operations need inside --------------------------------------------------------------
+    # -- what the backend's operations hold while they compute --------------------------------------------------
 
-    def conv2d(self, x: Shape, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> Shape:
+    def conv2d(self, x: FakeArray, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> FakeArray:
         y = super().conv2d(x, w, b, stride=stride, padding=padding)
-        op = "norm_act_conv2d" if isinstance(x, Unmade) else "conv2d"
-        self.briefly(self.ops.workspace(op, x.shape, y.shape, w.shape))
+        self.briefly(self.ops.workspace("conv2d", x.shape, y.shape, w.shape))
         return y
 
-    def group_norm(self, x: Shape, scale: Parameter, shift: Parameter, *, groups: int, eps: float) -> Shape:
-        normed = super().group_norm
-        return Unmade(x.shape, x.memory) if self.fused else normed(x, scale, shift, groups=groups, eps=eps)
-
-    def silu(self, x: Shape) -> Shape:
-        return x if self.fused else super().silu(x)
-
-    mish = gelu = relu = silu
-
-    def add(self, x: Shape, y: Shape) -> Shape:
-        return y if self.fused else super().add(x, y)
-
-    def upsample_nearest2x(self, x: Shape) -> Shape:
-        B, C, H, W = x.shape
-        return Shape((B, C, 2 * H, 2 * W), x.memory) if self.fused else super().upsample_nearest2x(x)
-
-    def attention(self, q: Shape, k: Shape, v: Shape, *, scale: float) -> Shape:
+    def attention(self, q: FakeArray, k: FakeArray, v: FakeArray, *, scale: float) -> FakeArray:
         y = super().attention(q, k, v, scale=scale)
         self.briefly(self.ops.workspace("attention", q.shape, y.shape))
         return y
 
-    # -- what BandedOps calls beside the operations -------------------------------------------------------------
+    # -- what BandedOps calls besides the operations ------------------------------------------------------------
 
     def inference_ops(self, params: Mapping[str, Any]) -> tuple[Self, Mapping[str, Any]]:
         return self, params
@@ -85,18 +68,18 @@ class MemoryOps(CostOps):
 
     to_array = to_numpy = from_host = materialize
 
-    def channel_statistics(self, x: Shape) -> tuple[np.ndarray, np.ndarray]:
+    def channel_statistics(self, x: FakeArray) -> tuple[np.ndarray, np.ndarray]:
         self.briefly(self.ops.workspace("channel_statistics", x.shape, x.shape))
         return np.zeros(x.shape[:2]), np.zeros(x.shape[:2])
 
-    def normalize(self, x: Shape, mean: Any, sigma2: Any, scale: Any, shift: Any, *, eps: float) -> Shape:
-        if self.fused:
-            return Unmade(x.shape, x.memory)
+    def normalize(self, x: FakeArray, mean: Any, sigma2: Any, scale: Any, shift: Any, *, eps: float) -> FakeArray:
         y = self.array(*x.shape)
         self.briefly(self.ops.workspace("normalize", x.shape, y.shape))
         return y
 
-    def attend_chunk(self, q: Shape, k: Shape, v: Shape, scale: float) -> tuple[Shape, Shape, Shape]:
+    def attend_chunk(
+        self, q: FakeArray, k: FakeArray, v: FakeArray, scale: float
+    ) -> tuple[FakeArray, FakeArray, FakeArray]:
         (B, n, C), m = q.shape, k.shape[1]
         logits, weights = self.array(B, n, m), self.array(B, n, m)
         del logits, weights
@@ -108,16 +91,16 @@ class MemoryOps(CostOps):
         del scaled
         return m, l, o
 
-    def divide_chunks(self, merged: Chunk, like: Shape) -> Shape:
+    def divide_chunks(self, merged: Chunk, like: FakeArray) -> FakeArray:
         return self.array(*like.shape)
 
-    def zeros_like(self, x: Shape) -> Shape:
+    def zeros_like(self, x: FakeArray) -> FakeArray:
         return self.array(*x.shape)
 
-    def rows(self, x: Shape, start: int, stop: int) -> Shape:
+    def rows(self, x: FakeArray, start: int, stop: int) -> FakeArray:
         return x[(slice(None), slice(None), slice(start, stop), ...)]
 
-    def concat(self, parts: Sequence[Shape], axis: int) -> Shape:
+    def concat(self, parts: Sequence[FakeArray], axis: int) -> FakeArray:
         if len(parts) == 1:
             return parts[0]
         shape = list(parts[0].shape)
@@ -126,23 +109,23 @@ class MemoryOps(CostOps):
 
 
 class Elsewhere:
-    """A store that takes no memory of the device: see vaespec.tiling.stores."""
+    """A store outside the device's memory: see vaespec.tiling.stores."""
 
     def __init__(self, ops: MemoryOps, axis: int) -> None:
         self.ops, self.axis = ops, axis
         self.rows = self.row = 0
 
-    def append(self, rows: Shape) -> None:
+    def append(self, rows: FakeArray) -> None:
         self.shape = list(rows.shape)
         held = math.prod(rows.shape) * self.ops.bytes_per_number
         self.rows, self.row = self.rows + rows.shape[self.axis], held // rows.shape[self.axis]
-        self.ops.briefly(held)  # in the order of the file
+        self.ops.briefly(held)  # a copy, in the order of the file
         self.ops.store(held)
 
     def open(self) -> Any:
-        """As many rows as are asked for, in new arrays."""
+        """Return a function that reads rows into new arrays."""
 
-        def read(start: int, stop: int) -> Shape:
+        def read(start: int, stop: int) -> FakeArray:
             self.shape[self.axis] = stop - start
             self.ops.briefly((stop - start) * self.row)
             return self.ops.array(*self.shape)

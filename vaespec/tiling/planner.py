@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from vaespec.analysis.cost import Shape
-from vaespec.analysis.memory import Elsewhere, MemoryOps
+from vaespec.analysis.cost import FakeArray
+from vaespec.analysis.memory import Elsewhere, MemoryOps, shape_ops
 from vaespec.architecture import Half
 from vaespec.errors import InputError
 from vaespec.machine import host_memory
@@ -70,7 +70,7 @@ def as_bytes(limit: int | str) -> int:
 def estimate(model: Model, half: Half, shape: tuple[int, ...], plan: MemoryPlan) -> Estimate:
     """The memory that half of a model needs, if run now on an input of this shape (B, C, H, W)."""
     inner, _ = model.ops.inference_ops({})
-    ops, layers = MemoryOps(inner), model.layers(half)
+    ops, layers = shape_ops(inner), model.layers(half)
     B, *item = shape
     items = [(1, *item)] * B if plan.slicing else [shape]
     results = [_results(ops, layers, one, plan) for one in items[:2]]  # every other item takes as much as the second
@@ -79,7 +79,7 @@ def estimate(model: Model, half: Half, shape: tuple[int, ...], plan: MemoryPlan)
     return Estimate(model.ops.memory().used, ops.peak_bytes, result, ops.stored_bytes)
 
 
-def _results(ops: MemoryOps, layers: Layer, shape: tuple[int, ...], plan: MemoryPlan) -> list[Shape]:
+def _results(ops: MemoryOps, layers: Layer, shape: tuple[int, ...], plan: MemoryPlan) -> list[FakeArray]:
     x, table = ops.array(*shape), dict(layers.parameters())
     if plan.bands is None:
         return [layers(x, table, ops)]

@@ -1,10 +1,10 @@
-"""A convolution of a map in which every pixel stands twice, without that map: 16 products in place of 36.
+"""A convolution of an upsampled map, computed without that map: 16 products in place of 36.
 
-Along one side of …, s₀, s₀, s₁, s₁, …, a filter g of 3 taps gives, where s₀ stands first and second,
+Along one axis of …, s₀, s₀, s₁, s₁, …, a filter g of 3 taps gives, at the first and at the second s₀,
 
     g₀ s₋₁ + (g₁ + g₂) s₀   and   (g₀ + g₁) s₀ + g₂ s₁
 
-so that the outputs of either kind are a convolution of s with 2 taps.
+so the outputs of either kind are a convolution of s with 2 taps.
 """
 
 from __future__ import annotations
@@ -20,44 +20,44 @@ from torch import Tensor
 from vaespec.ops import Padding
 
 TAPS = ((1, 0, 0), (0, 1, 1)), ((1, 1, 0), (0, 0, 1))
-"""Of outputs of either kind, and each of their 2 taps: which of the 3 are its sum."""
+"""For the outputs of either kind, and each of their 2 taps: which of the 3 taps it is the sum of."""
 
 
 @dataclass(frozen=True)
-class Doubled:
-    """x (B, C, H, W) with every pixel twice along both sides: `height` rows of that, but for the first `above`."""
+class Upsampled2x:
+    """Rows of the nearest upsampling of x (B, C, H, W), not computed: see vaespec_cpu.lazy.Upsampled2x."""
 
     x: Tensor
     above: int
     height: int
 
     @classmethod
-    def of(cls, x: Tensor) -> Doubled:
-        """All rows."""
+    def of(cls, x: Tensor) -> Upsampled2x:
+        """Describe all rows."""
         return cls(x, 0, 2 * x.shape[2])
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """(B, C, H, W) of what it stands for."""
+        """(B, C, H, W) of the map that readers see."""
         B, C, _, W = self.x.shape
         return B, C, self.height, 2 * W
 
-    def rows(self, start: int, stop: int) -> Doubled:
+    def rows(self, start: int, stop: int) -> Upsampled2x:
         """Rows start … stop - 1, not computed yet."""
-        return Doubled(self.x, self.above + start, stop - start)
+        return Upsampled2x(self.x, self.above + start, stop - start)
 
     def whole(self) -> Tensor:
-        """The map."""
+        """Compute the map."""
         return F.interpolate(self.x, scale_factor=2.0, mode="nearest")[:, :, self.above : self.above + self.height]
 
     def suits(self, kernel: Tensor, stride: int, padding: Padding) -> bool:
-        """Whether a convolution of it is one of x: by 3 x 3 taps, with zeros beyond the borders of x alone."""
+        """Whether `convolved` can compute a convolution: 3 x 3 taps, and zeros only beyond the borders of x."""
         (above, below), sides = padding
         inside = (above and self.above) or (below and self.above + self.height < 2 * self.x.shape[2])
         return kernel.shape[2:] == (3, 3) and stride == 1 and sides == (1, 1) and max(above, below) <= 1 and not inside
 
     def convolved(self, kernel: Tensor, bias: Tensor, padding: Padding) -> Tensor:
-        """The result of a convolution that suits."""
+        """Compute a convolution that `suits`."""
         (B, _, H, W), O = self.x.shape, len(kernel)
         y = self.x.new_empty((B, 2 * H, 2 * W, O)).movedim(-1, 1)
         for (p, q), taps in summed(kernel):
@@ -67,10 +67,13 @@ class Doubled:
 
 
 def summed(kernel: Tensor) -> Iterator[tuple[tuple[int, int], Tensor]]:
-    """(O, I, 3, 3) -> for the outputs at 2 i + p, 2 j + q: (p, q) and their taps (O, I, 2, 2), each rounded once."""
+    """Yield (p, q), and the taps (O, I, 2, 2) of the outputs at 2 i + p, 2 j + q, from a kernel (O, I, 3, 3).
+
+    Each tap is rounded once.
+    """
     O, I = kernel.shape[:2]
     taps = kernel.new_tensor(TAPS)
     sums = torch.einsum("pik,qjl->pqijkl", taps, taps).reshape(16, 9) @ kernel.movedim(1, -1).reshape(O, 9, I)
-    of_outputs = sums.reshape(O, 2, 2, 2, 2, I).movedim(-1, 1)
+    by_output = sums.reshape(O, 2, 2, 2, 2, I).movedim(-1, 1)
     for p, q in product(range(2), range(2)):
-        yield (p, q), of_outputs[:, :, p, q]
+        yield (p, q), by_output[:, :, p, q]

@@ -1,0 +1,58 @@
+"""How much memory does a run on the engine take? MemoryOps with the scratch memory of forms, and with lazy maps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from vaespec.analysis.cost import FakeArray
+from vaespec.analysis.memory import MemoryOps
+from vaespec.ops import Padding
+from vaespec.parameter import Parameter
+from vaespec.reference import ReferenceOps
+from vaespec_cpu.convolution import DIRECT, Form, Task, choose_form
+
+
+class CpuMemoryOps(MemoryOps):
+    """MemoryOps that also count what the form of a convolution holds, of `forms` and numbers of `itemsize` bytes."""
+
+    def __init__(self, ops: ReferenceOps, forms: Mapping[str, Form], itemsize: int) -> None:
+        super().__init__(ops)
+        self.forms, self.itemsize = forms, itemsize
+
+    def conv2d(self, x: FakeArray, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> FakeArray:
+        """Assume the usual padding k // 2, on which the scratch memory hardly depends."""
+        y = super().conv2d(x, w, b, stride=stride, padding=padding)
+        (B, C, H, W), (O, _, kh, kw) = x.shape, w.shape
+        s, k = 1 if y.shape[2] > H // 2 else 2, kh // 2
+        task = Task.of((B, H, W, C), (kh, kw, C, O), s, ((k, k), (k, k)))
+        form = choose_form(task, self.forms).form
+        computed = x.size if form == DIRECT and isinstance(x, FakePendingMap) else 0  # that form reads arrays only
+        self.briefly(self.itemsize * (self.forms[form].scratch(task) + computed))
+        return y
+
+
+class LazyMemoryOps(CpuMemoryOps):
+    """CpuMemoryOps for LazyOps: what is computed while a convolution reads or stores is no array of its own."""
+
+    def group_norm(self, x: FakeArray, scale: Parameter, shift: Parameter, *, groups: int, eps: float) -> FakeArray:
+        return FakePendingMap(x.shape, x.memory)
+
+    def normalize(self, x: FakeArray, mean: Any, sigma2: Any, scale: Any, shift: Any, *, eps: float) -> FakeArray:
+        return FakePendingMap(x.shape, x.memory)
+
+    def silu(self, x: FakeArray) -> FakeArray:
+        return x
+
+    mish = gelu = relu = silu
+
+    def add(self, x: FakeArray, y: FakeArray) -> FakeArray:
+        return y
+
+    def upsample_nearest2x(self, x: FakeArray) -> FakeArray:
+        B, C, H, W = x.shape
+        return FakeArray((B, C, 2 * H, 2 * W), x.memory)
+
+
+class FakePendingMap(FakeArray):
+    """Stands for a lazy map that is computed while a convolution reads it."""
