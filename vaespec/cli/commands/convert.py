@@ -48,7 +48,7 @@ def convert(
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a VAE's weights in another dialect, with the kernel layout and file format that go with it."""
+    """Write a VAE's weights in another dialect, with its kernel layout and file format."""
     path, dialect = autoencoder.locate(source), known_dialect(to)
     folder = dialect == DIFFUSERS and (target.is_dir() or not target.suffix)
     if folder and (prefix or bits):
