@@ -110,8 +110,9 @@ Padding = Annotated[
     Pad,
     typer.Option(
         "--pad",
-        help="What to do with a side that is not a multiple of f. floor: drop the last rows and columns, as diffusers "
-        "does. edge: repeat the last row and column up to a multiple, and crop after decoding.",
+        help="What to do with a side that is not a multiple of f, the VAE's downsampling factor. floor: drop the last "
+        "rows and columns, as diffusers does. edge: repeat the last row and column up to a multiple, and crop after "
+        "decoding.",
     ),
 ]
 Sample = Annotated[
