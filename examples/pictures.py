@@ -2,7 +2,7 @@
 
 `crops` gives training batches, `test_pictures` the three photographs that training never sees.
 The drawn ones are mostly "dead leaves": opaque textured shapes with power-law sizes that hide one another. Their edges,
-flat parts and textures have the statistics of photographs (Lee, Mumford & Huang 2001), which pure noise has not.
+flat parts and textures have the statistics of photographs (Lee, Mumford & Huang 2001), which pure noise lacks.
 """
 
 from collections import deque
@@ -22,7 +22,7 @@ GRAY = ("camera.png", "brick.png", "grass.png", "gravel.png", "coins.png", "moon
 
 
 def test_pictures():
-    """Name -> uint8 (256, 256, 3): the largest centred square, made smaller with Lanczos."""
+    """Name -> uint8 (256, 256, 3): the largest centred square, resized with Lanczos."""
     pictures = {}
     for name in TEST:
         photo = Image.open(SKIMAGE / f"{name}.png").convert("RGB")
@@ -34,9 +34,9 @@ def test_pictures():
 
 
 def crops(rng, batch, size):
-    """Random training crops: float32 (batch, 3, size, size) in [-1, 1]. rng is a numpy Generator.
+    """Cuts random training crops: float32 (batch, 3, size, size) in [-1, 1]. rng is a numpy Generator.
 
-    The first call draws the pool, which takes some ten seconds.
+    The first call draws the pool, which takes about ten seconds.
     """
     while len(POOL) < POOL.maxlen:
         POOL.append(drawn(rng))
@@ -46,7 +46,7 @@ def crops(rng, batch, size):
 
 
 def crop(rng, size):
-    """One crop, float32 (3, size, size): cut, scaled, turned, mirrored, and its colours changed a little."""
+    """Cuts one crop, float32 (3, size, size), then scales, rotates and mirrors it, and changes its colours a little."""
     photographs, shares = photos()
     kind = rng.random()
     is_gray = kind < 0.12
@@ -71,7 +71,7 @@ def crop(rng, size):
 
 @cache
 def photos():
-    """Colour photographs, and how often each is taken."""
+    """Colour photographs, and the probability of each."""
     pictures = [Image.open(SKIMAGE / name).convert("RGB") for name in COLOUR]
     # The last three are stars, stained tissue and an eye: unlike most photographs.
     weights = [3, 3, 3, 1, 1, 0.5]
@@ -85,7 +85,7 @@ def gray_photos():
 
 
 def drawn(rng):
-    """One made picture, SIDE x SIDE, RGB."""
+    """Draws one picture, SIDE x SIDE, RGB."""
     draw = rng.choice([dead_leaves, cloud, stripes, text], p=[0.8, 0.08, 0.06, 0.06])
     return draw(rng)
 
@@ -96,7 +96,7 @@ def picture(x):
 
 
 def colours(rng, count):
-    """Colours (count, 3): brightness anywhere, saturation small most of the time, as in photographs."""
+    """Random colours (count, 3): any brightness, but mostly a small saturation, as in photographs."""
     return rng.uniform(-0.95, 0.95, (count, 1)) + rng.normal(0, 0.25, (count, 3)) * rng.exponential(1, (count, 1))
 
 
@@ -106,7 +106,7 @@ def noise(rng, exponent):
     f[0, 0] = np.inf
     spectrum = np.fft.rfft2(rng.standard_normal((SIDE, SIDE, 3)), axes=(0, 1)) / f[..., None] ** exponent
     x = np.fft.irfft2(spectrum, s=(SIDE, SIDE), axes=(0, 1))
-    # Channels of a photograph vary together: one shared part, a little of their own.
+    # The channels of a photograph vary together: one part is shared, and each channel adds a little.
     x = x[..., :1] + rng.uniform(0, 0.5) * x
     return (x / x.std()).astype(np.float32)
 
@@ -138,7 +138,7 @@ def dead_leaves(rng):
 
 
 def shape(rng, r):
-    """A mask: an ellipse or a polygon with about radius r, its edge sometimes out of focus."""
+    """A mask: an ellipse or a polygon of about radius r, sometimes with a blurred edge."""
     width, height = np.clip(2 * r * np.exp(rng.normal(0, 0.4, 2)), 3, SIDE).astype(int)
     mask = Image.new("L", (int(width), int(height)))
     draw = ImageDraw.Draw(mask)
@@ -158,7 +158,7 @@ def cloud(rng):
 
 
 def stripes(rng):
-    """Stripes, or two sets of them across each other, which make checks; hard or soft edges."""
+    """Stripes, or two crossed sets of stripes (a chessboard), with hard or soft edges."""
     y, x = np.mgrid[:SIDE, :SIDE]
     angle, period = rng.uniform(0, np.pi), rng.uniform(8, 60)
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)

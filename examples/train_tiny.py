@@ -5,7 +5,7 @@
 
 Stop it at any time: the same command continues from `runs/tiny/checkpoint.pt`, on the same schedule.
 Nothing is downloaded. The data are in `pictures.py`; astronaut, coffee and chelsea are measured, never trained on.
-Written on the way: the log `runs/tiny/training.csv`; at the end its curve beside it, and the weights.
+The log is `runs/tiny/training.csv`; its curve, and the weights, are written at the end.
 """
 
 import argparse
@@ -40,19 +40,19 @@ CONFIG = {
     "shift_factor": 0.0,
 }
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-# Crops of a step (count, side), drawn anew each time, equal in work. GroupNorm averages over the whole picture: a model
-# that has seen 64-pixel crops only is 4 dB worse on 256-pixel pictures.
+# Crops (count, side) of a step: each step draws one of the three, which are equal in work. GroupNorm averages over the
+# whole picture: a model that was trained on 64-pixel crops only is 4 dB worse on 256-pixel pictures.
 CROPS = ((16, 64), (4, 128), (1, 256))
-SMALL, LARGE = 0.04, 0.8  # of the schedule: before, only the first of CROPS, which learn fastest; after, only the last
+SMALL, LARGE = 0.04, 0.8  # of the schedule: before SMALL only the first of CROPS (the fastest), after LARGE the last
 ADAM_RATE, MUON_RATE = 3e-3, 5e-3
 WARM_UP = 200  # steps
-KL_WEIGHT = 1e-5  # of the KL divergence per latent element: bounds the latents, costs no visible detail
+KL_WEIGHT = 1e-5  # for the KL divergence per latent element: bounds the latents, and costs no visible detail
 TRIAL = 100  # steps that are timed to turn --minutes into steps
 COLUMNS = ("step", "seconds", "loss", "kl", *(f"psnr_{name}" for name in test_pictures()))
 
 
 class Run:
-    """The model, its moving average, the optimisers and the log: everything a checkpoint holds."""
+    """The model, its moving average, the optimizers and the log: everything a checkpoint holds."""
 
     stateful = ("module", "average", "adam", "muon")
     counters = ("steps", "step", "seconds", "log")
@@ -69,22 +69,22 @@ class Run:
         self.muon = torch.optim.Muon(self.views, weight_decay=1e-2, adjust_lr_fn="match_rms_adamw")
 
     def update(self, loss, rate):
-        """One step of both optimisers at `rate` (0 to 1) of their full learning rates, then of the average."""
+        """Steps both optimizers at `rate` (0 to 1) of their full learning rates, then updates the average."""
         self.module.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
         for view, matrix in zip(self.views, self.matrices, strict=True):
             view.grad = matrix.grad.flatten(1)
-        for optimiser, full_rate in ((self.adam, ADAM_RATE), (self.muon, MUON_RATE)):
-            optimiser.param_groups[0]["lr"] = full_rate * rate
-            optimiser.step()
+        for optimizer, full_rate in ((self.adam, ADAM_RATE), (self.muon, MUON_RATE)):
+            optimizer.param_groups[0]["lr"] = full_rate * rate
+            optimizer.step()
         self.step += 1
         decay = min(0.999, self.step / (self.step + 10))  # a young average forgets the random start quickly
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.module.parameters()), 1 - decay)
 
     def save(self, path):
-        """Write beside and rename, so that a stop in the middle leaves the old checkpoint whole."""
+        """Writes a new file and renames it, so that an interruption leaves the old checkpoint intact."""
         path.parent.mkdir(parents=True, exist_ok=True)
         parts = {name: getattr(self, name).state_dict() for name in self.stateful}
         counters = {name: getattr(self, name) for name in self.counters}
@@ -92,7 +92,7 @@ class Run:
         os.replace(path.with_suffix(".new"), path)
 
     def load(self, path):
-        """Continue from what `save` wrote, with its number of steps."""
+        """Continues from a file of `save`, with its number of steps."""
         saved = torch.load(path, map_location=DEVICE)
         for name in self.stateful:
             getattr(self, name).load_state_dict(saved.pop(name))
@@ -106,14 +106,14 @@ def new_vae(config):
 
 @torch.no_grad()
 def start_as_identity(module):
-    """Zero the last layer of each residual branch, so that the signal passes from the first step on."""
+    """Sets the last layer of each residual branch to zero, so that the signal passes from the first step on."""
     for name, p in module.named_parameters():
         if ".conv2." in name or ".to_out." in name:
             p.zero_()
 
 
 def is_matrix(name, p):
-    """Whether Muon trains it: every weight but those of the first and last layers, as its authors advise."""
+    """Whether Muon trains the weight: all but the first and last layers, as its authors advise."""
     return p.ndim > 1 and "conv_in" not in name and "conv_out" not in name
 
 
@@ -123,9 +123,9 @@ def batch(rng, count, side):
 
 
 def train_step(run):
-    """One update; returns (loss, KL per latent element)."""
+    """Updates once; returns (loss, KL per latent element)."""
     done = run.step / run.steps
-    rng = np.random.default_rng([0, run.step])  # seeded by the step: a resumed run sees what it would have seen
+    rng = np.random.default_rng([0, run.step])  # seeded by the step, so that a resumed run draws the same crops
     choices = CROPS[:1] if done < SMALL else CROPS if done < LARGE else CROPS[-1:]
     x = batch(rng, *choices[rng.integers(len(choices))])
     posterior = run.module.encode(x).latent_dist
@@ -151,7 +151,7 @@ def measure(module):
 
 
 def train(run, options):
-    """Steps until the schedule ends, with a log row every `options.every` steps and a checkpoint every minute."""
+    """Trains until the schedule ends, with a log row every `options.every` steps and a checkpoint every minute."""
     started, saved = time.monotonic() - run.seconds, time.monotonic()
     torch.manual_seed(run.step)
     recent = []
@@ -172,7 +172,7 @@ def train(run, options):
 
 
 def steps_for(minutes):
-    """How many steps fit: a trial run of TRIAL steps is timed and thrown away."""
+    """Computes how many steps fit, from the time of a trial run of TRIAL steps."""
     run = Run(TRIAL)
     train_step(run)  # draws the pool of pictures, once
     started = time.monotonic()
@@ -182,7 +182,7 @@ def steps_for(minutes):
 
 
 def write_log(rows, path):
-    """The whole log as CSV, so that a resumed run repeats no row."""
+    """Writes the whole log as CSV, so that a resumed run repeats no row."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -191,7 +191,7 @@ def write_log(rows, path):
 
 
 def draw_curve(log, path):
-    """PSNR over time, one line for each test picture."""
+    """Draws PSNR over time, one line for each test picture."""
     import matplotlib.pyplot as plt
 
     table = np.array(log)
@@ -206,7 +206,7 @@ def draw_curve(log, path):
 
 @torch.no_grad()
 def export(run, folder):
-    """The averaged weights as float16, with the shift and scale that give latents mean 0 and standard deviation 1."""
+    """Writes the averaged weights as float16, with the shift and scale that normalize the latents (mean 0, std 1)."""
     rng = np.random.default_rng([1, 0])
     z = torch.cat([run.average.encode(batch(rng, 8, 256)).latent_dist.mean for _ in range(16)])
     config = CONFIG | {"scaling_factor": 1 / z.std().item(), "shift_factor": z.mean().item()}
@@ -216,11 +216,11 @@ def export(run, folder):
 
 
 def main():
-    """Read the command line; train or continue; draw and export."""
+    """Reads the command line; trains or continues; draws and exports."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     budget = parser.add_mutually_exclusive_group()
     budget.add_argument("--steps", type=int, default=10_000)
-    budget.add_argument("--minutes", type=float, help="time a few steps first and do as many as fit")
+    budget.add_argument("--minutes", type=float, help="time a few steps first, then do as many as fit")
     parser.add_argument("--every", type=int, default=500, help="steps between two rows of the log")
     parser.add_argument("--checkpoint", type=Path, default=Path("runs/tiny/checkpoint.pt"))
     parser.add_argument("--log", type=Path, default=Path("runs/tiny/training.csv"))

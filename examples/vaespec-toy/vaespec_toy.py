@@ -10,7 +10,7 @@ Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
 class ToyOps(ReferenceOps):
-    """Arrays as the reference holds them: maps (B, C, H, W), kernels (O, C, kh, kw)."""
+    """Operations in the reference's layouts: maps (B, C, H, W), kernels (O, C, kh, kw)."""
 
     def conv2d(self, x: Any, w: Any, b: Any, *, stride: int, padding: Padding) -> Any:
         """One product of matrices, O × C·kh·kw and C·kh·kw × pixels, where the reference has one for each tap."""
@@ -24,12 +24,12 @@ class ToyOps(ReferenceOps):
         return xp.reshape(y, (B, O, h, wd))
 
     def upsample_nearest2x(self, x: Any) -> Any:
-        """Every pixel twice, in both directions."""
+        """Repeats every pixel, along both axes."""
         return self.xp.repeat(self.xp.repeat(x, 2, axis=2), 2, axis=3)
 
 
 class ToyBackend:
-    """What `backend="toy"` stands for. The members are those of `vaespec.backend.Backend`."""
+    """The backend of `backend="toy"`, with the members of `vaespec.backend.Backend`."""
 
     name = "toy"
     framework = "array-api-strict"
@@ -37,11 +37,11 @@ class ToyBackend:
     native = ("conv2d", "upsample_nearest2x")
 
     def devices(self) -> tuple[str, ...]:
-        """The devices at hand, best first."""
+        """Returns the devices of this machine, best first."""
         return ("cpu",)
 
     def ops(self, device: str, dtype: str, precision: str) -> ToyOps:
-        """Plain float32 or float64: the "default" precision is the "highest"."""
+        """Returns operations in true float32 or float64: "default" precision equals "highest"."""
         import array_api_strict as xp  # here, so that listing the backends imports no framework
 
         return ToyOps(xp, dtype, xp.Device("CPU_DEVICE"))

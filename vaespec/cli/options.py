@@ -44,7 +44,7 @@ Family = Annotated[
     typer.Option("--family", metavar="NAME", help="Family of a single weight file, e.g. sdxl.", rich_help_panel=_MODEL),
 ]
 _PREFIX = "Prefix of the VAE to read, if a file has several."
-_DIALECT = "Dialect of the names, if they do not show it."
+_DIALECT = "Dialect of the file, if its names fit several."
 Prefix = Annotated[
     str | None, typer.Option("--prefix", "--source-prefix", metavar="TEXT", help=_PREFIX, rich_help_panel=_MODEL)
 ]
@@ -66,7 +66,7 @@ BackendName = Annotated[
         "--backend",
         "-b",
         metavar="NAME",
-        help="A backend that `vaespec backends` lists; by default the best one on this machine.",
+        help="A backend that `vaespec backends` lists; by default the best one of this machine.",
         rich_help_panel=_MODEL,
         show_default=False,
     ),
@@ -110,8 +110,9 @@ Padding = Annotated[
     Pad,
     typer.Option(
         "--pad",
-        help="What to do with a side that is not a multiple of f. floor: drop the last rows and columns, as diffusers "
-        "does. edge: repeat the last row and column up to a multiple, and crop after decoding.",
+        help="What to do with a side that is not a multiple of f, the VAE's downsampling factor. floor: drop the last "
+        "rows and columns, as diffusers does. edge: repeat the last row and column up to a multiple, and crop after "
+        "decoding.",
     ),
 ]
 Sample = Annotated[

@@ -17,7 +17,7 @@ COLUMNS = 100  # width of the notes; the table of vaespec's own backends fits to
 
 
 def backends(as_json: Json = False) -> None:
-    """List the backends, whether they can be used, and their devices and dtypes. Starts no framework."""
+    """List the backends, whether they can be used, and their devices and dtypes. No framework is imported."""
     infos = known_backends()
     if as_json:
         print_json([{**dataclasses.asdict(info), "available": info.available} for info in infos])

@@ -46,7 +46,7 @@ def compare(
 ) -> None:
     """Encode and decode a picture untiled, in blended tiles and in exact bands. Write all results and differences.
 
-    Errors are differences from the untiled result, in levels of 255.
+    Errors are differences from the untiled result, on a scale of 0 to 255.
     """
     if not tiling:
         raise typer.BadParameter("choose a comparison: --tiling.", param_hint="--tiling")

@@ -20,16 +20,22 @@ from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect, known_dialect
 from vaespec.weights.folders import CONFIG, FolderFiles
 from vaespec.weights.save import WEIGHTS
 
-TARGET = "The file to write; with --to diffusers also a folder, for from_pretrained."
-Target = Annotated[Path, typer.Argument(metavar="TARGET", help=TARGET)]
-DIALECT = f"Dialect to write: {', '.join(DIALECTS)}."
-To = Annotated[str, typer.Option("--to", metavar="DIALECT", help=DIALECT, show_default=False)]
-DTYPE = "Dtype to store; by default the source's."
-StoredDtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help=DTYPE)]
-PREFIX = "Text to put before every name, e.g. first_stage_model."
-NewPrefix = Annotated[str, typer.Option("--prefix", metavar="TEXT", help=PREFIX)]
-BITS = "Quantize the attention's linear maps, for mflux."
-Bits = Annotated[int | None, typer.Option("--bits", metavar="4|8", help=BITS)]
+Target = Annotated[
+    Path,
+    typer.Argument(metavar="TARGET", help="The file to write; with --to diffusers also a folder, for from_pretrained."),
+]
+To = Annotated[
+    str, typer.Option("--to", metavar="DIALECT", help=f"Dialect to write: {', '.join(DIALECTS)}.", show_default=False)
+]
+StoredDtype = Annotated[
+    str | None, typer.Option("--dtype", metavar="NAME", help="Dtype to store; by default the source's.")
+]
+NewPrefix = Annotated[
+    str, typer.Option("--prefix", metavar="TEXT", help="Text to put before every name, e.g. first_stage_model.")
+]
+Bits = Annotated[
+    int | None, typer.Option("--bits", metavar="4|8", help="Quantize the attention's linear maps, for mflux.")
+]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing TARGET.")]
 
 
@@ -47,7 +53,7 @@ def convert(
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
-    """Write a VAE's weights in another dialect, with the kernel layout and file format that go with it."""
+    """Write a VAE's weights in another dialect, with its kernel layout and file format."""
     path, dialect = autoencoder.locate(source), known_dialect(to)
     folder = dialect == DIFFUSERS and (target.is_dir() or not target.suffix)
     if folder and (prefix or bits):

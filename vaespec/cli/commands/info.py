@@ -53,7 +53,7 @@ def info(
         inspection = inspect_weights(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
     costs: dict[str, Cost] = {}
     plans: Plans = {}
-    if config := inspection.config:
+    if (config := inspection.config) is not None:
         costs = _costs(config, image, source)
         if plan:
             plans = _plans(config, image, make_ops(choose_backend(backend), device, dtype, precision))
@@ -95,7 +95,7 @@ def _document(
     """The content of --json."""
     config = inspection.config
     described = {} if config is None else {"config": config.to_dict(), "f": config.downsampling_factor}
-    planned = {name: list(map(dataclasses.asdict, convolutions)) for name, convolutions in plans.items()}
+    forms = {name: list(map(dataclasses.asdict, convolutions)) for name, convolutions in plans.items()}
     return {
         **dataclasses.asdict(dataclasses.replace(inspection, config=None)),
         **described,
@@ -104,7 +104,7 @@ def _document(
         "parameters": None if config is None else count_parameters(config),
         "image_size": list(image),
         "cost": {name: {**dataclasses.asdict(c), "flops": c.flops} for name, c in costs.items()},
-        **({"plan": planned} if planned else {}),
+        **({"plan": forms} if forms else {}),
     }
 
 
