@@ -17,7 +17,8 @@ from support.real_files import FILES, RealFile, check, filled
 from vaespec import VaespecError, families
 from vaespec.layouts import HWIO, OHWI, OIHW, Layout
 from vaespec.parameter import Parameter
-from vaespec.weights import canonical, config_from_weights, layouts, locate
+from vaespec.weights import config_from_weights, layouts, locate
+from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, MLX, Dialect
 
 CAUGHT = (AssertionError, VaespecError)
@@ -155,7 +156,7 @@ CHANGES: Mapping[str, tuple[str, str, Change]] = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_no_tensor_can_be_changed_on_its_way(monkeypatch, what):
     name, suffix, change = CHANGES[what]
-    right, met = canonical.CanonicalWeights.__getitem__, []
+    right, met = CanonicalWeights.__getitem__, []
 
     def wrong(self: Mapping[str, np.ndarray], canonical: str) -> np.ndarray:
         array = right(self, canonical)
@@ -164,7 +165,7 @@ def test_no_tensor_can_be_changed_on_its_way(monkeypatch, what):
         met.append(canonical)
         return change(array)
 
-    monkeypatch.setattr(canonical.CanonicalWeights, "__getitem__", wrong)
+    monkeypatch.setattr(CanonicalWeights, "__getitem__", wrong)
     with pytest.raises(AssertionError):
         check(FILES[name])
     assert met
@@ -176,7 +177,7 @@ def test_a_kernel_is_not_merely_reshaped(monkeypatch):
     def wrong(a: np.ndarray, row: Parameter, layout: Layout) -> np.ndarray:
         return a.reshape(row.shape)
 
-    monkeypatch.setattr(canonical, "to_canonical", wrong)
+    monkeypatch.setattr("vaespec.weights.canonical.to_canonical", wrong)
     for name in ("sd1-flax", "sd1-mlx-examples", "flux1-mlx-examples", "flux1-mflux", "flux2-mflux"):
         with pytest.raises(AssertionError):
             check(FILES[name])
