@@ -100,7 +100,7 @@ def test_no_two_tensors_of_one_shape_can_be_exchanged(monkeypatch, name, one, ot
 
     arrays = filled(FILES[name])
     monkeypatch.setattr(Dialect, "stored", wrong)
-    with pytest.raises(AssertionError):  # not by its shape: the numbers tell
+    with pytest.raises(AssertionError):  # the shapes agree, the numbers do not
         check(FILES[name], arrays)
 
 
@@ -172,7 +172,7 @@ def test_no_tensor_can_be_changed_on_its_way(monkeypatch, what):
 
 
 def test_a_kernel_is_not_merely_reshaped(monkeypatch):
-    """Where a linear map is square, or a layout has as many numbers, a reshape goes through."""
+    """A reshape has the right shape if a linear map is square, or if two layouts have equal sizes."""
 
     def wrong(a: np.ndarray, row: Parameter, layout: Layout) -> np.ndarray:
         return a.reshape(row.shape)
@@ -228,7 +228,7 @@ WRONG_FIELDS = [
 def test_no_field_can_be_inferred_wrong(monkeypatch, name, half, fields):
     side = half.removeprefix("_")
     right = config_from_weights.READ[side]
-    monkeypatch.setitem(config_from_weights.READ, side, lambda here: replace(right(here), **fields))
+    monkeypatch.setitem(config_from_weights.READ, side, lambda vae: replace(right(vae), **fields))
     with pytest.raises(CAUGHT):
         check(FILES[name])
 
