@@ -11,7 +11,7 @@ from typing import Any
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import ConfigError
 
-# The fields that weights show by their names and shapes; the others (scaling, ...) are convention.
+# The fields that names and shapes of weights show; the others (scaling, ...) are convention.
 STRUCTURE = (
     "in_channels",
     "out_channels",
@@ -28,7 +28,7 @@ STRUCTURE = (
 )
 SCALING = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
 CONVENTION = (*SCALING, "sample_size", "force_upcast")
-SAMPLE_SIZE = 512  # px; diffusers' 32 would make tiles that show nothing of an image
+SAMPLE_SIZE = 512  # px; diffusers' default, 32, makes tiles too small to be useful
 
 
 @cache
@@ -58,34 +58,34 @@ def config(name: str) -> AutoencoderConfig:
 def matching(
     structure: AutoencoderConfig, checkpoint_keys: Iterable[str] = (), shown: tuple[str, ...] = STRUCTURE
 ) -> tuple[str, ...]:
-    """The families whose weights have this structure, narrowed by the other names of a full checkpoint if they tell.
+    """The families whose weights have this structure; other names in a full checkpoint may narrow the choice.
 
-    `shown` are the fields to compare: half of a VAE shows fewer.
+    `shown` are the fields to compare; half of a VAE shows fewer.
     """
-    fit = [name for name in names() if all(getattr(config(name), f) == getattr(structure, f) for f in shown)]
+    candidates = [name for name in names() if all(getattr(config(name), f) == getattr(structure, f) for f in shown)]
     keys = tuple(checkpoint_keys)
-    told = {name: len(evidence(name, keys)) for name in fit}
-    return tuple(name for name in fit if told[name] == max(told.values()))
+    markers = {name: len(evidence(name, keys)) for name in candidates}
+    return tuple(name for name in candidates if markers[name] == max(markers.values()))
 
 
 def evidence(name: str, checkpoint_keys: Iterable[str]) -> tuple[str, ...]:
-    """The beginnings of names by which a full checkpoint is known to be of this family, of those that are there."""
+    """The beginnings of names that mark a full checkpoint of this family, if any of `checkpoint_keys` has them."""
     keys = tuple(checkpoint_keys)
     markers = _document()["family"][name].get("checkpoint_keys", ())
     return tuple(marker for marker in markers if any(key.startswith(marker) for key in keys))
 
 
 def scaling(candidates: Iterable[str]) -> dict[str, Any] | None:
-    """The scaling fields on which all candidates agree; None where they differ or none of them has a scale."""
-    found = [{field: getattr(config(name), field) for field in SCALING} for name in candidates]
-    agree = found and all(fields == found[0] for fields in found)
-    return found[0] if agree and (found[0]["scaling_factor"] is not None) else None
+    """The scaling fields on which all candidates agree; None if they differ or none of them has a scale."""
+    scales = [{field: getattr(config(name), field) for field in SCALING} for name in candidates]
+    agree = scales and all(fields == scales[0] for fields in scales)
+    return scales[0] if agree and (scales[0]["scaling_factor"] is not None) else None
 
 
 def sample_size(candidates: Iterable[str]) -> dict[str, Any]:
-    """The field on whose value all candidates agree; where they differ SAMPLE_SIZE, since only tiles depend on it."""
-    found = {config(name).sample_size for name in candidates}
-    return {"sample_size": found.pop() if len(found) == 1 else SAMPLE_SIZE} if found else {}
+    """The sample_size on which all candidates agree; SAMPLE_SIZE if they differ, since only tiles depend on it."""
+    sizes = {config(name).sample_size for name in candidates}
+    return {"sample_size": sizes.pop() if len(sizes) == 1 else SAMPLE_SIZE} if sizes else {}
 
 
 def scaling_candidates(structure: AutoencoderConfig) -> str:

@@ -1,4 +1,4 @@
-"""Files that are either there whole or not there at all."""
+"""Writing files so that each appears whole or not at all."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from pathlib import Path
 
 @contextmanager
 def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` to write to; renamed to `path` at the end, removed if anything goes wrong.
+    """Yields a temporary path beside `path`, renames it to `path` at the end, and removes it after an error.
 
-    An existing file stays as it was until then. Raises OSError where the folder cannot be written to.
+    An existing file is unchanged until then. Raises OSError if the folder cannot be written to.
     """
     part = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.part")
     try:
         part.touch(exist_ok=False)
-    except OSError as error:  # of the file that was asked for, not of one that nobody knows
+    except OSError as error:  # name the requested file, not the temporary one
         raise type(error)(error.errno, error.strerror, str(path)) from None
     mode = part.stat().st_mode
     try:
         yield part
-        part.chmod(mode)  # some writers put a private file of their own in its place
+        part.chmod(mode)  # some writers replace it with a private file of their own
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Files that are either there whole or not there at all."""
+"""Files appear whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 from vaespec.files import written_whole
 
 
-def test_a_file_that_cannot_be_begun_is_told_by_its_own_name(tmp_path):
+def test_a_file_that_cannot_be_created_is_named_in_the_error(tmp_path):
     with pytest.raises(FileNotFoundError) as raised, written_whole(tmp_path / "nowhere" / "report.json"):
         pass
     assert raised.value.filename == str(tmp_path / "nowhere" / "report.json")

@@ -36,9 +36,9 @@ def tagged(config: AutoencoderConfig, dtype: str = "float32") -> dict[str, np.nd
 def assert_same_bits(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
     assert actual.keys() == expected.keys()
     for name, a in expected.items():
-        found = actual[name]
-        assert (found.dtype, found.shape) == (a.dtype, a.shape), name
-        assert found.tobytes() == a.tobytes(), name
+        b = actual[name]
+        assert (b.dtype, b.shape) == (a.dtype, a.shape), name
+        assert b.tobytes() == a.tobytes(), name
 
 
 def stored(config: AutoencoderConfig, tmp_path: Path, dialect: str = "diffusers", prefix: str = "") -> dict:

@@ -47,8 +47,8 @@ class Hub:
 
     def downloaded(self) -> list[str]:
         """The files whose contents were sent, in their repository."""
-        found = [RESOLVE.fullmatch(path) for method, path, _ in self.requests if method == "GET"]
-        return sorted({match["file"] for match in found if match})
+        matches = [RESOLVE.fullmatch(path) for method, path, _ in self.requests if method == "GET"]
+        return sorted({match["file"] for match in matches if match})
 
     @contextmanager
     def serving(self) -> Iterator[Hub]:
@@ -77,31 +77,31 @@ class Handler(BaseHTTPRequestHandler):
         pass
 
     def _answer(self) -> None:
-        path = urlsplit(self.path).path  # still quoted: the slash of a branch's name is none of the path's
+        path = urlsplit(self.path).path  # still quoted: a slash in a branch's name does not separate folders
         match = API.fullmatch(path) or RESOLVE.fullmatch(path)
-        if match is None:  # the library's own affairs, of which it has some once a day
+        if match is None:  # the library's own requests, such as a daily check for updates
             return self._refuse(404, "", "Not found")
         headers = {key.lower(): value for key, value in self.headers.items()}
         self.hub.requests.append((self.command, unquote(path), headers))
         if self.hub.nonsense:
             return self._send(200, b"<html>log in to this network</html>", {})
-        asked = {key: value and unquote(value) for key, value in match.groupdict().items()}
-        repository = self.hub.repositories.get(asked["repo"])
+        request = {key: value and unquote(value) for key, value in match.groupdict().items()}
+        repository = self.hub.repositories.get(request["repo"])
         given = self.headers.get("Authorization")
         if given == "Bearer wrong":
             return self._refuse(401, "", "Invalid credentials in Authorization header")
         if repository is None or (repository.token and not repository.gated and given != f"Bearer {repository.token}"):
             return self._refuse(401, "RepoNotFound", "Repository not found")
-        commit = repository.commit(asked["revision"] or "main")
+        commit = repository.commit(request["revision"] or "main")
         if commit is None:
             return self._refuse(404, "RevisionNotFound", "Invalid rev id")
-        files, name = repository.files(commit), asked.get("file")
+        files, name = repository.files(commit), request.get("file")
         if repository.gated and given != f"Bearer {repository.token}" and name is not None:
             return self._refuse(403, "GatedRepo", "Access to this model is restricted")
         if name is None:
-            listing = {"id": asked["repo"], "sha": commit, "siblings": [{"rfilename": file} for file in files]}
+            listing = {"id": request["repo"], "sha": commit, "siblings": [{"rfilename": file} for file in files]}
             tree = [{"type": "file", "path": file, "size": len(text), "oid": "0"} for file, text in files.items()]
-            content = json.dumps(tree if asked.get("view") == "tree" else listing).encode()
+            content = json.dumps(tree if request.get("view") == "tree" else listing).encode()
             return self._send(self.hub.failures.get("GET", 200), content, {})
         if name not in files:
             return self._refuse(404, "EntryNotFound", "Entry not found")
@@ -112,10 +112,10 @@ class Handler(BaseHTTPRequestHandler):
     def _file(self, name: str, content: bytes, commit: str) -> None:
         etag = hashlib.sha256(content).hexdigest()
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
-        asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if not asked:
+        byte_range = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
+        if not byte_range:
             return self._send(200, content, headers, name)
-        start = int(asked[1])
+        start = int(byte_range[1])
         headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         return self._send(206, content[start:], headers, name)
 
@@ -134,5 +134,5 @@ class Handler(BaseHTTPRequestHandler):
 
 
 def published(folder: Path) -> dict[str, bytes]:
-    """The files of a folder as those of a repository."""
+    """The files of a folder, by their paths in a repository."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

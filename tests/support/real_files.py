@@ -24,7 +24,7 @@ class RealFile:
 
     @property
     def weights(self) -> Arrays:
-        """What it means: canonical names, shapes and numbers. Some writers drop the count of batches."""
+        """The expected canonical names, shapes and numbers. Some writers drop the count of batches."""
         weights = tagged(listing(f"{self.family}-diffusers"))
         if self.name == "flux2-mflux":
             weights["bn.num_batches_tracked"] = np.zeros((), np.int64)
@@ -104,9 +104,9 @@ def half_filled(file: RealFile, half: str) -> Arrays:
     return {key: a for key, a in filled(file).items() if form.canonical(key.removeprefix(file.prefix), levels) in own}
 
 
-def check(file: RealFile, arrays: Arrays | None = None, **how: str) -> None:
+def check(file: RealFile, arrays: Arrays | None = None, **options: str) -> None:
     """The file, with these tensors, is read as what it is: AssertionError, or vaespec's own error, if not."""
-    config, weights = read(arrays or filled(file), **how)
+    config, weights = read(arrays or filled(file), **options)
     assert_same(weights, file.weights)
     assert_no_wrong_field(config, file.family)
 

@@ -17,7 +17,7 @@ Tensors = dict[str, np.ndarray]
 
 
 def tensors() -> Tensors:
-    """Of several dtypes and ranks; no two alike."""
+    """Tensors of several dtypes and ranks; no two are alike."""
     ramp = np.arange(60, dtype=np.float32) / 7
     return {
         "encoder.conv_in.weight": ramp.reshape(5, 4, 3, 1),
@@ -41,8 +41,8 @@ def safetensors_file(folder: Path, tensors: Tensors) -> Path:
     return folder / "model.safetensors"
 
 
-def zip_file(folder: Path, tensors: Tensors, **how: bool) -> Path:
-    torch.save({"state_dict": torch_tensors(tensors), "epoch": 3}, folder / "model.ckpt", **how)
+def zip_file(folder: Path, tensors: Tensors, **options: bool) -> Path:
+    torch.save({"state_dict": torch_tensors(tensors), "epoch": 3}, folder / "model.ckpt", **options)
     return folder / "model.ckpt"
 
 
@@ -51,7 +51,7 @@ def legacy_file(folder: Path, tensors: Tensors) -> Path:
 
 
 def msgpack_file(folder: Path, tensors: Tensors) -> Path:
-    """As flax.serialization.to_bytes: see goldens/flax.msgpack for one of its own."""
+    """A file like that of flax.serialization.to_bytes; goldens/flax.msgpack is one that flax wrote."""
     tree: dict = {}
     for name, a in tensors.items():
         *parents, leaf = name.split(".")

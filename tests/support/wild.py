@@ -1,7 +1,7 @@
-"""Files as they are in the wild: real names and shapes, around numbers that cannot be taken for each other.
+"""Files as other programs write them: real names and shapes, with numbers that are all different.
 
-What a name means is said here a second time, by anchored regular expressions from the file's name to the canonical one
-and by axis letters: written from the formats' grammar, not from vaespec's tables.
+The meaning of every name is described a second time, by anchored regular expressions from the file's name to the
+canonical one and by axis letters: written from the formats' grammar, not from vaespec's tables.
 """
 
 from __future__ import annotations
@@ -61,9 +61,9 @@ def _ramp(start: int, shape: tuple[int, ...]) -> np.ndarray:
 def assert_same(actual: Mapping[str, np.ndarray], expected: Mapping[str, np.ndarray]) -> None:
     assert set(actual) == set(expected)
     for name, a in expected.items():
-        found = actual[name]
-        assert (found.dtype, found.shape) == (a.dtype, a.shape), name
-        assert np.array_equal(found, a), name
+        b = actual[name]
+        assert (b.dtype, b.shape) == (a.dtype, a.shape), name
+        assert np.array_equal(b, a), name
 
 
 # -- formats -----------------------------------------------------------------------------------------------------
@@ -178,7 +178,7 @@ FORMATS = {
 
 
 class Wild(TensorFile):
-    """Arrays in the place of an opened file."""
+    """Arrays that act as an opened file."""
 
     path, kind, metadata = Path("wild.safetensors"), "memory", {}
 
@@ -201,17 +201,17 @@ class Wild(TensorFile):
         return len(self.arrays)
 
 
-def read(arrays: Mapping[str, np.ndarray], config: AutoencoderConfig | None = None, **how: Any) -> tuple:
-    """What `load_file` makes of a file that holds these."""
+def read(arrays: Mapping[str, np.ndarray], config: AutoencoderConfig | None = None, **options: Any) -> tuple:
+    """The result of `load_file` for a file with these arrays."""
     file = dequantized(Wild(arrays))
     with mock.patch("vaespec.weights.locate.open_tensors", return_value=file):
-        return load_file(file.path, config, **how)
+        return load_file(file.path, config, **options)
 
 
 def levels_in(shapes: Mapping[str, Any]) -> int:
-    """How many resolutions a file has, by any of its worlds' names."""
-    found = [re.search(r"encoder[./]down(?:_blocks)?[._](\d+)", name) for name in shapes]
-    return 1 + max(int(match[1]) for match in found if match)
+    """How many resolutions a file has, in any format's names."""
+    matches = [re.search(r"encoder[./]down(?:_blocks)?[._](\d+)", name) for name in shapes]
+    return 1 + max(int(match[1]) for match in matches if match)
 
 
 def in_the_file(shapes: Mapping[str, Any], form: Format, canonical: Arrays, prefix: str = "") -> Arrays:

@@ -1,4 +1,4 @@
-"""Of which family a file is, and with which config, is told by its names and shapes."""
+"""Of which family a file is, and with which config, is known by its names and shapes."""
 
 from __future__ import annotations
 
@@ -88,15 +88,15 @@ def test_ldm_names_by_hand():
 @pytest.mark.parametrize("dialect", DIALECTS)
 @pytest.mark.parametrize("family", families.names())
 def test_the_structure_of_every_family_is_inferred_from_every_dialect(family, dialect, prefix):
-    here = locate(listing(family, dialect, prefix))
+    located = locate(listing(family, dialect, prefix))
     if families.config(family).mid_block_add_attention:  # else modern and deprecated names are the same
         same = dialect == "bfl" and not families.config(family).use_quant_conv
-        assert here.dialect.name == ("ldm" if same else dialect)
-    assert here.prefix == prefix
-    inferred = infer_config(here)
+        assert located.dialect.name == ("ldm" if same else dialect)
+    assert located.prefix == prefix
+    inferred = infer_config(located)
     for field in families.STRUCTURE:
         assert getattr(inferred, field) == getattr(families.config(family), field), field
-    assert infer_config(here, family) == families.config(family)
+    assert infer_config(located, family) == families.config(family)
 
 
 MARKERS = {
@@ -110,12 +110,14 @@ MARKERS = {
 
 @pytest.mark.parametrize(("marker", "family"), MARKERS.items())
 @pytest.mark.parametrize("prefix", ["first_stage_model.", "vae."])
-def test_a_full_checkpoint_tells_its_family(marker, family, prefix):
-    here = locate(listing(family, "ldm", prefix, others=(marker, "model.diffusion_model.out.2.bias", "alphas_cumprod")))
-    assert infer_config(here) == families.config(family)
+def test_a_full_checkpoint_shows_its_family(marker, family, prefix):
+    located = locate(
+        listing(family, "ldm", prefix, others=(marker, "model.diffusion_model.out.2.bias", "alphas_cumprod"))
+    )
+    assert infer_config(located) == families.config(family)
 
 
-def test_playground_is_told_from_the_sdxl_it_resembles():
+def test_playground_is_distinguished_from_sdxl():
     """Its checkpoints have SDXL's text encoders and, beside them, edm_mean and edm_std."""
     others = ("conditioner.embedders.0.transformer.text_model.final_layer_norm.bias", "edm_mean", "edm_std")
     inferred = infer_config(locate(listing("playground-v2.5", "ldm", "first_stage_model.", others)))
@@ -123,7 +125,7 @@ def test_playground_is_told_from_the_sdxl_it_resembles():
 
 
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl", "sd3", "flux1"])
-def test_a_scale_that_the_file_does_not_tell_is_left_unknown(family):
+def test_a_scale_that_the_file_does_not_show_is_unknown(family):
     for others in ((), ("model.diffusion_model.out.2.bias",)):
         assert infer_config(locate(listing(family, "ldm", "vae.", others))).scaling_factor is None
 
@@ -146,12 +148,12 @@ def test_tiles_are_of_the_size_on_which_the_families_of_a_file_agree():
 
 
 def test_a_family_that_contradicts_the_file_is_refused_field_by_field():
-    here = locate(listing("sd1", "ldm"))
+    located = locate(listing("sd1", "ldm"))
     words = r"not of the family 'flux1': latent_channels would be 16, the file has 4, use_quant_conv would be False, "
     with pytest.raises(WeightMapError, match=words + r".*the file has True"):
-        infer_config(here, "flux1")
+        infer_config(located, "flux1")
     with pytest.raises(ConfigError, match="unknown family 'sd7': choose one of sd1"):
-        infer_config(here, "sd7")
+        infer_config(located, "sd7")
 
 
 def test_a_file_of_unknown_scale_encodes_but_asks_before_it_scales(tmp_path):
@@ -162,6 +164,6 @@ def test_a_file_of_unknown_scale_encodes_but_asks_before_it_scales(tmp_path):
     assert vae.decode(vae.encode(x).latent_dist.mode()).sample.shape == x.shape
     with pytest.raises(ConfigError, match="scaling factor of these weights is not known"):
         vae.encode_latents(x)
-    told = AutoencoderKL.from_single_file(tmp_path / "model.safetensors", config=PLAIN.to_dict(), backend="numpy")
-    np.testing.assert_allclose(told.encode_latents(x), 0.18215 * vae.encode(x).latent_dist.mean, rtol=1e-6)
+    known = AutoencoderKL.from_single_file(tmp_path / "model.safetensors", config=PLAIN.to_dict(), backend="numpy")
+    np.testing.assert_allclose(known.encode_latents(x), 0.18215 * vae.encode(x).latent_dist.mean, rtol=1e-6)
     assert vaespec.load(tmp_path / "model.safetensors", backend="numpy").config.scaling_factor is None

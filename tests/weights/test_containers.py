@@ -36,7 +36,7 @@ KINDS = {
 
 
 def assert_holds(file: TensorFile, expected: dict[str, np.ndarray]) -> None:
-    """The names, and to the bit the arrays; what is told without reading is true."""
+    """Names, and arrays to the bit; dtypes and shapes from the header agree with the arrays."""
     assert set(file) == set(expected)
     assert len(file) == len(expected)
     for name, a in expected.items():
@@ -76,7 +76,7 @@ def test_arrays_are_nobody_elses(tmp_path, container):
 
 
 @pytest.mark.parametrize("container", sorted(set(WRITERS) - {"shards"}))
-def test_a_file_that_changed_since_it_was_opened_is_told(tmp_path, container):
+def test_a_file_that_changed_since_it_was_opened_is_refused(tmp_path, container):
     path = WRITERS[container](tmp_path, tensors())
     file = open_tensors(path)
     path.write_bytes(path.read_bytes()[:-1])
@@ -207,7 +207,7 @@ def test_other_code_is_refused_by_name_and_not_run(tmp_path, new):
 
 
 @pytest.mark.parametrize("container", ["torch-zip", "torch-legacy"])
-def test_without_pytorch_its_files_are_told_with_the_remedy(tmp_path, monkeypatch, container):
+def test_without_pytorch_its_files_are_refused_with_the_remedy(tmp_path, monkeypatch, container):
     path = WRITERS[container](tmp_path, tensors())
     monkeypatch.setattr("vaespec.registry._framework_version", lambda name: None)
     words = (

@@ -70,8 +70,8 @@ def test_a_file_is_as_its_world_would_write_it_and_comes_back_bit_for_bit(tmp_pa
     assert canonical.keys() == weights.keys()
     assert all(a.ndim == form.rank(weights[key]) for key, a in canonical.items())
     assert_same(raw, in_the_file({key: a.shape for key, a in raw.items()}, form, weights))
-    told = dialect if dialect in ("mlx", "diffusionkit") and one_width(name) else None
-    config, found = load_file(path, CONFIGS[name], dialect=told)
+    needed = dialect if dialect in ("mlx", "diffusionkit") and one_width(name) else None
+    config, found = load_file(path, CONFIGS[name], dialect=needed)
     assert config == CONFIGS[name]
     assert_same(found, weights)
 
@@ -82,7 +82,7 @@ def one_width(name: str) -> bool:
 
 @pytest.mark.parametrize("dialect", ["mlx", "diffusionkit"])
 @pytest.mark.parametrize("name", [name for name in CONFIGS if one_width(name) and CONFIGS[name].levels > 1])
-def test_an_order_of_levels_that_nothing_shows_is_asked_for(tmp_path, name, dialect):
+def test_an_order_of_levels_that_nothing_shows_must_be_given(tmp_path, name, dialect):
     path = saved(tmp_path, name, dialect, weights_of(name))
     with pytest.raises(WeightMapError, match=r"of mlx or of diffusionkit, .*: give dialect="):
         load_file(path, CONFIGS[name])
@@ -140,7 +140,7 @@ def kernels(folder: Path, dialect: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def test_a_stored_kernel_is_in_its_frameworks_hands_the_same_map(tmp_path):
-    """torch takes OIHW, MLX OHWI, JAX what it is told, and flax's Dense x @ W: the numbers are whole, so sums exact."""
+    """torch takes OIHW, MLX OHWI, JAX any named order, flax's Dense x @ W. Sums of integers are exact."""
     weights = {key: np.asarray(a % 16) for key, a in weights_of("sd").items()}
     x, tokens = np.rint(4 * uniform("x", (1, 8, 5, 6))).astype(np.float32), np.arange(24, dtype=np.float32)[None]
     found = {}

@@ -45,12 +45,12 @@ def refused(names, variant=None) -> str:
 
 
 @given(st.sets(st.sampled_from(PREFERRED), min_size=1), st.sets(st.sampled_from(["README.md", "0.safetensors", FP16])))
-def test_whatever_else_is_there_the_preferred_plain_weights_are_chosen(weights, others):
+def test_the_preferred_plain_weights_are_chosen_among_any_other_files(weights, others):
     assert chosen(weights | others) == min(weights, key=PREFERRED.index)
 
 
 @given(st.sets(st.sampled_from([*PREFERRED, FP16, EMA, "config.json", "vae/x.bin", "notes.txt"]), min_size=1))
-def test_what_was_chosen_is_chosen_again_when_nothing_else_is_there(names):
+def test_the_chosen_files_alone_give_the_same_choice(names):
     try:
         first = choose_among(names, "here")
     except WeightFileError:
@@ -85,9 +85,7 @@ def test_a_folder_with_one_weight_file_may_call_it_anything(name):
 
 
 def test_several_weight_files_of_unknown_names_are_listed_not_guessed_from():
-    assert "here has 2 weight files, a.ckpt, b.safetensors: give the path of one" in refused(
-        ["b.safetensors", "a.ckpt"]
-    )
+    assert "has 2 weight files, a.ckpt, b.safetensors: give the path of one" in refused(["b.safetensors", "a.ckpt"])
 
 
 def test_one_shard_is_not_taken_for_the_weights():
@@ -99,12 +97,12 @@ def test_one_shard_is_not_taken_for_the_weights():
 # -- variants ----------------------------------------------------------------------------------------------------
 
 
-def test_a_variant_that_is_asked_for_is_taken():
+def test_a_requested_variant_is_used():
     assert chosen([SAFETENSORS, FP16], "fp16") == FP16
     assert chosen([SAFETENSORS, FP16]) == SAFETENSORS
 
 
-def test_a_variant_that_is_not_there_is_refused_with_those_that_are():
+def test_a_missing_variant_is_refused_with_a_list_of_the_others():
     assert "no variant 'bf16' in here: choose variant='fp16' or 'non_ema'." in refused([FP16, EMA], "bf16")
     assert "choose variant='fp16', or leave it out" in refused([SAFETENSORS, FP16], "bf16")
     assert "leave variant= out" in refused([SAFETENSORS], "bf16")
@@ -123,7 +121,7 @@ def test_the_only_variant_is_taken_and_said(tmp_path, caplog):
     assert "only as variant 'fp16'" in record.message
 
 
-def test_nothing_is_said_about_a_choice_that_was_asked_for(tmp_path, caplog):
+def test_a_requested_choice_gives_no_warning(tmp_path, caplog):
     (tmp_path / FP16).touch()
     choose(tmp_path, "fp16")
     (tmp_path / SAFETENSORS).touch()

@@ -96,7 +96,7 @@ def test_the_config_and_the_chosen_weights_are_fetched_and_nothing_else(hub, cac
     assert hub.downloaded() == ["config.json", weights]
 
 
-def test_pickles_are_fetched_where_there_is_no_safetensors(hub, cache, vae):
+def test_pickles_are_fetched_if_there_is_no_safetensors(hub, cache, vae):
     hub.repositories["someone/old"] = Repository({"main": {k: v for k, v in vae.items() if "safetensors" not in k}})
     assert set(published(fetch("someone/old", cache_dir=cache))) == {"config.json", BIN}
 
@@ -149,14 +149,14 @@ def test_a_branch_that_moves_between_two_requests_is_not_mixed(hub, cache, vae, 
     assert "changed while it was fetched: call again" in refused("someone/vae", cache_dir=cache)
 
 
-@pytest.mark.parametrize("how", ["argument", "environment", "login"])
-def test_the_token_is_sent_with_every_request(hub, cache, vae, how, monkeypatch, tmp_path):
+@pytest.mark.parametrize("source", ["argument", "environment", "login"])
+def test_the_token_is_sent_with_every_request(hub, cache, vae, source, monkeypatch, tmp_path):
     hub.repositories["someone/private"] = Repository({"main": vae}, token="secret")
-    if how == "environment":
+    if source == "environment":
         monkeypatch.setenv("HF_TOKEN", "secret")
-    if how == "login":
+    if source == "login":
         (tmp_path / "nobody-logged-in").write_text("secret")
-    fetch("someone/private", token="secret" if how == "argument" else None, cache_dir=cache)
+    fetch("someone/private", token="secret" if source == "argument" else None, cache_dir=cache)
     assert {headers.get("authorization") for _, _, headers in hub.requests} == {"Bearer secret"}
     assert len(hub.requests) == 5
 
@@ -171,14 +171,14 @@ def test_what_is_in_the_cache_is_not_fetched_again(hub, cache):
     assert hub.downloaded() == []
 
 
-@pytest.mark.parametrize("how", ["local_files_only", "HF_HUB_OFFLINE"])
+@pytest.mark.parametrize("source", ["local_files_only", "HF_HUB_OFFLINE"])
 @pytest.mark.parametrize("repo", [REPO, "someone/shards"])
-def test_the_cache_serves_without_a_request(hub, cache, sharded, monkeypatch, caplog, how, repo):
+def test_the_cache_serves_without_a_request(hub, cache, sharded, monkeypatch, caplog, source, repo):
     hub.repositories["someone/shards"] = Repository({"main": {f"vae/{name}": text for name, text in sharded.items()}})
     first = fetch(repo, subfolder="vae", cache_dir=cache)
     hub.requests.clear()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", how == "HF_HUB_OFFLINE")
-    again = fetch(repo, subfolder="vae", cache_dir=cache, local_files_only=how == "local_files_only")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", source == "HF_HUB_OFFLINE")
+    again = fetch(repo, subfolder="vae", cache_dir=cache, local_files_only=source == "local_files_only")
     assert again == first
     assert not hub.requests
     assert not caplog.records
@@ -211,8 +211,8 @@ def test_a_variant_that_was_not_fetched_is_not_replaced_by_one_that_was(hub, cac
 
 
 def test_what_was_never_fetched_is_not_found_without_the_hub(hub, cache, monkeypatch):
-    told = refused("someone/vae", cache_dir=cache, local_files_only=True)
-    assert f"someone/vae is not in the cache {cache}: fetch it once with a network" in told
+    message = refused("someone/vae", cache_dir=cache, local_files_only=True)
+    assert f"someone/vae is not in the cache {cache}: fetch it once with a network" in message
     fetch(REPO, subfolder="vae", cache_dir=cache)
     assert "has no folder 'unet': choose vae" in refused(REPO, subfolder="unet", cache_dir=cache, local_files_only=True)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -223,8 +223,8 @@ def test_a_cache_with_a_shard_missing_says_which(hub, cache, sharded):
     hub.repositories["someone/shards"] = Repository({"main": sharded})
     shard = max((fetch("someone/shards", cache_dir=cache)).glob("*.safetensors"))
     shard.unlink()
-    told = refused("someone/shards", cache_dir=cache, local_files_only=True)
-    assert f"lacks 1 of the files it needs, {shard.name} first: fetch the rest with a network" in told
+    message = refused("someone/shards", cache_dir=cache, local_files_only=True)
+    assert f"lacks 1 of the files it needs, {shard.name} first: fetch the rest with a network" in message
 
 
 # -- cut off -----------------------------------------------------------------------------------------------------
@@ -238,12 +238,12 @@ def test_a_download_that_is_cut_off_goes_on_where_it_stopped(hub, cache, vae, mo
     assert ranges == [None, f"bytes={len(vae[WHOLE]) // 2 // 1000 * 1000}-"]
 
 
-def test_a_download_that_fails_is_told_and_can_be_called_again(hub, cache, vae):
+def test_a_download_that_fails_is_reported_and_can_be_repeated(hub, cache, vae):
     hub.failures[f"GET {WHOLE}"] = 500
-    told = refused("someone/vae", cache_dir=cache)
-    assert "could not be fetched from http://127.0.0.1" in told
-    assert "(HTTP status 500)" in told
-    assert "call again" in told
+    message = refused("someone/vae", cache_dir=cache)
+    assert "could not be fetched from http://127.0.0.1" in message
+    assert "(HTTP status 500)" in message
+    assert "call again" in message
     assert "no weights in the part of someone/vae that is in the cache" in refused(
         "someone/vae", cache_dir=cache, local_files_only=True
     )
@@ -253,12 +253,12 @@ def test_a_download_that_fails_is_told_and_can_be_called_again(hub, cache, vae):
     assert hub.downloaded() == [WHOLE]
 
 
-def test_a_file_that_is_forbidden_is_told(hub, cache):
+def test_a_forbidden_file_is_reported(hub, cache):
     hub.failures[f"HEAD {WHOLE}"] = 403
     assert "(HTTP status 403): check token=." in refused("someone/vae", cache_dir=cache)
 
 
-def test_a_server_that_stays_away_is_told_without_a_partial_file(hub, cache, monkeypatch):
+def test_a_server_that_does_not_answer_is_reported_and_leaves_no_partial_file(hub, cache, monkeypatch):
     hub.cuts[WHOLE] = 10**6
     monkeypatch.setattr("hub_server.Handler._send", gone_after_half)
     assert "could not be fetched" in refused("someone/vae", cache_dir=cache)
@@ -278,12 +278,12 @@ def gone_after_half(handler, status, content, headers, name=""):
 # -- what cannot be had ------------------------------------------------------------------------------------------
 
 
-def test_a_repository_that_is_not_there_or_private_is_told(hub, cache, vae):
+def test_a_missing_or_private_repository_is_reported(hub, cache, vae):
     hub.repositories["someone/private"] = Repository({"main": vae}, token="secret")
     for repo in ("someone/nothing", "someone/private"):
-        told = refused(repo, cache_dir=cache)
-        assert f"no repository {repo} at {hub.url}" in told
-        assert "give token=" in told
+        message = refused(repo, cache_dir=cache)
+        assert f"no repository {repo} at {hub.url}" in message
+        assert "give token=" in message
 
 
 def test_a_gated_repository_says_how_to_get_in(hub, cache, vae):
@@ -292,14 +292,14 @@ def test_a_gated_repository_says_how_to_get_in(hub, cache, vae):
     assert (fetch("someone/gated", token="secret", cache_dir=cache) / WHOLE).exists()
 
 
-def test_a_token_that_is_refused_is_told(hub, cache):
-    told = refused("someone/vae", token="wrong", cache_dir=cache)
-    assert "401" in told
-    assert told.endswith("check token=.")
+def test_a_refused_token_is_reported(hub, cache):
+    message = refused("someone/vae", token="wrong", cache_dir=cache)
+    assert "401" in message
+    assert message.endswith("check token=.")
     assert "nobody has logged in" in refused("someone/vae", token=True, cache_dir=cache)
 
 
-def test_a_revision_that_is_not_there_is_told_even_if_the_cache_has_it(hub, cache, vae):
+def test_a_missing_revision_is_reported_even_if_the_cache_has_it(hub, cache, vae):
     hub.repositories["someone/vae"].revisions["v1"] = {**vae, "x": b""}
     fetch("someone/vae", revision="v1", cache_dir=cache)
     del hub.repositories["someone/vae"].revisions["v1"]
@@ -307,38 +307,38 @@ def test_a_revision_that_is_not_there_is_told_even_if_the_cache_has_it(hub, cach
 
 
 @pytest.mark.parametrize("repo", ["no such folder", "a/b/c", "../up", "a--b/c", "/tmp/nowhere", ""])
-def test_what_is_no_repository_id_is_told(hub, cache, repo):
+def test_an_impossible_repository_name_is_reported(hub, cache, repo):
     assert f"{repo!r} is no repository: write owner/name" in refused(repo, cache_dir=cache)
     assert not hub.requests
 
 
-def test_a_subfolder_that_is_not_there_is_told_with_those_that_are(hub, cache):
+def test_a_missing_subfolder_is_reported_with_a_list_of_the_others(hub, cache):
     assert "has no folder 'vea': choose unet, vae." in refused(REPO, subfolder="vea", cache_dir=cache)
     assert "leave subfolder= out" in refused("someone/vae", subfolder="vae", cache_dir=cache)
     assert "its VAE is in vae/" in refused(REPO, cache_dir=cache)
     assert hub.downloaded() == []
 
 
-def test_a_variant_that_is_not_there_is_told_with_those_that_are(hub, cache):
-    told = refused("someone/vae", variant="bf16", cache_dir=cache)
-    assert "no variant 'bf16' in someone/vae: choose variant='fp16'" in told
+def test_a_missing_variant_is_reported_with_a_list_of_the_others(hub, cache):
+    message = refused("someone/vae", variant="bf16", cache_dir=cache)
+    assert "no variant 'bf16' in someone/vae: choose variant='fp16'" in message
     assert hub.downloaded() == []
 
 
-def test_no_network_is_told(hub, cache, monkeypatch):
+def test_a_missing_network_is_reported(hub, cache, monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", closed_port())
     assert "check the network and HF_ENDPOINT" in refused("someone/vae", cache_dir=cache)
 
 
-def test_a_web_page_instead_of_the_hub_is_told(hub, cache):
+def test_a_web_page_instead_of_the_hub_is_reported(hub, cache):
     hub.nonsense = True
     assert "could not be fetched from http://127.0.0.1" in refused("someone/vae", cache_dir=cache)
 
 
-def test_a_cache_that_cannot_be_written_to_is_told(hub, tmp_path):
+def test_a_cache_that_cannot_be_written_to_is_reported(hub, tmp_path):
     (tmp_path / "file").touch()
-    told = refused("someone/vae", cache_dir=tmp_path / "file")
-    assert re.search(r"cannot write someone/vae to the cache .*/file: .*; give another cache_dir=", told)
+    message = refused("someone/vae", cache_dir=tmp_path / "file")
+    assert re.search(r"cannot write someone/vae to the cache .*/file: .*; give another cache_dir=", message)
 
 
 @pytest.mark.parametrize("shard", ["../../config.json", "/etc/passwd", "vae/x.safetensors", "a\\b"])
@@ -350,7 +350,7 @@ def test_an_index_that_points_elsewhere_is_not_followed(hub, cache, sharded, sha
     assert hub.downloaded() == ["config.json", index]
 
 
-def test_a_shard_that_the_repository_lacks_is_told_before_the_others_are_fetched(hub, cache, sharded):
+def test_a_missing_shard_is_reported_before_the_others_are_fetched(hub, cache, sharded):
     lost = max(name for name in sharded if name.endswith(".safetensors"))
     hub.repositories["someone/shards"] = Repository({"main": {k: v for k, v in sharded.items() if k != lost}})
     assert f"someone/shards lacks 1 of the files it needs, {lost} first" in refused("someone/shards", cache_dir=cache)

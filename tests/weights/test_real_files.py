@@ -1,4 +1,4 @@
-"""Every kind of file there is in the wild is read as what it is: each tensor, each axis, each field of the config."""
+"""Files of every kind that other programs write are read right: each tensor, each axis, each field of the config."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_tensor_that_is_lost_renamed_or_of_another_shape_is_missed_whichever_i
 
 
 @pytest.mark.parametrize(
-    ("name", "lost", "told"),
+    ("name", "lost", "missing"),
     [
         ("sd1-diffusers", "encoder.down_blocks.2.", "encoder.down_blocks.2.resnets.0.norm1.weight"),
         ("sd1-flax", "encoder.down_blocks_0.", "encoder.down_blocks_0.resnets_0.norm1.scale"),
@@ -82,13 +82,13 @@ def test_a_tensor_that_is_lost_renamed_or_of_another_shape_is_missed_whichever_i
         ("ldm-kl-f32-ldm", "encoder.down.0.block.0.", "encoder.down.0.block.0.norm1.weight"),
     ],
 )
-def test_a_gap_is_told_by_the_first_name_in_it(name, lost, told):
+def test_a_gap_is_reported_with_the_first_missing_name(name, lost, missing):
     arrays = {key: a for key, a in filled(FILES[name]).items() if not key.startswith(lost)}
-    with pytest.raises(WeightMapError, match=rf"has no {re.escape(told)}, but .*: it is incomplete"):
+    with pytest.raises(WeightMapError, match=rf"has no {re.escape(missing)}, but .*: it is incomplete"):
         read(arrays)
 
 
-def test_a_tensor_that_is_there_under_two_names_is_refused():
+def test_a_tensor_under_two_names_is_refused():
     arrays = filled(FILES["sd1-diffusers-deprecated"])
     old = "decoder.mid_block.attentions.0.key.bias"
     with pytest.raises(WeightMapError, match=r"unexpected  decoder\.mid_block\.attentions\.0\.to_k\.bias"):
@@ -137,7 +137,7 @@ def test_the_loss_of_training_is_left_alone_and_counted(prefix):
 
 @pytest.mark.parametrize("name", ["sd1-ldm-standalone", "ldm-kl-f32-ldm", "flux1-bfl", "ldm-kl-f4-ldm"])
 @pytest.mark.parametrize("prefix", ["", "first_stage_model."])
-def test_the_moving_average_is_read_when_asked_for(name, prefix):
+def test_the_moving_average_is_read_on_request(name, prefix):
     file = FILES[name]
     raw = filled(file)
     average = {f"model_ema.{key.replace('.', '')}": a + np.float32(0.5) for key, a in raw.items()}
@@ -147,7 +147,7 @@ def test_the_moving_average_is_read_when_asked_for(name, prefix):
     assert_same(read(arrays, use_ema=True)[1], {key: a + np.float32(0.5) for key, a in file.weights.items()})
 
 
-def test_a_moving_average_that_is_not_there_or_not_whole_is_missed():
+def test_a_missing_or_incomplete_moving_average_is_refused():
     raw = filled(FILES["sd1-ldm-standalone"])
     with pytest.raises(WeightMapError, match=r"no EMA copy of the VAE \(no model_ema\.encoderconv_inweight\)"):
         read(raw, use_ema=True)
@@ -163,12 +163,12 @@ def test_a_prefix_is_whatever_is_before_the_first_layers(name, prefix):
     file = FILES[name]
     own = file.prefix
     arrays = with_prefix({key.removeprefix(own): a for key, a in filled(file).items()}, prefix)
-    here = locate(Wild(arrays))
-    assert (here.prefix, here.dialect.name) == (prefix, file.dialect)
+    vae = locate(Wild(arrays))
+    assert (vae.prefix, vae.dialect.name) == (prefix, file.dialect)
     assert_same(read(arrays)[1], file.weights)
 
 
-def test_one_of_two_vaes_is_read_when_told_which():
+def test_one_of_two_vaes_is_read_if_its_prefix_is_given():
     first, second = FILES["sd1-ldm-vae-prefix"], FILES["sd3-ldm-full-prefix"]
     arrays = filled(first) | filled(second)
     with pytest.raises(WeightMapError, match=r"2 VAEs in .*under the prefixes \['first_stage_model\.', 'vae\.'\]"):
@@ -245,7 +245,7 @@ def test_names_of_one_world_may_be_around_the_kernels_of_another(family, dialect
     assert_no_wrong_field(config, family)
 
 
-def test_levels_in_the_order_of_diffusionkit_are_told_by_their_widths():
+def test_levels_in_the_order_of_diffusionkit_are_recognized_by_their_widths():
     for file in (DIFFUSIONKIT_SD3, RealFile("sd3", "mlx", "first_stage_model.")):
         assert locate(Wild(filled(file))).dialect.name == file.dialect
         check(file)
@@ -271,13 +271,13 @@ def test_a_full_checkpoint_says_every_field_of_its_familys_config(family):
 
 @pytest.mark.parametrize("name", FILES)
 def test_a_family_that_is_said_is_taken_only_if_the_file_is_of_it(name):
-    here = locate(Wild(filled(FILES[name])))
+    vae = locate(Wild(filled(FILES[name])))
     own = FILES[name].family.removeprefix("ldm-")
     for family in families.names():
         config = families.config(family)
         same = all(getattr(config, f) == getattr(families.config(own), f) for f in families.STRUCTURE)
         if same:
-            assert read(here.file.arrays, family=family)[0] == config
+            assert read(vae.file.arrays, family=family)[0] == config
         else:
             with pytest.raises(WeightMapError, match=f"is not of the family '{family}'"):
-                read(here.file.arrays, family=family)
+                read(vae.file.arrays, family=family)

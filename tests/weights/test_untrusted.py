@@ -98,7 +98,7 @@ def test_a_safetensors_header_must_account_for_every_byte(tmp_path, what):
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", r"\(0 bytes\) does not begin like a file of weights: \.safetensors"),
+        (b"", r"\(0 bytes\) does not begin like a file of weights: expected the content of \.safetensors"),
         (b"{", "damaged shard index"),
         (bytes(4096), r"\(4096 bytes\) does not begin like"),
         (b"\xff" * 4096, "does not begin like"),
@@ -112,12 +112,12 @@ def test_a_safetensors_header_must_account_for_every_byte(tmp_path, what):
         ((99).to_bytes(8, "little") + b"{}", "ends inside its header, at 10 bytes: the download is incomplete"),
     ],
 )
-def test_what_holds_no_weights_is_told_by_what_it_is(tmp_path, content, words):
+def test_a_file_without_weights_is_named_in_the_error(tmp_path, content, words):
     (tmp_path / "m.safetensors").write_bytes(content)
     refused(tmp_path / "m.safetensors", words)
 
 
-def test_what_is_no_file_is_told(tmp_path):
+def test_a_path_that_is_no_file_is_refused(tmp_path):
     refused(tmp_path / "none", "no file .*none")
     refused(tmp_path, "is a folder or device: give a file of weights")
     os.mkfifo(tmp_path / "pipe")
@@ -126,7 +126,7 @@ def test_what_is_no_file_is_told(tmp_path):
     refused(tmp_path / "file" / "m", r"cannot be read \(Not a directory\)")
 
 
-def test_a_file_without_permission_is_told(tmp_path, monkeypatch):
+def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):
     path = safetensors_file(tmp_path, tensors())
 
     def denied(*args: object) -> None:
@@ -189,7 +189,7 @@ def zipped(path: Path, files: Iterable[tuple[str, bytes]], compression: int = zi
     return path
 
 
-def test_zips_that_are_not_pytorchs_are_told(tmp_path):
+def test_zips_that_are_not_pytorchs_are_refused(tmp_path):
     refused(zipped(tmp_path / "a.ckpt", [("readme.txt", b"hello")]), "is a zip archive, but not of PyTorch")
     refused(zipped(tmp_path / "b.ckpt", [("a/data.pkl", b"\x80\x02}.")]), "is a damaged PyTorch zip|without tensors")
 
@@ -211,7 +211,7 @@ def test_a_zip_that_unfolds_to_more_than_itself_is_refused(tmp_path):
         (torch.ones(3, device="meta"), "tensor t is on the device meta, without its values"),
     ],
 )
-def test_tensors_that_are_not_there_in_full_are_refused(tmp_path, tensor, words, new):
+def test_incomplete_tensors_are_refused(tmp_path, tensor, words, new):
     torch.save({"t": tensor}, tmp_path / "m.ckpt", _use_new_zipfile_serialization=new)
     refused(tmp_path / "m.ckpt", words)
 

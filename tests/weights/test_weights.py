@@ -53,7 +53,7 @@ def test_every_dtype_keeps_every_bit(tmp_path, dialect, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float64"])
-def test_weights_are_saved_in_the_dtype_asked_for(tmp_path, dtype):
+def test_weights_are_saved_in_the_requested_dtype(tmp_path, dtype):
     vae = AutoencoderKL(CONFIGS["flux2"], tagged(CONFIGS["flux2"]), backend="numpy")
     vae.save_pretrained(tmp_path, dtype=dtype)
     for name, a in read_safetensors(tmp_path / WEIGHTS_FILE).items():
@@ -61,7 +61,7 @@ def test_weights_are_saved_in_the_dtype_asked_for(tmp_path, dtype):
         np.testing.assert_array_equal(a, vae.weights()[name].astype(a.dtype))
 
 
-def test_weights_are_saved_in_the_dtype_of_the_model_unless_asked(tmp_path):
+def test_weights_are_saved_in_the_dtype_of_the_model_by_default(tmp_path):
     AutoencoderKL.from_config(PLAIN, backend="numpy", dtype="bfloat16").save_pretrained(tmp_path)
     assert {a.dtype.name for a in read_safetensors(tmp_path / WEIGHTS_FILE).values()} == {"bfloat16"}
 
@@ -130,7 +130,7 @@ def test_a_variant_of_diffusers_is_found_by_its_name_or_as_the_only_one(tmp_path
     vae = AutoencoderKL.from_pretrained(tmp_path, subfolder="vae", variant="fp16", backend="numpy", dtype="float64")
     np.testing.assert_array_equal(vae.weights()["encoder.conv_in.bias"], oracle("sd")[1]["encoder.conv_in.bias"])
     AutoencoderKL.from_pretrained(tmp_path / "vae", backend="numpy")
-    assert "only as variant 'fp16', which is taken" in caplog.text
+    assert "only as variant 'fp16', which is used" in caplog.text
     with pytest.raises(WeightFileError, match=r"no variant 'ema' in .*: choose variant='fp16'"):
         AutoencoderKL.from_pretrained(tmp_path / "vae", variant="ema", backend="numpy")
 
@@ -226,7 +226,7 @@ def test_half_a_file_is_half_a_model(tmp_path, dialect, half, other):
 # -- a file's own config -----------------------------------------------------------------------------------------
 
 
-def test_a_file_of_ours_tells_what_weights_do_not_show(tmp_path):
+def test_a_file_of_ours_stores_the_config_that_weights_do_not_show(tmp_path):
     config = narrow((8, 16), norm_num_groups=4, scaling_factor=0.7, shift_factor=0.1)
     AutoencoderKL.from_config(config, backend="numpy").save_single_file(path := tmp_path / "vae.safetensors")
     assert vaespec.load(path, backend="numpy").config == config
@@ -234,7 +234,7 @@ def test_a_file_of_ours_tells_what_weights_do_not_show(tmp_path):
     assert AutoencoderKL.from_single_file(path, config=other, backend="numpy").config == other
 
 
-def test_a_damaged_config_in_a_file_is_told(tmp_path):
+def test_a_damaged_config_in_a_file_is_refused(tmp_path):
     for text in ("{", "[]", "3", '{"latent_channels": "four"}', "[" * 100_000):
         write_safetensors(tmp_path / "vae.safetensors", tagged(PLAIN), {"vaespec.config": text})
         with pytest.raises(WeightFileError, match="has a damaged config in its metadata"):

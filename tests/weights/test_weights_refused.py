@@ -1,4 +1,4 @@
-"""A file that does not fit says all that is wrong; a failed save leaves what was there."""
+"""A file that does not fit is refused with all its problems; a failed save changes no file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_every_problem_is_in_one_error_in_the_names_of_the_file(tmp_path, prefix
         assert message.count(line) == 1, line
 
 
-def test_a_config_that_contradicts_the_file_is_told_field_by_field(tmp_path):
+def test_a_config_that_contradicts_the_file_is_refused_field_by_field(tmp_path):
     path = written(tmp_path, stored(PLAIN, tmp_path))
     wrong = PLAIN.replace(latent_channels=16, use_quant_conv=False)
     with pytest.raises(WeightMapError) as caught:
@@ -116,7 +116,7 @@ def test_a_variance_that_is_none_is_refused(tmp_path):
         AutoencoderKL.from_single_file(written(tmp_path, tensors), config=CONFIGS["flux2"])
 
 
-def test_tensors_that_are_not_the_models_are_left_out_only_when_asked_and_never_attention(tmp_path, caplog):
+def test_tensors_that_are_not_the_models_are_left_out_only_on_request_and_never_attention(tmp_path, caplog):
     tensors = stored(PLAIN, tmp_path) | {"decoder.extra.weight": np.zeros(3, np.float32)}
     path = written(tmp_path, tensors)
     with pytest.raises(WeightMapError, match=r"unexpected  decoder\.extra\.weight"):
@@ -139,7 +139,7 @@ def whole_file(tmp_path_factory) -> bytes:
 
 
 @pytest.mark.parametrize("part", [0.0, 1e-9, 0.001, 0.01, 0.1, 0.5, 0.999999])
-def test_a_truncated_file_is_told_wherever_it_was_cut(tmp_path, whole_file, part):
+def test_a_truncated_file_is_refused_wherever_it_was_cut(tmp_path, whole_file, part):
     path = tmp_path / "model.safetensors"
     path.write_bytes(whole_file[: int(np.ceil(len(whole_file) * part))])
     with pytest.raises(WeightFileError, match=r"damaged|incomplete|does not begin like") as caught:
@@ -148,7 +148,7 @@ def test_a_truncated_file_is_told_wherever_it_was_cut(tmp_path, whole_file, part
 
 
 @pytest.mark.parametrize("cut", [1, 7, 8, 9, 100])
-def test_a_file_cut_near_either_end_is_told(tmp_path, whole_file, cut):
+def test_a_file_cut_near_either_end_is_refused(tmp_path, whole_file, cut):
     for i, content in enumerate((whole_file[:cut], whole_file[:-cut])):
         path = tmp_path / f"{i}.safetensors"
         path.write_bytes(content)
@@ -156,7 +156,7 @@ def test_a_file_cut_near_either_end_is_told(tmp_path, whole_file, cut):
             load_file(path)
 
 
-def test_a_file_cut_at_the_end_of_its_header_is_told(tmp_path, whole_file):
+def test_a_file_cut_at_the_end_of_its_header_is_refused(tmp_path, whole_file):
     header = 8 + int.from_bytes(whole_file[:8], "little")
     for cut in (header - 1, header, header + 1):
         path = tmp_path / f"{cut}.safetensors"
@@ -176,7 +176,7 @@ def test_a_file_cut_at_the_end_of_its_header_is_told(tmp_path, whole_file):
         ((16).to_bytes(8, "little") + b'{"a": not json }' + b"\x00" * 64, "damaged"),
     ],
 )
-def test_a_file_of_something_else_is_told_by_what_it_is(tmp_path, content, words):
+def test_a_file_of_something_else_is_named_in_the_error(tmp_path, content, words):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(WeightFileError, match=words) as caught:
@@ -204,7 +204,7 @@ FAILURES = [OSError(28, "No space left on device"), SafetensorError("I/O error")
 
 
 @pytest.mark.parametrize("error", FAILURES)
-def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch, error):
+def test_a_save_that_fails_changes_no_file(tmp_path, monkeypatch, error):
     path = tmp_path / "model.safetensors"
     save_file(path, PLAIN, tagged(PLAIN))
     before = path.read_bytes()
@@ -222,7 +222,7 @@ def test_a_save_that_fails_leaves_what_was_there(tmp_path, monkeypatch, error):
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
 
 
-def test_a_save_replaces_what_was_there_and_leaves_nothing_else(tmp_path):
+def test_a_save_replaces_the_old_files_and_leaves_nothing_else(tmp_path):
     for _ in range(2):
         save_folder(tmp_path, PLAIN, tagged(PLAIN))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["config.json", WEIGHTS_FILE]
@@ -264,7 +264,7 @@ def test_a_weight_that_does_not_fit_the_dtype_is_named_and_nothing_written(tmp_p
 
 
 def test_a_folder_with_an_index_of_shards_is_not_written_to(tmp_path):
-    """diffusers reads the shards where there are both."""
+    """diffusers reads the shards if there are both."""
     index = tmp_path / f"{WEIGHTS_FILE}.index.json"
     index.write_text("{}")
     with pytest.raises(WeightFileError, match=r"index\.json exists, and diffusers would read its shards instead"):

@@ -17,7 +17,8 @@ from support.real_files import FILES, RealFile, check, filled
 from vaespec import VaespecError, families
 from vaespec.layouts import HWIO, OHWI, OIHW, Layout
 from vaespec.parameter import Parameter
-from vaespec.weights import canonical, config_from_weights, layouts, locate
+from vaespec.weights import config_from_weights, layouts, locate
+from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, MLX, Dialect
 
 CAUGHT = (AssertionError, VaespecError)
@@ -99,7 +100,7 @@ def test_no_two_tensors_of_one_shape_can_be_exchanged(monkeypatch, name, one, ot
 
     arrays = filled(FILES[name])
     monkeypatch.setattr(Dialect, "stored", wrong)
-    with pytest.raises(AssertionError):  # not by its shape: the numbers tell
+    with pytest.raises(AssertionError):  # the shapes agree, the numbers do not
         check(FILES[name], arrays)
 
 
@@ -155,7 +156,7 @@ CHANGES: Mapping[str, tuple[str, str, Change]] = {
 @pytest.mark.parametrize("what", CHANGES)
 def test_no_tensor_can_be_changed_on_its_way(monkeypatch, what):
     name, suffix, change = CHANGES[what]
-    right, met = canonical.CanonicalWeights.__getitem__, []
+    right, met = CanonicalWeights.__getitem__, []
 
     def wrong(self: Mapping[str, np.ndarray], canonical: str) -> np.ndarray:
         array = right(self, canonical)
@@ -164,19 +165,19 @@ def test_no_tensor_can_be_changed_on_its_way(monkeypatch, what):
         met.append(canonical)
         return change(array)
 
-    monkeypatch.setattr(canonical.CanonicalWeights, "__getitem__", wrong)
+    monkeypatch.setattr(CanonicalWeights, "__getitem__", wrong)
     with pytest.raises(AssertionError):
         check(FILES[name])
     assert met
 
 
 def test_a_kernel_is_not_merely_reshaped(monkeypatch):
-    """Where a linear map is square, or a layout has as many numbers, a reshape goes through."""
+    """A reshape has the right shape if a linear map is square, or if two layouts have equal sizes."""
 
     def wrong(a: np.ndarray, row: Parameter, layout: Layout) -> np.ndarray:
         return a.reshape(row.shape)
 
-    monkeypatch.setattr(canonical, "to_canonical", wrong)
+    monkeypatch.setattr("vaespec.weights.canonical.to_canonical", wrong)
     for name in ("sd1-flax", "sd1-mlx-examples", "flux1-mlx-examples", "flux1-mflux", "flux2-mflux"):
         with pytest.raises(AssertionError):
             check(FILES[name])
@@ -227,7 +228,7 @@ WRONG_FIELDS = [
 def test_no_field_can_be_inferred_wrong(monkeypatch, name, half, fields):
     side = half.removeprefix("_")
     right = config_from_weights.READ[side]
-    monkeypatch.setitem(config_from_weights.READ, side, lambda here: replace(right(here), **fields))
+    monkeypatch.setitem(config_from_weights.READ, side, lambda vae: replace(right(vae), **fields))
     with pytest.raises(CAUGHT):
         check(FILES[name])
 

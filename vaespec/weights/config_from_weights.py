@@ -21,6 +21,19 @@ FIELDS = {
 FIELDS_OF_BOTH = ("layers_per_block", "latent_channels", "mid_block_add_attention", "patch_size")
 
 
+def choose_config(
+    vae: VaeInFile, config: AutoencoderConfig | None, family: str | None
+) -> tuple[AutoencoderConfig, list[str]]:
+    """The given config, the file's own unless a family is given, or the inferred one; and what contradicts it.
+
+    Raises WeightFileError for a damaged config in the file, WeightMapError if the inferred one is impossible.
+    """
+    config = config or (stored_config(vae) if family is None else None)
+    if config is None:
+        return infer_config(vae, family), []  # which agrees with the file: it comes from there
+    return config, contradictions(config, vae)
+
+
 def stored_config(vae: VaeInFile) -> AutoencoderConfig | None:
     """The config in a file's metadata, as `save_file` writes it; None if there is none."""
     if (text := vae.file.metadata.get(CONFIG_KEY)) is None:

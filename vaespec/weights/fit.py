@@ -13,7 +13,7 @@ from vaespec.config import AutoencoderConfig
 from vaespec.errors import WeightFileError, WeightMapError
 from vaespec.parameter import Parameter
 from vaespec.weights.canonical import CanonicalWeights
-from vaespec.weights.config_from_weights import contradictions, infer_config, stored_config
+from vaespec.weights.config_from_weights import choose_config
 from vaespec.weights.containers import plain_problem
 from vaespec.weights.layouts import canonical_shape
 from vaespec.weights.listing import MAX_LISTED, shortened
@@ -45,13 +45,10 @@ class Fit:
 
 
 def fit(vae: VaeInFile, config: AutoencoderConfig | None = None, family: str | None = None) -> Fit:
-    """Choose the config (the given one, the file's own unless a family is given, or the inferred one) and compare.
-
-    Reads no tensor. Raises WeightFileError for a damaged config in the file, and what `infer_config` raises.
-    """
-    known = config or (stored_config(vae) if family is None else None)
-    config = known or infer_config(vae, family)
-    table = parameters(config, vae.halves)
+    """Choose the config (see `choose_config`) and compare the file with it. Reads no tensor."""
+    config, disagreements = choose_config(vae, config, family)
+    model = parameters(config)
+    table = model if len(vae.halves) == len(BLOCKS) else parameters(config, vae.halves)
     present = {name: stored for name in table if (stored := vae.stored(name)) in vae.file}
     return Fit(
         config,
@@ -62,8 +59,8 @@ def fit(vae: VaeInFile, config: AutoencoderConfig | None = None, family: str | N
             if name not in present and not row.is_counter
         ),
         shapes=tuple(_misshapen(vae, table, present)),
-        contradictions=() if known is None else tuple(f"config      {line}" for line in contradictions(known, vae)),
-        unexpected=tuple(_unexpected(vae, config, table)),
+        contradictions=tuple(f"config      {line}" for line in disagreements),
+        unexpected=tuple(_unexpected(vae, model)),
         not_plain=plain_problem(vae.file, (stored for name, stored in present.items() if not table[name].is_counter)),
     )
 
@@ -108,9 +105,8 @@ def _misshapen(vae: VaeInFile, table: Mapping[str, Parameter], present: Mapping[
             yield f"shape       {stored}   file {shape}, config wants {row.shape}"
 
 
-def _unexpected(vae: VaeInFile, config: AutoencoderConfig, table: Mapping[str, Parameter]) -> Iterable[str]:
-    """The names under the prefix that are not of the model, its other half, the weights beside an EMA, or ignored."""
-    other = parameters(config, [half for half in BLOCKS if half not in vae.halves])
+def _unexpected(vae: VaeInFile, model: Iterable[str]) -> Iterable[str]:
+    """The names under the prefix that are neither of the whole model (an EMA's are ignored) nor harmless."""
     weights = replace(vae, ema=False)
-    known = {weights.stored(name) for name in (*table, *other)} | set(vae.ignored())
+    known = {weights.stored(name) for name in model} | set(vae.ignored())
     return (name for name in vae.file if name.startswith(vae.prefix) and name not in known)

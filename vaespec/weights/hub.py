@@ -1,4 +1,4 @@
-"""Fetching a VAE from a hub of models: the files that are needed, no others, into the cache of huggingface_hub."""
+"""Fetching a VAE from a hub of models: only the files that are needed, into the cache of huggingface_hub."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from types import ModuleType
 from vaespec.errors import WeightFileError
 from vaespec.weights.folders import FolderFiles, choose_among
 
-# What to say for the library's errors, by their names; the first that fits.
+# Messages for errors of huggingface_hub, by class name; the first class that fits is used.
 REMEDIES = (
     (
         "HFValidationError",
@@ -37,15 +37,15 @@ REMEDIES = (
     ),
     (
         "LocalEntryNotFoundError",
-        "{where} is not in the cache {cache}: fetch it once with a network, without local_files_only and "
+        "{folder} is not in the cache {cache}: fetch it once with a network, without local_files_only and "
         "HF_HUB_OFFLINE.",
     ),
 )
 
 
 @dataclass(frozen=True)
-class Source:
-    """A folder of a repository at a revision, through the library `hub`."""
+class HubFolder:
+    """A folder of a repository at a revision; `hub` is the library huggingface_hub."""
 
     hub: ModuleType
     repo: str
@@ -59,13 +59,13 @@ class Source:
         return f"{self.repo}{inside}" + (f" at {self.revision}" if self.revision else "")
 
     def online(self) -> tuple[str, set[str]]:
-        """The commit that the revision stands for now, and the names in the folder, as the hub tells them."""
+        """The current commit of the revision, and the names in the folder, from the hub."""
         timeout = self.hub.constants.HF_HUB_ETAG_TIMEOUT
         info = self.hub.HfApi(token=self.token).model_info(self.repo, revision=self.revision, timeout=timeout)
         return info.sha, self._inside({file.rfilename for file in info.siblings or ()})
 
     def download(self, name: str, revision: str | None) -> Path:
-        """Where a file of the folder is in the cache, after fetching it unless it is there; resumes when cut off."""
+        """Download a file of the folder unless it is cached, resuming if interrupted; returns its path in the cache."""
         subfolder = self.subfolder or None
         path: str = self.hub.hf_hub_download(
             self.repo, name, subfolder=subfolder, revision=revision, token=self.token, cache_dir=self.cache_dir
@@ -73,29 +73,29 @@ class Source:
         return Path(path)
 
     def cached(self) -> tuple[Path, set[str]]:
-        """The folder in the cache and the names in it, without any request."""
+        """The folder in the cache, and the names in it; sends no request."""
         snapshot = Path(
             self.hub.snapshot_download(
                 self.repo,
                 revision=self.revision,
                 cache_dir=self.cache_dir,
                 local_files_only=True,
-                allow_patterns=[],  # wanting nothing, it only looks up where the revision is
+                allow_patterns=[],  # matches no file: this only finds the folder of the revision
             )
         )
         names = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
         return snapshot / self.subfolder, self._inside(names)
 
-    def told(self, error: Exception) -> WeightFileError:
-        """The library's error in one sentence that says what to do."""
+    def explain(self, error: Exception) -> WeightFileError:
+        """The library's error as one sentence that says what to do."""
         if isinstance(error, self.hub.errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-            error = error.__cause__  # why it was looked for in the cache
+            error = error.__cause__  # the reason for searching the cache
         constants = self.hub.constants
-        facts = {"repo": self.repo, "where": self, "revision": self.revision, "endpoint": constants.ENDPOINT}
+        facts = {"repo": self.repo, "folder": self, "revision": self.revision, "endpoint": constants.ENDPOINT}
         cache = self.cache_dir or constants.HF_HUB_CACHE
-        for name, words in REMEDIES:
+        for name, message in REMEDIES:
             if isinstance(error, getattr(self.hub.errors, name)):
-                return WeightFileError(words.format(**facts, cache=cache))
+                return WeightFileError(message.format(**facts, cache=cache))
         if isinstance(error, OSError) and error.errno is not None:
             return WeightFileError(
                 f"cannot write {self} to the cache {cache}: {error.strerror}; give another cache_dir=."
@@ -110,8 +110,8 @@ class Source:
         inside = {name.removeprefix(prefix) for name in names if name.startswith(prefix)}
         if not inside and prefix:
             folders = sorted({name.rpartition("/")[0] for name in names if "/" in name})
-            there = f"choose {', '.join(folders)}" if folders else "it has none, leave subfolder= out"
-            raise WeightFileError(f"{self.repo} has no folder {self.subfolder!r}: {there}.")
+            remedy = f"choose {', '.join(folders)}" if folders else "it has none, leave subfolder= out"
+            raise WeightFileError(f"{self.repo} has no folder {self.subfolder!r}: {remedy}.")
         return inside
 
 
@@ -127,32 +127,32 @@ def fetch(
 ) -> Path:
     """The local folder that holds the VAE of a repository: its config.json, if it has one, and its weights.
 
-    Only what `choose_among` picks is fetched; `token` is by default HF_TOKEN or that of the login. Where the hub does
-    not answer, the copy in the cache serves, with a warning; with `local_files_only` or HF_HUB_OFFLINE it is not asked.
-    In the cache a variant counts as the only one if no other was fetched. Raises WeightFileError.
+    Fetches only the files that `choose_among` chooses. `token` defaults to HF_TOKEN or the login's token. If the hub
+    does not answer, the copy in the cache is used, with a warning; with `local_files_only` or HF_HUB_OFFLINE no request
+    is sent. In the cache a variant counts as the only one if no other was fetched. Raises WeightFileError.
     """
     cache = Path(cache_dir).expanduser() if cache_dir else None
-    source = Source(_library(repo), repo, subfolder.strip("/"), revision, token, cache)
+    source = HubFolder(_library(repo), repo, subfolder.strip("/"), revision, token, cache)
     if local_files_only or source.hub.constants.HF_HUB_OFFLINE:
         return _from_cache(source, variant)
     try:
         commit, names = source.online()
     except WeightFileError:
         raise
-    except Exception as error:  # those of the library, of its HTTP client, and of a server that speaks nonsense
-        return _instead(source, variant, error)
+    except Exception as error:  # the library, its HTTP client or a broken server raise anything
+        return _cached_instead(source, variant, error)
     chosen = choose_among(names, str(source), variant)
     try:
         return _downloaded(source, chosen, commit, names)
     except WeightFileError:
         raise
     except Exception as error:
-        raise source.told(error) from None
+        raise source.explain(error) from None
 
 
-def _downloaded(source: Source, chosen: FolderFiles, commit: str, names: Collection[str]) -> Path:
-    """The folder in the cache, once every chosen file of this commit is there."""
-    # The first by the revision's own name: the cache then knows which commit that is, for later use without a network.
+def _downloaded(source: HubFolder, chosen: FolderFiles, commit: str, names: Collection[str]) -> Path:
+    """Download every chosen file of this commit; returns the folder in the cache."""
+    # The first file is fetched by the revision's name, so that the cache knows its commit for later use offline.
     head, *rest = [file.name for file in chosen.first]
     folder = source.download(head, source.revision).parent
     moved = [name for name in rest if source.download(name, commit).parent != folder]
@@ -164,37 +164,37 @@ def _downloaded(source: Source, chosen: FolderFiles, commit: str, names: Collect
     return folder
 
 
-def _from_cache(source: Source, variant: str | None) -> Path:
-    """The folder in the cache, if the files of its VAE are all there."""
+def _from_cache(source: HubFolder, variant: str | None) -> Path:
+    """The folder in the cache, if it has all files of its VAE."""
     try:
         folder, names = source.cached()
     except WeightFileError:
         raise
     except Exception as error:
-        raise source.told(error) from None
-    here = f"the part of {source} that is in the cache"
-    shards = choose_among(names, here, variant).under(folder).shards()
-    _require([file.name for file in shards], names, f"{here} lacks", "fetch the rest with a network")
+        raise source.explain(error) from None
+    part = f"the part of {source} that is in the cache"
+    shards = choose_among(names, part, variant).under(folder).shards()
+    _require([file.name for file in shards], names, f"{part} lacks", "fetch the rest with a network")
     return folder
 
 
-def _instead(source: Source, variant: str | None, failure: Exception) -> Path:
-    """The folder in the cache, because the hub failed; not if it says that the revision is gone."""
-    told = source.told(failure)
+def _cached_instead(source: HubFolder, variant: str | None, failure: Exception) -> Path:
+    """The folder in the cache if the hub fails. Raises the hub's error if the revision does not exist."""
+    message = source.explain(failure)
     if isinstance(failure, source.hub.errors.RevisionNotFoundError):
-        raise told from None
+        raise message from None
     try:
         folder = _from_cache(source, variant)
     except WeightFileError:
-        raise told from None
-    logging.getLogger("vaespec").warning("%s Its copy in the cache is used.", told)
+        raise message from None
+    logging.getLogger("vaespec").warning("%s Its copy in the cache is used.", message)
     return folder
 
 
-def _require(wanted: Collection[str], names: Collection[str], who_lacks: str, remedy: str) -> None:
-    missing = [name for name in wanted if name not in names]
+def _require(needed: Collection[str], names: Collection[str], subject: str, remedy: str) -> None:
+    missing = [name for name in needed if name not in names]
     if missing:
-        raise WeightFileError(f"{who_lacks} {len(missing)} of the files it needs, {missing[0]} first: {remedy}.")
+        raise WeightFileError(f"{subject} {len(missing)} of the files it needs, {missing[0]} first: {remedy}.")
 
 
 def _library(repo: str) -> ModuleType:

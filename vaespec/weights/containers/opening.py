@@ -59,8 +59,8 @@ def _open(path: Path) -> TensorFile:
         if start.lstrip().startswith(magic):
             raise WeightFileError(f"{path} is {description}.")
     message = (
-        f"{path} ({path.stat().st_size} bytes) does not begin like a file of weights: give a file of a kind that can "
-        f"be read, {', '.join(suffixes())}."
+        f"{path} ({path.stat().st_size} bytes) does not begin like a file of weights: expected the content of "
+        f"{', '.join(suffixes())}."
     )
     for container, problem in _backend_containers():
         if container.begins(start):
