@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 from vaespec.attention import Attention
 from vaespec.config import AutoencoderConfig
@@ -60,8 +59,8 @@ class Half:
 
     name: str
     verb: str
-    source: Literal["images", "latents"]
-    result: Literal["moments", "images"]
+    source: str
+    result: str
     build: Callable[[AutoencoderConfig], Sequential]
 
     def in_channels(self, config: AutoencoderConfig) -> int:
@@ -81,10 +80,9 @@ HALVES = {half.name: half for half in (ENCODER, DECODER)}
 
 def half_of(direction: str) -> Half:
     """The half that computes a direction, "encode" or "decode". Raises InputError for any other."""
-    for half in HALVES.values():
-        if half.verb == direction:
-            return half
-    raise InputError(f"direction={direction!r}: expected encode or decode.")
+    if direction not in (halves := {half.verb: half for half in HALVES.values()}):
+        raise InputError(f"direction={direction!r}: expected encode or decode.")
+    return halves[direction]
 
 
 def parameters(config: AutoencoderConfig, halves: Iterable[str] = tuple(HALVES)) -> dict[str, Parameter]:

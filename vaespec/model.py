@@ -66,8 +66,8 @@ class Model:
     @cached_property
     def compiled(self) -> dict[Half, Run]:
         """(images, params) -> moments for the encoder, (latents, params) -> images for the decoder."""
-        halves = {half: getattr(self, half.name) for half in HALVES.values()}
-        return {half: self.ops.compile(layers) for half, layers in halves.items() if layers.layers}
+        halves = (half for half in HALVES.values() if getattr(self, half.name).layers)
+        return {half: self.ops.compile(self.layers(half)) for half in halves}
 
     def run(self, half: Half, x: Array, compile: Callable[[Sequential], Run] | None = None) -> Array:
         """The encoder's moments or the decoder's images, with the model's own params.

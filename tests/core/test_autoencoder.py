@@ -1,4 +1,4 @@
-"""AutoencoderKL as its users hold it: on every backend the same."""
+"""AutoencoderKL as its users hold it: the same on every backend."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_tuples_hold_what_the_outputs_hold(backend):
 
 
 @each_backend
-def test_the_posterior_is_returned_only_when_asked_for(backend):
+def test_the_posterior_is_returned_only_if_requested(backend):
     vae, x = tiny(backend), images(TINY, 8, 8)
     assert vae(x).posterior is None
     assert tuple(vae(x, return_posterior=True).posterior.mean.shape) == (1, 4, 4, 4)
@@ -167,12 +167,12 @@ def test_moving_nowhere_changes_nothing(backend):
 
 
 @pytest.mark.parametrize("name", ["sd", "flux2", "kl-f16"])
-@pytest.mark.parametrize(("there", "back"), [("numpy", "torch"), ("torch", "numpy")])
-def test_another_backend_gives_the_same_results(name, there, back):
-    vae = model(name, there)
+@pytest.mark.parametrize(("source", "target"), [("numpy", "torch"), ("torch", "numpy")])
+def test_another_backend_gives_the_same_results(name, source, target):
+    vae = model(name, source)
     vae.enable_slicing()
-    moved = vae.with_backend(back)
-    assert (moved.backend, moved.dtype, moved.use_slicing, vae.backend) == (back, "float64", True, there)
+    moved = vae.with_backend(target)
+    assert (moved.backend, moved.dtype, moved.use_slicing, vae.backend) == (target, "float64", True, source)
     x = images(CONFIGS[name], 16, 32, batch=2)
     assert relative_l2(array(moved(x).sample), array(vae(x).sample)) <= 1e-13
     assert relative_l2(array(moved.encode_latents(x, seed=7)), array(vae.encode_latents(x, seed=7))) <= 1e-13
@@ -269,10 +269,10 @@ def test_weights_that_do_not_fit_the_config_are_refused_all_at_once():
 
 
 @pytest.mark.parametrize(
-    "where", [("float64",), (np.float64,), (torch.float64,), ("cpu", "float64"), ("float64", "cpu")]
+    "places", [("float64",), (np.float64,), (torch.float64,), ("cpu", "float64"), ("float64", "cpu")]
 )
-def test_to_takes_device_and_dtype_in_any_order(where):
-    assert tiny("torch").to(*where).dtype == "float64"
+def test_to_takes_device_and_dtype_in_any_order(places):
+    assert tiny("torch").to(*places).dtype == "float64"
 
 
 def test_a_seed_without_sampling_is_refused():
@@ -280,7 +280,7 @@ def test_a_seed_without_sampling_is_refused():
         tiny()(images(TINY, 8, 8), seed=3)
 
 
-def test_a_model_and_its_posterior_say_what_they_are():
+def test_a_model_and_its_posterior_have_a_readable_repr():
     vae = tiny()
     count = f"{vae.num_parameters():,}"
     assert repr(vae) == f"AutoencoderKL(f=2, 4 latent channels, {count} parameters, numpy on cpu, float32)"
@@ -308,7 +308,7 @@ def test_an_unknown_dialect_is_refused(tmp_path):
         tiny().save_single_file(tmp_path / "vae.safetensors", dialect="klingon")
 
 
-def test_the_scale_may_be_told_later_and_the_structure_may_not():
+def test_the_scale_may_be_set_later_and_the_structure_may_not():
     vae = tiny("numpy")
     images, factor = uniform("images", (1, 3, 16, 16)), vae.config.scaling_factor
     before = vae.encode_latents(images)

@@ -1,4 +1,4 @@
-"""What may be given to a model, and what is said about what may not."""
+"""The inputs that a model accepts, and the errors for all others."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_integer_latents_are_refused_without_talk_of_pixels(backend):
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64", "bfloat16"])
 @each_backend
 def test_arrays_of_either_framework_may_enter_either_backend(backend, dtype):
-    """What enters is rounded to float32 by the model at most."""
+    """The model rounds its input at most to float32."""
     vae = tiny(backend)
     x = images(TINY, 8, 12).astype(getattr(ml_dtypes, dtype, dtype))
     expected = array(vae.encode(x.astype(np.float32)).latent_dist.parameters)

@@ -104,14 +104,14 @@ def test_latents_are_the_same_on_array_api_strict(name):
     np.testing.assert_allclose(np.asarray(denormalize(latents, config, strict)), z, rtol=1e-13, atol=1e-14)
 
 
-def test_an_unknown_scale_is_asked_for_with_the_families_that_fit():
+def test_an_unknown_scale_raises_an_error_with_the_families_that_fit():
     with pytest.raises(ConfigError, match=r"sd1 \(0.18215\), sd2 \(0.18215\), sdxl \(0.13025\).*pass family="):
         normalize(np.zeros((1, 4, 1, 1)), families.config("kl-f8"), {})
     with pytest.raises(ConfigError, match="no published family with a scale has these shapes; pass family="):
         denormalize(np.zeros((1, 4, 1, 1)), TINY.replace(scaling_factor=None), {})
 
 
-def test_a_model_of_unknown_scale_encodes_but_does_not_normalise():
+def test_a_model_of_unknown_scale_encodes_but_does_not_normalize():
     vae = AutoencoderKL.from_config(TINY.replace(scaling_factor=None), backend="numpy")
     x = images(TINY, 8, 8).astype(np.float32)
     z = vae.encode(x).latent_dist.mode()

@@ -13,19 +13,19 @@ from vaespec import AutoencoderConfig, AutoencoderKL
 
 BACKENDS = ("numpy", "torch", "jax", "mlx")
 FINEST = {"numpy": "float64", "torch": "float64", "jax": "float32", "mlx": "float32"}
-"""The dtype to compare in. JAX has float64 only where a process asks for it, MLX has none."""
+"""The dtype to compare in. JAX has float64 only if a process enables it, MLX has none."""
 NATIVE = {"torch": "highest", "jax": "highest", "mlx": "highest"}
-"""The precision in which every operation is the framework's own; tests/test_engine.py has the other."""
+"""The precision in which every operation is the framework's own; tests/backends/test_engine.py has the other."""
 EXACT = {"float64": 1e-13, "float32": 2e-6}
-"""How far, in relative L2, a model may be from the specification in its float64."""
+"""The largest relative L2 distance of a model from the specification in float64."""
 
 each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 
 def model(name: str = "sd", backend: str = "numpy", dtype: str | None = None) -> AutoencoderKL:
     """A named config with the oracle's weights, in the finest dtype of the backend, computed by its own operations."""
-    how = {"dtype": dtype or FINEST[backend], "precision": NATIVE.get(backend, "default")}
-    return AutoencoderKL(CONFIGS[name], oracle(name)[1], backend=backend, device="cpu", **how)
+    options = {"dtype": dtype or FINEST[backend], "precision": NATIVE.get(backend, "default")}
+    return AutoencoderKL(CONFIGS[name], oracle(name)[1], backend=backend, device="cpu", **options)
 
 
 def tiny(
@@ -36,8 +36,8 @@ def tiny(
     precision: str = "default",
     **fields,
 ) -> AutoencoderKL:
-    how = {"backend": backend, "device": "cpu", "dtype": dtype, "precision": precision}
-    return AutoencoderKL.from_config(config.replace(**fields), **how)
+    options = {"backend": backend, "device": "cpu", "dtype": dtype, "precision": precision}
+    return AutoencoderKL.from_config(config.replace(**fields), **options)
 
 
 def array(x) -> np.ndarray:

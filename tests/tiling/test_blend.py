@@ -76,7 +76,7 @@ def drawn(direction: str, size: tuple[int, int]) -> np.ndarray:
 
 
 def number_of_tiles(direction: str, size: tuple[int, int]) -> int:
-    """Of diffusers, where the last tile is not too thin for it."""
+    """The number of diffusers' tiles, if the last tile is not too thin for it."""
     return len(range(0, size[0], STRIDE[direction])) * len(range(0, size[1], STRIDE[direction]))
 
 
@@ -119,7 +119,7 @@ def test_tiles_of_diffusers_layers_are_blended_to_diffusers_own_bits(direction, 
 
 @pytest.mark.parametrize("size", sizes("encode", 12, thin=True))
 def test_a_last_tile_too_thin_for_diffusers_is_left_out(size):
-    """diffusers stops; where its encoder makes no latents of such a tile, its own blending comes to the same bits."""
+    """diffusers stops; with an encoder that makes no latents of such a tile, its blending gives the same bits."""
     model, x = theirs(), torch.tensor(drawn("encode", size), dtype=torch.float32)
     with pytest.raises(RuntimeError, match="Kernel size can't be greater"):
         model.whole("encode", x)
@@ -142,7 +142,7 @@ def test_a_last_tile_too_thin_for_diffusers_is_left_out(size):
 @pytest.mark.parametrize("factor", [0.0, 0.125, 0.5, 0.75, 0.875])
 @each_direction
 def test_other_tiles_and_overlaps_are_diffusers_too(direction, factor):
-    """Up to 7/8, where a tile fades in from one that has faded in, eight times over."""
+    """Overlaps up to 7/8: a tile fades in from a tile that has faded in itself, eight times over."""
     model, size = Diffusers(torch.float32), (52, 44) if direction == "encode" else (13, 11)
     model.vae.tile_overlap_factor = factor
     geometry = TileGeometry.from_config(CONFIG, tile_overlap_factor=factor)
@@ -155,8 +155,8 @@ def test_other_tiles_and_overlaps_are_diffusers_too(direction, factor):
 
 @pytest.mark.parametrize("sample", [16, 24, 30, 32])
 @pytest.mark.parametrize("factor", [0.0, 0.2, 0.25, 0.3, 0.5, 0.9, 0.99])
-def test_tiles_are_refused_exactly_where_diffusers_has_no_result_of_the_right_size(sample, factor):
-    """Its own loops, around layers that do no more than make the size."""
+def test_tiles_are_refused_exactly_if_diffusers_has_no_result_of_the_right_size(sample, factor):
+    """Runs diffusers' own loops around layers that only make arrays of the right size."""
     vae = diffusers_model(CONFIG.replace(sample_size=sample))
     vae.enable_tiling()
     vae.tile_overlap_factor = factor
@@ -209,7 +209,7 @@ def test_each_backend_blends_its_tiles_to_the_numbers_of_diffusers(backend, dire
 @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
 @each_backend
 def test_each_backend_fades_in_float32(backend, dtype):
-    """The formula, on NumPy, with results in the dtype of the tiles; over no more than there is, and over nothing."""
+    """Compares with the formula on NumPy, rounded to the dtype of the tiles, for extents within and beyond a tile."""
     like = next(iter(tiny(backend, dtype).functional().params.values()))
     a, b = (uniform(key, (1, 2, 5, 3), -3, 3).astype(ml_dtypes.bfloat16).astype(np.float32) for key in "ab")
     y = np.arange(3, dtype=np.float64) / 3
@@ -250,7 +250,7 @@ def test_layers_that_look_at_one_place_only_give_the_same_in_tiles(geometry, hei
 
 
 def test_nothing_is_written_to():
-    """Where tiles are views of the input, to write to one is to write to the other."""
+    """Tiles may be views of the input: writing to a tile would write to the input."""
     x = uniform("read only", (2, 2, 50, 70))
     before = x.copy()
     x.flags.writeable = False

@@ -1,4 +1,4 @@
-"""Where tiles lie: as in diffusers wherever its tiles join, and in one sentence where they do not."""
+"""The geometry of tiles: that of diffusers if its tiles join, and an error of one sentence if they do not."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ FACTORS = (0.25, 0.5, 0.75, 0.125, 0.2, 0.3, 0.7, 0.9, 0, 1 / 3)
 @given(
     st.integers(1, 5), st.integers(1, 40), st.sampled_from(FACTORS) | st.floats(0, 0.99), st.sampled_from((0, 0, 0, 1))
 )
-def test_tiles_are_those_of_diffusers_or_refused_where_its_own_do_not_join(levels, size, factor, extra):
+def test_tiles_equal_those_of_diffusers_or_are_refused_if_its_own_do_not_join(levels, size, factor, extra):
     f = 2 ** (levels - 1)
     sample = f * size + extra
     config = narrow((8,) * levels, sample_size=sample)
@@ -133,7 +133,7 @@ def test_a_tile_cannot_overlap_all_of_the_next_or_less_than_nothing(factor):
         ({"tile_overlap_factor": None}, "tile_overlap_factor=None"),
     ],
 )
-def test_what_is_no_number_and_no_pair_is_refused(fields, words):
+def test_a_size_that_is_neither_a_number_nor_a_pair_is_refused(fields, words):
     with pytest.raises(InputError, match=re.escape(f"{words}: expected")):
         TileGeometry.from_config(SD, **fields)
 
@@ -159,7 +159,7 @@ def test_a_tile_has_a_size(size):
 
 
 @given(geometry=geometries(), latents=st.integers(1, 60), beyond=st.integers(0, 15))
-def test_what_tiles_keep_covers_each_latent_once(geometry, latents, beyond):
+def test_the_kept_parts_of_tiles_cover_each_latent_once(geometry, latents, beyond):
     """Image of f · latents px and a rest: output positions kept are, in order, all of them; both directions alike."""
     f = geometry.f
     for cut, decoded in zip(geometry.encoding, geometry.decoding, strict=True):
@@ -176,7 +176,7 @@ def test_what_tiles_keep_covers_each_latent_once(geometry, latents, beyond):
 
 
 @given(geometry=geometries(), size=st.integers(1, 400))
-def test_tiles_lie_within_the_axis_and_leave_out_less_than_a_latent(geometry, size):
+def test_tiles_are_within_the_axis_and_leave_out_less_than_a_latent(geometry, size):
     for cut in (*geometry.encoding, *geometry.decoding):
         tiles = cut.tiles(max(size, cut.least))
         assert tiles[0].start == 0

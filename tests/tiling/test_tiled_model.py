@@ -64,7 +64,7 @@ def test_tiling_slicing_and_both_are_those_of_diffusers(models, tiles, direction
 
 @pytest.mark.parametrize("direction", SIZES)
 def test_tiled_calls_cut_whatever_the_size(models, tiles, direction):
-    """In diffusers too, tiles start at each stride even where one would do."""
+    """In diffusers too, tiles start at each stride even if one tile would be enough."""
     ours, theirs = models
     x = drawn(direction, (30, 32) if direction == "encode" else (7, 8))
     expected = theirs.tiled_decode(torch.tensor(x)).sample if direction == "decode" else None

@@ -1,4 +1,4 @@
-"""Running half of a model in the parts that its settings ask for: slices of a batch, blended tiles, exact bands."""
+"""Runs half of a model in the parts that its settings name: slices of a batch, blended tiles, exact bands."""
 
 from __future__ import annotations
 
@@ -54,8 +54,7 @@ def estimate(model: Model, half: Half, shape: tuple[int, ...], tiling: Tiling) -
 
 def _in_tiles(model: Model, half: Half, cuts: tuple[Cut, Cut], always: bool, source: ValidatedInput) -> Array:
     """The result from blended tiles; from the whole input if it fits into one tile, unless `always`."""
-    x = source[...]
-    run_tile = partial(model.run, half)
+    x, run_tile = source[...], partial(model.run, half)
     return blended(run_tile, x, cuts) if always or not fits(x, cuts) else run_tile(x)
 
 

@@ -1,4 +1,4 @@
-"""Chooses the parts to work on at one time, so that a run stays within a limit of memory: estimates, then a choice."""
+"""The planner: estimates the memory of a run, and chooses the parts to work on so that it stays within a limit."""
 
 from __future__ import annotations
 
