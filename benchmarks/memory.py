@@ -38,16 +38,16 @@ def drawn(row, rng):
     return np.full(row.shape, row.role == "norm_scale", np.float32)
 
 
-def ours(backend, how):
-    """(decode(z), estimate(z) in bytes): untiled if `how` is None, else in bands whose maps are stored there."""
+def ours(backend, store):
+    """(decode(z), estimate(z) in bytes): untiled if `store` is None, else in bands whose maps are stored there."""
     ops = make_ops(get_backend(backend), "cpu", "float32", "default")
     layers, rng = decoder(CONFIG), np.random.default_rng(0)
     table, params = dict(layers.parameters()), {}
     for name, row in table.items():  # one at a time, so that memory holds the weights once
         params |= ops.load_params({name: drawn(row, rng)}, table)
     model = Model(CONFIG, Sequential(()), layers, params, ops)
-    plan = MemoryPlan(bands={"store": how} if how else None)
-    run = (BandedOps(ops, **plan.bands) if how else ops).compile(layers)
+    plan = MemoryPlan(bands={"store": store} if store else None)
+    run = (BandedOps(ops, **plan.bands) if store else ops).compile(layers)
     return (
         lambda z: ops.to_numpy(run(ops.from_numpy(z), params)),
         lambda z: planner.estimate(model, DECODER, z.shape, plan).peak,
