@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.configs import CONFIGS
+from support.models import BACKENDS
 from support.workplace import MODEL, error, files, picture, run, saved
 
 from vaespec import autoencoder
@@ -115,7 +116,7 @@ def test_the_demo_writes_only_a_png(place):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--backend", "abacus", "no backend named 'abacus': choose numpy, jax, mlx, torch.\n"),
+        ("--backend", "abacus", f"no backend named 'abacus': choose {', '.join(BACKENDS)}.\n"),
         ("--device", "cuda", "no device 'cuda' here: choose cpu, or another backend.\n"),
         ("--dtype", "int4", "no dtype 'int4': choose float32, float64, float16, bfloat16.\n"),
         ("--precision", "high", "precision 'high': choose default or highest.\n"),

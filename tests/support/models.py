@@ -2,20 +2,35 @@
 
 from __future__ import annotations
 
-import mlx.core as mx
 import numpy as np
 import pytest
-import torch
 from support.configs import CONFIGS, TINY
 from support.oracle import oracle
 
-from vaespec import AutoencoderConfig, AutoencoderKL
+from vaespec import AutoencoderConfig, AutoencoderKL, BackendError, ReferenceOps, backends
+from vaespec.registry import get_backend, make_ops
 
-BACKENDS = ("numpy", "torch", "jax", "mlx")
-FINEST = {"numpy": "float64", "torch": "float64", "jax": "float32", "mlx": "float32"}
-"""The dtype to compare in. JAX has float64 only if a process enables it, MLX has none."""
-NATIVE = {"torch": "highest", "jax": "highest", "mlx": "highest"}
+BACKENDS = tuple(info.name for info in backends() if info.distribution == "vaespec")
+NATIVE = {name: "default" if name == "numpy" else "highest" for name in BACKENDS}
 """The precision in which every operation is the framework's own; tests/backends/test_engine.py has the other."""
+
+
+def native_ops(backend: str, dtype: str) -> ReferenceOps:
+    """The operations of a backend on the CPU. Raises BackendError if it does not have the dtype in this process."""
+    ops = make_ops(get_backend(backend), "cpu", dtype, NATIVE[backend])
+    ops.from_numpy(np.zeros(1))  # JAX has float64 only if a process enables it
+    return ops
+
+
+def finest(backend: str) -> str:
+    """The widest dtype of a backend in this process: the dtype to compare in."""
+    try:
+        return native_ops(backend, "float64").dtype
+    except BackendError:
+        return "float32"
+
+
+FINEST = {name: finest(name) for name in BACKENDS}
 EXACT = {"float64": 1e-13, "float32": 2e-6}
 """The largest relative L2 distance of a model from the specification in float64."""
 
@@ -24,7 +39,7 @@ each_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 def model(name: str = "sd", backend: str = "numpy", dtype: str | None = None) -> AutoencoderKL:
     """A named config with the oracle's weights, in the finest dtype of the backend, computed by its own operations."""
-    options = {"dtype": dtype or FINEST[backend], "precision": NATIVE.get(backend, "default")}
+    options = {"dtype": dtype or FINEST[backend], "precision": NATIVE[backend]}
     return AutoencoderKL(CONFIGS[name], oracle(name)[1], backend=backend, device="cpu", **options)
 
 
@@ -42,6 +57,6 @@ def tiny(
 
 def array(x) -> np.ndarray:
     """Any backend's array as NumPy."""
-    if isinstance(x, torch.Tensor):
-        return x.detach().double().numpy()
-    return np.array(x.astype(mx.float32) if isinstance(x, mx.array) else x, np.float64)
+    owners = (native_ops(backend, "float32") for backend in BACKENDS)
+    ops = next((ops for ops in owners if ops.is_array(x)), None)
+    return np.array(x if ops is None else ops.to_numpy(x), np.float64)

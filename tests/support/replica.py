@@ -20,7 +20,7 @@ def batch() -> torch.Tensor:
 
 
 def gradients(module: torch.nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    """Of a loss that reads the sample and the posterior of the output, by the names of the parameters."""
+    """The gradients of a loss that reads the sample and the posterior of the output, by the names of the parameters."""
     output = module(x)
     ((output.sample - x).square().mean() + 1e-3 * output.posterior.kl().mean()).backward()
     return {name.removeprefix("module."): p.grad for name, p in module.named_parameters()}

@@ -1,4 +1,4 @@
-"""Of which family a file is, and with which config, is known by its names and shapes."""
+"""The names and shapes of a file show its family and its config."""
 
 from __future__ import annotations
 
