@@ -128,8 +128,8 @@ class PlacedModel:
 
     use_slicing = _setting("slicing", "Whether to work on one item of the batch at a time.")
     use_tiling = _setting("enabled", "Whether to work on parts of an image.")
-    tile_sample_min_size = _setting("tile_sample_min_size", "The size of blended tiles, px; None: the config's.")
-    tile_latent_min_size = _setting("tile_latent_min_size", "The size of blended tiles in latents; None: it follows.")
+    tile_sample_min_size = _setting("tile_sample_min_size", "The size of blended tiles in px; None: sample_size.")
+    tile_latent_min_size = _setting("tile_latent_min_size", "The size of blended tiles in latents; None: px // f.")
     tile_overlap_factor = _setting("tile_overlap_factor", "The share of a blended tile that the next one overlaps.")
 
     def enable_slicing(self) -> None:
