@@ -6,6 +6,16 @@ Canonical weights are NumPy arrays under diffusers' names, with kernels in OIHW.
 from vaespec.weights.fit import require_complete
 from vaespec.weights.hub import fetch
 from vaespec.weights.load import load_file, load_folder, load_weights
+from vaespec.weights.locate import Reading
 from vaespec.weights.save import save_file, save_folder
 
-__all__ = ["fetch", "load_file", "load_folder", "load_weights", "require_complete", "save_file", "save_folder"]
+__all__ = [
+    "Reading",
+    "fetch",
+    "load_file",
+    "load_folder",
+    "load_weights",
+    "require_complete",
+    "save_file",
+    "save_folder",
+]
