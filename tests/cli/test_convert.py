@@ -112,11 +112,11 @@ def test_a_reader_of_the_old_file_keeps_it_and_a_full_disk_leaves_it(source, mon
         assert reader.read() == before
     after = Path("there.safetensors").read_bytes()
 
-    def full_disk(part, *_):
+    def full_disk(tensors, part, **_):
         part.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("vaespec.weights.save.write_safetensors", full_disk)
+    monkeypatch.setattr("safetensors.numpy.save_file", full_disk)
     message = error("convert", source, "there.safetensors", "--to", "ldm", "--force")
     assert "cannot write there.safetensors (No space left on device)" in message
     assert Path("there.safetensors").read_bytes() == after

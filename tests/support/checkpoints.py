@@ -9,10 +9,7 @@ import numpy as np
 from safetensors.numpy import save_file as write_safetensors
 from support.configs import narrow
 
-from vaespec import (
-    AutoencoderConfig,
-    parameters,
-)
+from vaespec import AutoencoderConfig, parameters
 from vaespec.weights import save_file
 from vaespec.weights.containers import open_tensors
 from vaespec.weights.dialects import DIALECTS

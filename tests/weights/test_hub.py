@@ -260,7 +260,7 @@ def test_a_forbidden_file_is_reported(hub, cache):
 
 def test_a_server_that_does_not_answer_is_reported_and_leaves_no_partial_file(hub, cache, monkeypatch):
     hub.cuts[WHOLE] = 10**6
-    monkeypatch.setattr("hub_server.Handler._send", gone_after_half)
+    monkeypatch.setattr("support.hub_server.Handler._send", gone_after_half)
     assert "could not be fetched" in refused("someone/vae", cache_dir=cache)
     assert not list(cache.rglob(WHOLE))
 

@@ -129,11 +129,7 @@ LDM = Dialect(
 BFL = replace(
     LDM,
     name="bfl",
-    modules=(
-        *LDM.modules,
-        ("quant_conv", "encoder.quant_conv"),
-        ("post_quant_conv", "decoder.post_quant_conv"),
-    ),
+    modules=(*LDM.modules, ("quant_conv", "encoder.quant_conv"), ("post_quant_conv", "decoder.post_quant_conv")),
 )
 
 # FlaxAutoencoderKL (diffusers < 0.40): a path in a tree, with an underscore before each index.
@@ -168,9 +164,7 @@ MLX = Dialect(
         ("quant_conv", "quant_proj"),
         ("post_quant_conv", "post_quant_proj"),
     ),
-    leaves=MappingProxyType(
-        {"to_q": "query_proj", "to_k": "key_proj", "to_v": "value_proj", "to_out.0": "out_proj"},
-    ),
+    leaves=MappingProxyType({"to_q": "query_proj", "to_k": "key_proj", "to_v": "value_proj", "to_out.0": "out_proj"}),
     layout=OHWI,
     pointwise="linear",
 )
@@ -202,18 +196,7 @@ MFLUX_FLUX2 = Dialect("mflux-flux2", leaves=_table(**{"to_out.0": "to_out"}), la
 
 DIALECTS = {
     dialect.name: dialect
-    for dialect in (
-        DIFFUSERS,
-        DIFFUSERS_DEPRECATED,
-        LDM,
-        BFL,
-        FLAX,
-        MLX,
-        MLX_FLUX,
-        DIFFUSIONKIT,
-        MFLUX,
-        MFLUX_FLUX2,
-    )
+    for dialect in (DIFFUSERS, DIFFUSERS_DEPRECATED, LDM, BFL, FLAX, MLX, MLX_FLUX, DIFFUSIONKIT, MFLUX, MFLUX_FLUX2)
 }
 
 

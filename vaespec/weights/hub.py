@@ -13,34 +13,16 @@ from vaespec.errors import WeightFileError
 from vaespec.weights.folders import FolderFiles, choose_among
 
 # Messages for errors of huggingface_hub, by class name; the first class that fits is used.
-REMEDIES = (
-    (
-        "HFValidationError",
-        "{repo!r} is no repository: write owner/name, or the path of a folder that exists.",
-    ),
-    (
-        "GatedRepoError",
-        "{repo} is gated: accept its terms on its page, then give token= or log in with `hf auth login`.",
-    ),
-    (
-        "RepositoryNotFoundError",
-        "no repository {repo} at {endpoint} that you may see: check the name; if it is private, give token= or log in "
-        "with `hf auth login`.",
-    ),
-    (
-        "RevisionNotFoundError",
-        "{repo} has no revision {revision!r}: give a branch, a tag or a full commit that it has.",
-    ),
-    (
-        "LocalTokenNotFoundError",
-        "token=True, but nobody has logged in here: run `hf auth login`, or give the token itself.",
-    ),
-    (
-        "LocalEntryNotFoundError",
-        "{folder} is not in the cache {cache}: fetch it once with a network, without local_files_only and "
-        "HF_HUB_OFFLINE.",
-    ),
-)
+REMEDIES = {
+    "HFValidationError": "{repo!r} is no repository: write owner/name, or the path of a folder that exists.",
+    "GatedRepoError": "{repo} is gated: accept its terms on its page, then give token= or log in with `hf auth login`.",
+    "RepositoryNotFoundError": "no repository {repo} at {endpoint} that you may see: check the name; if it is private, "
+    "give token= or log in with `hf auth login`.",
+    "RevisionNotFoundError": "{repo} has no revision {revision!r}: give a branch, a tag or a full commit that it has.",
+    "LocalTokenNotFoundError": "token=True, but nobody has logged in here: run `hf auth login`, or give the token.",
+    "LocalEntryNotFoundError": "{folder} is not in the cache {cache}: fetch it once with a network, without "
+    "local_files_only and HF_HUB_OFFLINE.",
+}
 
 
 @dataclass(frozen=True)
@@ -87,13 +69,15 @@ class HubFolder:
         return snapshot / self.subfolder, self._inside(names)
 
     def explain(self, error: Exception) -> WeightFileError:
-        """The library's error as one sentence that says what to do."""
+        """The library's error as one sentence that says what to do; an error of ours unchanged."""
+        if isinstance(error, WeightFileError):
+            return error
         if isinstance(error, self.hub.errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
             error = error.__cause__  # the reason for searching the cache
         constants = self.hub.constants
         facts = {"repo": self.repo, "folder": self, "revision": self.revision, "endpoint": constants.ENDPOINT}
         cache = self.cache_dir or constants.HF_HUB_CACHE
-        for name, message in REMEDIES:
+        for name, message in REMEDIES.items():
             if isinstance(error, getattr(self.hub.errors, name)):
                 return WeightFileError(message.format(**facts, cache=cache))
         if isinstance(error, OSError) and error.errno is not None:
@@ -144,8 +128,6 @@ def fetch(
     chosen = choose_among(names, str(source), variant)
     try:
         return _downloaded(source, chosen, commit, names)
-    except WeightFileError:
-        raise
     except Exception as error:
         raise source.explain(error) from None
 
@@ -168,8 +150,6 @@ def _from_cache(source: HubFolder, variant: str | None) -> Path:
     """The folder in the cache, if it has all files of its VAE."""
     try:
         folder, names = source.cached()
-    except WeightFileError:
-        raise
     except Exception as error:
         raise source.explain(error) from None
     part = f"the part of {source} that is in the cache"

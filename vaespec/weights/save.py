@@ -40,10 +40,7 @@ def save_folder(
         raise WeightFileError(f"{index} exists, and diffusers would read its shards instead: name another folder.")
     with _write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with (
-            written_whole(folder / WEIGHTS) as weights_part,
-            written_whole(folder / "config.json") as config_part,
-        ):
+        with written_whole(folder / WEIGHTS) as weights_part, written_whole(folder / "config.json") as config_part:
             write_safetensors(weights_part, tensors, METADATA)
             config_part.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
 

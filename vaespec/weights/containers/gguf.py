@@ -28,16 +28,7 @@ VALUES = dict(enumerate("BbHhIifB")) | {10: "Q", 11: "q", 12: "d"}
 TEXT, ARRAY = 8, 9
 
 # ggml's numbers for the types of tensors that are not quantized.
-PLAIN = {
-    0: "float32",
-    1: "float16",
-    24: "int8",
-    25: "int16",
-    26: "int32",
-    27: "int64",
-    28: "float64",
-    30: "bfloat16",
-}
+PLAIN = {0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16"}
 
 
 class Blocks(TensorFile):
@@ -200,8 +191,4 @@ def _gguf(path: Path) -> Any:
     return gguf
 
 
-def _begins(start: bytes) -> bool:
-    return start.startswith(b"GGUF")
-
-
-GGUF = Container(KIND, _begins, open_gguf, (".gguf",))
+GGUF = Container(KIND, lambda start: start.startswith(b"GGUF"), open_gguf, (".gguf",))
