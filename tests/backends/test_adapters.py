@@ -12,7 +12,7 @@ from vaespec_mlx.ops import MlxOps
 from vaespec_torch.ops import TorchOps
 
 
-@pytest.mark.parametrize(("one", "other"), combinations([CpuOps, TorchOps, JaxOps, MlxOps], 2))
+@pytest.mark.parametrize(("one", "other"), [*combinations([CpuOps, TorchOps, JaxOps, MlxOps], 2)])
 def test_two_adapters_define_their_common_methods_in_one_order(one, other):
     names, others = ([name for name in vars(ops) if not name.startswith("__")] for ops in (one, other))
     assert [name for name in names if name in others] == [name for name in others if name in names]
