@@ -60,7 +60,7 @@ class AutoencoderKL(PlacedModel):
     ) -> Self:
         """Load a diffusers folder (config.json and weights, whole or in shards), or a repository of the hub.
 
-        `path` is a repository, "organisation/name", if there is no such folder; `revision`, `token`, `cache_dir` and
+        `path` is a repository, "organization/name", if there is no such folder; `revision`, `token`, `cache_dir` and
         `local_files_only` are passed to huggingface_hub. If a variant is the only one, it is loaded with a warning.
         Raises WeightFileError for a missing or damaged file, WeightMapError for tensors that do not fit the config.
         """

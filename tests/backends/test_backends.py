@@ -190,8 +190,8 @@ def test_group_norm_is_the_specification(ops, extent, groups, per_group, spread,
     grouped = x.reshape(B, groups, -1)
     conditioning = (abs(grouped).max(-1) / np.sqrt(grouped.var(-1) + eps)).repeat(per_group, axis=1)[..., None, None]
     of_channel = scale[None, :, None, None]
-    normalised = abs(expected - shift[None, :, None, None]) / of_channel
-    bound = 4 * EPS[ops.dtype] * (of_channel * (1 + conditioning) * (1 + normalised) + abs(expected))
+    normalized = abs(expected - shift[None, :, None, None]) / of_channel
+    bound = 4 * EPS[ops.dtype] * (of_channel * (1 + conditioning) * (1 + normalized) + abs(expected))
     assert_within(on_maps(ops, "group_norm", x, scale, shift, **options), expected, bound)
 
 

@@ -151,11 +151,11 @@ def test_gradients_are_finite_if_nothing_varies():
     flat = jnp.full_like(X, 0.5)
     assert np.isfinite(jax.grad(lambda x: (encode(params, x).latent_dist.parameters ** 2).sum())(flat)).all()
 
-    def normalised(x):
+    def normalized(x):
         return (vae()._model.ops.group_norm(x, jnp.ones(8), jnp.ones(8), groups=4, eps=1e-6) ** 3).sum()
 
     for shape in ((1, 4, 4, 8), (1, 1, 1, 8)):
-        assert np.isfinite(jax.grad(normalised)(jnp.full(shape, 3.0))).all()
+        assert np.isfinite(jax.grad(normalized)(jnp.full(shape, 3.0))).all()
 
 
 @pytest.mark.parametrize("op", ["silu", "mish", "gelu", "relu"])

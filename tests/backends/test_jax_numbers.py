@@ -60,11 +60,11 @@ def test_the_norm_of_a_bfloat16_map_far_from_zero_is_exact_to_its_last_rounding(
     """Mean 100, deviation 1: statistics in bfloat16 would be off by 0.4."""
     x = jnp.asarray(100 + uniform("x", (1, 8, 8, 8), -2, 2), jnp.bfloat16)
     one, zero = jnp.ones(8, jnp.bfloat16), jnp.zeros(8, jnp.bfloat16)
-    normalised = tiny("jax")._model.ops.group_norm(x, one, zero, groups=1, eps=1e-6)
+    normalized = tiny("jax")._model.ops.group_norm(x, one, zero, groups=1, eps=1e-6)
     exact = np.asarray(x, np.float64)
     exact = (exact - exact.mean()) / exact.std()
-    assert normalised.dtype == jnp.bfloat16
-    assert_within(np.asarray(normalised, np.float64), exact, EPS["bfloat16"] * abs(exact) + 1e-4)
+    assert normalized.dtype == jnp.bfloat16
+    assert_within(np.asarray(normalized, np.float64), exact, EPS["bfloat16"] * abs(exact) + 1e-4)
 
 
 @pytest.mark.parametrize("name", ["sd", "kl-f16", "gelu"])

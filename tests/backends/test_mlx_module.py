@@ -1,4 +1,4 @@
-"""The model as MLX's `nn.Module`: it trains, freezes, copies, saves and quantises."""
+"""The model as MLX's `nn.Module`: it trains, freezes, copies, saves and quantizes."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def test_the_module_computes_the_same_as_the_model(name):
     assert relative_l2(array(by_mode), array(vae(x).sample)) <= EXACT["float32"]
 
 
-def trained(module, optimiser, loss, *data, steps: int = 12, compiled: bool = False) -> list[float]:
+def trained(module, optimizer, loss, *data, steps: int = 12, compiled: bool = False) -> list[float]:
     """The losses on the way, in MLX's own idiom."""
-    gradient, state = nn.value_and_grad(module, loss), [module.state, optimiser.state]
+    gradient, state = nn.value_and_grad(module, loss), [module.state, optimizer.state]
 
     def step(*data):
         value, grads = gradient(module, *data)
-        optimiser.update(module, grads)
+        optimizer.update(module, grads)
         return value
 
     step = mx.compile(step, inputs=state, outputs=state) if compiled else step
@@ -132,7 +132,7 @@ def test_a_module_lists_its_parts():
     assert "(to_q): Linear(input_dims=16, output_dims=16, bias=True)" in repr(tiny("mlx").module())
 
 
-# -- LoRA and quantised weights ----------------------------------------------------------------------------------
+# -- LoRA and quantized weights ----------------------------------------------------------------------------------
 
 PROJECTIONS = {
     f"{coder}.mid_block.attentions.0.{part}"
@@ -147,7 +147,7 @@ def wide(processor="sdpa"):
     return vae
 
 
-def quantised(vae, **options) -> nn.Module:
+def quantized(vae, **options) -> nn.Module:
     module = vae.module()
     nn.quantize(module, **options)
     return module
@@ -171,7 +171,7 @@ def test_a_module_has_a_lora_only_if_the_model_has_one():
 @pytest.mark.parametrize("processor", ["sdpa", "chunked", "lora"])
 def test_the_projections_of_attention_are_quantised_and_nothing_else(options, processor):
     vae = wide(processor)
-    before, module = vae.functional().params, quantised(vae, **options)
+    before, module = vae.functional().params, quantized(vae, **options)
     parts = {name for name, part in module.named_modules() if isinstance(part, nn.QuantizedLinear)}
     assert parts == PROJECTIONS
     after = named(module.parameters())
@@ -181,7 +181,7 @@ def test_the_projections_of_attention_are_quantised_and_nothing_else(options, pr
 
 
 def test_fused_projections_are_quantised_too():
-    module = quantised(wide("fused"), bits=8, group_size=64)
+    module = quantized(wide("fused"), bits=8, group_size=64)
     parts = {name.rpartition("attentions.0.")[2] for name, part in module.named_modules() if hasattr(part, "scales")}
     assert parts == {"to_qkv", "to_out.0"}
     assert mx.isfinite(module(pictures(WIDE)).sample).all()
@@ -191,7 +191,7 @@ def test_fused_projections_are_quantised_too():
 def test_a_quantised_product_is_off_by_a_step_of_each_weight_at_most(bits, group_size):
     """Half a step is lost in rounding, and half more since MLX moves the steps to have zero and an end among them."""
     vae = wide()
-    module, params = quantised(vae, bits=bits, group_size=group_size), vae.functional().params
+    module, params = quantized(vae, bits=bits, group_size=group_size), vae.functional().params
     t = uniform("tokens", (2, 7, 64))
     for name in PROJECTIONS:
         weight, arrays = params[f"{name}.weight"], module._arrays()
@@ -211,7 +211,7 @@ def test_a_quantised_model_is_off_by_the_steps_of_its_projections(bits):
     The bound for 8 bits is a fifth of what 4 bits lose.
     """
     vae, x = wide(), pictures(WIDE)
-    error = relative_l2(array(quantised(vae, bits=bits, group_size=64)(x).sample), array(vae(x).sample))
+    error = relative_l2(array(quantized(vae, bits=bits, group_size=64)(x).sample), array(vae(x).sample))
     assert 0 < error <= math.sqrt(8) / (2**bits - 1)
 
 
@@ -219,13 +219,13 @@ def test_a_quantised_model_is_off_by_the_steps_of_its_projections(bits):
 def test_every_way_to_quantise_computes(mode):
     """Some have biases for their groups, some none."""
     vae, x = wide(), pictures(WIDE)
-    result = quantised(vae, mode=mode)(x).sample
+    result = quantized(vae, mode=mode)(x).sample
     assert mx.isfinite(result).all()
     assert not mx.array_equal(result, vae.module()(x).sample)
 
 
 def test_a_lora_trains_on_quantised_weights():
-    module, x = quantised(wide("lora"), bits=4, group_size=32), pictures(WIDE)
+    module, x = quantized(wide("lora"), bits=4, group_size=32), pictures(WIDE)
     train_only_lora(module)
     before = named(module.parameters())
     losses = trained(module, optim.Adam(learning_rate=1e-2), module_loss, x, steps=6)

@@ -46,14 +46,14 @@ def gradients(module: nn.Module) -> dict[str, torch.Tensor]:
 
 def trained(module: nn.Module, x: torch.Tensor, steps: int) -> list[float]:
     """The losses of some steps of Adam."""
-    optimiser = torch.optim.Adam(module.parameters(), lr=3e-3)
+    optimizer = torch.optim.Adam(module.parameters(), lr=3e-3)
     losses = []
     for step in range(steps):
         output = module(x, sample_posterior=True, seed=step)
         loss = (output.sample - x).square().mean() + 1e-6 * output.posterior.kl().mean()
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         loss.backward()
-        optimiser.step()
+        optimizer.step()
         losses.append(loss.item())
     return losses
 

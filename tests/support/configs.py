@@ -28,17 +28,17 @@ def narrow(widths: Sequence[int], attention_levels: Sequence[int] = (), **fields
 
 FLUX2 = {"latent_channels": 8, "scaling_factor": None, "patch_size": (2, 2), "batch_norm_eps": 1e-4}
 FLUX2 |= {"batch_norm_momentum": 0.1, "layers_per_block": 2, "sample_size": 1024}
-UNQUANTISED = {"use_quant_conv": False, "use_post_quant_conv": False, "latent_channels": 16}
+UNQUANTIZED = {"use_quant_conv": False, "use_post_quant_conv": False, "latent_channels": 16}
 
 CONFIGS = {
     "sd": narrow((8, 16, 24, 24), layers_per_block=2, sample_size=512),
     "sdxl": narrow((8, 16, 32, 32), layers_per_block=2, norm_num_groups=8, scaling_factor=0.13025),
     "playground": narrow((8, 8), scaling_factor=0.5, latents_mean=(-1.6, 1.9, -1.4, 2.5), latents_std=(8.5, 6, 6.5, 5)),
-    "sd3": narrow((8, 16, 24, 24), layers_per_block=2, scaling_factor=1.5305, shift_factor=0.0609, **UNQUANTISED),
-    "flux1": narrow((16, 16, 32, 32), norm_num_groups=16, scaling_factor=0.3611, shift_factor=0.1159, **UNQUANTISED),
+    "sd3": narrow((8, 16, 24, 24), layers_per_block=2, scaling_factor=1.5305, shift_factor=0.0609, **UNQUANTIZED),
+    "flux1": narrow((16, 16, 32, 32), norm_num_groups=16, scaling_factor=0.3611, shift_factor=0.1159, **UNQUANTIZED),
     "flux2": narrow((8, 16, 24, 24), **FLUX2),
     "flux2-small-decoder": narrow((8, 16, 24, 24), decoder_block_out_channels=(4, 12, 16, 16), **FLUX2),
-    "cogview": narrow((8, 32, 48, 48), layers_per_block=3, mid_block_add_attention=False, **UNQUANTISED),
+    "cogview": narrow((8, 32, 48, 48), layers_per_block=3, mid_block_add_attention=False, **UNQUANTIZED),
     "kl-f4": narrow((8, 16, 24), layers_per_block=2, latent_channels=3),
     "kl-f16": narrow((8, 8, 16, 16, 24), (4,), layers_per_block=2, latent_channels=16),
     "kl-f32": narrow((8, 8, 16, 16, 24, 24), (4, 5), latent_channels=12),
