@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Container, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 from vaespec.attention import Attention
 from vaespec.config import AutoencoderConfig
@@ -58,7 +59,7 @@ class Half:
     """The encoder or the decoder: its name, the verb for running it, what it reads, what it makes, what builds it."""
 
     name: str
-    verb: str
+    verb: Literal["encode", "decode"]
     source: str
     result: str
     build: Callable[[AutoencoderConfig], Sequential]

@@ -27,7 +27,7 @@ class PlannedConvolution:
     doubled: bool
     form: str
     costs: Mapping[str, float]
-    direct: float | None
+    direct: float | None = None
 
 
 def planned(model: Layer, shape: tuple[int, ...], ops: ReferenceOps) -> list[PlannedConvolution]:

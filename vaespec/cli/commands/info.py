@@ -12,7 +12,7 @@ import typer
 from vaespec import autoencoder, families
 from vaespec.analysis.convolutions import PlannedConvolution, planned
 from vaespec.analysis.cost import Cost, cost
-from vaespec.architecture import count_parameters, decoder, encoder
+from vaespec.architecture import HALVES, count_parameters
 from vaespec.cli import options, text
 from vaespec.cli.console import print_facts, print_json, print_table, progress
 from vaespec.config import AutoencoderConfig
@@ -74,18 +74,15 @@ def _parse(size: str) -> tuple[int, int]:
 
 def _costs(config: AutoencoderConfig, image: tuple[int, int], source: str) -> dict[str, Cost]:
     f = config.downsampling_factor
-    height, width = image
     if min(image) < f:
-        raise InputError(f"--size {height}x{width} is too small: {source} needs at least {f} x {f} px.")
-    return {"encode": cost(config, "encode", image), "decode": cost(config, "decode", (height // f, width // f))}
+        raise InputError(f"--size {image[0]}x{image[1]} is too small: {source} needs at least {f} x {f} px.")
+    return {half.verb: cost(config, half.verb, half.input_shape(config, 1, *image)[2:]) for half in HALVES.values()}
 
 
 def _plans(config: AutoencoderConfig, image: tuple[int, int], ops: ReferenceOps) -> Plans:
     """The convolutions of encoding and decoding one image, in the order in which they run."""
-    latents = (1, config.latent_channels, *(side // config.downsampling_factor for side in image))
     return {
-        "encode": planned(encoder(config), (1, config.in_channels, *image), ops),
-        "decode": planned(decoder(config), latents, ops),
+        half.verb: planned(half.build(config), half.input_shape(config, 1, *image), ops) for half in HALVES.values()
     }
 
 
