@@ -182,10 +182,10 @@ class AutoencoderKL(PlacedModel):
         one band.
         """
         z = self._denormalized(z) if normalized else z
-        return execution.stream(self._model, DECODER, as_latents(z, self.config, self._model.ops), self._tiling)
+        return execution.stream(self._model, DECODER, as_latents(z, self._model.config, self._model.ops), self._tiling)
 
     def _denormalized(self, z: Any) -> Array:
-        z = as_diffusion_latents(z, self.config, self._model.ops)[...]
+        z = as_diffusion_latents(z, self._model.config, self._model.ops)[...]
         return latents.denormalize(z, self.config, self._model.params)
 
     def tiled_encode(self, x: Any, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
@@ -199,11 +199,11 @@ class AutoencoderKL(PlacedModel):
         return DecoderOutput(sample) if return_dict else (sample,)
 
     def _posterior(self, images: Any, tiled: bool = False) -> DiagonalGaussian:
-        source = as_images(images, self.config, self._model.ops)
+        source = as_images(images, self._model.config, self._model.ops)
         return DiagonalGaussian(execution.run(self._model, ENCODER, source, self._tiling, tiled=tiled))
 
     def _images(self, z: Any, tiled: bool = False) -> Array:
-        source = as_latents(z, self.config, self._model.ops)
+        source = as_latents(z, self._model.config, self._model.ops)
         return execution.run(self._model, DECODER, source, self._tiling, tiled=tiled)
 
     def __repr__(self) -> str:
