@@ -1,7 +1,7 @@
 """Every test runs with one torch thread, four JAX devices, reproducible hypothesis, and no settings of the user.
 
-`pytest` sees each value of each parameter of a test at least once; `pytest --thorough` runs every combination of them,
-and four times as many examples of hypothesis.
+`pytest` sees each value of each parameter of a test at least once, but for those marked thorough; `pytest --thorough`
+runs every combination of them, four times as many examples of hypothesis, and JAX's programs fully optimized.
 """
 
 from __future__ import annotations
@@ -31,6 +31,8 @@ def pytest_configure(config):
     examples = 40 if config.getoption("--thorough") else 10
     settings.register_profile("vaespec", deadline=None, derandomize=True, database=None, max_examples=examples)
     settings.load_profile("vaespec")
+    config.addinivalue_line("markers", "thorough: run with --thorough only, since it takes long")
+    jax.config.update("jax_disable_most_optimizations", not config.getoption("--thorough"))
     share_compiled_programs(config)
 
 
@@ -44,7 +46,7 @@ def share_compiled_programs(config) -> None:
 @pytest.hookimpl(trylast=True)  # after -k and -m have chosen
 def pytest_collection_modifyitems(config, items):
     if not config.getoption("--thorough"):
-        items[:] = one_for_each_value(items)
+        items[:] = one_for_each_value([item for item in items if not item.get_closest_marker("thorough")])
 
 
 def one_for_each_value(items: list[pytest.Item]) -> list[pytest.Item]:

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from support.depth import first
 
 from vaespec.ops import KERNELS
 
@@ -77,21 +78,27 @@ def test_the_command_line_shows_which_operations_are_fallbacks(toy):
 
 
 CONFORMANCE = ("conformance", "--backend", "toy", "--profile", "quick")
-PASSED = "toy: conformant. All "
+VERDICTS = {"ops.conv2d": "toy: partial. 2 of 2 checks passed, ", "": "toy: conformant. All "}
+"""For one check, and for all."""
 
 
-def test_the_toy_is_conformant_on_the_command_line_and_under_pytest(toy):
-    *_, grades, verdict = toy("-c", "from vaespec.cli import main; main()", *CONFORMANCE).splitlines()
+@pytest.mark.parametrize("check", first(1, VERDICTS))
+def test_the_toy_is_conformant_on_the_command_line_and_under_pytest(toy, check):
+    on_the_command_line, under_pytest = (("--check", check), ("--vaespec-check", check)) if check else ((), ())
+    command = (*CONFORMANCE, *on_the_command_line)
+    *_, grades, verdict = toy("-c", "from vaespec.cli import main; main()", *command).splitlines()
     assert re.fullmatch(r"grades: float32 [AB], float64 [AB]", grades)
-    assert verdict.startswith(PASSED)
-    options = ("-q", "-n", "0", "-p", "no:cacheprovider", "--pyargs", "vaespec_conformance")
+    assert verdict.startswith(VERDICTS[check])
+    options = ("-q", "-n", "0", "-p", "no:cacheprovider", "--pyargs", "vaespec_conformance", *under_pytest)
     output = toy("-m", "pytest", *options, "--vaespec-backend", "toy", "--vaespec-profile", "quick")
-    assert PASSED in output
+    assert VERDICTS[check] in output
 
 
-def test_the_toys_own_tests_are_the_suite(toy):
-    output = toy("-m", "pytest", "-q", "-n", "0", "-p", "no:cacheprovider", str(TOY / "test_vaespec_toy.py"))
-    assert re.search(r"^\d{3} passed", output.splitlines()[-1])
+@pytest.mark.parametrize(("tests", "passed"), first(1, [("ops.conv2d", "2"), ("", r"\d{3}")]))
+def test_the_toys_own_tests_are_the_suite(toy, tests, passed):
+    options = ("-q", "-n", "0", "-p", "no:cacheprovider", "-k", tests)
+    output = toy("-m", "pytest", *options, str(TOY / "test_vaespec_toy.py"))
+    assert re.search(rf"^{passed} passed", output.splitlines()[-1])
 
 
 def test_the_toy_is_three_files_of_at_most_100_lines():

@@ -7,6 +7,7 @@ import pytest
 import torch
 from support.banded import CLOSE
 from support.configs import narrow, relative_l2, uniform
+from support.depth import first
 from support.models import array, each_backend, model
 from support.oracle import weighted
 
@@ -108,9 +109,10 @@ def test_a_sample_size_that_makes_no_tiles_matters_only_to_tiling():
 # -- exact -------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", first(1, ["swish", "sd"]))
 @each_backend
-def test_exact_tiling_has_the_results_of_the_whole(backend, tmp_path):
-    vae = model("sd", backend)
+def test_exact_tiling_has_the_results_of_the_whole(backend, name, tmp_path):
+    vae = model(name, backend)
     x, z = uniform("x", (2, vae.config.in_channels, 38, 21)), uniform("z", (2, vae.config.latent_channels, 9, 5))
     moments, image = array(vae.encode(x).latent_dist.parameters), array(vae.decode(z).sample)
     for store in ("device", "host", tmp_path):
