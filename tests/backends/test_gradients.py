@@ -99,7 +99,7 @@ def assert_alike(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> No
 NAMES = ("attention-everywhere", "mish", "sd", "flux1", "flux2", "kl-f16", "gelu", "relu")
 
 
-@pytest.mark.parametrize("name", first(2, NAMES))
+@pytest.mark.parametrize("name", first(1, NAMES))
 def test_frameworks_agree_on_every_gradient(name):
     result = [gradients(CONFIGS[name], backend) for backend in FRAMEWORKS]
     for one, other in combinations(result, 2):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from jax.extend.core import ClosedJaxpr
 from support.configs import CONFIGS, EPS, TINY, assert_within, images, narrow, relative_l2, uniform
+from support.depth import first
 from support.models import EXACT, model, tiny
 from support.oracle import oracle
 
@@ -67,7 +68,7 @@ def test_the_norm_of_a_bfloat16_map_far_from_zero_is_exact_to_its_last_rounding(
     assert_within(np.asarray(normalized, np.float64), exact, EPS["bfloat16"] * abs(exact) + 1e-4)
 
 
-@pytest.mark.parametrize("name", ["sd", "kl-f16", "gelu"])
+@pytest.mark.parametrize("name", first(1, ["gelu", "sd", "kl-f16"]))
 def test_float64_is_the_specification(name):
     config = CONFIGS[name]
     x, reference = images(config, 32, 16), model(name)

@@ -9,6 +9,7 @@ import diffusers
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from support.depth import first
 
 from vaespec.registry import get_backend
 from vaespec_conformance.cases import models
@@ -77,7 +78,7 @@ def test_no_mistake_is_equivalent_in_all_dtypes_and_each_equivalence_has_a_reaso
         assert all(mutant.equivalent_in.values()), mutant.name
 
 
-@pytest.mark.parametrize("name", [name for name in BENIGN if name != "built_from_older_names"])
+@pytest.mark.parametrize("name", first(4, (name for name in BENIGN if name != "built_from_older_names")))
 def test_a_correct_variant_passes_every_check(name):
     variant = BENIGN[name]
     for dtype in {"float32", "bfloat16", "float64"}.intersection(variant.dtypes):

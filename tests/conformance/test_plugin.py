@@ -10,6 +10,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from support.depth import first
 from typer.testing import CliRunner
 
 from vaespec.cli.app import app
@@ -38,7 +39,7 @@ OF_SUITE = ("--pyargs", "vaespec_conformance", "--vaespec-profile", "quick")
 ACTIVATIONS = [option for op in ("silu", "mish", "gelu") for option in ("--vaespec-check", f"ops.{op}")]
 
 
-@pytest.mark.parametrize("processes", [(), ("-n", "2")])
+@pytest.mark.parametrize("processes", first(1, [["-n", "2"], []]))
 def test_its_report_equals_the_command_line_s_byte_for_byte(tmp_path, processes):
     run_pytest(
         tmp_path, *OF_SUITE, *ACTIVATIONS, "--vaespec-backend", "numpy", "--vaespec-report", "a.json", *processes
@@ -88,6 +89,7 @@ def test_a_backend_that_claims_nothing_does_not_pass(tmp_path):
     assert "float32 is not claimed" in output
 
 
+@pytest.mark.thorough  # the command line is asked too, which runs the same code
 def test_a_check_that_hangs_fails_and_the_others_go_on(tmp_path):
     options = ("--vaespec-backend", f"{SUBJECTS}:Hangs", *ACTIVATIONS, "--vaespec-dtype", "float32")
     output = run_pytest(tmp_path, *OF_SUITE, *options, "--vaespec-time-limit", LIMIT, code=1)

@@ -366,7 +366,7 @@ def test_without_the_library_the_extra_is_named(monkeypatch):
 
 
 def test_every_remedy_is_for_an_error_that_the_library_has():
-    for name, _ in REMEDIES:
+    for name in REMEDIES:
         assert issubclass(getattr(huggingface_hub.errors, name), Exception)
 
 
