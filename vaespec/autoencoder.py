@@ -248,5 +248,5 @@ def locate(source: AnyPath) -> Path:
     """The folder or file that `load` reads for this source. Raises WeightFileError if there is none."""
     path = EMBEDDED if source == "tiny" else Path(source)
     if not path.exists():
-        raise WeightFileError(f"no file or folder {path}: download the weights first, or name tiny, the embedded model.")
+        raise WeightFileError(f"no file or folder {path}: download the weights, or name tiny, the embedded model.")
     return path

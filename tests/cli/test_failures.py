@@ -244,7 +244,7 @@ def test_the_installed_script_fails_with_one_line_and_exit_code_1():
     assert (done.returncode, done.stdout, done.stderr) == (
         1,
         "",
-        "vaespec: error: no file or folder nowhere: download the weights first, or name tiny, the embedded model.\n",
+        "vaespec: error: no file or folder nowhere: download the weights, or name tiny, the embedded model.\n",
     )
 
 

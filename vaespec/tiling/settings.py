@@ -42,7 +42,7 @@ class Tiling:
             raise InputError(f"tiling {self.mode!r}: choose True or 'blend', 'exact', 'auto', or False.")
         options = [*self.bands, *(["max_memory"] if self.max_memory is not None else [])]
         if self.mode == "blend" and options:
-            raise InputError(f"{', '.join(options)}: an option of bands, not of blended tiles; use enable_tiling('exact', ...) or 'auto'.")
+            raise InputError(f"{', '.join(options)}: only bands have it; use enable_tiling('exact', ...) or 'auto'.")
         axes = (self.padding, self.padding) if isinstance(self.padding, str) else tuple(self.padding)
         if len(axes) != 2 or not set(axes) <= set(PADDINGS):
             raise InputError(f"padding {self.padding!r}: choose 'zeros' or 'circular', or two of them (height, width).")
