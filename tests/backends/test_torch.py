@@ -66,6 +66,7 @@ def test_functions_compile_to_one_graph(part, precision):
     assert not torch._dynamo.utils.counters["graph_break"]
 
 
+@pytest.mark.thorough  # half a minute of C++
 @pytest.mark.usefixtures("_fresh_dynamo")
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.*")  # inductor's own
 @pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler, and there is no g++")
