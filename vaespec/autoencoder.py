@@ -156,10 +156,8 @@ class AutoencoderKL(PlacedModel):
 
         Without sample_posterior a generator is ignored, as in diffusers, and a seed raises InputError.
         """
-        if seed is not None and not sample_posterior:
-            raise InputError(f"seed={seed} is for a sample of the posterior: give sample_posterior=True.")
         posterior = self._posterior(sample)
-        z = posterior.sample(generator, seed=seed) if sample_posterior else posterior.mode()
+        z = posterior.mode_or_sample(sample_posterior, generator, seed=seed)
         output = DecoderOutput(self._images(z), posterior if return_posterior else None)
         return output if return_dict else output.to_tuple()
 
@@ -217,21 +215,29 @@ class AutoencoderKL(PlacedModel):
         """(params, encode, decode): the weights as a dict and two pure functions of (params, array).
 
         The functions read nothing else and check nothing, so that they may be traced; images and latents are as in
-        `encode` and `decode`. The params are the trained numbers, without FLUX.2's statistics of the latents.
+        `encode` and `decode`. The params are copies of the trained numbers, without FLUX.2's statistics of the latents:
+        they may be written to, or donated.
         """
         return self._model.functional()
 
-    def with_params(self, params: Mapping[str, Array]) -> Self:
-        """A copy of this model with other parameters, such as the params of `functional()` after training.
+    def with_params(self, params: Mapping[str, Any]) -> Self:
+        """A copy of this model with copies of other parameters: what `functional()` or `module()` has trained.
 
-        Raises InputError for names or shapes that are not this model's.
+        `params` are those of `functional()`, a module's `state_dict()` or `parameters()`, or the same in NumPy or
+        another framework, flat or nested; they are stored in the model's dtype. Gradients pass to arrays of the
+        backend, but not to a module's own parameters. Raises InputError for names or shapes that are not this model's,
+        and for what is no array of floats.
         """
         trained = copy.copy(self)
         trained._model = self._model.with_params(params)
         return trained
 
     def module(self) -> Any:
-        """The model as the framework's own module class, sharing its weights. Raises BackendError without a class."""
+        """The model as the framework's own module class, with copies of the weights, which it owns.
+
+        What changes the module does not change this model, or another module; `with_params` takes its weights back.
+        Raises BackendError if the backend has no such class.
+        """
         if not hasattr(self._backend, "module"):
             raise BackendError(f"backend {self.backend!r} has no module class: use functional() instead.")
         if "circular" in self.padding:

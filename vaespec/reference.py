@@ -132,6 +132,14 @@ class ReferenceOps(Specification):
         exported = {name: self.layout.convert(self.to_numpy(x), OIHW) for name, x in params.items()}
         return {name: a.astype(np.int64) if table[name].is_counter else a for name, a in exported.items()}
 
+    def copy(self, x: Array) -> Array:
+        """The backend's own array -> the same numbers in memory of their own, axis after axis. Gradients pass."""
+        return self.xp.asarray(x, copy=True)
+
+    def store(self, x: Array) -> Array:
+        """The backend's own array -> a copy that is placed and ordered as by `load_params`. Gradients pass."""
+        return self.copy(self.cast(x))
+
     # -- parts of arrays, for bands and padding --------------------------------------------------------------------
 
     def rows(self, x: Array, start: int, stop: int) -> Array:
