@@ -122,11 +122,8 @@ class Model:
     def functional(self) -> Functional:
         """See AutoencoderKL.functional."""
         table = self.table()
-        return Functional({name: x for name, x in self.copies() if table[name].trained}, self.encode, self.decode)
-
-    def copies(self) -> Iterator[tuple[str, Array]]:
-        """The names of `params`, and copies that users may write to, train, donate and save."""
-        return ((name, self.ops.copy(x)) for name, x in self.params.items())
+        params = {name: self.ops.copy(self.params[name]) for name, row in table.items() if row.trained}
+        return Functional(params, self.encode, self.decode)
 
     # -- parameters --------------------------------------------------------------------------------------------
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from vaespec.errors import InputError
@@ -11,6 +11,9 @@ from vaespec.layouts import OIHW
 from vaespec.ops import Array
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
+
+WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
+"""Words that wrappers of a module put into the names of its parameters; no name of the model has them."""
 
 DEEPEST = 16
 """How many words a name may have; a model's have at most 8."""
@@ -23,24 +26,31 @@ def adopt(given: Any, table: Mapping[str, Parameter], like: Mapping[str, Array],
     of `like`, arrays of `ops`. What is not trained (FLUX.2's statistics) may be left out. Raises InputError for other
     names or shapes, and for what is no array of floats.
     """
-    params = dict(_flattened(given))
-    _require_same_shapes(params, {name: _shape(like[name]) for name in table}, table)
-    for name, x in params.items():
-        if not table[name].is_counter and not is_floating(x):
-            raise InputError(f"parameter {name} of dtype {x.dtype}: expected floats, in any precision.")
+    params = _flattened(given)
+    _require_same_shapes(params, {name: _shape(x) for name, x in like.items()}, table)
     return {name: _placed(name, x, table[name], ops) for name, x in params.items()}
 
 
-def _flattened(given: Any) -> Iterator[tuple[str, Any]]:
-    """Pairs of names and leaves."""
+def without(words: Collection[str], name: str) -> str:
+    """A dotted name without these words."""
+    return ".".join(word for word in name.split(".") if word not in words)
+
+
+def _flattened(given: Any) -> dict[str, Any]:
+    """The leaves by name, without the words of wrappers. Raises InputError for two of one name."""
     try:
         pairs = dict(given)
-    except (TypeError, ValueError):
+    except Exception:  # somebody's mapping can raise anything: a closed NpzFile does
         raise InputError(
             f"parameters as a {type(given).__name__}: expected arrays by name, such as the params of functional() or a "
             "module's state_dict()."
         ) from None
-    return _leaves(pairs, "", DEEPEST)
+    params: dict[str, Any] = {}
+    for name, leaf in _leaves(pairs, "", DEEPEST):
+        if (plain := without(WRAPPERS, name)) in params:
+            raise InputError(f"parameter {plain} is given twice, once as {name}: give each once.")
+        params[plain] = leaf
+    return params
 
 
 def _leaves(tree: Any, name: str, depth: int) -> Iterator[tuple[str, Any]]:
@@ -72,7 +82,7 @@ def _require_same_shapes(
     elif name not in expected:
         problem = "is none of this model's"
     else:
-        problem = f"of shape {shapes[name]} is of shape {expected[name]} in this model"
+        problem = f"has the shape {shapes[name]} instead of {expected[name]}"
     raise InputError(
         f"parameter {name} {problem}{others}: give all parameters of functional(), by name, in the layouts of this "
         "backend."
@@ -83,13 +93,15 @@ def _placed(name: str, x: Any, row: Parameter, ops: ReferenceOps) -> Array:
     """A copy of x as the operations read it; gradients pass if x is an array of the backend."""
     try:
         own = as_array(x, f"parameter {name}", ops)
+        if not row.is_counter and not is_floating(own):
+            raise InputError(f"parameter {name} of dtype {x.dtype}: expected floats, in any precision.")
         if ops.is_array(own) and not row.is_counter:
             return ops.store(own)
-        canonical = ops.layout.convert(own if not ops.is_array(own) else ops.to_numpy(own), OIHW)
-        return ops.load_params({name: canonical}, {name: row})[name]
+        host = ops.to_numpy(own) if ops.is_array(own) else own
+        return ops.load_params({name: ops.layout.convert(host, OIHW)}, {name: row})[name]
+    except InputError:
+        raise
     except (TypeError, ValueError, RuntimeError) as error:  # deleted, without values: frameworks raise different errors
-        if isinstance(error, InputError):
-            raise
         reason = str(error).splitlines()[0].rstrip(".") if str(error) else type(error).__name__
         raise InputError(f"parameter {name} cannot be read ({reason}): give arrays with values.") from None
 

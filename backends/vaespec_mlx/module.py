@@ -58,7 +58,7 @@ class AutoencoderKLModule(nn.Module):
         rows = {name: row for name, row in model.table().items() if row.trained}
         linear = {name.removesuffix(".weight") for name, row in rows.items() if row.role == "linear"}
         quantized = {name for name in linear if "_lora." not in name}  # LoRA trains, and keeps its precision
-        tree = tree_unflatten([(name, array) for name, array in model.copies() if name in rows])
+        tree = tree_unflatten([(name, model.ops.copy(model.params[name])) for name in rows])
         for half in HALVES.values():
             for name, layers in getattr(model, half.name).parts().items():
                 self[name] = _filled(Part(layers, model.ops), tree[name], name, quantized)

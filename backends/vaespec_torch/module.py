@@ -29,8 +29,8 @@ class AutoencoderKLModule(nn.Module):
         ops = ModuleOps.like(model.ops)
         parts = {name: Part(layers, ops) for half in halves.values() for name, layers in half.items()}
         table = model.table()
-        for name, tensor in model.copies():
-            _register(self, name, tensor.detach(), parts, trains=table[name].trained)
+        for name, tensor in model.params.items():
+            _register(self, name, model.ops.copy(tensor.detach()), parts, trains=table[name].trained)
         self.register_state_dict_post_hook(leave_out_wrappers)  # type: ignore[no-untyped-call]
         self.register_load_state_dict_pre_hook(find_in_wrappers)  # type: ignore[no-untyped-call]
 

@@ -12,6 +12,7 @@ import torch
 from mlx.utils import tree_unflatten
 from support.configs import CONFIGS, TINY, uniform
 from support.models import BACKENDS, array, each_backend, tiny
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 from vaespec import AutoencoderKL, InputError
 
@@ -114,6 +115,26 @@ def test_the_parameters_of_a_torch_module_are_taken_and_not_recorded():
         assert not trained.decode(uniform("z", (1, 4, 2, 3))).sample.requires_grad
 
 
+def test_the_names_of_wrapped_modules_are_taken():
+    vae = tiny("torch")
+    module = vae.module()
+    expected = {name: p.detach().numpy() for name, p in module.named_parameters()}
+    whole = torch.compile(module, backend="eager")
+    assert next(iter(whole.state_dict())).startswith("_orig_mod.")
+    assert_has(vae.with_params(whole.state_dict()), expected)
+    module.encoder, module.decoder = checkpoint_wrapper(module.encoder), torch.compile(module.decoder, backend="eager")
+    assert_has(vae.with_params(dict(module.named_parameters())), expected)
+    with pytest.raises(InputError, match=r"^parameter encoder\.conv_in\.bias is given twice, once as module\.encoder"):
+        vae.with_params(expected | {"module.encoder.conv_in.bias": expected["encoder.conv_in.bias"]})
+
+
+def test_a_parameter_that_is_in_a_tree_twice_is_refused():
+    params = tiny().functional().params
+    twice = params | {"decoder": {"conv_out": {"bias": params[NAME]}}}
+    with pytest.raises(InputError, match=r"^parameter decoder\.conv_out\.bias is given twice"):
+        tiny().with_params(twice)
+
+
 def test_the_parameters_of_an_mlx_module_are_taken():
     vae = tiny("mlx")
     module = vae.module()
@@ -182,7 +203,7 @@ def test_names_and_shapes_that_are_not_the_models_are_refused(backend):
         (params | {"aux": params[NAME]}, "parameter aux is none of this model's"),
         (
             params | {NAME: np.zeros((5, 1), np.float32)},
-            f"parameter {NAME} of shape (5, 1) is of shape {shape} in this model",
+            f"parameter {NAME} has the shape (5, 1) instead of {shape}",
         ),
         ({"params": params}, f"parameter decoder.conv_in.bias is missing ({2 * count - 1} more do not fit)"),
     ):
@@ -193,9 +214,7 @@ def test_names_and_shapes_that_are_not_the_models_are_refused(backend):
 
 @pytest.mark.parametrize("backend", ["numpy", "jax", "mlx"])
 def test_kernels_in_the_layout_of_another_backend_are_refused(backend):
-    with pytest.raises(
-        InputError, match=r"of shape .* is of shape .* in this model .*in the layouts of this backend\.$"
-    ):
+    with pytest.raises(InputError, match=r"has the shape .* instead of .*in the layouts of this backend\.$"):
         tiny(backend).with_params(tiny("torch").module().state_dict())
 
 
@@ -226,6 +245,14 @@ def test_a_module_or_a_functional_is_not_its_parameters():
     for given in (vae.module(), vae.functional(), vae):
         with pytest.raises(InputError, match=r"^parameters as a "):
             vae.with_params(given)
+
+
+def test_a_file_of_numpy_that_is_closed_is_refused(tmp_path):
+    np.savez(tmp_path / "params.npz", **tiny().functional().params)
+    loaded = np.load(tmp_path / "params.npz")
+    loaded.close()
+    with pytest.raises(InputError, match=r"^parameters as a NpzFile: expected arrays by name"):
+        tiny().with_params(loaded)
 
 
 def test_a_tree_without_end_is_refused():
