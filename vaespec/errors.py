@@ -27,3 +27,9 @@ class WeightMapError(VaespecError, ValueError):
 
 class BackendError(VaespecError, RuntimeError):
     """A backend that does not exist, is not installed, or cannot do what the caller requests."""
+
+
+class UnknownFieldError(ConfigError, KeyError):
+    """A field that a configuration does not have, looked up as in a dict."""
+
+    __str__ = Exception.__str__  # KeyError's own shows the message in quotation marks

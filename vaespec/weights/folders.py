@@ -79,10 +79,13 @@ def choose(folder: Path, variant: str | None = None) -> FolderFiles:
 
 
 def listing(folder: Path) -> set[str]:
-    """The names of the files in a folder and in its `vae/`. Raises WeightFileError if it cannot be listed."""
+    """The names of the files in a folder and in its `vae/`. Raises WeightFileError if it cannot be listed.
+
+    A config.json counts even if it is no file: without it, a config would be inferred, which may be another one.
+    """
     try:
         inside = [*folder.iterdir(), *(folder / PIPELINE_VAE).glob("*")]
-        return {path.relative_to(folder).as_posix() for path in inside if path.is_file()}
+        return {path.relative_to(folder).as_posix() for path in inside if path.is_file() or path.name == CONFIG}
     except FileNotFoundError:
         raise WeightFileError(f"no folder {folder}: check the path.") from None
     except OSError as error:
