@@ -32,6 +32,10 @@ KNOWN = tuple(  # names that diffusers and mflux give, in order of preference; w
 SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
 
 
+class PipelineError(WeightFileError):
+    """A folder of a whole pipeline, whose VAE is in a folder of its own."""
+
+
 @dataclass(frozen=True)
 class FolderFiles:
     """The files of one VAE. `weights` is the file to open: the weights, or an index that names the shards."""
@@ -101,7 +105,10 @@ def choose_among(names: Collection[str], folder: str, variant: str | None = None
     top = sorted(name for name in names if "/" not in name and not SHARD.search(name))
     files = _known(top)
     if not files and any(name.startswith(f"{PIPELINE_VAE}/") for name in names):
-        raise WeightFileError(f"{folder} is not a VAE's folder: its VAE is in {PIPELINE_VAE}/, name that folder.")
+        raise PipelineError(
+            f"{folder} is not a VAE's folder: its VAE is in {PIPELINE_VAE}/, name that folder, or give "
+            f'subfolder="{PIPELINE_VAE}".'
+        )
     if not files:
         files = {"": _only(top, names, folder)}
     choice = next(iter(files)) if not variant and len(files) == 1 else variant or ""
