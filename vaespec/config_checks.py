@@ -20,7 +20,8 @@ MAX_LAYERS = 32  # of a level
 MAX_CHANNELS = 16_384
 MAX_PATCH = 64
 MAX_SIZE = 1 << 20  # px
-MAX_NUMBER = float(np.finfo(np.float32).max)  # latents are float32 at least when they are scaled
+MAX_NUMBER = float(np.finfo(np.float32).max)  # latents are scaled in float32 or wider
+MIN_DIVISOR = float(np.finfo(np.float32).tiny)  # what is smaller counts as 0
 INTEGERS = {
     "in_channels": MAX_CHANNELS,
     "out_channels": MAX_CHANNELS,
@@ -31,7 +32,7 @@ INTEGERS = {
 
 
 class _Brief(reprlib.Repr):
-    """Shows a value of any kind and size in a few words, and never fails."""
+    """Writes a value of any kind and size, and never fails."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -42,7 +43,10 @@ class _Brief(reprlib.Repr):
         return repr(x) if abs(x) < 10**40 else f"a number of {int(x.bit_length() * 0.30103) + 1:,} digits"
 
 
-brief = _Brief().repr
+def brief(value: object) -> str:
+    """A value of any kind as Python writes it, in one line of 200 characters at most."""
+    line = " ".join(_Brief().repr(value).split())
+    return line if len(line) <= 200 else f"{line[:197]}..."
 
 
 def plain(value: Any) -> Any:
@@ -106,15 +110,16 @@ def require_latents(fields: Mapping[str, Any]) -> None:
     for name in ("scaling_factor", "shift_factor"):
         if fields[name] is not None and not _is_number(fields[name]):
             raise _error(name, fields[name], "a finite number or null")
-    if fields["scaling_factor"] == 0:
-        raise _error("scaling_factor", 0, "a number other than 0, since latents are divided by it")
+    scale = fields["scaling_factor"]
+    if scale is not None and abs(scale) < MIN_DIVISOR:
+        raise _error("scaling_factor", scale, "a number other than 0, since latents are divided by it")
     for name in ("latents_mean", "latents_std"):
         value, channels = fields[name], fields["latent_channels"]
         if value is None:
             continue
         if not isinstance(value, tuple) or len(value) != channels or not all(map(_is_number, value)):
             raise _error(name, value, f"one number per latent channel ({channels})")
-        if name == "latents_std" and min(value) <= 0:
+        if name == "latents_std" and min(value) < MIN_DIVISOR:
             raise _error(name, value, "positive numbers")
     if (fields["latents_mean"] is None) != (fields["latents_std"] is None):
         raise ConfigError("latents_mean and latents_std belong together: give both or neither.")
@@ -138,7 +143,7 @@ def _require_batch_norm(fields: Mapping[str, Any]) -> None:
     if not (isinstance(patch, tuple) and len(patch) == 2 and all(_is_count(side, MAX_PATCH) for side in patch)):
         raise _error("patch_size", patch, f"a pair of positive integers, {MAX_PATCH} at most")
     eps, momentum = fields["batch_norm_eps"], fields["batch_norm_momentum"]
-    if not (_is_number(eps) and eps > 0):
+    if not (_is_number(eps) and eps >= MIN_DIVISOR):
         raise _error("batch_norm_eps", eps, "a positive number, since patch_size is set")
     if momentum is not None and not (_is_number(momentum) and 0 <= momentum <= 1):
         raise _error("batch_norm_momentum", momentum, "a number from 0 to 1")

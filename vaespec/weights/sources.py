@@ -103,11 +103,11 @@ def place_of(source: AnyPath) -> Place | None:
 
     Raises WeightFileError for the address of anything else.
     """
-    text = str(source).rstrip("/")
-    scheme, mark, rest = str(source).partition("://")
+    text = str(source)
+    scheme, mark, rest = text.partition("://")
     if not mark and not text.startswith(tuple(f"{host}/" for host in HOSTS)):
-        is_repository = REPOSITORY.fullmatch(text) and not text.lower().endswith(suffixes())
-        return Place(text) if is_repository else None
+        name = text.rstrip("/")
+        return Place(name) if REPOSITORY.fullmatch(name) and not name.lower().endswith(suffixes()) else None
     place = None
     if scheme == "hf":
         place = _in_file_system(rest)
