@@ -51,7 +51,7 @@ class AutoencoderKL(PlacedModel):
         cls,
         path: AnyPath,
         *,
-        subfolder: str = "",
+        subfolder: str | None = None,
         variant: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -69,12 +69,12 @@ class AutoencoderKL(PlacedModel):
         require_known(cls.from_pretrained, placement)
         folder = Path(path)
         if os.path.isdir(folder):
-            return cls(*weights.load_folder(folder / subfolder, variant), **placement)
+            return cls(*weights.load_folder(folder / (subfolder or ""), variant), **placement)
         if os.path.lexists(folder):
             raise WeightFileError(f"{folder} is not a folder: a file is for from_single_file.")
         folder = weights.fetch_named(
             path,
-            subfolder=subfolder,
+            subfolder=subfolder or "",
             variant=variant,
             revision=revision,
             token=token,

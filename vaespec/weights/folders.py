@@ -94,6 +94,8 @@ def listing(folder: Path) -> set[str]:
         raise WeightFileError(f"no folder {folder}: check the path.") from None
     except OSError as error:
         raise WeightFileError(f"cannot list {folder} ({error.strerror}): give a folder that can be read.") from error
+    except ValueError as error:
+        raise WeightFileError(f"no folder {str(folder)!r} ({error}): check the path.") from None
 
 
 def choose_among(names: Collection[str], folder: str, variant: str | None = None) -> FolderFiles:
