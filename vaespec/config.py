@@ -29,7 +29,8 @@ FLUX2_DEFAULTS: dict[str, Any] = {
     "batch_norm_momentum": 0.1,
     "patch_size": (2, 2),
 }
-# What diffusers 0.42 makes of a null: Python takes it for false. The default of force_upcast is the safer reading.
+# What a null means where it is accepted. diffusers 0.42 builds no layer for it, since Python takes it for false; the
+# other two change no layer, and get their defaults.
 NULLS: dict[str, Any] = {
     "force_upcast": True,
     "use_quant_conv": False,
@@ -171,7 +172,7 @@ class AutoencoderConfig(Mapping[str, Any]):
         except FileNotFoundError:
             if path.is_symlink():
                 target = os.readlink(path)
-                raise ConfigError(f"{path} is a link to {target}, which does not exist: put it there.") from None
+                raise ConfigError(f"{path} is a link to {target}, which does not exist: restore that file.") from None
             raise ConfigError(f"no config file at {path}.") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")

@@ -50,7 +50,7 @@ RENAMED = {"torch_dtype": "dtype", "device_map": "device"}  # diffusers' name ->
 
 def require_known(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
     """Raises InputError for a keyword that neither the function nor Placement has."""
-    for name in given.keys() - Placement.__annotations__.keys():
+    for name in sorted(given.keys() - Placement.__annotations__.keys()):
         if name in RENAMED:
             raise InputError(f"{function.__name__} has no {name}=: give {RENAMED[name]}=.")
         names = [name for name, row in signature(function).parameters.items() if row.kind is not row.VAR_KEYWORD]

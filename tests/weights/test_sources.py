@@ -127,7 +127,7 @@ def test_what_can_be_no_path_is_refused_in_a_sentence(here, load, path):
     [
         *("https://example.com/vae.safetensors", "ftp://huggingface.co/a/b", "file:///vae.safetensors", "s3://a/b"),
         *(HUB, f"{HUB}/someone", f"{HUB}/datasets/a/b", f"{HUB}/{REPO}/blob/main/config.json", f"{HUB}/{REPO}/tree"),
-        *("hf://", "hf://someone", "https://", f"{HUB}.example.com/{REPO}"),
+        *("hf://", "hf://someone", "https://", f"{HUB}.example.com/{REPO}", "https://[", "http://a@huggingface.co/a/b"),
     ],
 )
 @pytest.mark.parametrize("load", [vaespec.load, AutoencoderKL.from_pretrained, AutoencoderKL.from_single_file])

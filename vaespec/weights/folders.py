@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import InputError, WeightFileError
+from vaespec.errors import InputError, PipelineError, WeightFileError
 from vaespec.weights.containers import read_index, suffixes
 from vaespec.weights.listing import shortened
 
@@ -30,10 +30,6 @@ KNOWN = tuple(  # names that diffusers and mflux give, in order of preference; w
     )
 )
 SHARD = re.compile(r"-\d{5}-of-\d{5}\b")
-
-
-class PipelineError(WeightFileError):
-    """A folder of a whole pipeline, whose VAE is in a folder of its own."""
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,11 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from vaespec.errors import WeightFileError
+from vaespec.errors import PipelineError, WeightFileError
 from vaespec.weights.containers import suffixes
-from vaespec.weights.folders import PIPELINE_VAE, PipelineError, choose_among, listing
+from vaespec.weights.folders import PIPELINE_VAE, choose_among, listing
 from vaespec.weights.hub import fetch, fetch_file
 
 AnyPath = str | os.PathLike[str]
@@ -111,7 +111,7 @@ def place_of(source: AnyPath) -> Place | None:
     place = None
     if scheme == "hf":
         place = _in_file_system(rest)
-    elif not mark or (scheme in ("http", "https") and urlsplit(text).netloc in _hosts()):
+    elif not mark or (scheme in ("http", "https") and _host(rest) in (*HOSTS, _endpoint())):
         place = _on_page(rest or text)
     if place is None:
         raise WeightFileError(
@@ -120,8 +120,13 @@ def place_of(source: AnyPath) -> Place | None:
     return place
 
 
-def _hosts() -> tuple[str, ...]:
-    return (*HOSTS, urlsplit(os.environ.get("HF_ENDPOINT", "")).netloc)
+def _host(address: str) -> str:
+    return address.split("/")[0].lower()
+
+
+def _endpoint() -> str:
+    """The host of another hub, where the environment names one."""
+    return _host(os.environ.get("HF_ENDPOINT", "").partition("://")[2])
 
 
 def _on_page(address: str) -> Place | None:

@@ -36,7 +36,7 @@ class Case:
         """The inverse of `to_json`; raises ValueError for anything but an object."""
         values = strict_json.parse(text)
         if not isinstance(values, Mapping):
-            raise ValueError(f"a case is a JSON object, got {text!r}.")
+            raise ValueError(f"a case is a JSON object, got {text!r:.80}.")
         return cls.of(**values)
 
     def to_json(self) -> str:
