@@ -6,7 +6,7 @@ import accelerate
 import pytest
 import torch
 import torch.distributed as dist
-from support.configs import CONFIGS, TINY, images, relative_l2, uniform
+from support.configs import CONFIGS, TINY, images, narrow, relative_l2, uniform
 from support.models import array, model, tiny
 from support.oracle import oracle
 from torch import nn
@@ -15,6 +15,9 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 
 from vaespec import AutoencoderKL, InputError
+
+SMALL = narrow((4,), layers_per_block=1, norm_num_groups=2)
+"""One level, for what torch.compile has to trace."""
 
 PARTS = ("encoder", "quant_conv", "post_quant_conv", "decoder")
 
@@ -172,7 +175,7 @@ def compiled(part: nn.Module) -> nn.Module:
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch.compile's own access
 @pytest.mark.parametrize("wrap", [compiled, checkpoint_wrapper, in_data_parallel])
 def test_a_wrapped_half_computes_and_keeps_the_names_of_the_state_dict(wrap):
-    vae = tiny("torch")
+    vae = tiny("torch", config=SMALL)
     module, plain = vae.module(), vae.module()
     expected, calls = results(module), []
     module.encoder, module.decoder = wrap(module.encoder), wrap(module.decoder)
@@ -192,7 +195,7 @@ def test_a_wrapped_half_computes_and_keeps_the_names_of_the_state_dict(wrap):
 
 @pytest.mark.usefixtures("_fresh_dynamo")
 def test_a_compiled_half_is_one_graph_that_trains():
-    module, eager = tiny("torch").module(), tiny("torch").module()
+    module, eager = tiny("torch", config=SMALL).module(), tiny("torch", config=SMALL).module()
     module.encoder = torch.compile(module.encoder, backend="aot_eager", fullgraph=True)
     for each in (module, eager):
         each(pictures()).sample.square().mean().backward()

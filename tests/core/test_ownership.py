@@ -21,7 +21,7 @@ from vaespec import AutoencoderKL
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
 HAVE_MODULES = ("torch", "mlx")
-FLUX2 = TINY.replace(patch_size=(2, 2), batch_norm_eps=1e-4)
+FLUX2 = TINY.replace(scaling_factor=None, patch_size=(2, 2), batch_norm_eps=1e-4)
 """A config with buffers: the statistics of its latents."""
 
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
