@@ -103,7 +103,7 @@ def enter(table: dict[str, Any], key: Any, value: Any) -> None:
         raise ValueError(f"it has a key of more than {MAX_NAME:,} bytes")
     if isinstance(key, str):
         if key in table:
-            raise ValueError(f"it has the key {key!r} twice")
+            raise ValueError(f"it has the key {key[:100]!r} twice")
         table[key] = value
 
 

@@ -26,7 +26,8 @@ ZIP, LEGACY = "PyTorch zip", "PyTorch legacy pickle"
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 WRAPPERS = ("model", "module", "params", "params_ema", "ema", "model_ema", "state_dict_ema")
 MAX_DEPTH, MAX_TENSORS = 128, 1 << 16  # dictionaries inside each other; tensors of a file
-MAX_LETTERS = 8 << 20  # of all their names together
+MAX_LETTERS = 8 << 20  # bytes of all their names together
+MAX_SHOWN = 300  # letters of a name in an error
 MAX_DIRECTORY = 4 << 20  # bytes of a zip archive's directory: 40,000 entries
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip archive's entry: magic, lengths of its name and of its extra field
 ENCRYPTED = 1  # a bit of an entry's flags
@@ -196,7 +197,7 @@ def _checkpoint(
     if taken > 2 * size:  # twice: some models have one tensor under two names
         raise ValueError(f"its tensors take {taken:,} bytes, the file {size:,}")
     spread = sum(tensor.span * width(tensor.dtype) for tensor in tensors.values())
-    if spread > 8 * size:  # each column of a matrix is spread over the whole of it
+    if spread > 16 * size:  # each column of a matrix is spread over the whole of it
         raise ValueError(f"its tensors are spread over {spread:,} bytes, the file has {size:,}")
     rows, views = {}, {}
     for name, tensor in tensors.items():
@@ -205,7 +206,7 @@ def _checkpoint(
         first, end = places[tensor.storage.key]
         count = tensor.span * width(tensor.dtype)
         if first + tensor.begin + count > end:
-            raise ValueError(f"tensor {name} ends beyond its storage of {end - first:,} bytes")
+            raise ValueError(f"tensor {name[:MAX_SHOWN]!r} ends beyond its storage of {end - first:,} bytes")
         shape = tensor.shape if tensor.in_order else (tensor.span,)
         rows[name] = Stored(tensor.dtype, shape, ((first + tensor.begin, count),))
         if not tensor.in_order:
@@ -239,13 +240,13 @@ def _selected(path: Path, kind: str, content: Any) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     letters = 0
     for name, tensor in _named(_unnested(content)):
-        letters += len(name)
+        letters += len(name.encode())  # a name that is no UTF-8 could not be shown
         if len(tensors) == MAX_TENSORS or letters > MAX_LETTERS:
-            raise ValueError(f"it has more than {MAX_TENSORS:,} tensors, or {MAX_LETTERS:,} letters in their names")
+            raise ValueError(f"it has more than {MAX_TENSORS:,} tensors, or {MAX_LETTERS:,} bytes in their names")
         if name in tensors:
-            raise ValueError(f"it has two tensors of the name {name!r}")
+            raise ValueError(f"it has two tensors of the name {name[:MAX_SHOWN]!r}")
         if isinstance(tensor, Unreadable):
-            raise WeightFileError(f"{path}: tensor {name} {tensor.problem}; save it as a plain tensor.")
+            raise WeightFileError(f"{path}: tensor {name[:MAX_SHOWN]} {tensor.problem}; save it as a plain tensor.")
         tensors[name] = tensor
     if not tensors:
         raise WeightFileError(f"{path} is a {kind} without tensors{_instead(content)}.")

@@ -123,12 +123,12 @@ def stored(identifier: Any, known: dict[str, Storage]) -> Any:
         raise ValueError("it refers to a storage of an unknown kind")
     storage = Storage(key, dtype, count)
     if known.setdefault(key, storage) != storage and count:  # PyTorch may give a key again to an empty storage
-        raise ValueError(f"it has two different storages {key!r}")
+        raise ValueError(f"it has two different storages {key[:100]!r}")
     if not part or part[0] is None:
         return storage
     _, first, size = part[0]  # as PyTorch before 0.4 saved a part of a storage
     if not _are_sizes(first, size) or first + size > count:
-        raise ValueError(f"it has a part of the storage {key!r} that ends beyond it")
+        raise ValueError(f"it has a part of the storage {key[:100]!r} that ends beyond it")
     return Storage(key, dtype, size, first)
 
 
