@@ -121,6 +121,30 @@ def test_a_big_endian_file_is_read(tmp_path):
     assert_equal(tmp_path / "big", state)
 
 
+class Part:
+    """The second to fourth of five values: pickles as a tensor of PyTorch before 0.4 whose storage is a view."""
+
+    def __reduce__(self) -> tuple:
+        return torch._utils._rebuild_tensor, (STORAGE, 0, (3,), (1,))
+
+
+class Old(pickle.Pickler):
+    def persistent_id(self, value: object) -> tuple | None:
+        return ("storage", torch.FloatStorage, "7", "cpu", 5, ("8", 1, 3)) if value is STORAGE else None
+
+
+STORAGE = object()
+
+
+def test_a_part_of_a_storage_in_a_file_of_an_old_pytorch_is_read(tmp_path):
+    with (tmp_path / "m").open("wb") as file:
+        for value in (0x1950A86A20F9469CFC6C, 1001, {}, {"w": Part()}, ["7"]):
+            Old(file, 2).dump(value)
+        file.write(struct.pack("<q", 5) + np.arange(5, dtype=np.float32).tobytes())
+    assert torch.load(tmp_path / "m")["w"].tolist() == [1, 2, 3]
+    assert_equal(tmp_path / "m", {"w": torch.tensor([1.0, 2.0, 3.0])})
+
+
 def test_only_the_tensor_that_is_indexed_takes_memory(tmp_path):
     torch.save({f"t{i}": torch.ones(500_000) for i in range(20)}, tmp_path / "m")
     tracemalloc.start()
