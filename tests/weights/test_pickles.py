@@ -89,7 +89,7 @@ def state_dicts(draw: st.DrawFn) -> dict[str, torch.Tensor]:
 
 @given(state=state_dicts(), protocol=st.sampled_from(PROTOCOLS), new=st.booleans(), wrapped=st.booleans())
 @settings(deadline=None)
-def test_what_torch_load_gives_is_what_is_read(tmp_path_factory, state, protocol, new, wrapped):
+def test_what_torch_saves_is_what_is_read(tmp_path_factory, state, protocol, new, wrapped):
     path = tmp_path_factory.mktemp("any") / "m.pt"
     content = {"state_dict": state, "epoch": 1, "optimizer": [torch.ones(2)]} if wrapped else state
     with warnings.catch_warnings():
