@@ -246,7 +246,8 @@ def _selected(path: Path, kind: str, content: Any) -> dict[str, Tensor]:
         if name in tensors:
             raise ValueError(f"it has two tensors of the name {name[:MAX_SHOWN]!r}")
         if isinstance(tensor, Unreadable):
-            raise WeightFileError(f"{path}: tensor {name[:MAX_SHOWN]} {tensor.problem}; save it as a plain tensor.")
+            shown = repr(name[:MAX_SHOWN])[1:-1]  # without control characters
+            raise WeightFileError(f"{path}: tensor {shown} {tensor.problem}; save it as a plain tensor.")
         tensors[name] = tensor
     if not tensors:
         raise WeightFileError(f"{path} is a {kind} without tensors{_instead(content)}.")
