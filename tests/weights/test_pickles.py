@@ -415,6 +415,8 @@ class Marked(torch.Tensor):
 def test_tensors_of_a_subclass_are_named_with_it(tmp_path):
     torch.save({"t": torch.ones(3).as_subclass(Marked)}, tmp_path / "m")
     refused(tmp_path / "m", r"tensor t is sparse or of a subclass of Tensor \([\w.]+\.Marked\)")
+    torch.save({"\x1b[31m": torch.ones(3).as_subclass(Marked)}, tmp_path / "m")
+    refused(tmp_path / "m", r"tensor \\x1b\[31m is sparse")
     torch.save({"t": torch.tensor([1j]).conj()}, tmp_path / "m")
     refused(tmp_path / "m", "tensor t is a conjugate or negative view")
 
