@@ -56,17 +56,19 @@ class AutoencoderKL(PlacedModel):
         token: str | bool | None = None,
         cache_dir: AnyPath | None = None,
         local_files_only: bool = False,
+        strict: bool = True,
         **placement: Unpack[Placement],
     ) -> Self:
         """Load a diffusers folder (config.json and weights, whole or in shards), or a repository of the hub.
 
         `path` is a repository, "organization/name", if there is no such folder; `revision`, `token`, `cache_dir` and
         `local_files_only` are passed to huggingface_hub. If a variant is the only one, it is loaded with a warning.
-        Raises WeightFileError for a missing or damaged file, WeightMapError for tensors that do not fit the config.
+        `strict` is as in `from_single_file`. Raises WeightFileError for a missing or damaged file, WeightMapError for
+        tensors that do not fit the config.
         """
         folder = Path(path)
         if folder.is_dir():
-            return cls(*weights.load_folder(folder / subfolder, variant), **placement)
+            return cls(*weights.load_folder(folder / subfolder, variant, strict=strict), **placement)
         folder = weights.fetch(
             str(path),
             subfolder=subfolder,
@@ -76,7 +78,7 @@ class AutoencoderKL(PlacedModel):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        return cls(*weights.load_folder(folder, variant), **placement)
+        return cls(*weights.load_folder(folder, variant, strict=strict), **placement)
 
     @classmethod
     def from_single_file(
@@ -97,8 +99,9 @@ class AutoencoderKL(PlacedModel):
         The config is inferred from names and shapes. Fields that they do not show (the scaling factor) are read from
         `family` (see vaespec.families), `config`, or the rest of a full checkpoint, or else remain unknown. `prefix`
         chooses among several VAEs, `dialect` a dialect if the names are ambiguous, `use_ema` the moving average.
-        `strict=False` leaves out tensors that are not the model's, `allow_nonfinite` accepts NaN and infinity. A file
-        with an encoder or a decoder alone makes half a model.
+        Losses, discriminators and other tensors that training leaves beside the model are left out with a warning that
+        counts them; `strict=False` leaves out all tensors that are not the model's, but for attention inside it.
+        `allow_nonfinite` accepts NaN and infinity. A file with an encoder or a decoder alone makes half a model.
         """
         if config is not None and not isinstance(config, AutoencoderConfig):
             config = AutoencoderConfig.from_dict(config)
@@ -239,9 +242,14 @@ class AutoencoderKL(PlacedModel):
         return self._backend.module(self._model)
 
 
-def load(source: AnyPath = "tiny", *, family: str | None = None, **placement: Unpack[Placement]) -> AutoencoderKL:
-    """Load "tiny" (the embedded weights), a diffusers folder, or a single file, whose config `family` may complete."""
-    return AutoencoderKL(*weights.load_weights(locate(source), family), **placement)
+def load(
+    source: AnyPath = "tiny", *, family: str | None = None, strict: bool = True, **placement: Unpack[Placement]
+) -> AutoencoderKL:
+    """Load "tiny" (the embedded weights), a diffusers folder, or a single file, whose config `family` may complete.
+
+    `strict=False` leaves out tensors that are not the model's (see `AutoencoderKL.from_single_file`).
+    """
+    return AutoencoderKL(*weights.load_weights(locate(source), family, strict=strict), **placement)
 
 
 def locate(source: AnyPath) -> Path:

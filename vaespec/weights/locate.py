@@ -10,12 +10,14 @@ from typing import TypedDict, Unpack
 
 from vaespec.errors import WeightMapError
 from vaespec.layouts import Layout
+from vaespec.weights.beside import is_beside
 from vaespec.weights.containers import TensorFile, open_tensors
-from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, IGNORED, MLX, OTHER_MODELS, Dialect, known_dialect
+from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, EMA, MLX, OTHER_MODELS, OWN, Dialect, known_dialect
+from vaespec.weights.forms import refuse_adapter_alone, refuse_other_forms
 from vaespec.weights.layouts import Shape, detect, oihw_shape
+from vaespec.weights.wrappers import FIRST_LAYER, bare, unwrapped
 
 MAX_INDEX = 32  # the most levels, and resnets of a level, that a file may have
-FIRST_LAYER = re.compile(r"(.*\.|)(?:encoder|decoder)\.conv_in\.")
 RESNET_KERNEL = re.compile(r"\.conv[12]\.(?:weight|kernel)$")
 
 # Names in which dialects differ; {} is the half.
@@ -50,7 +52,8 @@ class Reading(TypedDict, total=False):
 class VaeInFile:
     """The VAE in a file, addressed by canonical names. `halves` are "encoder" and "decoder", or one of them.
 
-    `levels` is its number of resolutions; with `ema` the moving average is read instead of the weights.
+    `levels` is its number of resolutions; with `ema` the moving average is read instead of the weights. `inner` are the
+    prefixes of other VAEs in the file that begin with `prefix`.
     """
 
     file: TensorFile
@@ -60,11 +63,18 @@ class VaeInFile:
     halves: tuple[str, ...]
     levels: int = 1
     ema: bool = False
+    inner: tuple[str, ...] = ()
 
     def stored(self, name: str) -> str:
-        """The name in the file; LDM removes the dots from the names of moving averages."""
-        stored = self.dialect.stored(name, self.levels)
-        return self.prefix + (f"model_ema.{stored.replace('.', '')}" if self.ema else stored)
+        """The name in the file if it has one, or else the dialect's; LDM's moving averages have names without dots."""
+        written = self._in_file(self.dialect.stored(name, self.levels))
+        if written in self.file:
+            return written
+        others = map(self._in_file, self.dialect.others(name, self.levels))
+        return next((other for other in others if other in self.file), written)
+
+    def _in_file(self, stored: str) -> str:
+        return self.prefix + (f"{EMA}.{stored.replace('.', '')}" if self.ema else stored)
 
     def has(self, name: str) -> bool:
         """Whether the file has the tensor of this canonical name."""
@@ -87,22 +97,33 @@ class VaeInFile:
         """How many modules of this name the file has, for indices from 0. Raises WeightMapError if there is a gap."""
         return _count([(self, template.format(i)) for i in range(MAX_INDEX)])
 
+    def names(self) -> list[str]:
+        """The names under the prefix, without those of another VAE's prefix."""
+        return [key for key in self.file if key.startswith(self.prefix) and not key.startswith(self.inner)]
+
     def ignored(self) -> list[str]:
         """The names under the prefix that training left: a loss, a moving average."""
-        harmless = tuple(self.prefix + name for name in IGNORED)
-        return [key for key in self.file if key.startswith(harmless)]
+        return [key for key in self.names() if is_beside(bare(key[len(self.prefix) :]))]
+
+    def is_own(self, key: str) -> bool:
+        """Whether a name in the file is that of an encoder, a decoder, or a layer that a model may have beside them."""
+        return key.startswith(self.prefix) and key[len(self.prefix) :].split(".")[0] in OWN
 
     def unread(self, read: Collection[str]) -> tuple[list[str], list[str]]:
         """The file's names that are not in `read`: those under the prefix, and the rest of a full checkpoint."""
-        rest = [key for key in self.file if key not in read]
-        own = [key for key in rest if key.startswith(self.prefix)]
-        return own, [key for key in rest if not key.startswith(self.prefix)]
+        own = [key for key in self.names() if key not in read]
+        known = {*read, *own}
+        return own, [key for key in self.file if key not in known]
 
 
 def open_vae(path: Path, **options: Unpack[Reading]) -> VaeInFile:
     """Open a file and locate the VAE in it. Raises WeightFileError if the file cannot be read, and as `locate`."""
-    prefix, dialect, use_ema = options.get("prefix"), options.get("dialect"), options.get("use_ema", False)
-    return locate(open_tensors(path), prefix, dialect, use_ema)
+    return locate_as(open_tensors(path), options)
+
+
+def locate_as(file: TensorFile, options: Reading) -> VaeInFile:
+    """Locate the VAE in an opened file, as the options say."""
+    return locate(file, options.get("prefix"), options.get("dialect"), options.get("use_ema", False))
 
 
 def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = None, use_ema: bool = False) -> VaeInFile:
@@ -110,13 +131,17 @@ def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = No
 
     Raises WeightMapError if there is no VAE, more than one, or another kind of autoencoder.
     """
-    prefix = _prefix(file, prefix)
+    file = unwrapped(file)
+    prefixes = _prefixes(file)
+    prefix = _chosen(file, prefixes, prefix)
+    refuse_other_forms(file, [key for key in file if key.startswith(tuple(f"{prefix}{part}." for part in OWN))])
     _refuse_other_models(file, prefix)
     halves = tuple(half for half in BLOCKS if any(key.startswith(f"{prefix}{half}.") for key in file))
     own = tuple(f"{prefix}{half}." for half in halves)
     kernels = [(key, file.shape(key)) for key in file if key.startswith(own) and RESNET_KERNEL.search(key)]
     names = _dialect(file, prefix, halves, kernels) if dialect is None else known_dialect(dialect)
-    vae = VaeInFile(file, prefix, names, detect(kernels, names.layout), halves)
+    inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+    vae = VaeInFile(file, prefix, names, detect(kernels, names.layout), halves, inner=inner)
     vae = replace(vae, levels=_levels(vae))
     if not use_ema:
         return vae
@@ -127,16 +152,21 @@ def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = No
     return average
 
 
-def _prefix(file: TensorFile, request: str | None) -> str:
-    """The text before encoder.conv_in and decoder.conv_in, whatever it is."""
-    prefixes = sorted({match[1] for key in file if (match := FIRST_LAYER.match(key))})
-    if not prefixes:
-        _refuse_other_models(file, "")
-        names = ", ".join(sorted(file)[:3])
-        raise WeightMapError(
-            f"no VAE in {file.path}: none of its {len(file)} names ({names}, ...) contains encoder.conv_in or "
-            "decoder.conv_in."
-        )
+def _prefixes(file: TensorFile) -> list[str]:
+    """The texts before encoder.conv_in and decoder.conv_in, whatever they are."""
+    if prefixes := sorted({match[1] for key in file if (match := FIRST_LAYER.match(key))}):
+        return prefixes
+    refuse_adapter_alone(file)
+    _refuse_other_models(file, "")
+    names = ", ".join(sorted(file)[:3])
+    raise WeightMapError(
+        f"no VAE in {file.path}: none of its {len(file)} names ({names}, ...) contains encoder.conv_in or "
+        "decoder.conv_in."
+    )
+
+
+def _chosen(file: TensorFile, prefixes: list[str], request: str | None) -> str:
+    """The requested prefix, or the only one."""
     if request is None and len(prefixes) > 1:
         raise WeightMapError(
             f"{len(prefixes)} VAEs in {file.path}, under the prefixes {prefixes}: give prefix= to choose."

@@ -36,6 +36,7 @@ def info(
     prefix: options.Prefix = None,
     dialect: options.Dialect = None,
     ema: options.Ema = False,
+    strict: options.Strict = True,
     check: Annotated[bool, typer.Option("--check", help="Read every tensor, and look for NaN and infinity.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show how the backend computes each convolution.")] = False,
     backend: options.BackendName = None,
@@ -50,7 +51,9 @@ def info(
     """
     image, path = _parse(size), autoencoder.locate(source)
     with progress(f"inspecting {source}"):
-        inspection = inspect_weights(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
+        inspection = inspect_weights(
+            path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema, strict=strict
+        )
     costs: dict[str, Cost] = {}
     plans: Plans = {}
     if (config := inspection.config) is not None:
