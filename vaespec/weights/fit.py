@@ -75,7 +75,7 @@ def require_fit(vae: VaeInFile, fitted: Fit, strict: bool) -> None:
     refused = refused_names(vae, fitted, strict)
     if problems := [*fitted.misfits, *shortened([f"unexpected  {name}" for name in refused])]:
         head = f'{vae.file.path} does not fit the config (dialect "{vae.dialect.name}"):'
-        if refused != refused_names(vae, fitted, strict=False):
+        if not fitted.misfits and refused != refused_names(vae, fitted, strict=False):
             problems.append("strict=False, or --no-strict, leaves out unexpected tensors")
         raise WeightMapError("\n  ".join([head, *problems]))
     if left := [*vae.ignored(), *fitted.unexpected]:

@@ -1,6 +1,6 @@
-"""Forms in which a file has no plain weights: quantized by a tool, reparametrized, or with an adapter beside them.
+"""Forms in which a file has no plain weights: quantized, changed by a tool of training, or with an adapter beside them.
 
-Each is told from the names alone, and refused with the name of the tool and what to do.
+Each is recognized by names alone, and refused with the name of the tool and what to do.
 """
 
 from __future__ import annotations
@@ -18,37 +18,43 @@ ADAPTER = re.compile(
     r"(?:[._]|$)"
 )
 ADAPTED = re.compile(r"\.(?:base_layer|modules_to_save|original_module)\.")
-MERGE = "merge it (PEFT: merge_and_unload(); diffusers: fuse_lora(), then unload_lora()) and save the model again"
+MERGE = "merge it (PEFT: merge_and_unload(); diffusers: fuse_lora(), then unload_lora()), and save the model"
 
-# Ends of names -> the tool that quantized the weights; the first row of which a name has the end counts.
+# Ends of names -> how the weights were quantized; the first row of which a name has the end counts.
 QUANTIZED = (
-    (r"\.(?:SCB|CB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)", "bitsandbytes"),
-    (r"\._(?:data|scale|shift|zeropoint)", "quanto"),
-    (r"[.:]_?(?:\w+_)?qdata|\.tensor_impl\.\w+|\.layout_tensor\.\w+", "torchao"),
-    (r"\.(?:wscales|wtscale|wcscales|smooth_factor)", "Nunchaku (SVDQuant)"),
-    (r"\.g_idx", "GPTQ"),
-    (r"\.(?:qweight|qzeros)", "GPTQ or AWQ"),
-    (r"\.weight_(?:packed|shape|zero_point|g_idx)", "compressed-tensors"),
-    (r"\.weight_scale_inv", "blocks of float8 (FineGrainedFP8)"),
-    (r"\.(?:scale_weight|scale_input|comfy_quant|(?:weight|input|output)_scale(?:_2)?)", "float8 or int8 with scales"),
-    (r"\.(?:weight|input|output)_quantizer\.\w+", "NVIDIA ModelOpt"),
-    (r"\.(?:zero_point|svd_up|svd_down)", "SDNQ"),
-    (r"\.W_q", "HQQ"),
-    (r"\.(?:codebooks|codes)", "AQLM"),
-    (r"\.weight_scales", "EETQ"),
+    (
+        r"\.(?:SCB|CB|weight_format|absmax|quant_map|nested_absmax|nested_quant_map|quant_state\.\w+)",
+        "with bitsandbytes",
+    ),
+    (r"\._(?:data|scale|shift|zeropoint)", "with quanto"),
+    (r"[.:]_?(?:\w+_)?qdata|\.tensor_impl\.\w+|\.layout_tensor\.\w+", "with torchao"),
+    (r"\.(?:wscales|wtscale|wcscales|smooth_factor)", "with SVDQuant (Nunchaku)"),
+    (r"\.g_idx", "with GPTQ"),
+    (r"\.(?:qweight|qzeros)", "with GPTQ or AWQ"),
+    (r"\.weight_(?:packed|shape|zero_point|g_idx)", "with compressed-tensors"),
+    (r"\.weight_scale_inv", "to fp8 (float8) in blocks"),
+    (
+        r"\.(?:scale_weight|scale_input|comfy_quant|(?:weight|input|output)_scale(?:_2)?)",
+        "to scaled fp8 (float8) or int8 (ComfyUI, ModelOpt or compressed-tensors)",
+    ),
+    (r"\.(?:weight|input|output)_quantizer\.\w+", "with NVIDIA ModelOpt"),
+    (r"\.(?:zero_point|svd_up|svd_down)", "with SDNQ"),
+    (r"\.W_q", "with HQQ"),
+    (r"\.(?:codebooks|codes)", "with AQLM"),
+    (r"\.weight_scales", "with EETQ"),
     (
         r"\.(?:_packed_params\S*|activation_post_process\.\w+|fake_quant_enabled|observer_enabled|min_val|max_val)",
-        "PyTorch",
+        "with torch.ao",
     ),
 )
 
-# Ends of names -> how PyTorch has reparametrized the weights, and what undoes it.
-REPARAMETRIZED = (
+# Ends of names -> how PyTorch has changed the form of the weights, and what undoes it.
+CHANGED = (
     (r"\.parametrizations\.\w+\.original\d*", "a parametrization", "parametrize.remove_parametrizations"),
-    (r"\.weight_[gv]", "weight normalization", "torch.nn.utils.remove_weight_norm"),
+    (r"\.weight_g", "weight normalization", "torch.nn.utils.remove_weight_norm"),
     (r"\.weight_mask", "pruning", "torch.nn.utils.prune.remove"),
     (r"\.weight_(?:orig|u)", "spectral normalization", "torch.nn.utils.remove_spectral_norm"),
-    (r"\._flat_param", "FSDP, which has sharded them", "StateDictType.FULL_STATE_DICT"),
+    (r"\._flat_param", "FSDP, which has cut them into shards,", "StateDictType.FULL_STATE_DICT"),
 )
 
 
@@ -56,37 +62,36 @@ def refuse_adapter_alone(file: TensorFile) -> None:
     """Raises WeightMapError if the names of a file without a VAE are those of an adapter."""
     if adapter := next(filter(ADAPTER.search, file), None):
         raise WeightMapError(
-            f"{file.path} is a LoRA or another adapter ({adapter}), not a VAE: load the model that it changes, {MERGE}."
+            f"{file.path} is a LoRA or another adapter ({adapter}), not a VAE: load the model that it is for, {MERGE}."
         )
 
 
 def refuse_other_forms(file: TensorFile, own: Collection[str]) -> None:
     """Raises an error if the names of a VAE, `own`, show that its weights are not plain.
 
-    WeightMapError for an adapter and a reparametrization, WeightFileError for quantized weights.
+    WeightMapError for an adapter and for weights that training changed, WeightFileError for quantized weights.
     """
     if not any(not ADAPTER.search(name) for name in own):
         refuse_adapter_alone(file)
     for pattern in (ADAPTER, ADAPTED):
         if name := next(filter(pattern.search, own), None):
             raise WeightMapError(f"{file.path} has a LoRA or another adapter that is not merged ({name}): {MERGE}.")
-    for ends, tool in QUANTIZED:
+    for ends, how in QUANTIZED:
         if name := _first(ends, own):
-            raise quantized(file, name, tool)
+            raise _quantized(file, name, how)
     for name in own:
         layer, _, leaf = name.rpartition(".")
-        if leaf in ("scale", "scales") and f"{layer}.weight" in file:  # Flax has scales, but no weights
-            raise quantized(file, name, "SDNQ" if leaf == "scale" else "MLX in a mode other than affine")
-    for ends, how, undo in REPARAMETRIZED:
+        if leaf == "scale" and f"{layer}.weight" in file:  # Flax has scales, but no weights
+            raise _quantized(file, name, "with SDNQ")
+    for ends, how, undo in CHANGED:
         if name := _first(ends, own):
-            raise WeightMapError(f"{file.path} has weights changed by {how} ({name}): save them after {undo}.")
+            raise WeightMapError(f"{file.path} has weights changed by {how} ({name}): save them with {undo}.")
 
 
-def quantized(file: TensorFile, name: str, tool: str) -> WeightFileError:
-    """The error for weights that this tool quantized; `name` shows it."""
+def _quantized(file: TensorFile, name: str, how: str) -> WeightFileError:
     return WeightFileError(
-        f"{file.path} has weights quantized by {tool} ({name}): dequantize them there and save them as floats, or take "
-        "the file they were made from."
+        f"{file.path} has weights quantized {how} ({name}): dequantize them with the same tool and save them as "
+        "floats, or take the file that they were made from."
     )
 
 

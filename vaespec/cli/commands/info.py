@@ -63,7 +63,7 @@ def info(
     if as_json:
         print_json(_document(source, inspection, image, costs, plans))
     else:
-        _print(source, inspection, image, costs, plans)
+        _print(source, inspection, image, costs, plans, strict)
     if inspection.problems:
         raise typer.Exit(1)
 
@@ -108,7 +108,9 @@ def _document(
     }
 
 
-def _print(source: str, inspection: Inspection, image: tuple[int, int], costs: dict[str, Cost], plans: Plans) -> None:
+def _print(
+    source: str, inspection: Inspection, image: tuple[int, int], costs: dict[str, Cost], plans: Plans, strict: bool
+) -> None:
     config_facts = {} if inspection.config is None else _config_facts(inspection.config)
     print_facts(_file_facts(source, inspection) | config_facts)
     if costs:
@@ -119,7 +121,9 @@ def _print(source: str, inspection: Inspection, image: tuple[int, int], costs: d
         header = ("layer", "input", "kernel", "form", "of the direct cost")
         print_table(header, list(map(_plan_row, convolutions)), numbers=(4,))
     if inspection.problems:
-        print("\n".join(["\nIt cannot be loaded:", *text.shortened(inspection.problems, MAX_PROBLEMS)]))
+        spare = strict and all(problem.startswith("unexpected") for problem in inspection.problems)
+        remedy = "; --no-strict leaves these out, but for attention inside the model" if spare else ""
+        print("\n".join([f"\nIt cannot be loaded{remedy}:", *text.shortened(inspection.problems, MAX_PROBLEMS)]))
 
 
 def _file_facts(source: str, inspection: Inspection) -> dict[str, str]:
