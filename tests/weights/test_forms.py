@@ -83,6 +83,14 @@ def test_a_quantized_model_beside_a_plain_vae_is_no_fault_of_the_vae():
     assert_same_bits(read(arrays | {name: np.zeros(3, F32) for name in beside})[1], tagged(PLAIN))
 
 
+@pytest.mark.parametrize("dtype", [np.complex64, np.complex128])
+def test_complex_weights_are_refused_and_not_cut_to_their_real_part(dtype):
+    with pytest.raises(
+        WeightFileError, match=rf"{KERNEL} holds complex numbers \({np.dtype(dtype)}\): save its real part"
+    ):
+        read(file(kernel=dtype))
+
+
 def test_info_lists_a_form_as_the_problem(tmp_path):
     found = inspect_weights(written(tmp_path, QUANTIZED["quanto"][0]))
     assert (found.container, found.dialect) == ("safetensors", None)
@@ -143,12 +151,12 @@ def test_weights_that_pytorch_has_changed_are_named_and_what_undoes_it(change, w
     """The names are those that PyTorch gives."""
     layer = change(torch.nn.Linear(64, 64))
     arrays = file(kernel=None) | {f"{LAYER}.{name}": a.numpy() for name, a in layer.state_dict().items()}
-    with pytest.raises(WeightMapError, match=rf"has weights changed by {words} \({LAYER}.*\): save them with"):
+    with pytest.raises(WeightMapError, match=rf"has weights changed by {words} \({LAYER}.*\): undo it with torch"):
         read(arrays)
 
 
 def test_shards_of_fsdp_are_named():
-    with pytest.raises(WeightMapError, match=r"changed by FSDP, .*: save them with StateDictType\.FULL_STATE_DICT"):
+    with pytest.raises(WeightMapError, match=r"changed by FSDP, .*: gather them with StateDictType\.FULL_STATE_DICT"):
         read(file("_fsdp_wrapped_module._flat_param", kernel=None))
 
 

@@ -43,18 +43,22 @@ QUANTIZED = (
     (r"\.(?:codebooks|codes)", "with AQLM"),
     (r"\.weight_scales", "with EETQ"),
     (
-        r"\.(?:_packed_params\S*|activation_post_process\.\w+|fake_quant_enabled|observer_enabled|min_val|max_val)",
+        r"\.(?:_packed_params(?:\.\w+)?|activation_post_process\.\w+|fake_quant_enabled|observer_enabled|min_val|max_val)",
         "with torch.ao",
     ),
 )
 
 # Ends of names -> how PyTorch has changed the form of the weights, and what undoes it.
 CHANGED = (
-    (r"\.parametrizations\.\w+\.original\d*", "a parametrization", "parametrize.remove_parametrizations"),
-    (r"\.weight_g", "weight normalization", "torch.nn.utils.remove_weight_norm"),
-    (r"\.weight_mask", "pruning", "torch.nn.utils.prune.remove"),
-    (r"\.weight_(?:orig|u)", "spectral normalization", "torch.nn.utils.remove_spectral_norm"),
-    (r"\._flat_param", "FSDP, which has cut them into shards,", "StateDictType.FULL_STATE_DICT"),
+    (
+        r"\.parametrizations\.\w+\.original\d*",
+        "a parametrization",
+        "undo it with torch.nn.utils.parametrize.remove_parametrizations",
+    ),
+    (r"\.weight_g", "weight normalization", "undo it with torch.nn.utils.remove_weight_norm"),
+    (r"\.weight_mask", "pruning", "undo it with torch.nn.utils.prune.remove"),
+    (r"\.weight_(?:orig|u)", "spectral normalization", "undo it with torch.nn.utils.remove_spectral_norm"),
+    (r"\._flat_param", "FSDP, which has cut them into shards,", "gather them with StateDictType.FULL_STATE_DICT"),
 )
 
 
@@ -71,7 +75,7 @@ def refuse_other_forms(file: TensorFile, own: Collection[str]) -> None:
 
     WeightMapError for an adapter and for weights that training changed, WeightFileError for quantized weights.
     """
-    if not any(not ADAPTER.search(name) for name in own):
+    if all(map(ADAPTER.search, own)):
         refuse_adapter_alone(file)
     for pattern in (ADAPTER, ADAPTED):
         if name := next(filter(pattern.search, own), None):
@@ -85,7 +89,7 @@ def refuse_other_forms(file: TensorFile, own: Collection[str]) -> None:
             raise _quantized(file, name, "with SDNQ")
     for ends, how, undo in CHANGED:
         if name := _first(ends, own):
-            raise WeightMapError(f"{file.path} has weights changed by {how} ({name}): save them with {undo}.")
+            raise WeightMapError(f"{file.path} has weights changed by {how} ({name}): {undo}, and save them again.")
 
 
 def _quantized(file: TensorFile, name: str, how: str) -> WeightFileError:

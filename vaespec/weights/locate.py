@@ -15,6 +15,7 @@ from vaespec.weights.containers import TensorFile, open_tensors
 from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, EMA, MLX, OTHER_MODELS, OWN, Dialect, known_dialect
 from vaespec.weights.forms import refuse_adapter_alone, refuse_other_forms
 from vaespec.weights.layouts import Shape, detect, oihw_shape
+from vaespec.weights.listing import shortened
 from vaespec.weights.wrappers import FIRST_LAYER, bare, unwrapped
 
 MAX_INDEX = 32  # the most levels, and resnets of a level, that a file may have
@@ -131,7 +132,7 @@ def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = No
 
     Raises WeightMapError if there is no VAE, more than one, or another kind of autoencoder.
     """
-    file = unwrapped(file)
+    file = unwrapped(file, prefix)
     prefixes = _prefixes(file)
     prefix = _chosen(file, prefixes, prefix)
     refuse_other_forms(file, [key for key in file if key.startswith(tuple(f"{prefix}{part}." for part in OWN))])
@@ -167,12 +168,13 @@ def _prefixes(file: TensorFile) -> list[str]:
 
 def _chosen(file: TensorFile, prefixes: list[str], request: str | None) -> str:
     """The requested prefix, or the only one."""
+    shown = f"[{', '.join(shortened(list(map(repr, prefixes))))}]"
     if request is None and len(prefixes) > 1:
         raise WeightMapError(
-            f"{len(prefixes)} VAEs in {file.path}, under the prefixes {prefixes}: give prefix= to choose."
+            f"{len(prefixes)} VAEs in {file.path}, under the prefixes {shown}: give prefix= to choose."
         )
     if request is not None and request not in prefixes:
-        raise WeightMapError(f"no VAE under the prefix {request!r} in {file.path}: choose from {prefixes}.")
+        raise WeightMapError(f"no VAE under the prefix {request!r} in {file.path}: choose from {shown}.")
     return prefixes[0] if request is None else request
 
 

@@ -43,26 +43,25 @@ class Unwrapped(TensorFile):
         return len(self._names)
 
 
-def unwrapped(file: TensorFile) -> TensorFile:
-    """The file itself, or a view of it in which the names of its VAEs are without wrappers, wherever they were.
+def unwrapped(file: TensorFile, request: str | None) -> TensorFile:
+    """The file itself, or a view of it in which the names of its VAE are without wrappers, wherever they were.
 
-    A wrapper that is before all of a VAE stays, as a part of its prefix. Other names stay as they are. Raises
-    WeightMapError if two tensors of one VAE have the same name without wrappers.
+    `request` is the prefix that the user gave, if any. A wrapper that is before all of a VAE stays, as a part of its
+    prefix. Other names stay as they are, and so do all if the file has several VAEs and none is chosen. Raises
+    WeightMapError if two tensors of the VAE have the same name without wrappers.
     """
-    if not any(bare(name) != name for name in file):
+    prefixes = _prefixes(file, request) if any(bare(name) != name for name in file) else []
+    if not prefixes:
         return file
-    new: dict[str, str] = {}
-    for prefixes in _prefixes(file):
-        own = _own_anywhere(file, prefixes[0])
-        if _twins(own) and len(prefixes) > 1:
-            own = _own_under(file, prefixes)
-        if twins := _twins(own):
-            raise WeightMapError(
-                f"{file.path}: {twins[0]} and {twins[1]} are both {own[twins[1]]} without the names of wrappers "
-                "(torch.compile, FSDP, DDP): save the model once."
-            )
-        new |= own
-    return Unwrapped(file, {new.get(name, name): name for name in file})
+    own = _own_anywhere(file, prefixes[0])
+    if len(prefixes) > 1 and _twins(own):
+        own = _own_under(file, request, prefixes)
+    if twins := _twins(own):
+        raise WeightMapError(
+            f"{file.path}: {twins[0]} and {twins[1]} are both {own[twins[1]]} without the names of wrappers "
+            "(torch.compile, FSDP, DDP): save the model once."
+        )
+    return Unwrapped(file, {own.get(name, name): name for name in file})
 
 
 def bare(name: str) -> str:
@@ -72,12 +71,16 @@ def bare(name: str) -> str:
     return re.sub(_ANY, "", kept) if EMA in parts[:-1] else kept
 
 
-def _prefixes(file: TensorFile) -> Iterator[list[str]]:
-    """Yields the text before the first layers, with its wrappers; texts that are equal without them together."""
+def _prefixes(file: TensorFile, request: str | None) -> list[str]:
+    """The texts before the first layers of the chosen or only VAE, with their wrappers; empty if there is no such VAE.
+
+    They are several if wrappers are at different places, or if the VAE is in the file twice.
+    """
     groups: defaultdict[str, set[str]] = defaultdict(set)
     for match in filter(None, map(FIRST_LAYER.match, file)):
         groups[bare(match[1])].add(match[1])
-    return (sorted(group) for group in groups.values())
+    chosen = list(groups) if request is None else [bare(request)]
+    return sorted(groups[chosen[0]]) if len(chosen) == 1 else []
 
 
 def _own_anywhere(file: TensorFile, prefix: str) -> dict[str, str]:
@@ -86,12 +89,12 @@ def _own_anywhere(file: TensorFile, prefix: str) -> dict[str, str]:
     return {name: prefix + rest for name in file if (rest := _own(bare(name), plain))}
 
 
-def _own_under(file: TensorFile, prefixes: Iterable[str]) -> dict[str, str]:
-    """Maps the names of several VAEs to new ones; each name belongs to the longest prefix that it begins with."""
-    new: dict[str, str] = {}
-    for prefix in sorted(prefixes, key=len):
-        new |= {name: prefix + rest for name in file if (rest := _own(name, prefix))}
-    return new
+def _own_under(file: TensorFile, prefix: str | None, prefixes: Iterable[str]) -> dict[str, str]:
+    """Maps the names that begin with this prefix, and with no longer one of `prefixes`, to new ones."""
+    if prefix is None:
+        return {}
+    inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+    return {name: prefix + rest for name in file if not name.startswith(inner) and (rest := _own(name, prefix))}
 
 
 def _own(name: str, prefix: str) -> str | None:
