@@ -136,6 +136,22 @@ def test_the_names_of_another_vae_are_outside_the_chosen_one(tmp_path, caplog):
     assert not caplog.text
 
 
+@pytest.mark.parametrize("wrapper", ["", "_orig_mod."])
+@pytest.mark.parametrize("copy", ["ema.", "ema_model.module.", "loss.", "model_ema.", "discriminator.net."])
+@pytest.mark.parametrize("prefix", ["", "vae."])
+def test_a_whole_vae_that_training_left_beside_the_model_is_left_out_and_can_be_chosen(
+    tmp_path, caplog, prefix, copy, wrapper
+):
+    def wrapped(prefix: str, more: int) -> dict[str, np.ndarray]:
+        return {prefix + name.replace("coder.", f"coder.{wrapper}"): a + more for name, a in tagged(PLAIN).items()}
+
+    arrays = wrapped(prefix, 0) | wrapped(prefix + copy, 1)
+    assert_same_bits(read(arrays)[1], tagged(PLAIN))
+    assert f"left out {len(tagged(PLAIN))} tensors that training left" in caplog.text
+    assert_same_bits(read(arrays, prefix=prefix)[1], tagged(PLAIN))
+    assert_same_bits(read(arrays, prefix=prefix + copy)[1], {name: a + 1 for name, a in tagged(PLAIN).items()})
+
+
 def test_shards_with_a_loss_are_read(tmp_path):
     save_file(tagged(PLAIN), tmp_path / "a.safetensors")
     save_file(added(("loss.logvar",)), tmp_path / "b.safetensors")

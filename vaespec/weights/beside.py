@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from vaespec.weights.dialects import EMA
 
@@ -39,3 +40,12 @@ def is_beside(name: str) -> bool:
     first, dot, _ = name.partition(".")
     words = {word.lower() for word in WORD.findall(first)}
     return first in FIRST or not words.isdisjoint(MODULES if dot else MODULES | NUMBERS)
+
+
+def without_copies(prefixes: Iterable[str]) -> list[str]:
+    """The prefixes of VAEs, sorted, without those that training left beside one of them, such as "ema." beside ""."""
+    kept: list[str] = []
+    for prefix in sorted(prefixes):  # each follows those that it begins with
+        if not kept or not prefix.startswith(kept[-1]) or not is_beside(prefix[len(kept[-1]) :]):
+            kept.append(prefix)
+    return kept

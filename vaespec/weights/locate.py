@@ -10,7 +10,7 @@ from typing import TypedDict, Unpack
 
 from vaespec.errors import WeightMapError
 from vaespec.layouts import Layout
-from vaespec.weights.beside import is_beside
+from vaespec.weights.beside import is_beside, without_copies
 from vaespec.weights.containers import TensorFile, open_tensors
 from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, EMA, MLX, OTHER_MODELS, OWN, Dialect, known_dialect
 from vaespec.weights.forms import refuse_adapter_alone, refuse_other_forms
@@ -135,13 +135,14 @@ def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = No
     file = unwrapped(file, prefix)
     prefixes = _prefixes(file)
     prefix = _chosen(file, prefixes, prefix)
-    refuse_other_forms(file, [key for key in file if key.startswith(tuple(f"{prefix}{part}." for part in OWN))])
+    parts = tuple(f"{prefix}{part}." for part in OWN)
+    refuse_other_forms(file, [key for key in file if key.startswith(parts)])
     _refuse_other_models(file, prefix)
     halves = tuple(half for half in BLOCKS if any(key.startswith(f"{prefix}{half}.") for key in file))
     own = tuple(f"{prefix}{half}." for half in halves)
     kernels = [(key, file.shape(key)) for key in file if key.startswith(own) and RESNET_KERNEL.search(key)]
     names = _dialect(file, prefix, halves, kernels) if dialect is None else known_dialect(dialect)
-    inner = tuple(other for other in prefixes if other != prefix and other.startswith(prefix))
+    inner = tuple(other for other in without_copies(prefixes) if other != prefix and other.startswith(prefix))
     vae = VaeInFile(file, prefix, names, detect(kernels, names.layout), halves, inner=inner)
     vae = replace(vae, levels=_levels(vae))
     if not use_ema:
@@ -167,15 +168,14 @@ def _prefixes(file: TensorFile) -> list[str]:
 
 
 def _chosen(file: TensorFile, prefixes: list[str], request: str | None) -> str:
-    """The requested prefix, or the only one."""
+    """The requested prefix, or the only one that is not of a copy, such as an average."""
+    main = without_copies(prefixes)
     shown = f"[{', '.join(shortened(list(map(repr, prefixes))))}]"
-    if request is None and len(prefixes) > 1:
-        raise WeightMapError(
-            f"{len(prefixes)} VAEs in {file.path}, under the prefixes {shown}: give prefix= to choose."
-        )
+    if request is None and len(main) > 1:
+        raise WeightMapError(f"{len(main)} VAEs in {file.path}, under the prefixes {shown}: give prefix= to choose.")
     if request is not None and request not in prefixes:
         raise WeightMapError(f"no VAE under the prefix {request!r} in {file.path}: choose from {shown}.")
-    return prefixes[0] if request is None else request
+    return main[0] if request is None else request
 
 
 def _dialect(file: TensorFile, prefix: str, halves: tuple[str, ...], kernels: list[tuple[str, Shape]]) -> Dialect:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from vaespec.errors import WeightMapError
+from vaespec.weights.beside import without_copies
 from vaespec.weights.containers import TensorFile
 from vaespec.weights.dialects import EMA, OWN
 
@@ -79,7 +80,7 @@ def _prefixes(file: TensorFile, request: str | None) -> list[str]:
     groups: defaultdict[str, set[str]] = defaultdict(set)
     for match in filter(None, map(FIRST_LAYER.match, file)):
         groups[bare(match[1])].add(match[1])
-    chosen = list(groups) if request is None else [bare(request)]
+    chosen = without_copies(groups) if request is None else [bare(request)]
     return sorted(groups[chosen[0]]) if len(chosen) == 1 else []
 
 
