@@ -114,6 +114,7 @@ ALONE = {
     "PEFT of a first layer": ("base_model.model.encoder.conv_in.lora_A.weight",),
     "old diffusers": ("unet.up_blocks.1.attn1.processor.to_q_lora.down.weight",),
     "diffusers": ("transformer.blocks.0.attn.to_q.lora_A.weight",),
+    "HRA": (f"base_model.model.{LAYER}.hra_u",),
     "LoKr": ("transformer.blocks.0.attn.to_q.lokr_w1",),
 }
 

@@ -63,8 +63,8 @@ CHANGED = (
 
 
 def refuse_adapter_alone(file: TensorFile) -> None:
-    """Raises WeightMapError if the names of a file without a VAE are those of an adapter."""
-    if adapter := next(filter(ADAPTER.search, file), None):
+    """Raises WeightMapError if the names of a file without a VAE are those of an adapter, or begin as PEFT's do."""
+    if adapter := next((name for name in file if ADAPTER.search(name) or name.startswith("base_model.model.")), None):
         raise WeightMapError(
             f"{file.path} is a LoRA or another adapter ({adapter}), not a VAE: load the model that it is for, {MERGE}."
         )

@@ -67,12 +67,16 @@ class VaeInFile:
     inner: tuple[str, ...] = ()
 
     def stored(self, name: str) -> str:
-        """The name in the file if it has one, or else the dialect's; LDM's moving averages have names without dots."""
+        """The name in the file if it has one, or else what it would be, by the other tensors of the same layer.
+
+        LDM's moving averages have names without dots.
+        """
         written = self._in_file(self.dialect.stored(name, self.levels))
         if written in self.file:
             return written
-        others = map(self._in_file, self.dialect.others(name, self.levels))
-        return next((other for other in others if other in self.file), written)
+        others = list(map(self._in_file, self.dialect.others(name, self.levels)))
+        layers = (other for other in others if f"{other.rpartition('.')[0]}.weight" in self.file)
+        return next((other for other in others if other in self.file), next(layers, written))
 
     def _in_file(self, stored: str) -> str:
         return self.prefix + (f"{EMA}.{stored.replace('.', '')}" if self.ema else stored)
