@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from vaespec.config_checks import MAX_LAYERS, MAX_LEVELS
 from vaespec.errors import WeightMapError
 from vaespec.layouts import Layout
 from vaespec.weights.beside import is_beside, without_copies
@@ -18,7 +19,7 @@ from vaespec.weights.layouts import Shape, detect, oihw_shape
 from vaespec.weights.listing import shortened
 from vaespec.weights.wrappers import FIRST_LAYER, bare, unwrapped
 
-MAX_INDEX = 32  # the most levels, and resnets of a level, that a file may have
+MAX_INDEX = max(MAX_LEVELS, MAX_LAYERS + 1)  # a decoder has one resnet more in a level
 RESNET_KERNEL = re.compile(r"\.conv[12]\.(?:weight|kernel)$")
 
 # Names in which dialects differ; {} is the half.
