@@ -107,6 +107,8 @@ def plain_problem(file: TensorFile, names: Iterable[str]) -> str | None:
     """Why the first tensor that is no plain float is refused; None if all are plain. 0-d integers are counters."""
     for name in names:
         dtype, layer = file.dtype(name), name.rpartition(".")[0]
+        if numpy_dtype(dtype).kind == "c":
+            return f"{file.path}: tensor {name} holds complex numbers ({dtype}): save its real part."
         if numpy_dtype(dtype).kind in "iub" and file.shape(name):
             return (
                 f"{file.path}: tensor {name} holds integers ({dtype}): quantized weights of an unknown scheme; "
