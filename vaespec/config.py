@@ -19,6 +19,7 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "mish": "mish", "gelu": "gelu", 
 # AutoencoderKLFlux2 has class defaults of its own, and lacks some fields of AutoencoderKL (scaling_factor, ...).
 FLUX2_ONLY = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_momentum", "patch_size")
 FLUX2_LACKS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+UNFINISHED = "_unfinished"  # the key of a config.json whose weights were being replaced
 # Autoencoders of diffusers with other layers. Any other class counts as AutoencoderKL.
 OTHER_CLASSES = (
     "AsymmetricAutoencoderKL",
@@ -122,6 +123,8 @@ class AutoencoderConfig:
         """
         if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
             raise ConfigError(f"a config is a mapping of field names to values, got {values!r:.60}.")
+        if UNFINISHED in values:
+            raise ConfigError("this config is of a model that was not saved to its end: save the model again.")
         class_name = values.get("_class_name")
         if class_name in OTHER_CLASSES:
             raise ConfigError(f"_class_name={class_name!r}: expected AutoencoderKL or AutoencoderKLFlux2.")

@@ -11,6 +11,7 @@ import numpy as np
 from vaespec.architecture import halves_among, parameters
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import WeightFileError, WeightMapError
+from vaespec.escaping import escaped
 from vaespec.parameter import Parameter
 from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.config_from_weights import choose_config
@@ -76,10 +77,12 @@ def require_fit(vae: VaeInFile, fitted: Fit, strict: bool) -> None:
     refused = strays if strict else [name for name in strays if "attn" in name or "attention" in name]
     if problems := [*fitted.misfits, *shortened([f"unexpected  {name}" for name in refused])]:
         head = f'{vae.file.path} does not fit the config (dialect "{vae.dialect.name}"):'
-        raise WeightMapError("\n  ".join([head, *problems]))
+        raise WeightMapError(head, *problems)
     if strays:
-        names = ", ".join(strays[:MAX_LISTED])
-        LOG.warning("%s: left out %d tensors that are not the model's: %s", vae.file.path, len(strays), names)
+        names = escaped(", ".join(strays[:MAX_LISTED]))
+        LOG.warning(
+            "%s: left out %d tensors that are not the model's: %s", escaped(str(vae.file.path)), len(strays), names
+        )
 
 
 def require_complete(weights: Mapping[str, np.ndarray], config: AutoencoderConfig) -> None:
@@ -95,7 +98,7 @@ def require_complete(weights: Mapping[str, np.ndarray], config: AutoencoderConfi
     ]
     unexpected = [f"unexpected  {name}" for name in weights if name not in table]
     if problems := [line for lines in (missing, shapes, unexpected) for line in shortened(lines)]:
-        raise WeightMapError("\n  ".join(["the weights do not fit the config:", *problems]))
+        raise WeightMapError("the weights do not fit the config:", *problems)
 
 
 def _misshapen(vae: VaeInFile, table: Mapping[str, Parameter], present: Mapping[str, str]) -> Iterable[str]:

@@ -62,11 +62,13 @@ def inspect_weights(
         vae = open_vae(files.weights, **options)
     except WeightMapError as error:
         file = open_tensors(files.weights)
-        return Inspection(file.path, file.kind, dict(file.metadata), others=len(file), problems=(str(error),))
+        return Inspection(
+            file.path, file.kind, dict(file.metadata), others=len(file), problems=tuple(map(str, error.args))
+        )
     try:
         fitted = fit(vae, files.read_config(family), family)
     except (ConfigError, WeightMapError, WeightFileError) as error:
-        return _inspection(vae, None, [str(error)])
+        return _inspection(vae, None, list(map(str, error.args)))
     problems = _problems(fitted)
     if check and not problems:
         return _inspection(vae, fitted, _problems_of_values(vae, fitted), checked=True)
@@ -85,7 +87,7 @@ def _problems_of_values(vae: VaeInFile, fitted: Fit) -> list[str]:
         for name in weights:
             weights[name]
     except (NonFiniteError, WeightMapError) as error:
-        return [str(error)]
+        return list(map(str, error.args))
     return []
 
 

@@ -110,8 +110,8 @@ def _require_free(target: Path, read: Sequence[Path], folder: bool, force: bool)
     existing = [path for path in taken if path.exists()]
     if any(path.samefile(one) for path in (target, *existing) if path.exists() for one in read):
         raise InputError(f"{target} is the source of this conversion: name another TARGET.")
-    if existing and not force:
-        raise InputError(f"{existing[0]} exists already: name another TARGET, or replace it with --force.")
+    if (lost := [path for path in existing if path.is_file()]) and not force:  # nothing is lost in a pipe or a device
+        raise InputError(f"{lost[0]} exists already: name another TARGET, or replace it with --force.")
 
 
 def _require_whole(source: str, config: AutoencoderConfig, arrays: CanonicalWeights) -> None:

@@ -14,7 +14,7 @@ from vaespec.analysis.convolutions import PlannedConvolution, planned
 from vaespec.analysis.cost import Cost, cost
 from vaespec.architecture import HALVES, count_parameters
 from vaespec.cli import options, text
-from vaespec.cli.console import print_facts, print_json, print_table, progress
+from vaespec.cli.console import print_facts, print_json, print_lines, print_table, progress
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.reference import ReferenceOps
@@ -116,7 +116,7 @@ def _print(source: str, inspection: Inspection, image: tuple[int, int], costs: d
         header = ("layer", "input", "kernel", "form", "of the direct cost")
         print_table(header, list(map(_plan_row, convolutions)), numbers=(4,))
     if inspection.problems:
-        print("\n".join(["\nIt cannot be loaded:", *text.shortened(inspection.problems, MAX_PROBLEMS)]))
+        print_lines("", "It cannot be loaded:", *text.shortened(inspection.problems, MAX_PROBLEMS))
 
 
 def _file_facts(source: str, inspection: Inspection) -> dict[str, str]:
