@@ -103,8 +103,10 @@ def save_file(
     prefix: str = "",
     dtype: str | None = None,
     bits: int | None = None,
-) -> None:
+) -> int:
     """Write one file in a dialect's names, layout and container: Flax's is a .msgpack, the others' a .safetensors.
+
+    Returns the number of bytes.
 
     A .safetensors has the config in its metadata, since weights do not show all of it. `bits` (4 or 8) quantizes the
     linear maps as MLX does, for mflux.
@@ -120,6 +122,7 @@ def save_file(
     write = next(row.write for row in CONTAINERS if row.write and names.suffix in row.suffixes)
     with _write_errors(path), written_whole(path) as part:
         write(part, tensors, METADATA | {CONFIG_KEY: json.dumps(config.to_dict())})
+        return part.stat().st_size
 
 
 @contextmanager

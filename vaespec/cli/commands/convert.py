@@ -68,9 +68,9 @@ def convert(
         if folder:
             _require_whole(source, config, arrays)
             weights.save_folder(target, config, arrays, dtype)
+            size = (target / WEIGHTS).stat().st_size
         else:
-            weights.save_file(target, config, arrays, dialect=to, prefix=prefix, dtype=dtype, bits=bits)
-    size = (target / WEIGHTS if folder else target).stat().st_size
+            size = weights.save_file(target, config, arrays, dialect=to, prefix=prefix, dtype=dtype, bits=bits)
     document = {"source": source, "written": str(target), "dialect": to, "tensors": len(arrays), "bytes": size}
     _report(document, arrays, config, as_json)
 

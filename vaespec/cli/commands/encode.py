@@ -51,8 +51,8 @@ def encode(
     if tensors:
         kept = tuple(entry for entry in entries if entry.tensor in tensors)
         latents = Latents(vae.config, not raw, kept, tensors)
-        latents_file.save(output, latents)
-        _report(output, latents, failures, vae, as_json)
+        size = latents_file.save(output, latents)
+        _report(output, size, latents, failures, vae, as_json)
     failures.raise_any()
 
 
@@ -83,9 +83,9 @@ def _encode(
     return tensors
 
 
-def _report(output: Path, latents: Latents, failures: Failures, vae: AutoencoderKL, as_json: bool) -> None:
+def _report(output: Path, size: int, latents: Latents, failures: Failures, vae: AutoencoderKL, as_json: bool) -> None:
     """Prints a row for each picture."""
-    size, values = output.stat().st_size, "normalized" if latents.normalized else "raw"
+    values = "normalized" if latents.normalized else "raw"
     pairs = [(entry, latents.tensors[entry.tensor].shape) for entry in latents.entries]
     if as_json:
         rows = [
