@@ -51,7 +51,10 @@ def written_whole(path: Path) -> Iterator[Path]:
         part.touch()
         usual = part.stat()
         yield part
-        _take_over(part, require_writable(target) or usual)
+        replaced = require_writable(target) or usual
+        if not stat.S_ISREG(replaced.st_mode):
+            raise OSError(errno.EEXIST, "a pipe or a device has taken its place", str(path))
+        _take_over(part, replaced)
         os.replace(part, target)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -119,7 +122,7 @@ def _workplace(target: Path) -> tuple[Path, int | None]:
 
     A folder that a killed process has left is emptied and used again.
     """
-    label = os.fsencode(target.name)[:LABEL].decode(errors="ignore")
+    label = os.fsencode(target.name)[:LABEL].decode(sys.getfilesystemencoding(), "ignore")  # no half of a character
     number = 0
     while True:
         folder = target.with_name(f".{label}.{number}.part")

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from threading import Timer
 from typing import Any, TextIO
 
@@ -54,10 +55,9 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
     if sys.stdout.isatty():
         Console(highlight=False).print(table)
         return
-    console = Console(highlight=False, color_system=None, width=UNLIMITED)
-    with console.capture() as text:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+    text = StringIO()
+    Console(file=text, highlight=False, color_system=None, width=UNLIMITED).print(table)
+    print("\n".join(line.rstrip() for line in text.getvalue().split("\n")[:-1]))
 
 
 class Steps:
