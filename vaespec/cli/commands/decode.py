@@ -32,7 +32,10 @@ def decode(
     max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
-    """Decode latents. Write NAME-vae.png for each picture, in its original size if it was encoded with --pad edge."""
+    """Decode latents. Write NAME-vae.png for each picture, in its original size if it was encoded with --pad edge.
+
+    Pictures that fail are left out and listed, and the exit code is 1.
+    """
     content = latents_file.load(latents)
     outputs = _outputs(output, content)
     vae = open_model(weights, family, backend, device, dtype, precision)

@@ -36,7 +36,10 @@ def encode(
     max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
-    """Encode pictures of any sizes into one .safetensors file, with all that `vaespec decode` needs."""
+    """Encode pictures of any sizes into one .safetensors file, with all that `vaespec decode` needs.
+
+    Pictures that fail are left out and listed, and the exit code is 1.
+    """
     seeds = options.seeds(len(pictures), sample, seed)
     headers = picture_files.read_headers(pictures)
     paths.require_file(output, ".safetensors")

@@ -32,7 +32,10 @@ def roundtrip(
     max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
-    """Encode and decode pictures. Write NAME-vae.png for each, and print its PSNR."""
+    """Encode and decode pictures. Write NAME-vae.png for each, and print its PSNR.
+
+    Pictures that fail are left out and listed, and the exit code is 1.
+    """
     seeds = options.seeds(len(pictures), sample, seed)
     headers = picture_files.read_headers(pictures)
     outputs = paths.picture_outputs(output, pictures)
