@@ -12,13 +12,14 @@ from vaespec.registry import backends, get_backend
 from vaespec.weights.containers.container import Container
 from vaespec.weights.containers.flax import MSGPACK
 from vaespec.weights.containers.gguf import GGUF
+from vaespec.weights.containers.pytorch import PYTORCH_LEGACY, PYTORCH_ZIP
 from vaespec.weights.containers.quantized import dequantized
 from vaespec.weights.containers.safetensors import SAFETENSORS
 from vaespec.weights.containers.shards import Shards, read_index
 from vaespec.weights.containers.tensor_file import TensorFile, opened
 
 # safetensors comes first: the length it begins with may look like another container's magic.
-CONTAINERS = (SAFETENSORS, GGUF, MSGPACK)
+CONTAINERS = (SAFETENSORS, GGUF, MSGPACK, PYTORCH_ZIP, PYTORCH_LEGACY)
 
 START = 64  # bytes by which a container is recognized
 
