@@ -1,44 +1,29 @@
 """vaespec: AutoencoderKL, the image VAE of Stable Diffusion and FLUX, as a specification that runs."""
 
-from vaespec.architecture import decoder, encoder, parameters
-from vaespec.autoencoder import AutoencoderKL, load
-from vaespec.config import AutoencoderConfig
-from vaespec.errors import (
-    BackendError,
-    ConfigError,
-    InputError,
-    NonFiniteError,
-    VaespecError,
-    WeightFileError,
-    WeightMapError,
-)
-from vaespec.ops import Ops
-from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
-from vaespec.posterior import DiagonalGaussian
-from vaespec.reference import ReferenceOps
-from vaespec.registry import backends, register_backend
+TYPE_CHECKING = False  # typing's, which takes a while to import: see __getattr__
+if TYPE_CHECKING:
+    from vaespec.api import *  # noqa: F403
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AutoencoderConfig",
-    "AutoencoderKL",
-    "AutoencoderKLOutput",
-    "BackendError",
-    "ConfigError",
-    "DecoderOutput",
-    "DiagonalGaussian",
-    "InputError",
-    "NonFiniteError",
-    "Ops",
-    "ReferenceOps",
-    "VaespecError",
-    "WeightFileError",
-    "WeightMapError",
-    "backends",
-    "decoder",
-    "encoder",
-    "load",
-    "parameters",
-    "register_backend",
-]
+
+def __getattr__(name: str) -> object:
+    """Imports a module of this package, or a name of `vaespec.api`, when it is first used.
+
+    So the command line handles Ctrl-C before NumPy and most of the standard library are imported.
+    """
+    from importlib import import_module
+    from importlib.util import find_spec
+
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):
+        return import_module(f"{__name__}.{name}")
+    api = import_module("vaespec.api")
+    if name == "__all__" or name in api.__all__:
+        return globals().setdefault(name, getattr(api, name))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    from vaespec import api
+
+    return sorted({*globals(), *api.__all__})

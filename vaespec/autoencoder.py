@@ -119,8 +119,9 @@ class AutoencoderKL(PlacedModel):
     def save_pretrained(self, path: AnyPath, *, dtype: Any = None) -> None:
         """Write a folder that diffusers' from_pretrained loads, in `dtype` (default: the model's).
 
-        Files appear whole. Raises WeightFileError if the folder has an index of shards, which diffusers would read
-        instead.
+        Files appear whole. If the process is killed between the two, the folder is refused, by diffusers too, until a
+        model is saved there again. A config.json may be edited, and the weights replaced, by hand. Raises
+        WeightFileError if the folder has an index of shards, which diffusers would read instead.
         """
         weights.save_folder(Path(path), self.config, self.weights(), None if dtype is None else dtype_name(dtype))
 

@@ -16,6 +16,7 @@ from vaespec.errors import ConfigError, UnknownFieldError
 # AutoencoderKLFlux2 has class defaults of its own, and lacks some fields of AutoencoderKL (scaling_factor, ...).
 FLUX2_ONLY = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_momentum", "patch_size")
 FLUX2_LACKS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+UNFINISHED = "_unfinished"  # the key of a config.json whose weights were being replaced
 CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2", "FlaxAutoencoderKL")  # all other classes have other layers
 FLUX2_DEFAULTS: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -151,6 +152,8 @@ class AutoencoderConfig(Mapping[str, Any]):
             raise ConfigError(f"a config is a mapping of field names to values, got {brief(values)}.")
         if isinstance(values, cls):
             return values
+        if UNFINISHED in values:
+            raise ConfigError("this config is of a model that was not saved to its end: save the model again.")
         is_flux2 = "AutoencoderKLFlux2" in _classes(values)
         given = {name: plain(value) for name, value in values.items() if not name.startswith("_")}
         known = {field.name for field in dataclasses.fields(cls)}

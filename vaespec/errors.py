@@ -1,8 +1,17 @@
 """The exceptions, one class per kind of mistake, so that callers can handle each kind on its own."""
 
+from vaespec.escaping import escaped
+
 
 class VaespecError(Exception):
-    """Base of every error that vaespec raises on purpose; the message is one sentence: the value, and what to do."""
+    """Base of every error that vaespec raises on purpose; the message is one sentence: the value, and what to do.
+
+    Further arguments are lines below the sentence, such as the tensors that do not fit. A message contains names from
+    files: characters that a terminal would obey are shown as escape sequences.
+    """
+
+    def __str__(self) -> str:
+        return "\n  ".join(escaped(str(line)) for line in self.args)
 
 
 class ConfigError(VaespecError, ValueError):

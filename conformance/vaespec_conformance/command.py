@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,10 +10,9 @@ from typing import Any
 
 import typer
 
-from vaespec.cli.console import print_json, print_table, progress
-from vaespec.cli.failures import in_words
+from vaespec.cli.console import print_json, print_lines, print_table, progress
+from vaespec.cli.failures import complain, in_words
 from vaespec.cli.options import example
-from vaespec.cli.paths import written
 from vaespec.errors import VaespecError
 from vaespec_conformance import options, require_hypothesis
 from vaespec_conformance.reports.report import Report
@@ -32,7 +30,7 @@ def _usage_errors() -> Iterator[None]:
     try:
         yield
     except (VaespecError, OSError) as error:
-        print(f"vaespec: error: {in_words(error)}", file=sys.stderr)
+        complain(in_words(error))
         raise typer.Exit(2) from None
 
 
@@ -99,6 +97,7 @@ def _examine(
     from vaespec_conformance.reports.html import to_html
     from vaespec_conformance.reports.markdown import to_markdown
     from vaespec_conformance.reports.summary import print_summary
+    from vaespec_conformance.reports.writing import write_texts
     from vaespec_conformance.running.isolated import run_isolated
 
     with progress(f"examining {request.backend or request.port}") as step:
@@ -107,14 +106,8 @@ def _examine(
         print_json(report.to_dict(seconds=seconds))
     else:
         print_summary(report)
-    for path, text in (  # after the summary, which is printed even if a file cannot be written
-        (json, report.to_json(seconds=seconds)),
-        (markdown, to_markdown(report)),
-        (html, to_html(report)),
-    ):
-        if path is not None:
-            with written(path) as part:
-                part.write_text(text, encoding="utf-8")
+    texts = {json: report.to_json(seconds=seconds), markdown: to_markdown(report), html: to_html(report)}
+    write_texts({path: text for path, text in texts.items() if path is not None})  # after the summary, if they fail
     return report.exit_code
 
 
@@ -150,5 +143,5 @@ def _check_itself(backend: str | None, port: str | None, device: str | None, dty
     Selection(dtypes=dtypes)  # raises AgendaError if there is no such dtype
     with progress("putting mistakes in") as step:
         result = self_check(load_backend(backend or "numpy", device), dtypes, step)
-    print("\n".join(result.lines()))
+    print_lines(*result.lines())
     return result.exit_code

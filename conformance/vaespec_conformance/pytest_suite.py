@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 
 import pytest
 
-from vaespec.errors import VaespecError
-from vaespec.files import written_whole
+from vaespec.errors import InputError, VaespecError
+from vaespec.escaping import escaped
 from vaespec_conformance.reports.html import to_html
 from vaespec_conformance.reports.markdown import to_markdown
 from vaespec_conformance.reports.report import Report, Result
 from vaespec_conformance.reports.text import failure_lines
+from vaespec_conformance.reports.writing import write_texts
 from vaespec_conformance.running.agenda import EVERYTHING, Item, Selection, agenda, levels_between
 from vaespec_conformance.running.facts import run_facts
 from vaespec_conformance.running.preliminaries import preliminaries
@@ -136,6 +137,7 @@ class Recorder:
         self.results: dict[str, Result] = {}
         self.seconds: dict[str, float] = {}
         self.known: dict[str, Any] = {}
+        self.problem = ""
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Collects the properties of a test; under pytest-xdist this is called in the controlling process."""
@@ -153,15 +155,19 @@ class Recorder:
             return
         if session.exitstatus == pytest.ExitCode.OK and self.report.exit_code:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
-        for name, write in WRITERS.items():
-            if path := self.config.getoption(f"vaespec_{name}"):
-                with written_whole(Path(path)) as part:
-                    part.write_text(write(self.report), encoding="utf-8")
+        paths = {name: self.config.getoption(f"vaespec_{name}") for name in WRITERS}
+        try:
+            write_texts({Path(path): WRITERS[name](self.report) for name, path in paths.items() if path})
+        except InputError as error:
+            self.problem = str(error)
+            session.exitstatus = pytest.ExitCode.USAGE_ERROR
 
     def pytest_terminal_summary(self, terminalreporter: Any) -> None:
         """Prints the verdict, as the command line does."""
         terminalreporter.section("vaespec conformance")
-        terminalreporter.line(self.report.headline)
+        terminalreporter.line(escaped(self.report.headline))
+        if self.problem:
+            terminalreporter.line(f"error: {self.problem}")
 
     @property
     def report(self) -> Report:

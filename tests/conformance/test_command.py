@@ -6,6 +6,9 @@ import json
 import os
 import re
 import shlex
+import signal
+import stat
+import subprocess
 import sys
 from dataclasses import replace
 from importlib import metadata
@@ -316,6 +319,53 @@ def test_a_report_that_cannot_be_written_is_an_error_after_the_summary(tmp_path)
     done = run("--backend", "numpy", "--check", "ops.relu[float32]", "--report", report, code=2)
     assert "numpy: partial" in done.stdout
     assert f"cannot write {report} (" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no pipes")
+def test_a_report_never_replaces_a_pipe_or_a_link_and_the_others_are_written(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "link").symlink_to("target")
+    (tmp_path / "report.html").touch(0o600)
+    names = {"--report": "pipe", "--markdown": "link", "--html": "report.html"}
+    options = [word for option, name in names.items() for word in (option, tmp_path / name)]
+    done = run("--backend", "numpy", "--check", "ops.relu[float32]", *options, code=2)
+    assert f"cannot write {tmp_path / 'pipe'} (it is a pipe that nobody reads: start its reader first)." in done.stderr
+    assert (tmp_path / "pipe").is_fifo()
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "target").read_text().startswith("# numpy: partial")
+    assert (tmp_path / "report.html").read_text().startswith("<!doctype html>")
+    assert stat.S_IMODE((tmp_path / "report.html").stat().st_mode) == 0o600
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no signals to a group")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_command_and_its_processes_quietly(number):
+    call = "killpg(0," if number == signal.SIGINT else "kill(os.getpid(),"  # Ctrl-C gets to the whole group
+    code = (
+        "import os, signal\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "from vaespec_conformance.running import process\n"
+        "begin = process.Process.begin\n"
+        "def begun(self, numbers):\n"
+        "    begin(self, numbers)\n"
+        f"    os.{call} {int(number)})\n"
+        "process.Process.begin = begun\n"
+        "from vaespec.cli import main; main()"
+    )
+    command = [sys.executable, "-c", code, "conformance", "--backend", "numpy", "--level", "L1"]
+    done = subprocess.run(command, capture_output=True, timeout=120, start_new_session=True)
+    assert (done.returncode, done.stdout, done.stderr) == (128 + number, b"", b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no shell of POSIX")
+@pytest.mark.parametrize("shell", [">&-", "2>&-"])
+def test_closed_and_ascii_streams_do_not_fail_the_command(shell):
+    command = [sys.executable, "-c", "from vaespec.cli import main; main()", "conformance", "--backend", "numpy"]
+    line = ["sh", "-c", f'"$@" {shell}', "sh", *command, "--check", "ops.relu[float32]"]
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "COLUMNS": "0"}
+    done = subprocess.run(line, capture_output=True, env=environment, timeout=120)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert (b"numpy: partial" in done.stdout) == (shell == "2>&-")
 
 
 def test_without_hypothesis_the_command_says_what_to_install(monkeypatch):

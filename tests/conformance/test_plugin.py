@@ -97,6 +97,15 @@ def test_a_check_that_hangs_fails_and_the_others_go_on(tmp_path):
     assert f"it did not end within {LIMIT} s." in output
 
 
+def test_a_report_that_cannot_be_written_is_told_in_a_sentence(tmp_path):
+    (tmp_path / "folder").mkdir()
+    options = ("--vaespec-backend", "numpy", "--vaespec-check", "ops.relu", "--vaespec-report", "folder")
+    output = run_pytest(tmp_path, *OF_SUITE, *options, "--vaespec-html", "report.html", code=4)
+    assert "error: cannot write folder (it is a folder).\n" in output
+    assert "INTERNALERROR" not in output
+    assert (tmp_path / "report.html").exists()
+
+
 def test_a_port_is_examined_too(tmp_path):
     options = ("--vaespec-port", f"{SUBJECTS}:port", "--vaespec-check", "model.decode[float32]")
     assert counts(run_pytest(tmp_path, *OF_SUITE, *options)) == {"passed": 3}

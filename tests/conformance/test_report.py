@@ -25,11 +25,28 @@ from vaespec_conformance.reports.html import to_html
 from vaespec_conformance.reports.markdown import matrix, to_markdown
 from vaespec_conformance.reports.picture import LARGEST, error_picture
 from vaespec_conformance.reports.report import SCHEMA_FILE, STATUSES, Failure, Report, Result, rounded
-from vaespec_conformance.reports.text import margin
+from vaespec_conformance.reports.text import failure_lines, margin
 from vaespec_conformance.running.facts import DECISIVE, FOLDER
 
 SCHEMA = json.loads(SCHEMA_FILE.read_text(encoding="utf-8"))
 each_report = pytest.mark.parametrize("report", ALL.values(), ids=ALL)
+
+
+def test_no_format_contains_characters_that_a_terminal_or_a_browser_obeys():
+    hostile = "\x1b]0;title\x07 \x9b31m \u202e \u2066 \x7f"
+    failure = Failure(hostile, hostile, hostile, {hostile: 1}, f"{hostile}\nprint()\n", hostile)
+    report = made(
+        replace(FAIL, failure=failure),
+        replace(GAP, reason=hostile, url=hostile),
+        replace(UNDECLARED, reason=hostile),
+        subject={**ABOUT["subject"], "name": hostile, "distribution": hostile},
+        environment={hostile: hostile},
+        ops={hostile: hostile},
+    )
+    for text in (to_html(report), to_markdown(report), matrix([report]), report.to_json()):
+        assert text.replace("\n", "").isprintable()
+    assert "".join(failure_lines(report.results[0])).isprintable()
+    assert Report.from_json(report.to_json()) == report
 
 
 # -- JSON --------------------------------------------------------------------------------------------------------

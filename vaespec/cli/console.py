@@ -6,16 +6,29 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from io import StringIO
 from threading import Timer
-from typing import Any
+from typing import Any, TextIO
+
+from vaespec.escaping import escaped, escaped_json
 
 PATIENCE = 1.0  # seconds before a bar appears: work that takes longer is likely to take more than two
 UNLIMITED = 1000  # columns of a table that goes to a file or a pipe, so that no line is wrapped
 
 
 def print_json(document: Any) -> None:
-    """Prints one JSON document."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    """Prints one JSON document, whose text is ASCII if stdout cannot take all of it."""
+    text = json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode(sys.stdout.encoding or "ascii")
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2, allow_nan=False)
+    print(escaped_json(text))
+
+
+def print_lines(*lines: str, file: TextIO | None = None) -> None:
+    """Prints each line on a line of its own, whatever characters it contains; on stdout by default."""
+    print(*map(escaped, lines), sep="\n", file=file)
 
 
 def print_facts(facts: dict[str, str]) -> None:
@@ -38,14 +51,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
             overflow="fold",
         )
     for row in rows:
-        table.add_row(*(Text(cell) for cell in row))  # Text: a file name may look like markup
+        table.add_row(*(Text(escaped(cell)) for cell in row))  # Text: a file name may look like markup
     if sys.stdout.isatty():
         Console(highlight=False).print(table)
         return
-    console = Console(highlight=False, color_system=None, width=UNLIMITED)
-    with console.capture() as text:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in text.get().splitlines()))
+    text = StringIO()
+    Console(file=text, highlight=False, color_system=None, width=UNLIMITED).print(table)
+    print("\n".join(line.rstrip() for line in text.getvalue().split("\n")[:-1]))
 
 
 class Steps:
@@ -84,7 +96,7 @@ def progress(task: str, total: int | None = None) -> Iterator[Steps]:
         redirect_stdout=False,  # results must reach a pipe
         redirect_stderr=False,
     )
-    bar_task = bar.add_task(task, total=total)
+    bar_task = bar.add_task(escaped(task), total=total)
     timer = Timer(PATIENCE, bar.start)
     timer.daemon = True
     timer.start()

@@ -1,4 +1,4 @@
-"""What the user sees when a command fails: one line on stderr, and an exit code."""
+"""What the user sees when a command fails: lines on stderr, and an exit code."""
 
 from __future__ import annotations
 
@@ -6,44 +6,59 @@ import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperGroup
 
+from vaespec.cli.console import print_lines
 from vaespec.errors import VaespecError
+from vaespec.escaping import escaped
 
 
 class CommandGroup(TyperGroup):
     """A group of commands that reports every failure in one line; `--debug` adds the traceback."""
 
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        """Reads the arguments. A usage error quotes them in a form that is safe to print."""
+        with _escaped_usage_errors():
+            return super().make_context(*args, **kwargs)
+
     def invoke(self, ctx: Any) -> Any:
-        """Runs the command. Exits with 1 and a line on stderr after an error, silently with 130 after Ctrl-C."""
+        """Runs the command. Exits with 1 and a line on stderr for each error, silently with 130 after Ctrl-C."""
         try:
-            return super().invoke(ctx)
+            with _escaped_usage_errors():
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
+        except SomeFailedError as failed:
+            for failure in failed.failures:
+                complain(failure.words, failure.trace if ctx.params["debug"] else "")
         except Exception as error:
             if hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError)):
                 raise  # Typer's own: usage errors and exits; or the reader of our output has closed the pipe
-            if ctx.params["debug"]:
-                traceback.print_exc()
-            print(f"vaespec: error: {in_words(error)}", file=sys.stderr)
-            raise typer.Exit(1) from None
+            complain(in_words(error), traceback.format_exc() if ctx.params["debug"] else "")
+        raise typer.Exit(1) from None
+
+
+def complain(words: str, trace: str = "") -> None:
+    """Prints the line of an error on stderr, below the traceback if there is one."""
+    print_lines(*trace.splitlines(), *f"vaespec: error: {words}".split("\n"), file=sys.stderr)
 
 
 def in_words(error: Exception) -> str:
-    """Describes an error to a reader who does not know the code."""
+    """Describes an error to a reader who does not know the code, in characters that are safe to print."""
     if isinstance(error, VaespecError):
         return str(error)
     if isinstance(error, OSError):
         place = "" if error.filename is None else f"{error.filename}: "
-        return f"{place}{(error.strerror or str(error)).lower()}."
+        return escaped(f"{place}{(error.strerror or str(error)).lower()}.")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
         return "not enough memory: try a smaller picture."
     message = " ".join(str(error).split())
-    return f"unexpected {type(error).__name__}: {message} (`vaespec --debug ...` shows where)"
+    return escaped(f"unexpected {type(error).__name__}: {message} (`vaespec --debug ...` shows where)")
 
 
 @contextmanager
@@ -52,6 +67,60 @@ def name_in_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except VaespecError as error:
-        if str(path) in str(error):
+        if escaped(str(path)) in str(error):
             raise
-        raise type(error)(f"{path}: {error}") from error
+        sentence, *lines = error.args
+        raise type(error)(f"{path}: {sentence}", *lines) from error
+
+
+@dataclass(frozen=True)
+class Failure:
+    """Why one of many pictures failed: in words, and as a traceback. No frame is kept, which would keep its arrays."""
+
+    name: str
+    words: str
+    trace: str
+
+
+@dataclass(frozen=True)
+class Failures:
+    """The failures of single pictures, after which a command goes on with the others."""
+
+    found: list[Failure] = field(default_factory=list)
+
+    @contextmanager
+    def caught(self, name: str) -> Iterator[None]:
+        """Notes any error of this picture."""
+        try:
+            yield
+        except Exception as error:
+            words = in_words(error)
+            named = words if escaped(name) in words else f"{escaped(name)}: {words}"
+            self.found.append(Failure(name, named, traceback.format_exc()))
+
+    def document(self) -> list[dict[str, str]]:
+        """The failures for --json."""
+        return [{"name": failure.name, "error": failure.words} for failure in self.found]
+
+    def raise_any(self) -> None:
+        """Raises SomeFailedError if there are failures; called after the rest has been reported."""
+        if self.found:
+            raise SomeFailedError(self.found)
+
+
+class SomeFailedError(Exception):
+    """A part of the work of a command failed."""
+
+    def __init__(self, failures: list[Failure]) -> None:
+        super().__init__(f"{len(failures)} failed")
+        self.failures = failures
+
+
+@contextmanager
+def _escaped_usage_errors() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "exit_code") and hasattr(error, "message"):
+            error.message = escaped(error.message)
+        raise

@@ -72,8 +72,8 @@ def entries(pictures: Sequence[PictureFile], pad: Pad, seeds: Sequence[int | Non
     )
 
 
-def save(path: Path, latents: Latents) -> None:
-    """Writes the file, complete or not at all; creates its folder."""
+def save(path: Path, latents: Latents) -> int:
+    """Writes the file, complete or not at all; creates its folder. Returns the number of bytes."""
     from vaespec import __version__
 
     sampled = any(entry.seed is not None for entry in latents.entries)
@@ -89,6 +89,7 @@ def save(path: Path, latents: Latents) -> None:
     }
     with written(path) as part:
         write_safetensors(part, latents.tensors, metadata)
+        return part.stat().st_size
 
 
 def load(path: Path) -> Latents:

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vaespec.errors import InputError
-from vaespec.files import written_whole
+from vaespec.files import require_writable, written_whole
 
 
 def require_folder(folder: Path) -> None:
@@ -27,6 +27,12 @@ def require_file(path: Path, suffix: str) -> None:
     """Raises InputError unless a file with that suffix can be written at `path`."""
     if path.is_dir():
         raise InputError(f"cannot write {path}: it is a folder; name a {suffix} file.")
+    try:
+        require_writable(path)
+    except NotADirectoryError:
+        pass  # for the words of `require_folder`
+    except OSError as error:
+        raise InputError(f"cannot write {path} ({error.strerror}).") from None
     if path.suffix.lower() != suffix:
         raise InputError(f"cannot write {path}: the result is a {suffix} file; name it {path.with_suffix(suffix)}.")
     require_folder(path.parent)

@@ -11,6 +11,7 @@ import numpy as np
 from vaespec.architecture import halves_among, parameters
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import WeightFileError, WeightMapError
+from vaespec.escaping import escaped
 from vaespec.parameter import Parameter
 from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.config_from_weights import choose_config
@@ -77,10 +78,11 @@ def require_fit(vae: VaeInFile, fitted: Fit, strict: bool) -> None:
         head = f'{vae.file.path} does not fit the config (dialect "{vae.dialect.name}"):'
         if not fitted.misfits and refused != refused_names(vae, fitted, strict=False):
             problems.append("strict=False, or --no-strict, leaves out unexpected tensors")
-        raise WeightMapError("\n  ".join([head, *problems]))
+        raise WeightMapError(head, *problems)
     if left := [*vae.ignored(), *fitted.unexpected]:
         why = "that training left beside the model, as strict allows" if strict else "that are not the model's"
-        LOG.warning("%s: left out %d tensors %s: %s", vae.file.path, len(left), why, ", ".join(shortened(left)))
+        path, names = escaped(str(vae.file.path)), escaped(", ".join(shortened(left)))
+        LOG.warning("%s: left out %d tensors %s: %s", path, len(left), why, names)
 
 
 def refused_names(vae: VaeInFile, fitted: Fit, strict: bool) -> tuple[str, ...]:
@@ -106,7 +108,7 @@ def require_complete(weights: Mapping[str, np.ndarray], config: AutoencoderConfi
     ]
     unexpected = [f"unexpected  {name}" for name in weights if name not in table]
     if problems := [line for lines in (missing, shapes, unexpected) for line in shortened(lines)]:
-        raise WeightMapError("\n  ".join(["the weights do not fit the config:", *problems]))
+        raise WeightMapError("the weights do not fit the config:", *problems)
 
 
 def _misshapen(vae: VaeInFile, table: Mapping[str, Parameter], present: Mapping[str, str]) -> Iterable[str]:

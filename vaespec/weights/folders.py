@@ -10,6 +10,7 @@ from pathlib import Path
 
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, PipelineError, WeightFileError
+from vaespec.escaping import escaped
 from vaespec.weights.containers import read_index, suffixes
 from vaespec.weights.listing import shortened
 
@@ -73,7 +74,7 @@ def choose(folder: Path, variant: str | None = None) -> FolderFiles:
     chosen = choose_among(listing(folder), str(folder), variant)
     if chosen.variant != (variant or None):
         logging.getLogger("vaespec").warning(
-            "%s has its weights only as variant %r, which is used.", folder, chosen.variant
+            "%s has its weights only as variant %r, which is used.", escaped(str(folder)), chosen.variant
         )
     return chosen.under(folder)
 

@@ -63,11 +63,12 @@ def inspect_weights(
     try:
         vae = locate_as(file, options)
     except (WeightMapError, WeightFileError) as error:
-        return Inspection(file.path, file.kind, dict(file.metadata), others=len(file), problems=(str(error),))
+        problems = tuple(map(str, error.args))
+        return Inspection(file.path, file.kind, dict(file.metadata), others=len(file), problems=problems)
     try:
         fitted = fit(vae, files.read_config(family), family)
     except (ConfigError, WeightMapError, WeightFileError) as error:
-        return _inspection(vae, None, [str(error)])
+        return _inspection(vae, None, list(map(str, error.args)))
     refused = refused_names(vae, fitted, options.get("strict", True))
     problems = [fitted.not_plain] if fitted.not_plain is not None else [*fitted.misfits, *map(_unexpected, refused)]
     if check and not problems:
@@ -85,7 +86,7 @@ def _problems_of_values(vae: VaeInFile, fitted: Fit) -> list[str]:
         for name in weights:
             weights[name]
     except (NonFiniteError, WeightMapError) as error:
-        return [str(error)]
+        return list(map(str, error.args))
     return []
 
 

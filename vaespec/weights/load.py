@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Unpack
 
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import InputError
+from vaespec.errors import InputError, WeightFileError
 from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.fit import fit, require_fit
 from vaespec.weights.folders import choose
@@ -23,9 +23,16 @@ def load_weights(path: Path, family: str | None = None, **options: Unpack[Readin
 def load_folder(
     folder: Path, variant: str | None = None, family: str | None = None, **options: Unpack[Reading]
 ) -> Loaded:
-    """Load a folder with its weights in one file or in shards, plain or of a variant, and its config.json if any."""
+    """Load a folder with its weights in one file or in shards, plain or of a variant, and its config.json if any.
+
+    Raises WeightFileError if another process saves a model there meanwhile.
+    """
     files = choose(folder, variant)
-    return load_file(files.weights, files.read_config(family), family, **options)
+    config = files.read_config(family)
+    loaded = load_file(files.weights, config, family, **options)
+    if files.read_config(family) != config:  # the weights, which are open by now, may be of either model
+        raise WeightFileError(f"{files.config} has changed since it was read: load the folder again.")
+    return loaded
 
 
 def load_file(

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from vaespec.architecture import halves_among, parameters
-from vaespec.config import AutoencoderConfig
+from vaespec.config import UNFINISHED, AutoencoderConfig
 from vaespec.dtypes import storage_dtype
 from vaespec.errors import InputError, NonFiniteError, WeightFileError
-from vaespec.files import written_whole
+from vaespec.files import require_writable, written_whole
 from vaespec.parameter import Parameter
 from vaespec.weights.config_from_weights import CONFIG_KEY
 from vaespec.weights.containers import CONTAINERS, quantize, write_safetensors
 from vaespec.weights.containers.quantized import GROUP
 from vaespec.weights.dialects import DIALECTS, DIFFUSERS, Dialect, known_dialect
+from vaespec.weights.folders import CONFIG
 from vaespec.weights.layouts import to_stored
 
 METADATA = {"format": "pt"}  # as diffusers writes it
 WEIGHTS = "diffusion_pytorch_model.safetensors"  # in a folder
+INTERRUPTED = f"{WEIGHTS} and this file were not both replaced: save the model again."
 
 
 def save_folder(
@@ -30,8 +35,9 @@ def save_folder(
 ) -> None:
     """Write config.json and diffusion_pytorch_model.safetensors, for diffusers' from_pretrained.
 
-    Neither file appears before both are written. Raises WeightFileError for a folder with an index of shards, which
-    diffusers would read instead.
+    Neither file appears before both are written. While one is replaced after the other, config.json is one that neither
+    vaespec nor diffusers loads, so that a config is never loaded with the weights of another model, even if the process
+    is killed. Raises WeightFileError for a folder with an index of shards, which diffusers would read instead.
     """
     tensors = _stored(config, weights, DIFFUSERS, "", dtype)
     if folder.is_file():
@@ -40,9 +46,52 @@ def save_folder(
         raise WeightFileError(f"{index} exists, and diffusers would read its shards instead: name another folder.")
     with _write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        with written_whole(folder / WEIGHTS) as weights_part, written_whole(folder / "config.json") as config_part:
-            write_safetensors(weights_part, tensors, METADATA)
-            config_part.write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        for path in (folder / CONFIG, folder / WEIGHTS):
+            _require_regular(path)
+        with (
+            _written_json(folder / CONFIG, config.to_dict()),
+            _kept_after_errors(folder / CONFIG, folder / WEIGHTS),
+            written_whole(folder / WEIGHTS) as part,
+        ):
+            write_safetensors(part, tensors, METADATA)
+            with _written_json(folder / CONFIG, {**config.to_dict(), "_class_name": None, UNFINISHED: INTERRUPTED}):
+                pass  # which nobody loads, until the weights and then the config are replaced
+
+
+@contextmanager
+def _written_json(path: Path, content: Mapping[str, Any]) -> Iterator[None]:
+    """Writes the content to a temporary file at once, which replaces `path` at the end."""
+    with written_whole(path) as part:
+        part.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        yield
+
+
+@contextmanager
+def _kept_after_errors(config: Path, weights: Path) -> Iterator[None]:
+    """Restores the old config after an error, unless the weights have been replaced."""
+    content, state = config.read_bytes() if config.exists() else None, _state(weights)
+    try:
+        yield
+    except BaseException:
+        if _state(weights) == state and content is None:
+            config.unlink(missing_ok=True)
+        elif _state(weights) == state and config.read_bytes() != content:
+            with written_whole(config) as part:
+                part.write_bytes(content or b"")
+        raise
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """What changes when a file is replaced; empty if there is none."""
+    state = require_writable(path)
+    return () if state is None else (state.st_ino, state.st_size, state.st_mtime_ns)
+
+
+def _require_regular(path: Path) -> None:
+    """Raises OSError for a pipe or a device, which would not be replaced."""
+    state = require_writable(path)
+    if state is not None and not stat.S_ISREG(state.st_mode):
+        raise OSError(errno.EINVAL, "it is a pipe or a device: name another folder", str(path))
 
 
 def save_file(
@@ -54,8 +103,10 @@ def save_file(
     prefix: str = "",
     dtype: str | None = None,
     bits: int | None = None,
-) -> None:
+) -> int:
     """Write one file in a dialect's names, layout and container: Flax's is a .msgpack, the others' a .safetensors.
+
+    Returns the number of bytes.
 
     A .safetensors has the config in its metadata, since weights do not show all of it. `bits` (4 or 8) quantizes the
     linear maps as MLX does, for mflux.
@@ -71,6 +122,7 @@ def save_file(
     write = next(row.write for row in CONTAINERS if row.write and names.suffix in row.suffixes)
     with _write_errors(path), written_whole(path) as part:
         write(part, tensors, METADATA | {CONFIG_KEY: json.dumps(config.to_dict())})
+        return part.stat().st_size
 
 
 @contextmanager
@@ -79,7 +131,8 @@ def _write_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WeightFileError(f"cannot write {error.filename2 or path} ({error.strerror or error}).") from None
+        place = error.filename2 or error.filename or path
+        raise WeightFileError(f"cannot write {place} ({error.strerror or error}).") from None
 
 
 def _stored(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
 
+from vaespec.escaping import escaped
 from vaespec_conformance.judging.registry import LEVELS
 from vaespec_conformance.reports.report import STATUSES, Report, Result, by_check, by_level
 from vaespec_conformance.reports.text import (
@@ -26,13 +27,14 @@ def to_html(report: Report) -> str:
     """The page: the verdict, the failures, every margin, and the subject and its environment."""
     title = escape(f"{report.name}: {report.verdict}")
     parts = (_verdict(report), _failures(report), _matrix(report), _tables(report), _gaps(report))
-    return (
+    page = (
         f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<title>{title}</title>\n'
         f"<style>\n{STYLE.read_text(encoding='utf-8')}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(part for part in parts if part)
         + "\n</main>\n</body>\n</html>\n"
     )
+    return "\n".join(map(escaped, page.split("\n")))
 
 
 def _verdict(report: Report) -> str:

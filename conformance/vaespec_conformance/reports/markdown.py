@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Sequence
 
+from vaespec.escaping import escaped
 from vaespec_conformance.reports.report import STATUSES, Report, Result, by_check
 from vaespec_conformance.reports.text import NOTE, environment_rows, gap_rows, margin, precision_rows, subject_rows
 
@@ -40,7 +41,7 @@ def to_markdown(report: Report) -> str:
     ):
         if table := list(rows):
             lines += ["", f"## {title}", "", *_table(header, table)]
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(escaped, lines)) + "\n"
 
 
 def matrix(reports: Sequence[Report]) -> str:
@@ -70,7 +71,7 @@ def matrix(reports: Sequence[Report]) -> str:
     )
     lines += ["", "## Where", ""]
     lines += _table(("backend", "run", "suite", "environment"), (_origin(report) for report in reports))
-    return "\n".join(lines) + "\n"
+    return "\n".join(map(escaped, lines)) + "\n"
 
 
 def _origin(report: Report) -> tuple[str, str, str, str]:

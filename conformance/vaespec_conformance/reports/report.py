@@ -17,6 +17,7 @@ from typing import Any, NamedTuple, Self
 
 from vaespec import strict_json
 from vaespec.errors import VaespecError
+from vaespec.escaping import escaped_json
 from vaespec_conformance.judging import budgets
 
 OPERATION_LEVELS = ("L0", "L1")
@@ -234,7 +235,8 @@ class Report:
 
     def to_json(self, *, seconds: bool = False) -> str:
         """One JSON document, ending with a newline."""
-        return json.dumps(self.to_dict(seconds=seconds), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+        document = json.dumps(self.to_dict(seconds=seconds), indent=2, ensure_ascii=False, allow_nan=False)
+        return escaped_json(document) + "\n"
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Iterator
 
-from vaespec.cli.console import print_table
+from vaespec.cli.console import print_lines, print_table
 from vaespec_conformance.judging.registry import LEVELS
 from vaespec_conformance.reports.report import Report, Result, by_level
 from vaespec_conformance.reports.text import COLUMNS, MARKS, failure_lines, margin
@@ -19,16 +19,16 @@ def print_summary(report: Report) -> None:
     if rows := list(_rows(report)):
         print_table(("level", "", *report.dtypes), rows)
     for result in report.bad[:FAILURES]:
-        print("\n" + "\n".join(failure_lines(result)))
+        print_lines("", *failure_lines(result))
     if len(report.bad) > FAILURES:
         others = ", ".join(result.id for result in report.bad[FAILURES:])
-        print("\n" + textwrap.fill(f"and {others}", COLUMNS, break_on_hyphens=False))
+        print_lines("", *textwrap.wrap(f"and {others}", COLUMNS, break_on_hyphens=False))
     print()
     label = report.about["subject"]["label"]
     grades = ", ".join(f"{dtype} {report.grade(dtype)}" for dtype in report.dtypes if report.grade(dtype))
     if grades:
-        print(f"grades: {grades}" + (f" ({label})" if label == "array-api-only" else ""))
-    print(report.headline)
+        print_lines(f"grades: {grades}" + (f" ({label})" if label == "array-api-only" else ""))
+    print_lines(report.headline)
 
 
 def _rows(report: Report) -> Iterator[list[str]]:

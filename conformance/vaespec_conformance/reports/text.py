@@ -6,6 +6,7 @@ import json
 import textwrap
 from collections.abc import Iterator
 
+from vaespec.escaping import escaped
 from vaespec_conformance.reports.report import STATUSES, Report, Result
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–"}
@@ -69,7 +70,11 @@ def environment_rows(report: Report) -> Iterator[tuple[str, str]]:
 
 
 def failure_lines(result: Result) -> Iterator[str]:
-    """A failure, with everything that helps to find its cause."""
+    """A failure, with everything that helps to find its cause, in characters that are safe to print."""
+    return map(escaped, _failure_lines(result))
+
+
+def _failure_lines(result: Result) -> Iterator[str]:
     failure = result.failure
     yield f"{MARKS[result.status]} {result.id}: {result.status}"
     if failure is None:

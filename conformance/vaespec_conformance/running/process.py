@@ -8,8 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, TypeAlias
 
@@ -26,14 +26,15 @@ class Process:
     """A worker process: loads the subject of a request, reports the agenda, and runs the items it is sent."""
 
     def __init__(self, request: Request, messages: SimpleQueue[Message]) -> None:
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "vaespec_conformance.running.worker"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            encoding="utf-8",
-            env=THREADS | os.environ,
-        )
+        with _interrupts_blocked():
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "vaespec_conformance.running.worker"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+                encoding="utf-8",
+                env=THREADS | os.environ,
+            )
         self._send(request.to_json())
         self.reader = threading.Thread(target=self._read, args=(messages,), daemon=True)
         self.reader.start()
@@ -71,6 +72,19 @@ class Process:
         assert self.process.stdin
         with suppress(BrokenPipeError):
             self.process.stdin.close()
+
+
+@contextmanager
+def _interrupts_blocked() -> Iterator[None]:
+    """Blocks SIGINT, also in processes that are started meanwhile: after Ctrl-C this process ends them quietly."""
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 Message: TypeAlias = tuple[Process, dict[str, Any] | None]

@@ -8,7 +8,7 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from vaespec.cli.console import print_json, print_table
+from vaespec.cli.console import print_json, print_lines, print_table
 from vaespec.cli.options import Json
 from vaespec.registry import BackendInfo
 from vaespec.registry import backends as known_backends
@@ -25,7 +25,8 @@ def backends(as_json: Json = False) -> None:
     print_table(("backend", "usable", "framework", "devices", "dtypes", "fallback ops"), [_row(info) for info in infos])
     print()
     for note in _notes(infos):
-        print(textwrap.fill(note, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False))
+        wrapped = textwrap.wrap(note, COLUMNS, subsequent_indent="  ", break_long_words=False, break_on_hyphens=False)
+        print_lines(*wrapped)
 
 
 def _row(info: BackendInfo) -> list[str]:

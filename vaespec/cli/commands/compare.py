@@ -10,7 +10,7 @@ import typer
 
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli import options, paths, picture_files
-from vaespec.cli.console import print_json, print_table, progress
+from vaespec.cli.console import print_json, print_lines, print_table, progress
 from vaespec.cli.failures import name_in_errors
 from vaespec.cli.loading import open_model, placement
 from vaespec.cli.picture_grid import amplified, picture_grid
@@ -118,4 +118,4 @@ def _report(picture: Path, output: Path, errors: dict[str, np.ndarray], vae: Aut
         return
     cells = [[row["tiling"], f"{row['mean']:.2g}", f"{row['max']:.2g}"] for row in rows]
     print_table(("compared with untiled", "mean error of 255", "max"), cells, numbers=(1, 2))
-    print(f"{output}: results, and differences x {FACTOR}; {placement(vae)}")
+    print_lines(f"{output}: results, and differences x {FACTOR}; {placement(vae)}")

@@ -70,9 +70,9 @@ def convert(
         if folder:
             _require_whole(source, config, arrays)
             weights.save_folder(target, config, arrays, dtype)
+            size = (target / WEIGHTS).stat().st_size
         else:
-            weights.save_file(target, config, arrays, dialect=to, prefix=prefix, dtype=dtype, bits=bits)
-    size = (target / WEIGHTS if folder else target).stat().st_size
+            size = weights.save_file(target, config, arrays, dialect=to, prefix=prefix, dtype=dtype, bits=bits)
     document = {"source": source, "written": str(target), "dialect": to, "tensors": len(arrays), "bytes": size}
     _report(document, arrays, config, as_json)
 
@@ -112,8 +112,8 @@ def _require_free(target: Path, read: Sequence[Path], folder: bool, force: bool)
     existing = [path for path in taken if path.exists()]
     if any(path.samefile(one) for path in (target, *existing) if path.exists() for one in read):
         raise InputError(f"{target} is the source of this conversion: name another TARGET.")
-    if existing and not force:
-        raise InputError(f"{existing[0]} exists already: name another TARGET, or replace it with --force.")
+    if (lost := [path for path in existing if path.is_file()]) and not force:  # nothing is lost in a pipe or a device
+        raise InputError(f"{lost[0]} exists already: name another TARGET, or replace it with --force.")
 
 
 def _require_whole(source: str, config: AutoencoderConfig, arrays: CanonicalWeights) -> None:

@@ -10,8 +10,8 @@ import typer
 
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli import latents_file, options, paths, picture_files, text
-from vaespec.cli.console import print_json, print_table, progress
-from vaespec.cli.failures import name_in_errors
+from vaespec.cli.console import print_json, print_lines, print_table, progress
+from vaespec.cli.failures import Failures, name_in_errors
 from vaespec.cli.latents_file import Entry, Latents
 from vaespec.cli.loading import open_model, placement
 from vaespec.errors import InputError
@@ -33,26 +33,38 @@ def decode(
     max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
-    """Decode latents. Write NAME-vae.png for each picture, in its original size if it was encoded with --pad edge."""
+    """Decode latents. Write NAME-vae.png for each picture, in its original size if it was encoded with --pad edge.
+
+    Pictures that fail are left out and listed, and the exit code is 1.
+    """
     content = latents_file.load(latents)
     outputs = _outputs(output, content)
     vae = open_model(weights, family, backend, device, dtype, precision, strict)
     _require_fit(vae, latents, content, weights)
     rows: list[dict[str, Any]] = []
+    failures = Failures()
     with progress("decode", len(outputs)) as step:
         vae.enable_tiling("auto", max_memory=max_memory, progress=step.part)
         for entry, target in zip(content.entries, outputs, strict=True):
-            with name_in_errors(latents):
-                pixels = _decode(vae, content, entry)
-            picture_files.write(target, pixels)
-            rows.append({"tensor": entry.tensor, "output": str(target), "size": list(pixels.shape[:2])})
+            with failures.caught(entry.tensor):
+                with name_in_errors(latents):
+                    pixels = _decode(vae, content, entry)
+                picture_files.write(target, pixels)
+                rows.append({"tensor": entry.tensor, "output": str(target), "size": list(pixels.shape[:2])})
             step()
+    if rows:
+        _report(rows, failures, vae, weights, as_json)
+    failures.raise_any()
+
+
+def _report(rows: list[dict[str, Any]], failures: Failures, vae: AutoencoderKL, weights: str, as_json: bool) -> None:
+    """Prints a row for each picture."""
     if as_json:
-        print_json({"weights": weights, "backend": vae.backend, "pictures": rows})
+        print_json({"weights": weights, "backend": vae.backend, "pictures": rows, "failed": failures.document()})
         return
     cells = [[row["tensor"], row["output"], text.pixels(*row["size"])] for row in rows]
     print_table(("tensor", "written", "px"), cells, numbers=(2,))
-    print(f"{weights}, {placement(vae)}")
+    print_lines(f"{weights}, {placement(vae)}")
 
 
 def _require_fit(vae: AutoencoderKL, path: Path, content: Latents, weights: str) -> None:

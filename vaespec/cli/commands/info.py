@@ -14,7 +14,7 @@ from vaespec.analysis.convolutions import PlannedConvolution, planned
 from vaespec.analysis.cost import Cost, cost
 from vaespec.architecture import HALVES, count_parameters
 from vaespec.cli import options, text
-from vaespec.cli.console import print_facts, print_json, print_table, progress
+from vaespec.cli.console import print_facts, print_json, print_lines, print_table, progress
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.reference import ReferenceOps
@@ -123,7 +123,7 @@ def _print(
     if inspection.problems:
         spare = strict and all(problem.startswith("unexpected") for problem in inspection.problems)
         remedy = "; --no-strict leaves these out, but for attention inside the model" if spare else ""
-        print("\n".join([f"\nIt cannot be loaded{remedy}:", *text.shortened(inspection.problems, MAX_PROBLEMS)]))
+        print_lines("", f"It cannot be loaded{remedy}:", *text.shortened(inspection.problems, MAX_PROBLEMS))
 
 
 def _file_facts(source: str, inspection: Inspection) -> dict[str, str]:

@@ -10,8 +10,8 @@ import numpy as np
 
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli import options, paths, picture_files, text
-from vaespec.cli.console import Steps, print_json, print_table, progress
-from vaespec.cli.failures import name_in_errors
+from vaespec.cli.console import Steps, print_json, print_lines, print_table, progress
+from vaespec.cli.failures import Failures, name_in_errors
 from vaespec.cli.loading import open_model, placement
 from vaespec.cli.picture_files import Pad
 from vaespec.pictures import psnr
@@ -33,18 +33,25 @@ def roundtrip(
     max_memory: options.MaxMemory = None,
     as_json: options.Json = False,
 ) -> None:
-    """Encode and decode pictures. Write NAME-vae.png for each, and print its PSNR."""
+    """Encode and decode pictures. Write NAME-vae.png for each, and print its PSNR.
+
+    Pictures that fail are left out and listed, and the exit code is 1.
+    """
     seeds = options.seeds(len(pictures), sample, seed)
     headers = picture_files.read_headers(pictures)
     outputs = paths.picture_outputs(output, pictures)
     vae = open_model(weights, family, backend, device, dtype, precision, strict)
     picture_files.require_fit(headers, vae.config, pad)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    failures = Failures()
     with progress("roundtrip", 2 * len(pictures)) as step:
         vae.enable_tiling("auto", max_memory=max_memory, progress=step.part)
         for picture, target, its_seed in zip(pictures, outputs, seeds, strict=True):
-            rows.append(_roundtrip(vae, picture, target, pad, its_seed, step))
-    _report(rows, vae, weights, as_json)
+            with failures.caught(str(picture)):
+                rows.append(_roundtrip(vae, picture, target, pad, its_seed, step))
+    if rows:
+        _report(rows, failures, vae, weights, as_json)
+    failures.raise_any()
 
 
 def _roundtrip(
@@ -70,12 +77,13 @@ def _roundtrip(
     }
 
 
-def _report(rows: list[dict[str, Any]], vae: AutoencoderKL, weights: str, as_json: bool) -> None:
+def _report(rows: list[dict[str, Any]], failures: Failures, vae: AutoencoderKL, weights: str, as_json: bool) -> None:
     """Prints a row for each picture, and their mean PSNR."""
     finite = [row["psnr"] for row in rows if row["psnr"] is not None]
     mean = sum(finite) / len(finite) if finite else None
     if as_json:
-        print_json({"weights": weights, "backend": vae.backend, "pictures": rows, "mean_psnr": mean})
+        figures = {"mean_psnr": mean, "failed": failures.document()}
+        print_json({"weights": weights, "backend": vae.backend, "pictures": rows, **figures})
         return
     cells = [
         [
@@ -90,4 +98,4 @@ def _report(rows: list[dict[str, Any]], vae: AutoencoderKL, weights: str, as_jso
     if len(rows) > 1:
         cells.append(["mean", "", "", "", text.decibels(mean)])
     print_table(("picture", "px", "written", "px", "PSNR"), cells, numbers=(1, 3, 4))
-    print(f"{weights}, {placement(vae)}")
+    print_lines(f"{weights}, {placement(vae)}")
