@@ -1,7 +1,8 @@
-"""JAX's arrays outside the model: placing values, drawing noise, and outputs as pytrees."""
+"""JAX's arrays outside the model: placing values, drawing noise, outputs as pytrees, and devices that are pickled."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import jax
@@ -9,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vaespec.arrays import asarray_like, normal_like
-from vaespec.errors import InputError
+from vaespec.copying import Call, portable
+from vaespec.errors import BackendError, InputError
 from vaespec.outputs import ARRAY_FIELDS, flatten, unflatten
 
 
@@ -32,6 +34,23 @@ def _normal_like(like: jax.Array, generator: Any) -> jax.Array:
             "noise of NumPy inside jit, grad or vmap is drawn once for all: give a key of jax.random, or noise=."
         )
     return normal_like.dispatch(object)(like, generator)
+
+
+@portable.register
+def _(value: jax.Device) -> Call:
+    return Call(_device, value.platform, value.id)
+
+
+def _device(platform: str, number: int) -> jax.Device:
+    """Find a device again by its name. Raises BackendError if this process does not have it."""
+    with suppress(RuntimeError):  # no such platform
+        for device in jax.local_devices(backend=platform):
+            if device.id == number:
+                return device
+    raise BackendError(
+        f"the pickled object is on JAX's {platform}:{number}, which this process does not have: move it with to('cpu') "
+        "first."
+    )
 
 
 def _register_pytree(output: type, fields: tuple[str, ...]) -> None:

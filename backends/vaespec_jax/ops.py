@@ -21,6 +21,7 @@ from vaespec.ops import Layer, Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 from vaespec_cpu.engine import Engine
+from vaespec_jax.meshes import on_auto_axes
 
 MAPS = ("NHWC", "HWIO", "NHWC")
 
@@ -100,7 +101,7 @@ class JaxOps(ReferenceOps):
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
         """At the highest precision, run every product inside, and of its gradients, at that precision."""
         with jax.default_matmul_precision("highest") if self.precision == "highest" else nullcontext():
-            return layer(x, params, self)
+            return on_auto_axes(lambda x, params: layer(x, params, self), x, params)
 
     def all_finite(self, x: Array) -> bool:
         return isinstance(x, jax.core.Tracer) or super().all_finite(x)  # traced arrays have no values yet

@@ -8,12 +8,13 @@ import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
+from vaespec.copying import Guarded
 from vaespec.model import Model
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec_mlx.quantized import QuantizedWeight
 
 
-class AutoencoderKLModule(nn.Module):
+class AutoencoderKLModule(Guarded, nn.Module):
     """An `mlx.nn.Module` around the specification: its parameters train, its linear maps can be quantized.
 
     `encode(x)` (B, C, H, W) in [-1, 1] -> AutoencoderKLOutput; `decode(z)` -> DecoderOutput; calling it does both.

@@ -40,12 +40,12 @@ class MlxOps(ReferenceOps):
                 "MLX_ENABLE_TF32=0 before."
             )
         super().__init__(mx, dtype, mx.Device(getattr(mx, device)))
-        self.storage = getattr(mx, dtype)
         self.precision = precision
 
-    def __reduce__(self) -> tuple[type[MlxOps], tuple[str, str, str]]:
-        """Copy and pickle without the namespace: it is a Python module, which cannot be pickled."""
-        return type(self), (self.device.type.name, self.dtype, self.precision)
+    @property
+    def storage(self) -> mx.Dtype:
+        """The dtype as MLX's."""
+        return getattr(mx, self.dtype)
 
     @property
     def on_engine(self) -> bool:

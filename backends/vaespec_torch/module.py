@@ -6,12 +6,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from vaespec.copying import Guarded
 from vaespec.model import Model
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec_torch.ops import CheckpointingOps, TorchOps, in_device_order
 
 
-class AutoencoderKLModule(nn.Module):
+class AutoencoderKLModule(Guarded, nn.Module):
     """An `nn.Module` around the specification: its parameters train, its state_dict is diffusers'.
 
     `encode(x)` (B, C, H, W) in [-1, 1] -> AutoencoderKLOutput; `decode(z)` -> DecoderOutput; calling it does both.

@@ -51,10 +51,6 @@ class TorchOps(ReferenceOps):
         """Return this class of ops, with the device, dtype and precision of others."""
         return cls(str(ops.device), ops.dtype, ops.precision)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle without the namespace: it is a Python module, which cannot be pickled."""
-        return type(self), (str(self.device), self.dtype, self.precision)
-
     @property
     def on_engine(self) -> bool:
         """Whether the CPU engine computes if no gradient is wanted: it reads a CPU's tensors in place.
