@@ -34,8 +34,9 @@ class Placement(TypedDict, total=False):
 
     `precision`: "default" is what the framework makes of float32 (on some devices TF32 or bfloat16 products),
     "highest" is float32 throughout. `compile`: the framework compiles each half before its first run, PyTorch for a
-    family of shapes (on CUDA as CUDA graphs), MLX for each shape; JAX always compiles. Raises BackendError if the
-    backend has no compiler.
+    family of shapes (on CUDA as CUDA graphs), MLX for each shape; JAX always compiles. On a CPU it pays for gradients
+    with PyTorch; results without gradients come from vaespec's engine, which is faster, unless the framework itself
+    computes (precision="highest", float64). Raises BackendError if the backend has no compiler.
     """
 
     backend: str | None

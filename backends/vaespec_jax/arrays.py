@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaespec.arrays import asarray_like, normal_like
+from vaespec.arrays import asarray_like, channels, normal_like
 from vaespec.copying import Call, portable
 from vaespec.errors import BackendError, InputError
 from vaespec.outputs import ARRAY_FIELDS, flatten, unflatten
@@ -17,6 +17,15 @@ from vaespec.outputs import ARRAY_FIELDS, flatten, unflatten
 
 def _asarray_like(like: jax.Array, values: Any) -> jax.Array:
     return jnp.array(values)  # a copy, not committed to a device: it follows what it is combined with
+
+
+@channels.register
+def _(x: jax.Array, start: int, stop: int) -> jax.Array:
+    """Copy them in the memory of the process: as an operation, JAX would compile and keep a program for each shape."""
+    if isinstance(x, jax.core.Tracer) or {d.platform for d in x.devices()} != {"cpu"} or len(x.devices()) > 1:
+        return x[..., start:stop, :, :]
+    copied = np.array(np.asarray(x)[..., start:stop, :, :])
+    return jax.device_put(copied, x.sharding if x.committed else None)
 
 
 def _normal_like(like: jax.Array, generator: Any) -> jax.Array:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from jax import Array
@@ -24,15 +25,16 @@ def on_auto_axes(run: Run, x: Array, params: Mapping[str, Array]) -> Array:
     mesh = _explicit_mesh(x, *params.values())
     if mesh is None:
         return run(x, params)
-    arrays = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (x, dict(params)))
+    arrays = jax.tree.map(_unsharded, (x, dict(params)))
     spec = _spec(x, mesh, jax.eval_shape(run, *arrays).shape)
     axes = tuple(name for name, kind in zip(mesh.axis_names, mesh.axis_types, strict=True) if kind == AxisType.Explicit)
     return jax.sharding.auto_axes(run, axes=axes, out_sharding=NamedSharding(mesh, spec))(x, dict(params))
 
 
-def _explicit_mesh(*arrays: Array) -> AbstractMesh | None:
+def _explicit_mesh(*given: Any) -> AbstractMesh | None:
     """The mesh with Explicit axes of the context, or of the first array that is on one."""
-    meshes = (jax.sharding.get_abstract_mesh(), *(jax.typeof(a).sharding.mesh for a in arrays))
+    types = (jax.typeof(a) for a in given if isinstance(a, Array))
+    meshes = (jax.sharding.get_abstract_mesh(), *(kind.sharding.mesh for kind in types))
     return next((mesh for mesh in meshes if AxisType.Explicit in mesh.axis_types), None)
 
 
@@ -44,4 +46,9 @@ def _spec(x: Array, mesh: AbstractMesh, shape: tuple[int, ...]) -> PartitionSpec
         return size % math.prod(mesh.shape[name] for name in names) == 0
 
     axes = tuple(jax.typeof(x).sharding.spec)[:3]
-    return PartitionSpec(*(axis if divides(axis, size) else None for axis, size in zip(axes, shape, strict=False)))
+    kept = (axis if divides(axis, size) else None for axis, size in zip(axes, shape, strict=False))
+    return PartitionSpec(*kept)  # type: ignore[no-untyped-call]
+
+
+def _unsharded(a: Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(a.shape, a.dtype)  # type: ignore[no-untyped-call]

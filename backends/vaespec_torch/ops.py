@@ -247,8 +247,9 @@ class CheckpointingOps(TorchOps):
 class CompilingOps(TorchOps):
     """Runs what torch.compile makes of a model: one graph for the first shape, one for shapes that differ in a size.
 
-    On CUDA each shape is recorded as a CUDA graph too (mode "reduce-overhead"); its results are copied, since the next
-    run writes into the same memory.
+    Where the CPU engine computes, it stays, since it is faster than the graph, and only what is recorded for a gradient
+    is compiled. On CUDA each shape is recorded as a CUDA graph too (mode "reduce-overhead"); its results are copied,
+    since the next run writes into the same memory.
     """
 
     def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
@@ -258,8 +259,11 @@ class CompilingOps(TorchOps):
             return model(x, params, self)
 
         graph = torch.compile(run, mode="reduce-overhead" if recorded else None)
+        engine = super().compile(model)
 
         def compiled(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+            if self.on_engine and not self.needs_framework(x, *params.values()):
+                return engine(x, params)
             with true_float32() if self.precision == "highest" else nullcontext():
                 y = graph(x, params)
             return y.clone() if recorded else y
