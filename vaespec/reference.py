@@ -24,6 +24,7 @@ from vaespec.specification import Specification
 class ReferenceOps(Portable, Specification):
     """The formulas of the specification on any Array API namespace `xp`, storing `dtype`, on `device`.
 
+    Ops are pickled and copied with their attributes, as `vaespec.copying.portable` says.
     Methods of a subclass may take and return arrays of its own, but shapes that are given as tuples are always in
     reference order: maps (B, C, H, W), kernels (O, C, kh, kw).
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, Self
 
 import array_api_compat.torch as array_namespace
@@ -258,14 +259,18 @@ class CompilingOps(TorchOps):
         def run(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
             return model(x, params, self)
 
-        graph = torch.compile(run, mode="reduce-overhead" if recorded else None)
+        @cache
+        def graph() -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
+            """Made when it is needed: to import the compiler takes seconds."""
+            return torch.compile(run, mode="reduce-overhead" if recorded else None)
+
         engine = super().compile(model)
 
         def compiled(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
             if self.on_engine and not self.needs_framework(x, *params.values()):
                 return engine(x, params)
             with true_float32() if self.precision == "highest" else nullcontext():
-                y = graph(x, params)
+                y = graph()(x, params)
             return y.clone() if recorded else y
 
         return compiled
