@@ -30,12 +30,13 @@ from pathlib import Path
 
 import numpy as np
 
+from vaespec import strict_json
 from vaespec.cli.paths import written
 from vaespec.cli.picture_files import Pad, PictureFile, framed_size
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, VaespecError
 from vaespec.families import SCALING
-from vaespec.weights.containers import open_tensors, require_plain, write_safetensors
+from vaespec.weights.containers import HEADER_LIMIT, open_tensors, require_plain, write_safetensors
 
 FORMAT, VERSION = "vaespec-latents", "1"
 
@@ -100,8 +101,9 @@ def load(path: Path) -> Latents:
         version = metadata.get("version")
         raise InputError(f"{path} has version {version!r}, but this vaespec reads version {VERSION!r}: update vaespec.")
     try:
-        config = AutoencoderConfig.from_dict(json.loads(metadata["config"]))
-        entries = tuple(_entry(fields) for fields in json.loads(metadata["pictures"]))
+        config = AutoencoderConfig.from_dict(strict_json.parse(metadata["config"]))
+        pictures = strict_json.parse(metadata["pictures"], HEADER_LIMIT)
+        entries = tuple(map(_entry, pictures))
         normalized = {"normalized": True, "raw": False}[metadata["values"]]
     except (KeyError, TypeError, ValueError, VaespecError) as error:
         raise InputError(
@@ -131,8 +133,11 @@ def mismatches(latents: Latents, config: AutoencoderConfig) -> list[str]:
 
 def _entry(fields: Mapping[str, object]) -> Entry:
     entry = Entry(**fields)  # type: ignore[arg-type]
-    if not (re.fullmatch(r"[^/\\\0]+", entry.tensor) and entry.height > 0 and entry.width > 0):
+    sides = (entry.height, entry.width)
+    if not (re.fullmatch(r"[^/\\\0]+", entry.tensor) and all(type(side) is int and side > 0 for side in sides)):
         raise ValueError(f"picture {entry.tensor!r} of {entry.height} x {entry.width} px")
+    if not isinstance(entry.file, str) or "\0" in entry.file:
+        raise ValueError(f"picture {entry.tensor!r} of the file {entry.file!r}")
     return dataclasses.replace(entry, pad=Pad(entry.pad))
 
 
