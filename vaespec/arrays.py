@@ -21,6 +21,12 @@ def asarray_like(like: Any, values: Any) -> Any:
 
 
 @singledispatch
+def channels(x: Any, start: int, stop: int) -> Any:
+    """Channels start … stop - 1 of an array (…, C, H, W)."""
+    return x[..., start:stop, :, :]
+
+
+@singledispatch
 def normal_like(like: Any, generator: Any) -> Any:
     """N(0, 1) noise in the shape of `like`, from a generator of NumPy or of its framework; None means fresh entropy."""
     if generator is not None and not isinstance(generator, np.random.Generator):

@@ -32,6 +32,10 @@ class AutoencoderKL(PlacedModel):
 
     Names, argument order and defaults are diffusers'. Images are (B, C, H, W) in [-1, 1]; inputs may be arrays of any
     framework, outputs are the backend's own. A result with NaN or infinity raises NonFiniteError.
+
+    A model can be pickled and deep-copied, before and after a run: the copy has the same weights on the same device,
+    the same settings, and the same results to the bit, and compiles again if it needs to. Unpickling raises
+    BackendError if the framework or the device is missing. `copy.copy` shares the weights.
     """
 
     # -- loading and saving --------------------------------------------------------------------------------

@@ -14,7 +14,8 @@ from vaespec.analysis.finite import first_nonfinite
 from vaespec.architecture import DECODER, ENCODER, HALVES, Half, halves_among, parameters
 from vaespec.attention import Attention, LoRA, Processor
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import InputError, NonFiniteError
+from vaespec.copying import in_memory_order
+from vaespec.errors import BackendError, InputError, NonFiniteError, VaespecError
 from vaespec.layers import Sequential
 from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
@@ -61,6 +62,17 @@ class Model:
     def replace(self, **changes: Any) -> Self:
         """This model with other fields that fit the rest, such as ops that accept the same params."""
         return dataclasses.replace(self, **changes)
+
+    # -- copies ------------------------------------------------------------------------------------------------
+
+    def __copy__(self) -> Self:
+        return self.replace()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles and deep copies hold the params as NumPy, and nothing that is cached, such as compiled functions."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        stored = {name: in_memory_order(self.ops.to_numpy(x)) for name, x in fields.pop("params").items()}
+        return _placed_again, (type(self), fields, stored)
 
     # -- running -----------------------------------------------------------------------------------------------
 
@@ -182,3 +194,24 @@ class Model:
         return self.replace(
             encoder=with_processors(self.encoder, chosen), decoder=with_processors(self.decoder, chosen), params=params
         )
+
+
+def _placed_again(
+    cls: type[Model], fields: dict[str, Any], stored: Mapping[str, tuple[np.ndarray, tuple[int, ...]]]
+) -> Model:
+    """The model that was pickled, with its params on its ops. Raises BackendError if the device is not here."""
+    ops = fields["ops"]
+    try:
+        return cls(**fields, params={name: _placed(array, ops, axes) for name, (array, axes) in stored.items()})
+    except VaespecError:
+        raise
+    except Exception as error:  # a framework without the device can raise anything
+        raise BackendError(
+            f"the pickled model cannot be placed on {ops.device} here ({error}): move it with to('cpu') first."
+        ) from error
+
+
+def _placed(array: np.ndarray, ops: ReferenceOps, axes: tuple[int, ...]) -> Array:
+    """A transposed array on the ops, stored in the order that it has now."""
+    x = ops.from_host(array)
+    return x if axes == tuple(range(array.ndim)) else ops.materialize(ops.xp.permute_dims(x, axes))

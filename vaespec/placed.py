@@ -15,13 +15,14 @@ from vaespec import families
 from vaespec.architecture import half_of
 from vaespec.attention import FusedQKV, LoRA, Processor
 from vaespec.config import AutoencoderConfig
+from vaespec.copying import Portable
 from vaespec.dtypes import STORAGE_DTYPES, dtype_name
 from vaespec.errors import InputError
 from vaespec.model import Model
 from vaespec.ops import Array
 from vaespec.processors import assign
 from vaespec.reference import ReferenceOps
-from vaespec.registry import choose_backend, make_ops
+from vaespec.registry import as_portable, choose_backend, make_ops
 from vaespec.tiling import execution
 from vaespec.tiling.banded import Bands
 from vaespec.tiling.planner import Estimate, as_bytes
@@ -34,8 +35,9 @@ class Placement(TypedDict, total=False):
 
     `precision`: "default" is what the framework makes of float32 (on some devices TF32 or bfloat16 products),
     "highest" is float32 throughout. `compile`: the framework compiles each half before its first run, PyTorch for a
-    family of shapes (on CUDA as CUDA graphs), MLX for each shape; JAX always compiles. Raises BackendError if the
-    backend has no compiler.
+    family of shapes (on CUDA as CUDA graphs), MLX for each shape; JAX always compiles. On a CPU it pays for gradients
+    with PyTorch; results without gradients come from vaespec's engine, which is faster, unless the framework itself
+    computes (precision="highest", float64). Raises BackendError if the backend has no compiler.
     """
 
     backend: str | None
@@ -67,7 +69,7 @@ def _setting(name: str, doc: str) -> property:
     return property(lambda vae: getattr(vae._tiling, name), put, doc=doc)
 
 
-class PlacedModel:
+class PlacedModel(Portable):
     """A model with weights on a backend: where it runs, in which parts, with which padding and attention.
 
     `weights` are canonical: diffusers' names, convolutions OIHW, NumPy. Raises WeightMapError if any is missing.
@@ -89,6 +91,9 @@ class PlacedModel:
         self._backend, self._device = choose_backend(backend), device
         self._tiling = Tiling()
         self._model = Model.place(config, weights, self._ops(dtype))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_backend": as_portable(self._backend)}
 
     # -- where it runs -------------------------------------------------------------------------------------
 

@@ -12,7 +12,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from vaespec import noise
-from vaespec.arrays import asarray_like, normal_like
+from vaespec.arrays import asarray_like, channels, normal_like
 from vaespec.dtypes import narrow, widen
 from vaespec.errors import InputError
 from vaespec.ops import Array
@@ -50,12 +50,13 @@ class DiagonalGaussian:
     @property
     def mean(self) -> Array:
         """(B, C, h, w), which is the mode too."""
-        return self.parameters[..., : self.parameters.shape[-3] // 2, :, :]
+        return channels(self.parameters, 0, self.parameters.shape[-3] // 2)
 
     @property
     def logvar(self) -> Array:
         """(B, C, h, w), natural logarithm of the variance, clamped."""
-        logvar = widen(self.parameters[..., self.parameters.shape[-3] // 2 :, :, :], self._xp)
+        C = self.parameters.shape[-3]
+        logvar = widen(channels(self.parameters, C // 2, C), self._xp)
         low, high = (self._xp.full_like(logvar, bound) for bound in LOGVAR_RANGE)
         return self._xp.minimum(self._xp.maximum(logvar, low), high)
 

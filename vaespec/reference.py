@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vaespec.copying import Portable
 from vaespec.deprecation import warn_renamed
 from vaespec.dtypes import all_finite
 from vaespec.layouts import OIHW, Layout
@@ -20,9 +21,10 @@ from vaespec.parameter import Parameter
 from vaespec.specification import Specification
 
 
-class ReferenceOps(Specification):
+class ReferenceOps(Portable, Specification):
     """The formulas of the specification on any Array API namespace `xp`, storing `dtype`, on `device`.
 
+    Ops are pickled and copied with their attributes, as `vaespec.copying.portable` says.
     Methods of a subclass may take and return arrays of its own, but shapes that are given as tuples are always in
     reference order: maps (B, C, H, W), kernels (O, C, kh, kw).
     """

@@ -11,8 +11,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
+from typing import Any
 
 from vaespec.backend import MEMBERS, PRECISIONS, Backend
+from vaespec.copying import Call
 from vaespec.errors import BackendError
 from vaespec.ops import KERNELS
 from vaespec.reference import ReferenceOps
@@ -143,6 +145,12 @@ def get_backend(name: str) -> Backend:
     if missing:
         raise BackendError(f"backend {name!r} of {provider} lacks {missing}: see vaespec.backend.Backend.")
     return backend
+
+
+def as_portable(backend: Backend) -> Any:
+    """What is pickled in place of a backend: a choice by name, or if it was registered by this process, itself."""
+    installed = backend.name in _entry_points() and backend.name not in _registered
+    return Call(choose_backend, backend.name) if installed else backend
 
 
 def make_ops(

@@ -49,6 +49,10 @@ class Scratch(threading.local):
         self.dtype, self.arrays = dtype, dict[str, Array]()
         self.results = dict[str, tuple[Sequence[object], Any]]()
 
+    def __reduce__(self) -> tuple[type[Scratch], tuple[np.dtype]]:
+        """Copy and pickle without the arrays."""
+        return Scratch, (self.dtype,)
+
     def __call__(self, name: str, *shape: int) -> Array:
         """Return an array of that shape, with arbitrary numbers in it; the array kept is at most twice as large."""
         size = math.prod(shape)

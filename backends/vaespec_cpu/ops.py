@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from copy import copy
+from functools import cached_property
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
@@ -13,7 +14,7 @@ from vaespec.ops import Layer, Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 from vaespec_cpu.attention import Chunk, attend
-from vaespec_cpu.convolution import EXACT, FAST, FormChoice, Task, choose_form
+from vaespec_cpu.convolution import EXACT, FAST, Form, FormChoice, Task, choose_form
 from vaespec_cpu.lazy import Activation, LazyMap, Normalized, Upsampled2x
 from vaespec_cpu.memory import Array, Scratch, fresh, give_back
 from vaespec_cpu.memory_model import CpuMemoryOps
@@ -31,13 +32,16 @@ class CpuOps(ReferenceOps):
     linear_layout = "IO"
 
     def __init__(self, dtype: str, precision: str = "default") -> None:
-        """Choose the forms that a convolution may take: in float64 and at the highest precision, the exact ones."""
         super().__init__(array_namespace, dtype, "cpu")
         self.precision = precision
-        self.forms = EXACT if dtype == "float64" or precision == "highest" else FAST
         self.scratch: Scratch | None = None  # outside inference_ops: one for each convolution
         self.storage = storage_dtype(dtype)
         self.arithmetic = np.dtype(np.float64 if dtype == "float64" else np.float32)
+
+    @cached_property
+    def forms(self) -> Mapping[str, Form]:
+        """The forms that a convolution may take: in float64 and at the highest precision, the exact ones."""
+        return EXACT if self.dtype == "float64" or self.precision == "highest" else FAST
 
     def inference_ops(self, params: Mapping[str, Array]) -> tuple[CpuOps, Mapping[str, Array]]:
         """Return a copy with scratch memory, which each layer uses again and the run frees."""

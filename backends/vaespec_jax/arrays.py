@@ -1,20 +1,31 @@
-"""JAX's arrays outside the model: placing values, drawing noise, and outputs as pytrees."""
+"""JAX's arrays outside the model: placing values, drawing noise, outputs as pytrees, and devices that are pickled."""
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vaespec.arrays import asarray_like, normal_like
-from vaespec.errors import InputError
+from vaespec.arrays import asarray_like, channels, normal_like
+from vaespec.copying import Call, portable
+from vaespec.errors import BackendError, InputError
 from vaespec.outputs import ARRAY_FIELDS, flatten, unflatten
 
 
 def _asarray_like(like: jax.Array, values: Any) -> jax.Array:
     return jnp.array(values)  # a copy, not committed to a device: it follows what it is combined with
+
+
+@channels.register
+def _(x: jax.Array, start: int, stop: int) -> jax.Array:
+    """Copy them in the memory of the process: as an operation, JAX would compile and keep a program for each shape."""
+    if isinstance(x, jax.core.Tracer) or {d.platform for d in x.devices()} != {"cpu"} or len(x.devices()) > 1:
+        return x[..., start:stop, :, :]
+    copied = np.array(np.asarray(x)[..., start:stop, :, :])
+    return jax.device_put(copied, x.sharding if x.committed else None)
 
 
 def _normal_like(like: jax.Array, generator: Any) -> jax.Array:
@@ -32,6 +43,23 @@ def _normal_like(like: jax.Array, generator: Any) -> jax.Array:
             "noise of NumPy inside jit, grad or vmap is drawn once for all: give a key of jax.random, or noise=."
         )
     return normal_like.dispatch(object)(like, generator)
+
+
+@portable.register
+def _(value: jax.Device) -> Call:
+    return Call(_device, value.platform, value.id)
+
+
+def _device(platform: str, number: int) -> jax.Device:
+    """Find a device again by its name. Raises BackendError if this process does not have it."""
+    with suppress(RuntimeError):  # no such platform
+        for device in jax.local_devices(backend=platform):
+            if device.id == number:
+                return device
+    raise BackendError(
+        f"the pickled object is on JAX's {platform}:{number}, which this process does not have: move it with to('cpu') "
+        "first."
+    )
 
 
 def _register_pytree(output: type, fields: tuple[str, ...]) -> None:

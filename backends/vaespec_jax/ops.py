@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from contextlib import nullcontext
-from functools import partial
+from functools import lru_cache, partial, wraps
 from typing import Any, Self
 
 import jax
@@ -21,21 +21,43 @@ from vaespec.ops import Layer, Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 from vaespec_cpu.engine import Engine
+from vaespec_jax.meshes import on_auto_axes
 
 MAPS = ("NHWC", "HWIO", "NHWC")
 
+HALVES_KEPT, OPERATIONS_KEPT = 64, 512
+"""Compiled programs that a process keeps, of halves of models and of single operations: one for each shape, each of
+some MiB. The one that was not used for longest is dropped, and compiled again for a new input of its shape.
+"""
 
-@partial(jax.jit, static_argnames=("model", "ops"))
-def _jitted(model: Layer, ops: JaxOps, x: Array, params: Mapping[str, Array]) -> Array:
-    """Compiled once for each architecture, ops and shape, however many models share them."""
-    return model(x, params, ops)
+
+@lru_cache(maxsize=HALVES_KEPT)
+def _half(model: Any, ops: JaxOps, kind: Hashable) -> Callable[[Array, Mapping[str, Array]], Array]:
+    """The encoder or the decoder as a program for one shape, however many models share it; the last ones are kept."""
+    return jax.jit(lambda x, params: model(x, params, ops))
+
+
+@lru_cache(maxsize=OPERATIONS_KEPT)
+def _operation(op: Callable[..., Any], ops: JaxOps, kind: Hashable) -> Callable[..., Any]:
+    """An operation as a program for arguments of one kind; the last ones are kept."""
+    keywords = [p.name for p in inspect.signature(op).parameters.values() if p.kind is p.KEYWORD_ONLY]
+    program: Callable[..., Any] = jax.jit(partial(op, ops), static_argnames=keywords)
+    return program
 
 
 def _at_once(op: Callable[..., Any]) -> Callable[..., Any]:
     """Compile an operation as one program if it is called by itself, as in bands; its keywords are static numbers."""
-    keywords = [p.name for p in inspect.signature(op).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    jitted: Callable[..., Any] = jax.jit(op, static_argnums=0, static_argnames=keywords)
-    return jitted
+
+    @wraps(op)
+    def at_once(ops: JaxOps, *args: Any, **kwargs: Any) -> Any:
+        return _operation(op, ops, (*map(_kind, args), *kwargs, *map(_kind, kwargs.values())))(*args, **kwargs)
+
+    return at_once
+
+
+def _kind(argument: Any) -> Hashable:
+    """What a program is compiled for: an array's shape and dtype, or a number."""
+    return (argument.shape, argument.dtype) if hasattr(argument, "dtype") else argument
 
 
 class JaxOps(ReferenceOps):
@@ -75,7 +97,7 @@ class JaxOps(ReferenceOps):
 
     @property
     def engine(self) -> Engine:
-        as_array = partial(jnp.asarray, device=self._commitment())
+        as_array = partial(jax.device_put, device=self._commitment())
         return Engine(self.xp, self.dtype, self.layout, np.asarray, as_array)
 
     def needs_framework(self, *arrays: Array) -> bool:
@@ -85,8 +107,13 @@ class JaxOps(ReferenceOps):
         )
 
     def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
-        run, jitted = super().compile(model), partial(_jitted, model, self)
-        return lambda x, params: (jitted if self.needs_framework(x, *params.values()) else run)(x, params)
+        run = super().compile(model)
+
+        def run_unless_traced(x: Array, params: Mapping[str, Array]) -> Array:
+            traced = self.needs_framework(x, *params.values())
+            return (_half(model, self, _kind(x)) if traced else run)(x, params)  # type: ignore[arg-type]  # a dataclass
+
+        return run_unless_traced
 
     def with_compiler(self) -> Self:
         """Already compiled: return self."""
@@ -100,18 +127,21 @@ class JaxOps(ReferenceOps):
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
         """At the highest precision, run every product inside, and of its gradients, at that precision."""
         with jax.default_matmul_precision("highest") if self.precision == "highest" else nullcontext():
-            return layer(x, params, self)
+            return on_auto_axes(lambda x, params: layer(x, params, self), x, params)
 
     def all_finite(self, x: Array) -> bool:
-        return isinstance(x, jax.core.Tracer) or super().all_finite(x)  # traced arrays have no values yet
+        if isinstance(x, jax.core.Tracer):  # which has no values yet
+            return True
+        shared = isinstance(x, Array) and not (self.on_host and len(x.sharding.device_set) == 1)
+        return super().all_finite(x if shared else np.asarray(x))
 
     def from_numpy(self, a: np.ndarray) -> Array:
         with np.errstate(over="ignore"):  # numbers beyond float16 become infinity, which the caller reports
             copied = a.astype(self.storage)  # JAX may keep NumPy's memory for its own
-        return jnp.asarray(copied, device=self._commitment())
+        return jax.device_put(copied, self._commitment())  # jnp.asarray would compile a program for each shape
 
     def from_host(self, a: np.ndarray) -> Array:
-        return jnp.asarray(a, device=self._commitment())
+        return jax.device_put(np.array(a), self._commitment())
 
     def _commitment(self) -> jax.Device | None:
         """The device that arrays are committed to; None for JAX's default device: they may move, or be sharded."""

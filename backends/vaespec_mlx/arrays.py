@@ -1,4 +1,4 @@
-"""MLX's arrays outside the model: placing values and drawing noise."""
+"""MLX's arrays outside the model: placing values, drawing noise, and what pickle refuses."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import mlx.core as mx
 import numpy as np
 
 from vaespec.arrays import asarray_like, normal_like
-from vaespec.errors import InputError
+from vaespec.copying import Call, portable
+from vaespec.errors import BackendError, InputError
 
 
 @asarray_like.register
@@ -27,3 +28,15 @@ def _(like: mx.array, generator: Any) -> mx.array:
             "seed=."
         )
     return mx.random.normal(like.shape, dtype=like.dtype, key=generator)
+
+
+@portable.register
+def _(value: mx.Device) -> Call:
+    return Call(_device, value.type.name)
+
+
+def _device(kind: str) -> mx.Device:
+    """Find a device again by its kind. Raises BackendError if this machine does not have it."""
+    if not mx.is_available(getattr(mx, kind)):
+        raise BackendError(f"the pickled object is on MLX's {kind}, which is not here: move it with to('cpu') first.")
+    return mx.Device(getattr(mx, kind))

@@ -10,6 +10,7 @@ import mlx.nn as nn
 from mlx.utils import tree_unflatten
 
 from vaespec.architecture import DECODER, ENCODER, HALVES, Half
+from vaespec.copying import Guarded
 from vaespec.layers import Sequential
 from vaespec.model import Model
 from vaespec.noise import Seed
@@ -45,7 +46,7 @@ class Part(nn.Module):
         return QuantizedWeight(part) if leaf == "weight" and isinstance(part, nn.QuantizedLinear) else part[leaf]
 
 
-class AutoencoderKLModule(nn.Module):
+class AutoencoderKLModule(Guarded, nn.Module):
     """An `mlx.nn.Module` around the specification: its parameters train, its linear maps can be quantized.
 
     It owns its parameters: copies of the model's, which `vae.with_params(module.parameters())` gives back.

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 import mlx.core as mx
@@ -22,6 +22,8 @@ from vaespec.reference import ReferenceOps
 from vaespec_cpu.engine import Engine
 from vaespec_mlx.derivatives import with_derivatives
 from vaespec_mlx.quantized import QuantizedWeight
+
+SHAPES_KEPT = 64
 
 
 class MlxOps(ReferenceOps):
@@ -41,12 +43,12 @@ class MlxOps(ReferenceOps):
                 "MLX_ENABLE_TF32=0 before."
             )
         super().__init__(mx, dtype, mx.Device(getattr(mx, device)))
-        self.storage = getattr(mx, dtype)
         self.precision = precision
 
-    def __reduce__(self) -> tuple[type[MlxOps], tuple[str, str, str]]:
-        """Copy and pickle without the namespace: it is a Python module, which cannot be pickled."""
-        return type(self), (self.device.type.name, self.dtype, self.precision)
+    @property
+    def storage(self) -> mx.Dtype:
+        """The dtype as MLX's."""
+        return getattr(mx, self.dtype)
 
     @property
     def on_engine(self) -> bool:
@@ -206,10 +208,23 @@ def _decay(x: mx.array) -> mx.array:
 
 
 class CompilingOps(MlxOps):
-    """Runs what mx.compile makes of a model, for each shape: one graph, which holds more memory than one layer."""
+    """Runs what mx.compile makes of a model, for each shape: one graph, which holds more memory than one layer.
+
+    Where the CPU engine computes, it stays, since it is faster than the graph. The graphs of the last SHAPES_KEPT
+    shapes are kept; MLX would keep all.
+    """
 
     def compile(self, model: Layer) -> Callable[[mx.array, Mapping[str, mx.array]], mx.array]:
-        return mx.compile(lambda x, params: model(x, params, self))
+        engine = super().compile(model)
+
+        @lru_cache(maxsize=SHAPES_KEPT)
+        def graph(shape: tuple[int, ...]) -> Callable[[mx.array, Mapping[str, mx.array]], mx.array]:
+            return mx.compile(lambda x, params: model(x, params, self))
+
+        def compiled(x: mx.array, params: Mapping[str, mx.array]) -> mx.array:
+            return (graph(x.shape) if self.needs_framework(*params.values()) else engine)(x, params)
+
+        return compiled
 
     def with_compiler(self) -> CompilingOps:
         """Already compiled: return self."""

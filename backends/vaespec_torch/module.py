@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vaespec.architecture import DECODER, ENCODER, HALVES, Half
+from vaespec.copying import Guarded
 from vaespec.model import Model
 from vaespec.noise import Seed
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
@@ -15,7 +16,7 @@ from vaespec_torch.names import find_in_wrappers, leave_out_wrappers
 from vaespec_torch.parts import CheckpointingOps, ModuleOps, Part, Weights
 
 
-class AutoencoderKLModule(nn.Module):
+class AutoencoderKLModule(Guarded, nn.Module):
     """An `nn.Module` around the specification: its parameters train, its state_dict is diffusers'.
 
     It owns its parameters: copies of the model's, which `vae.with_params(module.state_dict())` gives back.

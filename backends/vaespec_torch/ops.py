@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import cache
 from typing import Any, Self
 
 import array_api_compat.torch as array_namespace
@@ -49,10 +50,6 @@ class TorchOps(ReferenceOps):
     def like(cls, ops: Any) -> Self:
         """Return this class of ops, with the device, dtype and precision of others."""
         return cls(str(ops.device), ops.dtype, ops.precision)
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Copy and pickle without the namespace: it is a Python module, which cannot be pickled."""
-        return type(self), (str(self.device), self.dtype, self.precision)
 
     @property
     def on_engine(self) -> bool:
@@ -256,8 +253,9 @@ class ChannelsLastOps(TorchOps):
 class CompilingOps(TorchOps):
     """Runs what torch.compile makes of a model: one graph for the first shape, one for shapes that differ in a size.
 
-    On CUDA each shape is recorded as a CUDA graph too (mode "reduce-overhead"); its results are copied, since the next
-    run writes into the same memory.
+    Where the CPU engine computes, it stays, since it is faster than the graph, and only what is recorded for a gradient
+    is compiled. On CUDA each shape is recorded as a CUDA graph too (mode "reduce-overhead"); its results are copied,
+    since the next run writes into the same memory.
     """
 
     def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
@@ -266,11 +264,18 @@ class CompilingOps(TorchOps):
         def run(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
             return model(x, params, self)
 
-        graph = torch.compile(run, mode="reduce-overhead" if recorded else None)
+        @cache
+        def graph() -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
+            """Made when it is needed: to import the compiler takes seconds."""
+            return torch.compile(run, mode="reduce-overhead" if recorded else None)
+
+        engine = super().compile(model)
 
         def compiled(x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+            if self.on_engine and not self.needs_framework(x, *params.values()):
+                return engine(x, params)
             with true_float32() if self.precision == "highest" else nullcontext():
-                y = graph(x, params)
+                y = graph()(x, params)
             return y.clone() if recorded else y
 
         return compiled

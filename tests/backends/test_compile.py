@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from functools import partial
 
+import mlx.core as mx
+import numpy as np
 import pytest
 import torch
 from support.configs import TINY, images, relative_l2, uniform
 from support.models import EXACT, array
 
 from vaespec import AutoencoderKL, BackendError
+from vaespec_cpu.lazy_ops import LazyOps
 from vaespec_mlx.ops import CompilingOps as MlxCompilingOps
 from vaespec_torch.ops import CompilingOps
 
@@ -43,7 +46,7 @@ def test_a_compiled_model_computes_the_same(backend, precision):
 
 
 def test_pytorch_makes_a_graph_of_the_first_shape_and_one_for_other_sizes(graphs):
-    vae = AutoencoderKL.from_config(TINY, backend="torch", device="cpu", compile=True)
+    vae = AutoencoderKL.from_config(TINY, backend="torch", device="cpu", precision="highest", compile=True)
     counts = []
     for shape in ((2, 5, 7), (2, 5, 7), (2, 6, 9), (2, 8, 10), (2, 11, 5)):
         batch, height, width = shape
@@ -59,6 +62,38 @@ def test_a_model_that_compiles_does_so_when_it_has_moved(backend):
     assert type(vae.to("float16")._model.ops) is COMPILERS[backend]
     assert type(vae.with_backend(backend, device="cpu")._model.ops) is not COMPILERS[backend]
     assert type(vae.with_backend(backend, device="cpu", compile=True)._model.ops) is COMPILERS[backend]
+
+
+@pytest.mark.parametrize("backend", ["torch", "jax", "mlx"])
+def test_on_a_cpu_the_engine_computes_although_the_model_compiles(backend, graphs, monkeypatch):
+    """The engine takes a third of the time of PyTorch's graph, and no minute before the first result."""
+    monkeypatch.setattr("mlx.core.compile", lambda run: pytest.fail("compiled by MLX"))
+    computed, from_nchw = [], LazyOps.from_nchw
+    monkeypatch.setattr(LazyOps, "from_nchw", lambda ops, x: computed.append(1) or from_nchw(ops, x))
+    vae = AutoencoderKL.from_config(TINY, backend=backend, device="cpu", compile=True)
+    plain = vae.with_backend(backend, device="cpu")
+    z = uniform("z", (1, TINY.latent_channels, 5, 7))
+    np.testing.assert_array_equal(array(vae.decode(z).sample), array(plain.decode(z).sample))
+    assert (len(graphs), computed != []) == (0, True)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # Dynamo looks at it
+def test_on_a_cpu_what_is_recorded_for_a_gradient_is_compiled(graphs):
+    vae = AutoencoderKL.from_config(TINY, backend="torch", device="cpu", compile=True)
+    vae.decode(torch.zeros((1, TINY.latent_channels, 3, 4), requires_grad=True))
+    assert len(graphs) == 1
+
+
+def test_mlx_keeps_the_graphs_of_the_last_shapes(monkeypatch):
+    made, compile_ = [], mx.compile
+    monkeypatch.setattr(mx, "compile", lambda run: made.append(1) or compile_(run))
+    monkeypatch.setattr("vaespec_mlx.ops.SHAPES_KEPT", 2)
+    vae = AutoencoderKL.from_config(TINY, backend="mlx", device="cpu", precision="highest", compile=True)
+    counts = []
+    for height in (3, 4, 3, 5, 3, 4):
+        vae.decode(uniform("z", (1, TINY.latent_channels, height, 3)))
+        counts.append(len(made))
+    assert counts == [1, 2, 2, 3, 3, 4]
 
 
 @pytest.mark.usefixtures("graphs")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
+import gc
+import weakref
+from functools import cache, lru_cache, partial
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +14,7 @@ import torch
 from support.configs import EPS, FLUX2, TINY, assert_within, images, narrow, relative_l2, uniform
 from support.models import EXACT, tiny
 
+import vaespec_jax.ops as ops_module
 from vaespec import (
     AutoencoderKL,
     AutoencoderKLOutput,
@@ -118,6 +121,71 @@ def test_the_model_itself_may_be_traced():
     params, _, decode = jitted()
     through_the_model = jax.grad(lambda z: vae().decode(z).sample.sum())(jnp.asarray(Z))
     assert close(through_the_model, jax.grad(lambda z: decode(params, z).sample.sum())(Z))
+
+
+# -- compiled programs -------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def compilations(monkeypatch):
+    """The names of the programs that XLA compiles."""
+    found, compile_ = [], jax._src.compiler.compile_or_get_cached
+
+    def noted(backend, computation, *args, **kwargs):
+        found.append(str(computation.operation.attributes["sym_name"]))
+        return compile_(backend, computation, *args, **kwargs)
+
+    monkeypatch.setattr("jax._src.compiler.compile_or_get_cached", noted)
+    return found
+
+
+@pytest.mark.parametrize("tiling", [False, "exact"])
+def test_on_a_cpu_a_new_size_compiles_nothing(compilations, tiling):
+    """XLA keeps a program, of more than 1 MiB, for each operation and size."""
+    model = tiny("jax")
+    model.enable_tiling(tiling)
+    compilations.clear()
+    for size in (18, 20):
+        model.decode(model.encode(images(TINY, size, 18, batch=2).astype(np.float32)).latent_dist.mean)
+    assert compilations == []
+
+
+def test_the_programs_of_the_last_shapes_are_kept(monkeypatch, compilations):
+    monkeypatch.setattr(ops_module, "_half", lru_cache(2)(ops_module._half.__wrapped__))
+    model = tiny("jax", precision="highest")
+    counts = []
+    for height in (3, 4, 3, 5, 3, 4):
+        model.decode(uniform("z", (1, 4, height, 3)).astype(np.float32))
+        counts.append(sum("lambda" in name for name in compilations))
+    assert counts == [1, 2, 2, 3, 3, 4]
+    assert ops_module._half.cache_info().currsize == 2
+
+
+def test_the_programs_that_are_not_kept_are_freed(monkeypatch):
+    """JAX itself would keep the program of each function for as long as the function lives."""
+    freed, made = [], ops_module._half.__wrapped__
+    monkeypatch.setattr(ops_module, "_half", lru_cache(2)(lambda *args: watched(made(*args), freed)))
+    model = tiny("jax", precision="highest")
+    for height in (3, 4, 5, 6):
+        model.decode(uniform("z", (1, 4, height, 3)).astype(np.float32))
+    gc.collect()
+    assert len(freed) == 2
+
+
+def watched(program, freed: list):
+    weakref.finalize(program, freed.append, 1)
+    return program
+
+
+def test_operations_in_bands_keep_a_bounded_number_of_programs():
+    assert ops_module._operation.cache_info().maxsize == ops_module.OPERATIONS_KEPT
+    assert ops_module._half.cache_info().maxsize == ops_module.HALVES_KEPT
+    model = tiny("jax", precision="highest")
+    model.enable_tiling("exact", band_rows=4)
+    before = ops_module._operation.cache_info().misses
+    model.decode(Z)
+    model.decode(Z)
+    assert 0 < ops_module._operation.cache_info().misses - before <= ops_module.OPERATIONS_KEPT
 
 
 # -- gradients ---------------------------------------------------------------------------------------------------

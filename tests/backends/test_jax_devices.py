@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from functools import cache
+from contextlib import nullcontext
+from functools import cache, partial
 from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from support.configs import CONFIGS, EPS, FLUX2, TINY, images, narrow, relative_l2, uniform
 from support.models import EXACT, model, tiny
 from test_imports import loaded_by
@@ -18,6 +19,8 @@ from test_imports import loaded_by
 from vaespec import AutoencoderKL, BackendError, parameters
 from vaespec_jax import backend
 
+ATTENDING = narrow((8, 12), (1,), layers_per_block=1)
+EXPLICIT = (AxisType.Explicit, AxisType.Explicit)
 X = images(TINY, 8, 8, batch=2).astype(np.float32)
 ONE_LEVEL = narrow((8,), **FLUX2 | {"layers_per_block": 1})
 Z = uniform("z", (1, 8, 4, 4)).astype(np.float32)
@@ -56,6 +59,51 @@ def test_maps_may_be_sharded_over_batch_and_height(grid, direction):
     (through_the_model,) = jax.tree.leaves(getattr(vae, direction)(split))
     assert len(through_the_model.devices()) == 4
     assert relative_l2(through_the_model, expected) <= EXACT["float32"]
+
+
+@pytest.mark.parametrize("grid", [(4, 1), (1, 4), (2, 2)], ids=["batch", "height", "batch and height"])
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def test_maps_may_be_sharded_over_explicit_axes(grid, direction):
+    """jax.make_mesh makes such axes; the result is sharded as its input is, inside jit and by the model itself."""
+    vae, mesh = tiny("jax", config=ATTENDING), jax.make_mesh(grid, ("batch", "height"), axis_types=EXPLICIT)
+    pure, rows = vae.functional(), NamedSharding(mesh, PartitionSpec("batch", None, "height"))
+    whole = {"encode": images(ATTENDING, 16, 8, batch=4), "decode": uniform("z", (4, 4, 8, 4))}[direction]
+    split = jax.device_put(jnp.asarray(whole, jnp.float32), rows)
+    (expected,) = jax.tree.leaves(getattr(vae, direction)(whole.astype(np.float32)))
+    for compute in (jax.jit(partial(getattr(pure, direction), pure.params)), getattr(vae, direction)):
+        (result,) = jax.tree.leaves(compute(split))
+        assert result.sharding.is_equivalent_to(rows, 4)
+        assert relative_l2(result, expected) <= EXACT["float32"]
+
+
+def test_rows_that_explicit_axes_do_not_divide_are_computed_whole():
+    vae, mesh = tiny("jax", config=ATTENDING), jax.make_mesh((4,), ("height",), axis_types=EXPLICIT[:1])
+    x = images(ATTENDING, 12, 8)  # of which 6 rows are left
+    split = jax.device_put(jnp.asarray(x, jnp.float32), NamedSharding(mesh, PartitionSpec(None, None, "height")))
+    moments = vae.encode(split).latent_dist.parameters
+    assert moments.shape[2] == 6
+    assert relative_l2(moments, vae.encode(x).latent_dist.parameters) <= EXACT["float32"]
+
+
+@pytest.mark.parametrize("axes", [("batch",), (None, None, "batch")], ids=["batch", "height"])
+@pytest.mark.parametrize("placed", ["params anywhere", "params on the mesh", "mesh of the context"])
+def test_gradients_pass_through_explicit_axes(axes, placed):
+    params, encode, decode = tiny("jax", config=ATTENDING).functional()
+    mesh, x = (
+        jax.make_mesh((4,), ("batch",), axis_types=EXPLICIT[:1]),
+        jnp.asarray(images(ATTENDING, 8, 8, batch=4), "float32"),
+    )
+    split = jax.device_put(x, NamedSharding(mesh, PartitionSpec(*axes)))
+
+    def loss(params, x):
+        return decode(params, encode(params, x).latent_dist.mode()).sample.std()
+
+    expected = jax.jit(jax.grad(loss))(params, x)
+    given = jax.device_put(params, NamedSharding(mesh, PartitionSpec())) if placed == "params on the mesh" else params
+    with jax.set_mesh(mesh) if placed == "mesh of the context" else nullcontext():
+        result = jax.jit(jax.grad(loss))(given, split)
+    one, other = (np.concatenate([np.ravel(g) for g in jax.tree.leaves(tree)]) for tree in (result, expected))
+    assert relative_l2(one, other) <= 10 * EXACT["float32"]  # forward and backward, through both halves
 
 
 # -- one device --------------------------------------------------------------------------------------------------
