@@ -47,7 +47,7 @@ def test_a_limit_that_is_too_small_is_reported_with_one_that_suffices(streams):
     picture("tall.png", 64, 2048)
     message = error("roundtrip", "tall.png", "--max-memory", "1GiB", *MODEL)
     assert message.startswith(
-        "vaespec: error: tall.png: max_memory of 1.00 GiB is too little to encode 1 x 3 x 2048 x 64"
+        "vaespec: error: tall.png: max_memory of 1.00 GiB is too little to decode 1 x 4 x 512 x 16"
     )
     assert files() == {"tall.png"}
     enough = re.search(r"(\d\.\d\d) GiB would do", message)[1]

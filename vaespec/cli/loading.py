@@ -6,7 +6,11 @@ from vaespec import autoencoder, families
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli.console import progress
 from vaespec.config import AutoencoderConfig
+from vaespec.dtypes import dtype_name
 from vaespec.errors import InputError
+from vaespec.model import Model
+from vaespec.registry import choose_backend, make_ops
+from vaespec.weights import load_weights
 
 
 def open_model(
@@ -17,6 +21,14 @@ def open_model(
         return autoencoder.load(
             weights, family=family, backend=backend, device=device, dtype=dtype, precision=precision
         )
+
+
+def outline(
+    weights: str, family: str | None, backend: str | None, device: str | None, dtype: str, precision: str
+) -> Model:
+    """The model that `open_model` will load, without weights: only headers are read."""
+    config, names = load_weights(autoencoder.locate(weights), family)
+    return Model.outline(config, names, make_ops(choose_backend(backend), device, dtype_name(dtype), precision))
 
 
 def require_scale(config: AutoencoderConfig, weights: str, instead: str) -> None:

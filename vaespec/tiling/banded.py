@@ -306,11 +306,14 @@ class BandedOps:
 
         return q.derive(tokens, cheap=False)
 
+    def _key_chunks(self, length: int, size: int) -> Iterator[tuple[int, int]]:
+        return spans(length, size)
+
     def _attend(self, q: Array, k: Tokens, v: Tokens, scale: float, size: int) -> Array:
         """A chunk of queries against all keys: see Specification.chunked_attention."""
         (B, n, C), keys, values = q.shape, k.open(), v.open()
         m = l = o = None
-        for start, stop in spans(k.length, size):
+        for start, stop in self._key_chunks(k.length, size):
             chunk = self.ops.attend_chunk(q, keys(start, stop), values(start, stop), scale)
             m, l, o = map(self.ops.materialize, self.ops.merge_chunks((m, l, o), chunk) if start else chunk)
             self.report(4 * B * n * (stop - start) * C)
