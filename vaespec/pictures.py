@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
-STRIP = 1 << 20  # pixels that are converted at one time
+STRIP = 1 << 16  # pixels that are converted at one time
 
 # Bytes per pixel that Pillow's decoders hold besides the picture: these need the whole of it at once. Measured.
 WHOLE = {"WEBP": 12, "AVIF": 6}
@@ -97,8 +98,11 @@ def header_size(picture: Image) -> tuple[int, int]:
     return (width, height) if turned else (height, width)
 
 
-def reading_bytes(picture: Image) -> int:
-    """Bytes that `as_rgb` holds at least, at one time, to read the pixels of a picture that has just been opened."""
+def reading_bytes(picture: Image, file_size: int) -> int:
+    """Bytes that `as_rgb` holds at one time, if the header is true.
+
+    `picture` has just been opened, from a file of `file_size` bytes.
+    """
     stored = {"1": 1, "L": 1, "P": 1}.get(picture.mode, 2 if picture.mode.startswith("I;16") else 4)
     decoder = WHOLE.get(picture.format or "", 0)
     if picture.format == "JPEG2000":
@@ -107,8 +111,10 @@ def reading_bytes(picture: Image) -> int:
         decoder = PROGRESSIVE_JPEG
     elif picture.format == "TIFF" and _orientation(picture) != 1:
         decoder = stored  # Pillow turns the whole
-    width, height = picture.size
-    return width * height * (stored + max(decoder, 3))  # the decoder's memory is free when the 3 bytes are written
+    compressed = picture.format == "TIFF" and picture.info.get("compression") != "raw"  # then the file is read whole
+    pixels = math.prod(picture.size)
+    # What the decoder holds is free when the 3 bytes of each pixel are written.
+    return pixels * stored + max(pixels * decoder, file_size * compressed, pixels * 3)
 
 
 @contextmanager

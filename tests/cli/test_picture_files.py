@@ -215,6 +215,18 @@ def test_no_foreign_error_escapes_from_a_damaged_picture(suffix):
             picture_files.read(Path("cat"))
 
 
+def test_a_damaged_tiff_is_told_in_one_line(capfd):
+    """libtiff prints lines of its own, from C."""
+    picture("whole.png", 200, 200)
+    with Image.open("whole.png") as whole:
+        whole.save("cat.tif", compression="tiff_lzw")
+    content = bytearray(Path("cat.tif").read_bytes())
+    content[300:340] = b"\xff" * 40
+    Path("cat.tif").write_bytes(content)
+    assert "cat.tif is a damaged picture" in error("roundtrip", "cat.tif", *MODEL)
+    assert capfd.readouterr().err == ""
+
+
 # -- one kind of file in the place of another --------------------------------------------------------------------
 
 

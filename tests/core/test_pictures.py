@@ -195,7 +195,13 @@ def test_a_damaged_picture_is_an_input_error_from_python_too(tmp_path):
 def test_the_bytes_of_reading_count_the_picture_the_decoder_and_the_copy(tmp_path, mode, suffix, least):
     Image.new(mode, (30, 20)).save(tmp_path / f"picture.{suffix}")
     with Image.open(tmp_path / f"picture.{suffix}") as picture:
-        assert reading_bytes(picture) == least * 600
+        assert reading_bytes(picture, 0) == least * 600
+
+
+def test_a_compressed_tiff_is_in_memory_while_it_is_decoded(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    with Image.open(tmp_path / "lzw.tif") as picture:
+        assert reading_bytes(picture, 5000) == 4 * 600 + 5000
 
 
 def test_pixels_that_were_read_are_not_copied():

@@ -6,7 +6,7 @@ import io
 import os
 import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -61,8 +61,7 @@ def read_headers(paths: Sequence[Path]) -> list[PictureFile]:
     headers = []
     for path in paths:
         with _opened(path) as (picture, size):
-            compressed = picture.info.get("compression", "raw") != "raw"  # a TIFF, which is decoded from memory
-            headers.append(PictureFile(path, *header_size(picture), reading_bytes(picture) + size * compressed))
+            headers.append(PictureFile(path, *header_size(picture), reading_bytes(picture, size)))
     return headers
 
 
@@ -91,7 +90,11 @@ def is_picture(path: Path) -> bool:
 
 def read(path: Path) -> np.ndarray:
     """Reads a picture as (H, W, 3) uint8, rotated as its EXIF demands (see `pictures.as_rgb`). Raises InputError."""
-    with name_in_errors(path), _opened(path) as (picture, _):
+    with (
+        name_in_errors(path),
+        _opened(path) as (picture, _),
+        _silent_libtiff() if picture.format == "TIFF" else nullcontext(),
+    ):
         return as_rgb(picture)
 
 
@@ -123,6 +126,24 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
     with written(path) as part:
         Image.fromarray(pixels).save(part, format="PNG")
+
+
+@contextmanager
+def _silent_libtiff() -> Iterator[None]:
+    """Hides what libtiff, the C library, prints on stderr about a damaged picture: the error says it once."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # it is closed, and prints nothing
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
 
 
 @contextmanager
