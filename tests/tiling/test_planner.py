@@ -319,6 +319,19 @@ def test_files_need_room_even_without_a_limit(vae, tmp_path, monkeypatch):
         vae.decode(Z)
 
 
+def test_a_system_without_a_temporary_folder_has_no_plan_with_files(vae, ran, monkeypatch):
+    def missing():
+        raise FileNotFoundError
+
+    monkeypatch.setattr("tempfile.gettempdir", missing)
+    vae.enable_tiling("auto")
+    vae.decode(Z)
+    assert ran == [(Z.shape,)]
+    vae.enable_tiling("auto", max_memory=GIB + 1, **CHUNK)
+    with pytest.raises(MemoryLimitError, match="stored on the device"):
+        vae.decode(Z)
+
+
 def test_an_error_says_if_files_would_do_but_have_no_room(vae, tmp_path, monkeypatch):
     vae.enable_tiling("auto", max_memory=need(vae, banded(tmp_path)), offload_folder=tmp_path, **CHUNK)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vaespec import autoencoder, families
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli.console import progress
@@ -28,7 +30,9 @@ def outline(
 ) -> Model:
     """The model that `open_model` will load, without weights: only headers are read."""
     config, names = load_weights(autoencoder.locate(weights), family)
-    return Model.outline(config, names, make_ops(choose_backend(backend), device, dtype_name(dtype), precision))
+    ops = make_ops(choose_backend(backend), device, dtype_name(dtype), precision)
+    ops.from_numpy(np.zeros(1, np.float32))  # with its first array a framework takes memory, which plans have to count
+    return Model.outline(config, names, ops)
 
 
 def require_scale(config: AutoencoderConfig, weights: str, instead: str) -> None:

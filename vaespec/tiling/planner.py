@@ -24,8 +24,9 @@ from vaespec.tiling.settings import Tiling
 
 SHARE = 0.8  # the limit, as a share of the free memory, if none is given
 MARGIN = 1.15  # a run may take so many times its estimate
-# Bytes that a process may hold more when the same run is asked for again, and when it was forecast (see `coming`).
-SLACK, SLACK_OF_FORECASTS = 8 * 2**20, 48 * 2**20
+# Bytes that a process may hold more when the same run is asked for again; when it was forecast (see `coming`); and then
+# the programs of a framework that compiles one for each shape. Measured.
+SLACK, SLACK_OF_FORECASTS, PROGRAMS = 8 * 2**20, 48 * 2**20, 128 * 2**20
 UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 
 
@@ -137,7 +138,8 @@ class Allowance(NamedTuple):
         """The allowance of a run that begins when `coming` bytes more than now are held."""
         memory, limit = model.ops.memory(), tiling.max_memory
         most = memory.used + int(SHARE * memory.free) if limit is None else limit
-        return cls(memory.used + coming, most, limit is not None, SLACK_OF_FORECASTS if coming else SLACK)
+        forecast = SLACK_OF_FORECASTS + (PROGRAMS if model.ops.fixed_shapes else 0)
+        return cls(memory.used + coming, most, limit is not None, forecast if coming else SLACK)
 
     def need(self, run: int) -> int:
         """The least limit that lets a run take so many bytes, as it was estimated."""
@@ -189,10 +191,17 @@ def _plans(model: Model, tiling: Tiling, slicings: tuple[bool, ...]) -> Iterator
     """The plans that the settings allow, the quickest first; the last takes the least memory."""
     if tiling.mode != "exact":
         yield from map(MemoryPlan, slicings)
-    folder = tempfile.gettempdir() if tiling.offload_folder is None else os.fspath(tiling.offload_folder)
-    stores = ("device", folder) if model.ops.on_host else ("device", "host", folder)
-    for store in (tiling.bands["store"],) if "store" in tiling.bands else stores:
+    in_memory = ("device",) if model.ops.on_host else ("device", "host")
+    for store in (tiling.bands["store"],) if "store" in tiling.bands else (*in_memory, *_folders(tiling)):
         yield MemoryPlan(slicings[-1], {**tiling.bands, "store": store})
+
+
+def _folders(tiling: Tiling) -> list[str]:
+    """The folder for temporary files, if there is one."""
+    try:
+        return [tempfile.gettempdir() if tiling.offload_folder is None else os.fspath(tiling.offload_folder)]
+    except FileNotFoundError:  # no folder of the system can be written to
+        return []
 
 
 def _estimates(
