@@ -176,7 +176,7 @@ def _transparent_value(picture: Image) -> Any:
     three channels of 16 bits only the upper bytes are left.
     """
     value, tiles = picture.info.get("transparency"), getattr(picture, "tile", None)
-    stored = tiles[0][3] if tiles else None  # Pillow's name for the form of the pixels in the file
+    stored = str(tiles[0][3]) if tiles else ""  # Pillow's name for the form of the pixels in the file
     if isinstance(value, int) and stored in STRETCHED:
         return value * STRETCHED[stored]
     if isinstance(value, tuple) and stored == "RGB;16B":

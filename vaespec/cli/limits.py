@@ -81,7 +81,9 @@ def picture_tasks(model: Model, pictures: Sequence[PictureFile], pad: Pad, halve
 
 
 def latent_tasks(model: Model, path: Path, latents: Latents) -> Iterable[Task]:
-    """The tasks of decoding the pictures in a file of latents."""
+    """The tasks of decoding the pictures in a file of latents; none if the model cannot, which is refused elsewhere."""
+    if latents.config.downsampling_factor != model.config.downsampling_factor:
+        return
     for entry in latents.entries:
         height, width = framed_size(entry.height, entry.width, latents.config, entry.pad)
         yield Task(path, DECODER, DECODER.input_shape(model.config, 1, height, width))
