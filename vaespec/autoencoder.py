@@ -19,7 +19,7 @@ from vaespec.model import Functional
 from vaespec.noise import Seed
 from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
-from vaespec.placed import PlacedModel, Placement
+from vaespec.placed import PlacedModel, Placement, require_known
 from vaespec.posterior import DiagonalGaussian
 from vaespec.tiling import execution
 
@@ -41,6 +41,7 @@ class AutoencoderKL(PlacedModel):
         cls, config: AutoencoderConfig | Mapping[str, Any], *, seed: int = 0, **placement: Unpack[Placement]
     ) -> Self:
         """Create a model with diffusers' initial weights."""
+        require_known(cls.from_config, placement)
         if not isinstance(config, AutoencoderConfig):
             config = AutoencoderConfig.from_dict(config)
         return cls(config, initialize(config, seed), **placement)
@@ -50,7 +51,7 @@ class AutoencoderKL(PlacedModel):
         cls,
         path: AnyPath,
         *,
-        subfolder: str = "",
+        subfolder: str | None = None,
         variant: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -60,16 +61,20 @@ class AutoencoderKL(PlacedModel):
     ) -> Self:
         """Load a diffusers folder (config.json and weights, whole or in shards), or a repository of the hub.
 
-        `path` is a repository, "organization/name", if there is no such folder; `revision`, `token`, `cache_dir` and
-        `local_files_only` are passed to huggingface_hub. If a variant is the only one, it is loaded with a warning.
-        Raises WeightFileError for a missing or damaged file, WeightMapError for tensors that do not fit the config.
+        `path` is a repository, "organization/name" or its address, if there is no such folder; `revision`, `token`,
+        `cache_dir` and `local_files_only` are passed to huggingface_hub. If a variant is the only one, it is loaded
+        with a warning. Raises WeightFileError for a missing or damaged file, WeightMapError for tensors that do not fit
+        the config.
         """
+        require_known(cls.from_pretrained, placement)
         folder = Path(path)
-        if folder.is_dir():
-            return cls(*weights.load_folder(folder / subfolder, variant), **placement)
-        folder = weights.fetch(
-            str(path),
-            subfolder=subfolder,
+        if os.path.isdir(folder):
+            return cls(*weights.load_folder(folder / (subfolder or ""), variant), **placement)
+        if os.path.lexists(folder):
+            raise WeightFileError(f"{folder} is not a folder: a file is for from_single_file.")
+        folder = weights.fetch_named(
+            path,
+            subfolder=subfolder or "",
             variant=variant,
             revision=revision,
             token=token,
@@ -94,18 +99,20 @@ class AutoencoderKL(PlacedModel):
     ) -> Self:
         """Load one file of any container and dialect (see `vaespec.weights`): the VAE alone, or a full checkpoint.
 
+        `path` may be the address of a file on the hub, such as https://huggingface.co/owner/name/blob/main/file.
         The config is inferred from names and shapes. Fields that they do not show (the scaling factor) are read from
         `family` (see vaespec.families), `config`, or the rest of a full checkpoint, or else remain unknown. `prefix`
         chooses among several VAEs, `dialect` a dialect if the names are ambiguous, `use_ema` the moving average.
         `strict=False` leaves out tensors that are not the model's, `allow_nonfinite` accepts NaN and infinity. A file
         with an encoder or a decoder alone makes half a model.
         """
+        require_known(cls.from_single_file, placement)
         if config is not None and not isinstance(config, AutoencoderConfig):
             config = AutoencoderConfig.from_dict(config)
         options = weights.Reading(
             prefix=prefix, dialect=dialect, use_ema=use_ema, strict=strict, allow_nonfinite=allow_nonfinite
         )
-        return cls(*weights.load_file(Path(path), config, family, **options), **placement)
+        return cls(*weights.load_file(weights.single_file(path), config, family, **options), **placement)
 
     def save_pretrained(self, path: AnyPath, *, dtype: Any = None) -> None:
         """Write a folder that diffusers' from_pretrained loads, in `dtype` (default: the model's).
@@ -240,13 +247,15 @@ class AutoencoderKL(PlacedModel):
 
 
 def load(source: AnyPath = "tiny", *, family: str | None = None, **placement: Unpack[Placement]) -> AutoencoderKL:
-    """Load "tiny" (the embedded weights), a diffusers folder, or a single file, whose config `family` may complete."""
+    """Load "tiny" (the embedded weights), a diffusers folder, a single file, or "owner/name", a repository of the hub.
+
+    `family` may complete the config of weights without a config.json. A pipeline stands for its VAE. Addresses on the
+    hub, of a repository, a folder or a file, are fetched too; what is on the disk comes first.
+    """
+    require_known(load, placement)
     return AutoencoderKL(*weights.load_weights(locate(source), family), **placement)
 
 
 def locate(source: AnyPath) -> Path:
     """The folder or file that `load` reads for this source. Raises WeightFileError if there is none."""
-    path = EMBEDDED if source == "tiny" else Path(source)
-    if not path.exists():
-        raise WeightFileError(f"no file or folder {path}: download the weights, or name tiny, the embedded model.")
-    return path
+    return EMBEDDED if source == "tiny" else weights.find(source)

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-from collections.abc import Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
-from vaespec.errors import ConfigError
-
-DOWN_BLOCKS = ("DownEncoderBlock2D", "AttnDownEncoderBlock2D")
-UP_BLOCKS = ("UpDecoderBlock2D", "AttnUpDecoderBlock2D")
-ACTIVATIONS = {"silu": "silu", "swish": "silu", "mish": "mish", "gelu": "gelu", "relu": "relu"}
+from vaespec import config_checks, strict_json
+from vaespec.config_checks import ACTIVATIONS, brief, plain
+from vaespec.errors import ConfigError, UnknownFieldError
 
 # AutoencoderKLFlux2 has class defaults of its own, and lacks some fields of AutoencoderKL (scaling_factor, ...).
 FLUX2_ONLY = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_momentum", "patch_size")
 FLUX2_LACKS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
-# Autoencoders of diffusers with other layers. Any other class counts as AutoencoderKL.
-OTHER_CLASSES = (
-    "AsymmetricAutoencoderKL",
-    "AutoencoderDC",
-    "AutoencoderKLTemporalDecoder",
-    "AutoencoderTiny",
-    "ConsistencyDecoderVAE",
-    "VQModel",
-)
+CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2", "FlaxAutoencoderKL")  # all other classes have other layers
 FLUX2_DEFAULTS: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
     "up_block_types": ("UpDecoderBlock2D",) * 4,
@@ -40,17 +29,37 @@ FLUX2_DEFAULTS: dict[str, Any] = {
     "batch_norm_momentum": 0.1,
     "patch_size": (2, 2),
 }
+# What a null means where it is accepted. diffusers 0.42 builds no layer for it, since Python takes it for false; the
+# other two change no layer, and get their defaults.
+NULLS: dict[str, Any] = {
+    "force_upcast": True,
+    "use_quant_conv": False,
+    "use_post_quant_conv": False,
+    "mid_block_add_attention": False,
+    "sample_size": 32,
+}
+# What others write beside the fields, and what changes no result whatever its value: the state of diffusers' EMAModel,
+# settings of a run, facts about the file.
+NOTES = (
+    *("decay", "inv_gamma", "min_decay", "optimization_step", "power", "update_after_step", "use_ema_warmup"),
+    *("use_slicing", "use_tiling", "torch_dtype", "dtype", "architectures", "transformers_version"),
+)
+# Fields that AutoencoderKL lacks, with the value that says what it does anyway.
+IMPLIED = {"dropout": 0, "double_z": True}
 
 
 @dataclass(frozen=True, kw_only=True)
-class AutoencoderConfig:
+class AutoencoderConfig(Mapping[str, Any]):
     """The fields of diffusers 0.42's AutoencoderKL and AutoencoderKLFlux2, with AutoencoderKL's defaults.
+
+    As in diffusers, it is also a mapping of the fields that its class has: `config["scaling_factor"]`, `config.get`.
 
     A field that an older `config.json` lacks gets its default: the value that models of that age used.
     If `patch_size` is set, the model is FLUX.2: latents are patchified and batch-normalized instead of scaled.
     If `scaling_factor` is None, it is unknown: raw latents work, and methods that need the scale raise an error.
 
-    Raises ConfigError if no model can be built from the fields.
+    NumPy's numbers and arrays count as Python's. Raises ConfigError if no model can be built from the fields, or if it
+    would be far larger than any that exists (see `vaespec.config_checks`).
     """
 
     in_channels: int = 3
@@ -78,11 +87,28 @@ class AutoencoderConfig:
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if isinstance(value, list):  # JSON has no tuples
-                object.__setattr__(self, name, tuple(value))
-        _check_types(self)
-        _check_blocks(self)
-        _check_latents(self)
+            object.__setattr__(self, name, plain(value))  # JSON has no tuples
+        config_checks.require_types(vars(self))
+        config_checks.require_blocks(vars(self))
+        config_checks.require_latents(vars(self))
+
+    # -- as diffusers' config, which is a dict -----------------------------------------------------------
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._names():
+            raise UnknownFieldError(f"config[{brief(name)}]: {self.class_name} has {', '.join(self._names())}.")
+        return getattr(self, name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names())
+
+    def __len__(self) -> int:
+        return len(self._names())
+
+    def _names(self) -> list[str]:
+        """The fields of this config's class; those of the other class only if they are set."""
+        absent = FLUX2_LACKS if self.patch_size else FLUX2_ONLY
+        return [name for name, value in vars(self).items() if name not in absent or value is not None]
 
     # -- values that follow from the fields ------------------------------------------------------------
 
@@ -117,140 +143,77 @@ class AutoencoderConfig:
     def from_dict(cls, values: Mapping[str, Any]) -> AutoencoderConfig:
         """Reads the content of a diffusers `config.json` of any age.
 
-        Keys that start with "_" are notes, not fields. The model is FLUX.2 if `_class_name` says so, or if `patch_size`
-        or `batch_norm_eps` is set. Raises ConfigError for an unknown field, because it could change the result.
+        Keys that start with "_" are notes, not fields, and so are NOTES and nulls. The model is FLUX.2 if `_class_name`
+        says so, or if `patch_size` or `batch_norm_eps` is set. Raises ConfigError for another model's class, and for an
+        unknown field, because either could change the result.
         """
         if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-            raise ConfigError(f"a config is a mapping of field names to values, got {values!r:.60}.")
-        class_name = values.get("_class_name")
-        if class_name in OTHER_CLASSES:
-            raise ConfigError(f"_class_name={class_name!r}: expected AutoencoderKL or AutoencoderKLFlux2.")
-        given = {name: value for name, value in values.items() if not name.startswith("_")}
+            raise ConfigError(f"a config is a mapping of field names to values, got {brief(values)}.")
+        if isinstance(values, cls):
+            return values
+        is_flux2 = "AutoencoderKLFlux2" in _classes(values)
+        given = {name: plain(value) for name, value in values.items() if not name.startswith("_")}
         known = {field.name for field in dataclasses.fields(cls)}
-        if unknown := sorted(given.keys() - known):
-            raise ConfigError(f"unknown config fields {unknown}: AutoencoderKL has {sorted(known)}.")
-        is_flux2 = class_name == "AutoencoderKLFlux2" or given.get("patch_size") or given.get("batch_norm_eps")
-        return cls(**(FLUX2_DEFAULTS if is_flux2 else {}) | given)
+        if unknown := sorted(name for name in given.keys() - known if not _is_note(name, given[name])):
+            raise ConfigError(_unknown(unknown, known))
+        is_flux2 = is_flux2 or any(given.get(name) is not None for name in ("patch_size", "batch_norm_eps"))
+        defaults = FLUX2_DEFAULTS if is_flux2 else {}
+        nulls = {name: defaults.get(name, value) for name, value in NULLS.items() if given.get(name, name) is None}
+        return cls(**defaults | {name: value for name, value in given.items() if name in known} | nulls)
 
     @classmethod
     def from_json(cls, path: str | Path) -> AutoencoderConfig:
         """Reads a `config.json`; a ConfigError names the file and the mistake."""
+        path = Path(path)
         try:
-            values = json.loads(Path(path).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise ConfigError(f"no config file at {path}.") from None
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path} cannot be read as JSON ({error}).") from None
-        try:
-            return cls.from_dict(values)
+            return cls.from_dict(strict_json.read(path))
         except ConfigError as error:
             raise ConfigError(f"{path}: {error}") from None
+        except FileNotFoundError:
+            if path.is_symlink():
+                target = os.readlink(path)
+                raise ConfigError(f"{path} is a link to {target}, which does not exist: restore that file.") from None
+            raise ConfigError(f"no config file at {path}.") from None
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error).rstrip(".")
+            raise ConfigError(f"{path} cannot be read as JSON ({reason}): write it again.") from None
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the `config.json` that diffusers' class of the same name reads."""
-        absent = FLUX2_LACKS if self.patch_size else FLUX2_ONLY
-        fields = {name: value for name, value in vars(self).items() if name not in absent or value is not None}
-        listed = {name: list(value) if isinstance(value, tuple) else value for name, value in fields.items()}
+        listed = {name: list(value) if isinstance(value, tuple) else value for name, value in self.items()}
         return {"_class_name": self.class_name, **listed}
 
-    def replace(self, **changes: Any) -> AutoencoderConfig:
-        """A copy with some fields changed, checked again."""
+    def replace(self, **changes: Any) -> Self:
+        """A copy with some fields changed, checked again. Raises ConfigError for an unknown field."""
+        if unknown := sorted(changes.keys() - vars(self).keys()):
+            raise ConfigError(_unknown(unknown, vars(self)))
         return dataclasses.replace(self, **changes)
 
 
-# -- validation: each function checks one group of fields --------------------------------------------------
-
-
-def _error(name: str, value: object, expected: str) -> ConfigError:
-    return ConfigError(f"{name}={value!r}: expected {expected}.")
-
-
-def _positive_int(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _finite(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _check_types(config: AutoencoderConfig) -> None:
-    for name in ("in_channels", "out_channels", "layers_per_block", "latent_channels", "norm_num_groups"):
-        if not _positive_int(value := getattr(config, name)):
-            raise _error(name, value, "a positive integer")
-    for name in ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
-        if not isinstance(value := getattr(config, name), bool):
-            raise _error(name, value, "true or false")
-    for name in ("block_out_channels", "decoder_block_out_channels"):
-        value = getattr(config, name)
-        if value is None and name == "decoder_block_out_channels":
-            continue
-        if not isinstance(value, tuple) or not value or not all(map(_positive_int, value)):
-            raise _error(name, value, "one positive width per level")
-    sizes = config.sample_size if isinstance(config.sample_size, tuple) else (config.sample_size,)
-    if not all(map(_positive_int, sizes)) or len(sizes) not in (1, 2):
-        raise _error("sample_size", config.sample_size, "a positive integer or a pair of them")
-    if not isinstance(config.act_fn, str) or config.act_fn.lower() not in ACTIVATIONS:
-        raise _error("act_fn", config.act_fn, f"one of {', '.join(ACTIVATIONS)}")
-
-
-def _check_blocks(config: AutoencoderConfig) -> None:
-    for name, known in (("down_block_types", DOWN_BLOCKS), ("up_block_types", UP_BLOCKS)):
-        types = getattr(config, name)
-        if not isinstance(types, tuple):
-            raise _error(name, types, "a list of block types")
-        for block in types:
-            if block not in known:
-                raise _error(name, block, f"{' or '.join(known)} for every level")
-    for name in ("down_block_types", "up_block_types", "decoder_block_out_channels"):
-        entries = getattr(config, name)
-        if entries is not None and len(entries) != config.levels:
+def _classes(values: Mapping[str, Any]) -> list[str]:
+    """The model classes that a config names. Raises ConfigError unless all are of this model."""
+    named: list[str] = []
+    for field in ("_class_name", "architectures"):
+        value = plain(values.get(field))
+        names = value if isinstance(value, tuple) else () if value is None else (value,)
+        if not all(isinstance(name, str) and name in CLASSES for name in names):
             raise ConfigError(
-                f"{name} has {len(entries)} entries but block_out_channels has {config.levels}: give one each."
+                f"{field}={brief(value)}: expected AutoencoderKL or AutoencoderKLFlux2, since another class has other "
+                "layers; if only its name differs, write AutoencoderKL there."
             )
-    for name in ("block_out_channels", "decoder_block_out_channels"):
-        for width in getattr(config, name) or ():
-            if width % config.norm_num_groups:
-                raise ConfigError(
-                    f"norm_num_groups={config.norm_num_groups} does not divide {width} in {name}="
-                    f"{getattr(config, name)}: choose a common divisor of all widths."
-                )
+        named += names
+    return named
 
 
-def _check_latents(config: AutoencoderConfig) -> None:
-    for name in ("scaling_factor", "shift_factor"):
-        value = getattr(config, name)
-        if value is not None and not _finite(value):
-            raise _error(name, value, "a finite number or null")
-    if config.scaling_factor == 0:
-        raise _error("scaling_factor", 0, "a number other than 0, since latents are divided by it")
-    for name in ("latents_mean", "latents_std"):
-        value = getattr(config, name)
-        if value is None:
-            continue
-        if not isinstance(value, tuple) or not all(map(_finite, value)) or len(value) != config.latent_channels:
-            raise _error(name, value, f"one number per latent channel ({config.latent_channels})")
-        if name == "latents_std" and min(value) <= 0:
-            raise _error(name, value, "positive numbers")
-    if (config.latents_mean is None) != (config.latents_std is None):
-        raise ConfigError("latents_mean and latents_std belong together: give both or neither.")
-    _check_batch_norm(config)
+def _is_note(name: str, value: object) -> bool:
+    """Whether a field that AutoencoderKL lacks can be left out with the same results."""
+    implied = name in IMPLIED and isinstance(value, int | float) and value == IMPLIED[name]
+    return value is None or name in NOTES or implied
 
 
-def _check_batch_norm(config: AutoencoderConfig) -> None:
-    patch = config.patch_size
-    if patch is None:
-        for name in ("batch_norm_eps", "batch_norm_momentum"):
-            if getattr(config, name) is not None:
-                raise _error(name, getattr(config, name), "null unless patch_size is set (FLUX.2)")
-        return
-    if not (isinstance(patch, tuple) and len(patch) == 2 and all(map(_positive_int, patch))):
-        raise _error("patch_size", patch, "a pair of positive integers")
-    if not (_finite(config.batch_norm_eps) and (config.batch_norm_eps or 0) > 0):
-        raise _error("batch_norm_eps", config.batch_norm_eps, "a positive number, since patch_size is set")
-    momentum = config.batch_norm_momentum
-    if momentum is not None and not (_finite(momentum) and 0 <= momentum <= 1):
-        raise _error("batch_norm_momentum", momentum, "a number from 0 to 1")
-    if config.scaling_factor is not None:
-        raise _error(
-            "scaling_factor", config.scaling_factor, "null if patch_size is set, since FLUX.2 scales by batch norm"
-        )
+def _unknown(unknown: list[str], known: Iterable[str]) -> str:
+    if "quantization_config" in unknown:
+        return "quantization_config: the weights of this model are quantized, give those of the plain one."
+    listed = [name if len(name) <= 40 else f"{name[:40]}..." for name in unknown[:5]]
+    more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
+    return f"unknown config fields {listed}{more}: AutoencoderKL has {sorted(known)}."

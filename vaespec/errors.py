@@ -9,6 +9,12 @@ class ConfigError(VaespecError, ValueError):
     """A configuration that describes no AutoencoderKL."""
 
 
+class UnknownFieldError(ConfigError, KeyError):
+    """A field that a configuration does not have, looked up as in a dict."""
+
+    __str__ = Exception.__str__  # KeyError's own shows the message in quotation marks
+
+
 class InputError(VaespecError, ValueError):
     """An image, latent or argument of the wrong rank, size, channels, dtype or range."""
 
@@ -27,6 +33,10 @@ class NonFiniteError(VaespecError, ArithmeticError):
 
 class WeightFileError(VaespecError, OSError):
     """A weight file that is missing or truncated, or whose content contradicts its name."""
+
+
+class PipelineError(WeightFileError):
+    """A folder of a whole pipeline, whose VAE is in a folder of its own."""
 
 
 class WeightMapError(VaespecError, ValueError):

@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from inspect import signature
 from typing import Any, Literal, Self, TypedDict, Unpack
 
 import numpy as np
@@ -43,6 +44,19 @@ class Placement(TypedDict, total=False):
     dtype: Any
     precision: str
     compile: bool
+
+
+RENAMED = {"torch_dtype": "dtype", "device_map": "device"}  # diffusers' name -> ours
+
+
+def require_known(function: Callable[..., Any], given: Mapping[str, Any]) -> None:
+    """Raises InputError for a keyword that neither the function nor Placement has."""
+    for name in sorted(given.keys() - Placement.__annotations__.keys()):
+        if name in RENAMED:
+            raise InputError(f"{function.__name__} has no {name}=: give {RENAMED[name]}=.")
+        names = [name for name, row in signature(function).parameters.items() if row.kind is not row.VAR_KEYWORD]
+        known = ", ".join([*names, *Placement.__annotations__])
+        raise InputError(f"{function.__name__} has no {name}=: it takes {known}.")
 
 
 def _setting(name: str, doc: str) -> property:

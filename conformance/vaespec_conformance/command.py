@@ -121,13 +121,7 @@ def _examine(
 def _print_matrix(paths: list[Path]) -> None:
     from vaespec_conformance.reports.markdown import matrix
 
-    reports = []
-    for path in paths:
-        try:
-            reports.append(Report.from_json(path.read_text(encoding="utf-8")))
-        except (ValueError, KeyError, TypeError) as error:
-            raise VaespecError(f"{path} is no report of this suite: {error}") from error
-    print(matrix(reports), end="")
+    print(matrix([Report.read(path) for path in paths]), end="")
 
 
 def _show_checks(name: str | None) -> None:

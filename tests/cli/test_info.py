@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +20,7 @@ from support.workplace import NARROW, error, run, saved, vae
 from vaespec import families, parameters
 from vaespec.errors import VaespecError
 from vaespec.weights import load_file, save_file
-from vaespec.weights.containers import write_safetensors
+from vaespec.weights.containers import open_tensors, write_safetensors
 from vaespec.weights.inspect import inspect_weights
 
 TWO_LEVELS = {
@@ -242,3 +243,21 @@ def _loads(path: Path) -> bool:
     except VaespecError:
         return False
     return True
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"layers_per_block": 10**7}, "layers_per_block=10000000: expected a positive integer, 32 at most"),
+        ({"block_out_channels": [32] * 10**5}, "block_out_channels has 100,000 levels: expected 32 at most"),
+        ({"block_out_channels": [10**5] * 2}, "expected one positive width per level, 16,384 at most"),
+    ],
+)
+def test_a_config_beyond_any_model_is_refused_before_it_is_computed(weights, fields, words):
+    shutil.copytree(weights, "folder")
+    config = json.loads(Path("folder/config.json").read_text()) | fields
+    Path("folder/config.json").write_text(json.dumps(config))
+    assert words in run("info", "folder", code=1).output
+    tensors = open_tensors(Path("folder/diffusion_pytorch_model.safetensors"))
+    write_safetensors(Path("own.safetensors"), dict(tensors), {"vaespec.config": json.dumps(config)})
+    assert words in " ".join(run("info", "own.safetensors", code=1).output.split())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import sys
@@ -19,7 +20,7 @@ from vaespec.cli.app import add_extensions, app
 from vaespec.cli.failures import CommandGroup
 from vaespec.errors import VaespecError
 from vaespec_conformance.mutants import BENIGN, MUTANTS
-from vaespec_conformance.reports.report import SCHEMA_FILE
+from vaespec_conformance.reports.report import SCHEMA, SCHEMA_FILE
 
 SUBJECTS = Path(__file__).parents[1] / "support" / "subjects_of_all_kinds.py"
 LIMIT = 15
@@ -230,9 +231,26 @@ def test_the_matrix_puts_reports_side_by_side(tmp_path):
     assert "| **plain** |" in text
 
 
-def test_a_file_that_is_no_report_has_exit_code_2(tmp_path):
-    (tmp_path / "x.json").write_text("{}")
+NO_REPORTS = ["{}", "[1]", "[" * 10**5, '{"schema": 1, "schema": 2}', f'{{"schema": "{SCHEMA}", "checks": [3]}}', "NaN"]
+
+
+@pytest.mark.parametrize("text", NO_REPORTS)
+def test_a_file_that_is_no_report_has_exit_code_2(tmp_path, text):
+    (tmp_path / "x.json").write_text(text)
     assert "x.json is no report of this suite" in run("--matrix", tmp_path / "x.json", code=2).stderr
+
+
+@pytest.mark.parametrize("case", ["[" * 10**5, '{"seed": 1, "seed": 2}', '{"seed": ' + "9" * 5000 + "}", "[7]"])
+def test_a_case_that_is_none_has_exit_code_2(case):
+    options = ("--backend", "numpy", "--check", "ops.silu[float32]", "--case", case)
+    assert "error: --case" in run(*options, code=2).stderr
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO on Windows")
+def test_a_report_that_is_no_file_is_refused_at_once(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    assert "it is a pipe or a device" in run("--matrix", tmp_path / "pipe", code=2).stderr
+    assert "cannot be read" in run("--matrix", tmp_path, code=2).stderr
 
 
 def test_a_failure_is_printed_with_all_that_helps():

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import os
+import pickle
+import re
 
 import diffusers
 import pytest
 from support.configs import CONFIGS
 from support.oracle import diffusers_model
 
-from vaespec import AutoencoderConfig, ConfigError, families
+from vaespec import AutoencoderConfig, AutoencoderKL, ConfigError, families
 
 # What diffusers 0.10 wrote for Stable Diffusion 1.
 OLD = {
@@ -220,14 +223,25 @@ def test_activations_have_one_canonical_name(act_fn, activation):
     assert AutoencoderConfig(act_fn=act_fn).activation == activation
 
 
-@pytest.mark.parametrize("name", ["VQModel", "AutoencoderTiny", "AsymmetricAutoencoderKL"])
-def test_another_autoencoder_is_refused_by_its_class(name):
-    with pytest.raises(ConfigError, match=f"_class_name='{name}': expected AutoencoderKL or AutoencoderKLFlux2"):
-        AutoencoderConfig.from_dict({"_class_name": name})
+OURS = ("AutoencoderKL", "AutoencoderKLFlux2")
+OTHERS = sorted(name for name in dir(diffusers) if re.match(r"\w*(Autoencoder|VAE|VQ)", name) and name not in OURS)
 
 
-def test_a_config_of_an_unknown_subclass_is_read_by_its_fields():
-    assert AutoencoderConfig.from_dict({"_class_name": "ZImageVAE", "latent_channels": 16}).latent_channels == 16
+@pytest.mark.parametrize("name", [*OTHERS, "UNet2DConditionModel", "StableDiffusionPipeline", "MyVAE", ["a", "B"], 3])
+def test_another_model_is_refused_by_the_name_of_its_class(name):
+    words = f"_class_name={name!r}: expected AutoencoderKL or AutoencoderKLFlux2"
+    for values in ({"_class_name": name}, {"_class_name": name, "patch_size": [2, 2]}):
+        with pytest.raises(ConfigError, match=re.escape(words if isinstance(name, str) else "_class_name=")):
+            AutoencoderConfig.from_dict(values)
+
+
+def test_diffusers_has_the_other_models_that_people_have():
+    assert {"AutoencoderKLWan", "AutoencoderKLHunyuanVideo", "AutoencoderKLQwenImage", "AutoencoderTiny"} < {*OTHERS}
+
+
+@pytest.mark.parametrize("name", ["AutoencoderKL", "FlaxAutoencoderKL", None])
+def test_the_classes_of_this_model_are_read(name):
+    assert AutoencoderConfig.from_dict({"_class_name": name}) == AutoencoderConfig()
 
 
 def test_flux2_has_no_scaling_factor_and_others_no_batch_norm():
@@ -236,3 +250,67 @@ def test_flux2_has_no_scaling_factor_and_others_no_batch_norm():
     with pytest.raises(ConfigError, match=r"batch_norm_eps=0\.1: expected null unless patch_size is set"):
         AutoencoderConfig(batch_norm_eps=0.1)
     assert AutoencoderConfig.from_dict({"batch_norm_eps": None}) == AutoencoderConfig()
+
+
+# -- as a dict -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd", "flux2"])
+def test_a_config_is_read_like_the_dict_that_diffusers_has(name):
+    config = CONFIGS[name]
+    theirs = diffusers_model(config).config
+    assert {key for key in theirs if not key.startswith("_")} | {"force_upcast"} == set(config) == set(config.keys())
+    for key in config:
+        assert config[key] == config.get(key) == getattr(config, key)
+    assert ("scaling_factor" in config) == ("scaling_factor" in theirs)
+    assert "nothing" not in config
+    assert config.get("nothing", 7) == 7
+    assert AutoencoderConfig.from_dict(config) == AutoencoderConfig.from_dict(dict(config)) == config
+    assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_an_unknown_key_of_a_config_is_named_with_the_known_ones():
+    with pytest.raises(
+        ConfigError, match=r"^config\['sacling_factor'\]: AutoencoderKL has in_channels, .*shift"
+    ) as caught:
+        CONFIGS["sd"]["sacling_factor"]
+    assert isinstance(caught.value, KeyError)
+    with pytest.raises(ConfigError, match=r"unknown config fields \['sacling_factor'\]"):
+        CONFIGS["sd"].replace(sacling_factor=1)
+
+
+# -- config.json ---------------------------------------------------------------------------------------------------
+
+
+def _fifo(path):
+    os.mkfifo(path)
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.symlink_to("gone.json"), r"is a link to gone\.json, which does not exist"),
+        (lambda path: path.mkdir(), r"cannot be read as JSON \(Is a directory\)"),
+        (_fifo, r"cannot be read as JSON \(it is a pipe or a device, not a file\)"),
+        (lambda path: path.symlink_to(path), "cannot be read as JSON"),
+        (lambda path: path.write_text('{"act_fn": "silu", "act_fn": "mish"}'), "it has the key 'act_fn' twice"),
+        (lambda path: path.write_text('{"scaling_factor": NaN}'), "it has NaN, which is no number"),
+        (lambda path: path.write_text('{"scaling_factor": 1e400}'), "scaling_factor=inf: expected a finite number"),
+        (lambda path: path.write_text('{"layers_per_block": ' + "9" * 5000 + "}"), "a number of 5,000 digits"),
+        (lambda path: path.write_text('{"act_fn": ' + "[" * 10**5 + "]" * 10**5 + "}"), "nested too deeply"),
+        (lambda path: path.write_text(" " * 2**20 + "{}"), "it has 1,048,578 bytes, the limit is 1,048,576"),
+    ],
+)
+def test_a_config_file_that_is_none_is_refused_and_never_taken_for_absent(tmp_path, make, words):
+    CHECKPOINT.save_pretrained(tmp_path)
+    path = tmp_path / "config.json"
+    path.unlink()
+    make(path)
+    for read in (AutoencoderConfig.from_json, lambda path: AutoencoderKL.from_pretrained(path.parent, backend="numpy")):
+        with pytest.raises(ConfigError, match=words) as caught:
+            read(path)
+        assert str(path) in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
+CHECKPOINT = AutoencoderKL.from_config({"block_out_channels": [8], "norm_num_groups": 4}, backend="numpy")

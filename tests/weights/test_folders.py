@@ -149,6 +149,8 @@ def test_a_folder_without_weights_says_what_it_has(tmp_path):
     assert "and 10 more;" in refused([f"{i:02}.txt" for i in range(20)])
     with pytest.raises(WeightFileError, match=r"no folder .*nowhere: check the path"):
         choose(tmp_path / "nowhere")
+    with pytest.raises(WeightFileError, match=r"no folder 'a\\x00b' \(embedded null"):
+        choose(Path("a\0b"))
     (tmp_path / "file").touch()
     with pytest.raises(WeightFileError, match=r"cannot list .*file \(Not a directory\)"):
         choose(tmp_path / "file")
@@ -181,8 +183,32 @@ def test_a_shard_that_is_not_a_plain_name_is_refused(tmp_path, shard):
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"[]", b"{}", b'{"weight_map": []}', b'{"weight_map": {"a": []}}', b"\xff\xfe", b"[" * 10**5, b" " * 2**25],
-    ids=["empty", "list", "no-map", "map-is-a-list", "shard-is-a-list", "no-text", "deep", "huge"],
+    [
+        *(
+            b"",
+            b"[]",
+            b"{}",
+            b'{"weight_map": []}',
+            b'{"weight_map": {"a": []}}',
+            b"\xff\xfe",
+            b"[" * 10**5,
+            b" " * 2**25,
+        ),
+        *(b'{"weight_map": {"a": "x", "a": "y"}}', b'{"metadata": NaN, "weight_map": {"a": "x"}}', b"9" * 5000),
+    ],
+    ids=[
+        "empty",
+        "list",
+        "no-map",
+        "map-is-a-list",
+        "shard-is-a-list",
+        "no-text",
+        "deep",
+        "huge",
+        "twice",
+        "nan",
+        "digits",
+    ],
 )
 def test_what_is_no_index_is_refused(tmp_path, content):
     with pytest.raises(WeightFileError, match=r"damaged shard index|no index of shards"):

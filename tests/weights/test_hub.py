@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import os
 import re
-import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
 from diffusers import AutoencoderKL as Diffusers
-from huggingface_hub import constants, file_download
-from support.hub_server import Hub, Repository, published
+from huggingface_hub import constants
+from support.hub_server import Repository, closed_port, published
 
 from vaespec import WeightFileError
 from vaespec.weights.hub import REMEDIES, fetch
@@ -25,53 +23,11 @@ REPO = "someone/pipeline"
 
 
 @pytest.fixture(scope="session")
-def vae(tmp_path_factory) -> dict[str, bytes]:
-    """A VAE's folder with everything in it: plain and fp16, safetensors and pickle; written by diffusers."""
-    folder = tmp_path_factory.mktemp("published")
-    model = Diffusers(block_out_channels=(8,), norm_num_groups=4, layers_per_block=1)
-    for variant in (None, "fp16"):
-        for safe in (True, False):
-            model.save_pretrained(folder, safe_serialization=safe, variant=variant)
-    return {**published(folder), "README.md": b"hello"}
-
-
-@pytest.fixture(scope="session")
 def sharded(tmp_path_factory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("sharded")
     model = Diffusers(block_out_channels=(8,), norm_num_groups=4, layers_per_block=1)
     model.save_pretrained(folder, max_shard_size="20KB")
     return published(folder)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path, vae):
-    """A hub with a pipeline and a VAE of its own; nothing but 127.0.0.1 may be spoken to."""
-    strangers, connect = [], socket.socket.connect
-
-    def watched(self, address):
-        if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] != "127.0.0.1":
-            strangers.append(address)
-            raise ConnectionRefusedError
-        return connect(self, address)
-
-    monkeypatch.setattr(socket.socket, "connect", watched)
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "nobody-logged-in"))
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(file_download, "time", SimpleNamespace(sleep=lambda _: None))  # between two tries
-    pipeline = {"model_index.json": b"{}", "unet/config.json": b"{}", **{f"vae/{k}": v for k, v in vae.items()}}
-    with Hub({REPO: Repository({"main": pipeline}), "someone/vae": Repository({"main": vae})}).serving() as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.url + "/{repo_id}/resolve/{revision}/{filename}"
-        )
-        yield hub
-    assert not strangers
-
-
-@pytest.fixture
-def cache(tmp_path) -> Path:
-    return tmp_path / "cache"
 
 
 def refused(repo: str, **arguments) -> str:
@@ -387,10 +343,3 @@ def test_the_endpoint_and_the_cache_of_the_environment_are_used_in_a_fresh_proce
 def test_importing_it_does_not_import_the_library():
     code = "import sys, vaespec.weights.hub; print('huggingface_hub' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
-
-
-def closed_port() -> str:
-    """The address of a server that is gone."""
-    with socket.socket() as unused:
-        unused.bind(("127.0.0.1", 0))
-        return f"http://127.0.0.1:{unused.getsockname()[1]}"

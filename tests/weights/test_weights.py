@@ -235,7 +235,11 @@ def test_a_file_of_ours_stores_the_config_that_weights_do_not_show(tmp_path):
 
 
 def test_a_damaged_config_in_a_file_is_refused(tmp_path):
-    for text in ("{", "[]", "3", '{"latent_channels": "four"}', "[" * 100_000):
+    repeated, endless = '{"act_fn": "silu", "act_fn": "mish"}', '{"layers_per_block": ' + "9" * 5000 + "}"
+    many, long = '{"layers_per_block": 10000000}', " " * 2**20 + "{}"
+    other = '{"_class_name": "AutoencoderKLWan"}'
+    broken = ("{", "[]", "3", '{"latent_channels": "four"}', "[" * 100_000)
+    for text in (*broken, repeated, endless, many, long, other):
         write_safetensors(tmp_path / "vae.safetensors", tagged(PLAIN), {"vaespec.config": text})
         with pytest.raises(WeightFileError, match="has a damaged config in its metadata"):
             vaespec.load(tmp_path / "vae.safetensors", backend="numpy")

@@ -31,13 +31,14 @@ from pathlib import Path
 
 import numpy as np
 
+from vaespec import strict_json
 from vaespec.cli import picture_files
 from vaespec.cli.paths import written
 from vaespec.cli.picture_files import Pad, framed_size
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, VaespecError, WeightFileError
 from vaespec.families import SCALING
-from vaespec.weights.containers import TensorFile, open_tensors, require_plain, write_safetensors
+from vaespec.weights.containers import HEADER_LIMIT, TensorFile, open_tensors, require_plain, write_safetensors
 
 FORMAT, VERSION = "vaespec-latents", "1"
 
@@ -106,8 +107,9 @@ def load(path: Path) -> Latents:
         version = metadata.get("version")
         raise InputError(f"{path} has version {version!r}, but this vaespec reads version {VERSION!r}: update vaespec.")
     try:
-        config = AutoencoderConfig.from_dict(json.loads(metadata["config"]))
-        entries = tuple(_entry(fields) for fields in json.loads(metadata["pictures"]))
+        config = AutoencoderConfig.from_dict(strict_json.parse(metadata["config"]))
+        pictures = strict_json.parse(metadata["pictures"], HEADER_LIMIT)
+        entries = tuple(map(_entry, pictures))
         normalized = {"normalized": True, "raw": False}[metadata["values"]]
     except (KeyError, TypeError, ValueError, VaespecError) as error:
         raise InputError(
@@ -136,11 +138,11 @@ def mismatches(latents: Latents, config: AutoencoderConfig) -> list[str]:
 
 def _entry(fields: Mapping[str, object]) -> Entry:
     entry = Entry(**fields)  # type: ignore[arg-type]
-    sizes = (entry.height, entry.width)
-    if not (re.fullmatch(r"[^/\\\0]+", entry.tensor) and all(type(side) is int and side > 0 for side in sizes)):
+    sides = (entry.height, entry.width)
+    if not (re.fullmatch(r"[^/\\\0]+", entry.tensor) and all(type(side) is int and side > 0 for side in sides)):
         raise ValueError(f"picture {entry.tensor!r} of {entry.height} x {entry.width} px")
-    if b"\0" in os.fsencode(entry.file):  # which raises ValueError for what no system can name
-        raise ValueError(f"picture of file {entry.file!r}")
+    if "\0" in entry.file or not os.fsencode(entry.file):  # it raises ValueError for what no system can name
+        raise ValueError(f"picture {entry.tensor!r} of the file {entry.file!r}")
     return dataclasses.replace(entry, pad=Pad(entry.pad))
 
 

@@ -37,7 +37,7 @@ Pictures = Annotated[
     list[Path],
     typer.Argument(metavar="PICTURES", help=f"Picture files of any size: {', '.join(FORMATS)}.", show_default=False),
 ]
-_SOURCES = "tiny (embedded), a diffusers folder, or a weight file in any known format."
+_SOURCES = "tiny (embedded), a diffusers folder, a weight file in any known format, or owner/name on the hub."
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCES)]
 
 OutputFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]

@@ -4,18 +4,20 @@ Canonical weights are NumPy arrays under diffusers' names, with kernels in OIHW.
 """
 
 from vaespec.weights.fit import require_complete
-from vaespec.weights.hub import fetch
 from vaespec.weights.load import load_file, load_folder, load_weights
 from vaespec.weights.locate import Reading
 from vaespec.weights.save import save_file, save_folder
+from vaespec.weights.sources import fetch_named, find, single_file
 
 __all__ = [
     "Reading",
-    "fetch",
+    "fetch_named",
+    "find",
     "load_file",
     "load_folder",
     "load_weights",
     "require_complete",
     "save_file",
     "save_folder",
+    "single_file",
 ]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import dataclass
 
-from vaespec import families
+from vaespec import families, strict_json
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import ConfigError, WeightFileError, WeightMapError
 from vaespec.weights.locate import VaeInFile
@@ -39,10 +38,11 @@ def stored_config(vae: VaeInFile) -> AutoencoderConfig | None:
     if (text := vae.file.metadata.get(CONFIG_KEY)) is None:
         return None
     try:
-        return AutoencoderConfig.from_dict(json.loads(text))
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:  # anybody may have written it
+        return AutoencoderConfig.from_dict(strict_json.parse(text))
+    except ValueError as error:  # anybody may have written it
+        reason = str(error).rstrip(".")
         raise WeightFileError(
-            f"{vae.file.path} has a damaged config in its metadata ({error}): give config= or family=."
+            f"{vae.file.path} has a damaged config in its metadata ({reason}): give config= or family=."
         ) from None
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import InputError, WeightFileError
+from vaespec.errors import InputError, PipelineError, WeightFileError
 from vaespec.weights.containers import read_index, suffixes
 from vaespec.weights.listing import shortened
 
@@ -79,14 +79,19 @@ def choose(folder: Path, variant: str | None = None) -> FolderFiles:
 
 
 def listing(folder: Path) -> set[str]:
-    """The names of the files in a folder and in its `vae/`. Raises WeightFileError if it cannot be listed."""
+    """The names of the files in a folder and in its `vae/`. Raises WeightFileError if it cannot be listed.
+
+    A config.json counts even if it is no file: without it, a config would be inferred, which may be another one.
+    """
     try:
         inside = [*folder.iterdir(), *(folder / PIPELINE_VAE).glob("*")]
-        return {path.relative_to(folder).as_posix() for path in inside if path.is_file()}
+        return {path.relative_to(folder).as_posix() for path in inside if path.is_file() or path.name == CONFIG}
     except FileNotFoundError:
         raise WeightFileError(f"no folder {folder}: check the path.") from None
     except OSError as error:
         raise WeightFileError(f"cannot list {folder} ({error.strerror}): give a folder that can be read.") from error
+    except ValueError as error:
+        raise WeightFileError(f"no folder {str(folder)!r} ({error}): check the path.") from None
 
 
 def choose_among(names: Collection[str], folder: str, variant: str | None = None) -> FolderFiles:
@@ -98,7 +103,10 @@ def choose_among(names: Collection[str], folder: str, variant: str | None = None
     top = sorted(name for name in names if "/" not in name and not SHARD.search(name))
     files = _known(top)
     if not files and any(name.startswith(f"{PIPELINE_VAE}/") for name in names):
-        raise WeightFileError(f"{folder} is not a VAE's folder: its VAE is in {PIPELINE_VAE}/, name that folder.")
+        raise PipelineError(
+            f"{folder} is not a VAE's folder: its VAE is in {PIPELINE_VAE}/, name that folder, or give "
+            f'subfolder="{PIPELINE_VAE}".'
+        )
     if not files:
         files = {"": _only(top, names, folder)}
     choice = next(iter(files)) if not variant and len(files) == 1 else variant or ""

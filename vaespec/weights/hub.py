@@ -22,6 +22,7 @@ REMEDIES = {
     "LocalTokenNotFoundError": "token=True, but nobody has logged in here: run `hf auth login`, or give the token.",
     "LocalEntryNotFoundError": "{folder} is not in the cache {cache}: fetch it once with a network, without "
     "local_files_only and HF_HUB_OFFLINE.",
+    "EntryNotFoundError": "{folder} has no such file: check its name on the page of the repository.",
 }
 
 
@@ -132,6 +133,25 @@ def fetch(
         raise source.explain(error) from None
 
 
+def fetch_file(repo: str, path: str, revision: str | None = None) -> Path:
+    """The local copy of one file of a repository, from the cache if the hub does not answer. Raises WeightFileError."""
+    folder, _, name = path.rpartition("/")
+    source = HubFolder(_library(repo), repo, folder, revision, None, None)
+    errors = source.hub.errors
+    try:
+        if not source.hub.constants.HF_HUB_OFFLINE:
+            source.online()  # fails at once if the hub does not answer, where a download would try for long
+        return source.download(name, revision)
+    except (errors.RevisionNotFoundError, errors.EntryNotFoundError) as error:
+        raise source.explain(error) from None
+    except Exception as error:  # as in `fetch`
+        message, cached = source.explain(error), source.hub.try_to_load_from_cache(repo, path, revision=revision)
+    if not isinstance(cached, str):
+        raise message
+    _warn_of_cache(message)
+    return Path(cached)
+
+
 def _downloaded(source: HubFolder, chosen: FolderFiles, commit: str, names: Collection[str]) -> Path:
     """Download every chosen file of this commit; returns the folder in the cache."""
     # The first file is fetched by the revision's name, so that the cache knows its commit for later use offline.
@@ -167,8 +187,12 @@ def _cached_instead(source: HubFolder, variant: str | None, failure: Exception) 
         folder = _from_cache(source, variant)
     except WeightFileError:
         raise message from None
-    logging.getLogger("vaespec").warning("%s Its copy in the cache is used.", message)
+    _warn_of_cache(message)
     return folder
+
+
+def _warn_of_cache(failure: WeightFileError) -> None:
+    logging.getLogger("vaespec").warning("%s Its copy in the cache is used.", failure)
 
 
 def _require(needed: Collection[str], names: Collection[str], subject: str, remedy: str) -> None:

@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from vaespec.config_checks import MAX_LAYERS, MAX_LEVELS
 from vaespec.errors import WeightMapError
 from vaespec.layouts import Layout
 from vaespec.weights.containers import TensorFile, open_tensors
 from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, IGNORED, MLX, OTHER_MODELS, Dialect, known_dialect
 from vaespec.weights.layouts import Shape, detect, oihw_shape
 
-MAX_INDEX = 32  # the most levels, and resnets of a level, that a file may have
+MAX_INDEX = max(MAX_LEVELS, MAX_LAYERS + 1)  # a decoder has one resnet more in a level
 FIRST_LAYER = re.compile(r"(.*\.|)(?:encoder|decoder)\.conv_in\.")
 RESNET_KERNEL = re.compile(r"\.conv[12]\.(?:weight|kernel)$")
 

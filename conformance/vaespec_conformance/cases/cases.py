@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
+from vaespec import strict_json
+
 Json = int | float | str | bool | None | tuple["Json", ...]
 
 
@@ -32,9 +34,9 @@ class Case:
     @classmethod
     def from_json(cls, text: str) -> Case:
         """The inverse of `to_json`; raises ValueError for anything but an object."""
-        values = json.loads(text)
+        values = strict_json.parse(text)
         if not isinstance(values, Mapping):
-            raise ValueError(f"a case is a JSON object, got {text!r}.")
+            raise ValueError(f"a case is a JSON object, got {text!r:.80}.")
         return cls.of(**values)
 
     def to_json(self) -> str:

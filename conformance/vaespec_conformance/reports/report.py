@@ -15,11 +15,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+from vaespec import strict_json
+from vaespec.errors import VaespecError
 from vaespec_conformance.judging import budgets
 
 OPERATION_LEVELS = ("L0", "L1")
 """Levels with a budget for one operation; every other level has a budget for the rounding of a whole model."""
 SCHEMA = "vaespec-conformance/1"
+LIMIT = 64 << 20  # bytes; a failure has a picture
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
 STATUSES = {
@@ -236,16 +239,27 @@ class Report:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`; raises ValueError for a document that is no report of this version."""
-        if document.get("schema") != SCHEMA:
-            raise ValueError(f"schema {document.get('schema')!r}: a report of {SCHEMA!r} is expected; write it again.")
+        schema = document.get("schema") if isinstance(document, Mapping) else None
+        if schema != SCHEMA:
+            raise ValueError(f"schema {schema!r:.40}: a report of {SCHEMA!r} is expected; write it again.")
         about = {name: part for name, part in document.items() if name not in _COMPUTED}
         results = tuple(Result.from_dict(row) for row in document["checks"])
         return cls(about, results, document.get("seconds", {}))
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """The inverse of `to_json`."""
-        return cls.from_dict(json.loads(text))
+        """The inverse of `to_json`; raises ValueError as `from_dict`, and for a text that is no JSON."""
+        return cls.from_dict(strict_json.parse(text, LIMIT))
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The report in a file. Raises VaespecError if it is none."""
+        try:
+            return cls.from_dict(strict_json.read(path, LIMIT))
+        except OSError as error:
+            raise VaespecError(f"{path} cannot be read ({error.strerror}).") from None
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise VaespecError(f"{path} is no report of this suite: {error}") from error
 
 
 _COMPUTED = ("schema", "checks", "summary", "seconds")

@@ -8,6 +8,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Self
 
+from vaespec import strict_json
+
 
 @dataclass(frozen=True)
 class Request:
@@ -45,5 +47,5 @@ class Request:
     @classmethod
     def from_json(cls, text: str) -> Self:
         """The inverse of `to_json`."""
-        fields = json.loads(text)
+        fields = strict_json.parse(text)
         return cls(**{**fields, "dtypes": tuple(fields["dtypes"]), "checks": tuple(fields["checks"])})

@@ -60,7 +60,7 @@ def _case(request: Request, items: tuple[Item, ...]) -> Case | None:
     try:
         return Case.from_json(request.case)
     except ValueError as error:
-        raise AgendaError(f"--case {request.case}: {error}") from error
+        raise AgendaError(f"--case {request.case:.80}: {error}") from error
 
 
 def _private_stdin() -> TextIO:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from vaespec import strict_json
 from vaespec.errors import WeightFileError
 from vaespec.weights.containers.container import Container
 from vaespec.weights.containers.tensor_file import Stored, StoredTensors, damaged, opened
@@ -67,22 +66,13 @@ def open_safetensors(path: Path) -> StoredTensors:
             raise WeightFileError(f"{path} ends inside its header, at {size} bytes: the download is incomplete.")
         header = file.read(data - 8)
     try:
-        table = json.loads(header.decode(), object_pairs_hook=unique)
+        table = strict_json.parse(header, HEADER_LIMIT)
         metadata = _strings(table.pop("__metadata__", {}))
         rows = {name: _row(name, fields, data) for name, fields in table.items()}
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise damaged(path, KIND, error) from None
     _require_tiling(path, rows, data, size)
     return StoredTensors(path, KIND, rows, metadata)
-
-
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict. Raises ValueError for a repeated key, since readers differ in which one they take."""
-    table = dict(pairs)
-    if len(table) != len(pairs):
-        ((twice, _),) = Counter(key for key, _ in pairs).most_common(1)
-        raise ValueError(f"it has the key {twice!r} twice")
-    return table
 
 
 def _strings(metadata: Any) -> dict[str, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -10,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
+from vaespec import strict_json
 from vaespec.errors import WeightFileError
-from vaespec.weights.containers.safetensors import HEADER_LIMIT, unique
+from vaespec.weights.containers.safetensors import HEADER_LIMIT
 from vaespec.weights.containers.tensor_file import TensorFile, damaged, opened
 
 KIND = "shard index"
@@ -61,8 +61,8 @@ def read_index(path: Path) -> dict[str, str]:
             raise damaged(path, KIND, f"it has {size:,} bytes, the limit is {HEADER_LIMIT:,}")
         content = file.read()
     try:
-        index = json.loads(content.decode(), object_pairs_hook=unique)
-    except (ValueError, RecursionError) as error:
+        index = strict_json.parse(content, HEADER_LIMIT)
+    except ValueError as error:
         raise damaged(path, KIND, error) from None
     names: Any = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):

@@ -117,6 +117,8 @@ class StoredTensors(TensorFile):
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
     """The file, open for reading. Raises WeightFileError if it does not exist or cannot be read."""
+    if "\0" in str(path):
+        raise WeightFileError(f"{str(path)!r} is no path, since it has a null character: check it.")
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
             raise WeightFileError(f"{path} is a folder or device: give a file of weights.")
