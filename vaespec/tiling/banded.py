@@ -93,8 +93,7 @@ class BandedOps:
 
     def compile(self, model: Layer) -> Callable[[Any, Mapping[str, Array]], Array]:
         """A function (x, params) -> the whole result."""
-        run = self.bands(model)
-        return lambda x, params: self.ops.concat(list(run(x, params)), axis=2)
+        return lambda x, params: self.ops.concat(list(self.bands(model)(x, params)), axis=2)
 
     def run(self, layer: Layer, x: Map, params: Mapping[str, Array]) -> Map:
         """layer(x, params, self), x stored first: the layer before has returned, so only x holds its inputs."""
