@@ -28,6 +28,14 @@ class InputError(VaespecError, ValueError):
     """An image, latent or argument of the wrong rank, size, channels, dtype or range."""
 
 
+class MemoryLimitError(InputError):
+    """A limit of memory that is too little for a task; `enough` bytes would do."""
+
+    def __init__(self, message: str, enough: int = 0) -> None:
+        super().__init__(message)
+        self.enough = enough
+
+
 class NonFiniteError(VaespecError, ArithmeticError):
     """NaN or infinity in an input, a weight or a result."""
 

@@ -75,6 +75,18 @@ def _most_entries(folders: Iterable[tuple[Path, str]]) -> int:
     return max(len(list(folder.glob(pattern))) for folder, pattern in folders)
 
 
+IN_MEMORY = {"tmpfs", "ramfs"}  # file systems whose files are memory
+
+
+def stored_in_memory(folder: str | os.PathLike[str]) -> bool:
+    """Whether files in this folder are in memory: /dev/shm, and on many systems /tmp. Raises OSError without it."""
+    import psutil  # imported late: most runs never call this
+
+    device = os.stat(folder).st_dev
+    mounts = [mount.mountpoint for mount in psutil.disk_partitions(all=True) if mount.fstype in IN_MEMORY]
+    return any(os.path.exists(mount) and os.stat(mount).st_dev == device for mount in mounts)
+
+
 @dataclass(frozen=True)
 class MemoryUse:
     """The memory of a device, in bytes: `used` by this process, and `free` for it."""

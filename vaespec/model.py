@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Self
@@ -50,9 +50,15 @@ class Model:
     @classmethod
     def place(cls, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], ops: ReferenceOps) -> Self:
         """A model with canonical weights. A half without any weights is left empty."""
-        names = halves_among(weights, config)
-        layers = {name: half.build(config) if name in names else Sequential(()) for name, half in HALVES.items()}
-        return cls(config, **layers, params=ops.load_params(weights, parameters(config, names)), ops=ops)
+        table = parameters(config, halves_among(weights, config))
+        return cls.outline(config, weights, ops).replace(params=ops.load_params(weights, table))
+
+    @classmethod
+    def outline(cls, config: AutoencoderConfig, names: Container[str], ops: ReferenceOps) -> Self:
+        """A model without params, to plan with, that has the halves whose weights are named."""
+        present = halves_among(names, config)
+        layers = {name: half.build(config) if name in present else Sequential(()) for name, half in HALVES.items()}
+        return cls(config, **layers, params={}, ops=ops)
 
     def move(self, ops: ReferenceOps) -> Self:
         """This model on other ops; weights are converted one at a time."""

@@ -25,8 +25,9 @@ from vaespec.reference import ReferenceOps
 from vaespec.registry import as_portable, choose_backend, make_ops
 from vaespec.tiling import execution
 from vaespec.tiling.banded import Bands
-from vaespec.tiling.planner import Estimate, as_bytes
+from vaespec.tiling.planner import Estimate, MemoryPlan, as_bytes
 from vaespec.tiling.settings import Tiling
+from vaespec.tiling.stores import Place
 from vaespec.weights import require_complete
 
 
@@ -167,6 +168,8 @@ class PlacedModel(Portable):
         tile_latent_min_size: int | Sequence[int] | None = None,
         tile_overlap_factor: float | Sequence[float] = 0.25,
         max_memory: int | str | None = None,
+        offload_folder: Place | None = None,
+        on_plan: Callable[[MemoryPlan], object] | None = None,
         **bands: Unpack[Bands],
     ) -> None:
         """Work on parts of an image: with the memory of one tile, or, with "exact", of a few rows, and no seams.
@@ -176,8 +179,11 @@ class PlacedModel(Portable):
         with the next. "exact": bands of rows, with the results of the whole image, without gradients; see `Bands`.
         "auto": the whole image if memory allows, else slices of the batch, else bands. `max_memory`, bytes or "2GiB",
         is the most that the device, or on a CPU the process, may hold at one time, by default most of the free memory:
-        for "auto", and for the options of "exact" that `bands` leave open. Raises InputError for tiles that do not
-        join, or bands without rows, and when an image needs more than max_memory.
+        for "auto", and for the options of "exact" that `bands` leave open. Bands that memory cannot hold go to
+        temporary files in `offload_folder` (by default TMPDIR, or /tmp); files in a folder that is memory, a tmpfs,
+        count as memory. `on_plan(plan)` is called before each run with the MemoryPlan, whose text and `folder` say
+        where. Raises InputError for tiles that do not join, bands without rows, and a folder that does not exist; a
+        run raises MemoryLimitError, an InputError, if an image needs more than max_memory.
         """
         mode: Any = "blend" if use_tiling in (True, False) else use_tiling
         tiling = replace(
@@ -188,6 +194,8 @@ class PlacedModel(Portable):
             tile_latent_min_size=tile_latent_min_size,
             tile_overlap_factor=tile_overlap_factor,
             max_memory=None if max_memory is None else as_bytes(max_memory),
+            offload_folder=offload_folder,
+            on_plan=on_plan,
             bands=bands,
         )
         tiling.check(self._model)  # before the first image
@@ -211,6 +219,7 @@ class PlacedModel(Portable):
     def estimate_memory(self, shape: Sequence[int], direction: Literal["encode", "decode"] = "decode") -> Estimate:
         """The memory needed to encode, or decode to, images of this shape (B, C, H, W), in the parts that are set.
 
+        Its `plan` says where bands are stored: `plan.folder` is the folder of temporary files, None without files.
         Within 15 % if NumPy's engine computes; on other backends the memory inside kernels is partly unknown and left
         out. Raises InputError for another shape, and wherever the run would.
         """

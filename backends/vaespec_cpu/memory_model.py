@@ -19,6 +19,7 @@ class CpuMemoryOps(MemoryOps):
     def __init__(self, ops: ReferenceOps, forms: Mapping[str, Form], itemsize: int) -> None:
         super().__init__(ops)
         self.forms, self.itemsize = forms, itemsize
+        self.chosen: dict[Task, tuple[str, int]] = {}  # bands have few shapes, and a choice takes long
 
     def conv2d(self, x: FakeArray, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> FakeArray:
         """Assume the usual padding k // 2, on which the scratch memory hardly depends."""
@@ -26,9 +27,12 @@ class CpuMemoryOps(MemoryOps):
         (B, C, H, W), (O, _, kh, kw) = x.shape, w.shape
         s, k = 1 if y.shape[2] > H // 2 else 2, kh // 2
         task = Task.of((B, H, W, C), (kh, kw, C, O), s, ((k, k), (k, k)))
-        form = choose_form(task, self.forms).form
+        if task not in self.chosen:
+            form = choose_form(task, self.forms).form
+            self.chosen[task] = form, self.forms[form].scratch(task)
+        form, scratch = self.chosen[task]
         computed = x.size if form == DIRECT and isinstance(x, FakePendingMap) else 0  # that form reads arrays only
-        self.briefly(self.itemsize * (self.forms[form].scratch(task) + computed))
+        self.briefly(self.itemsize * (scratch + computed))
         return y
 
 

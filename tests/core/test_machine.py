@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
+import psutil
 import pytest
 import torch
 
@@ -159,3 +162,24 @@ def test_fast_products_of_bfloat16_are_read_from_the_flags_of_the_cpu(root, flag
     if flags is not None:
         (root / "cpuinfo").write_text(f"processor : 0\nflags : fpu {flags} flush_l1d\n")
     assert machine.multiplies_bfloat16.__wrapped__() is fast
+
+
+# -- memory that looks like a disk -------------------------------------------------------------------------------
+
+
+def test_a_folder_on_a_tmpfs_is_memory(tmp_path, monkeypatch):
+    mounts = [SimpleNamespace(mountpoint=str(tmp_path), fstype="tmpfs"), SimpleNamespace(mountpoint="/", fstype="ext4")]
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts)
+    (tmp_path / "inside").mkdir()
+    assert machine.stored_in_memory(tmp_path / "inside")
+    monkeypatch.setattr("psutil.disk_partitions", lambda all: mounts[1:])
+    assert not machine.stored_in_memory(tmp_path / "inside")
+    with pytest.raises(FileNotFoundError):
+        machine.stored_in_memory(tmp_path / "nowhere")
+
+
+def test_the_shared_memory_of_linux_is_memory():
+    mounts = {mount.mountpoint: mount.fstype for mount in psutil.disk_partitions(all=True)}
+    if mounts.get("/dev/shm") != "tmpfs":
+        pytest.skip("no /dev/shm here")
+    assert machine.stored_in_memory("/dev/shm")

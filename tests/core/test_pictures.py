@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
+
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 from support.configs import uniform
+from support.png import GREY, GREY_ALPHA, PALETTE, RGB, RGBA, png
 
 from vaespec import InputError
-from vaespec.pictures import is_picture, psnr, to_array, to_pixels
+from vaespec.pictures import Pixels, as_rgb, header_size, is_picture, psnr, reading_bytes, to_array, to_pixels
 
 PIXELS = np.rint(uniform("pixels", (6, 9, 3), 0, 255)).astype(np.uint8)
 
@@ -69,3 +72,138 @@ def test_psnr_by_hand():
     grey = np.full((4, 4, 3), 100, np.uint8)
     assert abs(psnr(grey, grey + 5) - 34.1514) < 1e-4
     assert psnr(grey, grey - 5) == psnr(grey, grey + 5)
+
+
+# -- orientation -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_pillows_own(tmp_path, orientation, suffix):
+    """Pillow turns a TIFF while it reads the pixels, and other formats not."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / f"turned.{suffix}"
+    Image.fromarray(PIXELS).save(path, exif=exif, **({"quality": 95} if suffix != "tif" else {}))
+    with Image.open(path) as picture, Image.open(path) as same:
+        same.load()
+        expected = np.asarray(ImageOps.exif_transpose(same).convert("RGB"))
+        header = header_size(picture)
+        rgb = as_rgb(picture)
+    np.testing.assert_array_equal(rgb, expected)
+    assert header == rgb.shape[:2]
+    assert rgb.shape[:2] == ((9, 6) if orientation > 4 else (6, 9))
+
+
+DAMAGED_EXIF = {
+    "no header of a TIFF": b"Exif\0\0M]\0*\0\0\0\x08\0\0",
+    "entries cut short": b"Exif\0\0II*\0\x08\0\0\0\xff\xff" + b"\xff" * 30,
+    "one byte": b"Exif\0\0I",
+    "an offset beyond the end": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+    "an orientation of 77": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x4d\0\0\0\0\0\0\0",
+}
+
+
+@pytest.mark.parametrize("exif", DAMAGED_EXIF.values(), ids=DAMAGED_EXIF)
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp"])
+def test_a_picture_with_damaged_exif_is_read_upright_and_without_a_warning(tmp_path, exif, suffix, recwarn):
+    path = tmp_path / f"odd.{suffix}"
+    Image.fromarray(PIXELS).save(path, exif=exif)
+    with Image.open(path) as picture:
+        recwarn.clear()  # of opening it, which is the caller's
+        assert Pixels([picture]).shape == (1, 3, 6, 9)
+        assert header_size(picture) == (6, 9)
+    assert not recwarn.list
+
+
+# -- transparency, by hand ---------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(0)
+
+
+def shown(content: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(content)) as picture:
+        return as_rgb(picture).astype(int)
+
+
+def with_key(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The values, with more pixels that equal the one at (5, 5), and that one."""
+    values[0, :4] = values[5, 5]
+    return values, values[5, 5]
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8, 16])
+def test_a_grey_that_is_transparent_is_white(depth):
+    grey, key = with_key(RNG.integers(0, 2**depth, (9, 11, 1)))
+    content = png(grey, depth, GREY, tRNS=int(key[0]).to_bytes(2, "big"))
+    expected = np.where(grey == key, 255, np.rint(grey * 255 / (2**depth - 1)))
+    np.testing.assert_array_equal(shown(content), np.repeat(expected, 3, axis=2))
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_a_colour_that_is_transparent_is_white(depth):
+    colours, key = with_key(RNG.integers(0, 2**depth, (9, 11, 3)))
+    content = png(colours, depth, RGB, tRNS=key.astype(">u2").tobytes())
+    expected = np.where((colours == key).all(axis=2, keepdims=True), 255, colours * 255 / (2**depth - 1))
+    assert np.abs(shown(content) - expected).max() <= (0 if depth == 8 else 1)  # Pillow takes the upper byte of 16 bits
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+@pytest.mark.parametrize(("colour", "channels"), [(GREY_ALPHA, 1), (RGBA, 3)])
+def test_an_alpha_channel_is_laid_on_white(depth, colour, channels):
+    values = RNG.integers(0, 2**depth, (9, 11, channels + 1))
+    alpha = values[..., -1:] / (2**depth - 1)
+    expected = np.rint(values[..., :-1] * 255 / (2**depth - 1) * alpha + 255 * (1 - alpha))
+    assert np.abs(shown(png(values, depth, colour)) - expected).max() <= (0 if depth == 8 else 1)
+
+
+@pytest.mark.parametrize("depth", [1, 2, 4, 8])
+@pytest.mark.parametrize("alphas", ["one index", "an alpha for each"])
+def test_a_palette_with_transparency_is_laid_on_white(depth, alphas):
+    palette, indices = RNG.integers(0, 256, (2**depth, 3)), RNG.integers(0, 2**depth, (9, 11, 1))
+    alpha = np.full(2**depth, 255)
+    alpha[1] = 0
+    if alphas == "an alpha for each":
+        alpha[:-1] = RNG.integers(1, 255, 2**depth - 1)
+    content = png(
+        indices, depth, PALETTE, PLTE=palette.astype(np.uint8).tobytes(), tRNS=alpha.astype(np.uint8).tobytes()
+    )
+    a = alpha[indices] / 255
+    np.testing.assert_array_equal(shown(content), np.rint(palette[indices[..., 0]] * a + 255 * (1 - a)))
+
+
+@pytest.mark.parametrize("mode", ["La", "LA", "RGBa", "RGBA", "PA"])
+def test_every_mode_with_alpha_is_laid_on_white(mode):
+    assert (as_rgb(Image.new(mode, (3, 2))) == 255).all()
+
+
+# -- damage and memory -------------------------------------------------------------------------------------------
+
+
+def test_a_damaged_picture_is_an_input_error_from_python_too(tmp_path):
+    Image.fromarray(np.tile(PIXELS, (20, 20, 1))).save(tmp_path / "whole.png")
+    content = (tmp_path / "whole.png").read_bytes()
+    half = Image.open(io.BytesIO(content[: len(content) // 2]))
+    with half, pytest.raises(InputError, match="the input is a damaged picture"):
+        Pixels([half])
+
+
+@pytest.mark.parametrize(
+    ("mode", "suffix", "least"),
+    [("1", "png", 4), ("L", "png", 4), ("RGB", "png", 7), ("RGBA", "png", 7), ("RGB", "webp", 16), ("RGB", "jp2", 19)],
+)
+def test_the_bytes_of_reading_count_the_picture_the_decoder_and_the_copy(tmp_path, mode, suffix, least):
+    Image.new(mode, (30, 20)).save(tmp_path / f"picture.{suffix}")
+    with Image.open(tmp_path / f"picture.{suffix}") as picture:
+        assert reading_bytes(picture, 0) == least * 600
+
+
+def test_a_compressed_tiff_is_in_memory_while_it_is_decoded(tmp_path):
+    Image.new("RGB", (30, 20)).save(tmp_path / "lzw.tif", compression="tiff_lzw")
+    with Image.open(tmp_path / "lzw.tif") as picture:
+        assert reading_bytes(picture, 5000) == 4 * 600 + 5000
+
+
+def test_pixels_that_were_read_are_not_copied():
+    assert np.shares_memory(Pixels.of(PIXELS).values, PIXELS)
+    np.testing.assert_array_equal(Pixels.of(PIXELS)[...], to_array([Image.fromarray(PIXELS)]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -16,7 +17,9 @@ from support.configs import narrow, relative_l2, uniform
 from support.models import array, each_backend, model
 
 from vaespec import AutoencoderKL, InputError
+from vaespec.analysis.memory import CeilingError, MemoryOps
 from vaespec.architecture import DECODER
+from vaespec.errors import MemoryLimitError
 from vaespec.machine import MemoryUse, host_memory
 from vaespec.model import Model
 from vaespec.tiling import planner
@@ -56,6 +59,12 @@ def ran(monkeypatch) -> list[tuple]:
 def need(vae, plan) -> int:
     """The least sufficient limit for a plan."""
     return GIB + int(planner.MARGIN * planner.estimate(vae._model, DECODER, Z.shape, plan).run)
+
+
+@pytest.fixture(autouse=True)
+def _temporary_files_are_on_a_disk(monkeypatch):
+    """Also on a machine whose /tmp is memory."""
+    monkeypatch.setattr(planner, "stored_in_memory", lambda folder: not Path(folder).stat())
 
 
 @pytest.fixture(autouse=True)
@@ -244,3 +253,125 @@ def test_bands_are_yielded_one_by_one_and_make_the_whole(vae):
     assert len(reports) > before
     scaled = np.concatenate(list(vae.decode_bands(Z, normalized=True)), axis=2)
     np.testing.assert_array_equal(scaled, vae.decode_latents(Z))
+
+
+# -- files: where, how much, and what is memory -------------------------------------------------------------------
+
+
+def test_the_estimate_and_the_plan_say_which_folder_holds_files(vae, tmp_path):
+    vae.enable_tiling("auto", max_memory=need(vae, banded(tmp_path)), offload_folder=tmp_path, **CHUNK)
+    expected = vae.estimate_memory((2, 3, 640, 24))
+    assert expected.plan.folder == str(tmp_path)
+    assert str(expected.plan) == f"bands of rows, stored in files in {tmp_path}"
+    assert expected.elsewhere > 0
+    vae.enable_tiling("auto", max_memory="3GiB", offload_folder=tmp_path)
+    assert vae.estimate_memory((2, 3, 640, 24)).plan.folder is None
+    vae.enable_tiling("blend")
+    assert vae.estimate_memory((2, 3, 640, 24)).plan.folder is None
+
+
+def test_a_run_calls_on_plan_with_its_plan(vae, tmp_path):
+    plans: list[MemoryPlan] = []
+    limit = need(vae, banded(tmp_path))
+    vae.enable_tiling("auto", max_memory=limit, offload_folder=tmp_path, on_plan=plans.append, **CHUNK)
+    vae.decode(Z)
+    list(vae.decode_bands(Z[:1]))
+    assert [plan.folder for plan in plans] == [str(tmp_path)] * 2
+
+
+def test_an_offload_folder_has_to_exist_and_is_for_bands(vae, tmp_path):
+    with pytest.raises(InputError, match=r"offload_folder '.*nowhere': there is no such folder"):
+        vae.enable_tiling("auto", offload_folder=tmp_path / "nowhere")
+    with pytest.raises(InputError, match="offload_folder: only bands have it"):
+        vae.enable_tiling("blend", offload_folder=tmp_path)
+
+
+def test_exact_with_an_offload_folder_uses_it_when_memory_is_short(vae, ran, tmp_path, monkeypatch):
+    vae.enable_tiling("exact", offload_folder=tmp_path, **CHUNK)
+    vae.decode(Z)
+    assert {options[3] for options in ran} == {"device"}
+    free = (need(vae, banded(tmp_path)) - GIB) / planner.SHARE + 9
+    monkeypatch.setattr(NumpyOps, "memory", lambda self: MemoryUse(GIB, int(free)))
+    ran.clear()
+    vae.decode(Z)
+    assert {options[3] for options in ran} == {str(tmp_path)}
+
+
+def test_files_in_a_folder_that_is_memory_count_as_memory(vae, tmp_path, monkeypatch):
+    on_disk = planner.estimate(vae._model, DECODER, Z.shape, banded(tmp_path))
+    monkeypatch.setattr(planner, "stored_in_memory", lambda folder: True)
+    in_memory = planner.estimate(vae._model, DECODER, Z.shape, banded(tmp_path))
+    assert in_memory.elsewhere == on_disk.elsewhere > 0
+    assert on_disk.run < in_memory.run <= on_disk.run + on_disk.elsewhere
+    assert str(banded(tmp_path)).endswith(f"in files in {tmp_path}, which is memory")
+    limit = GIB + int(planner.MARGIN * on_disk.run)
+    vae.enable_tiling("auto", max_memory=limit, offload_folder=tmp_path, **CHUNK)
+    with pytest.raises(MemoryLimitError, match="is too little to decode"):
+        vae.decode(Z)
+
+
+def test_files_need_room_even_without_a_limit(vae, tmp_path, monkeypatch):
+    vae.enable_tiling("exact", store=tmp_path, **CHUNK)
+    vae.decode(Z)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    words = rf"no room for the maps to decode 2 x 4 x 160 x 6: free some space in {tmp_path}, or choose another .*"
+    with pytest.raises(InputError, match=words + r"0\.01 GiB in files there would be needed, 0\.00 GiB is free\.$"):
+        vae.decode(Z)
+
+
+def test_a_system_without_a_temporary_folder_has_no_plan_with_files(vae, ran, monkeypatch):
+    def missing():
+        raise FileNotFoundError
+
+    monkeypatch.setattr("tempfile.gettempdir", missing)
+    vae.enable_tiling("auto")
+    vae.decode(Z)
+    assert ran == [(Z.shape,)]
+    vae.enable_tiling("auto", max_memory=GIB + 1, **CHUNK)
+    with pytest.raises(MemoryLimitError, match="stored on the device"):
+        vae.decode(Z)
+
+
+def test_an_error_says_if_files_would_do_but_have_no_room(vae, tmp_path, monkeypatch):
+    vae.enable_tiling("auto", max_memory=need(vae, banded(tmp_path)), offload_folder=tmp_path, **CHUNK)
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1000))
+    with pytest.raises(MemoryLimitError, match=f"stored on the device; free some space in {tmp_path}, or choose"):
+        vae.decode(Z)
+
+
+# -- the words of a refusal, and the work of a plan ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("above", [0, 1, 2**20, 10**7])
+def test_the_limit_that_would_do_is_never_the_one_given(vae, above, monkeypatch):
+    """Whatever the digits that are printed: the limit lacks from one byte to 10 MB."""
+    shape, run = ONE, planner.estimate(vae._model, DECODER, ONE, banded("/tmp")).run
+    limit = GIB + int(planner.MARGIN * run) - 1 - above
+    with pytest.raises(MemoryLimitError) as error:
+        planner.choose(vae._model, DECODER, shape, auto(limit, **CHUNK))
+    given, enough = re.search(r"of (\S+) GiB is too little .*: (\S+) GiB would do", str(error.value)).groups()
+    assert float(given) * GIB <= limit < error.value.enough <= planner.as_bytes(f"{enough}GiB")
+    assert given != enough
+    held = GIB + planner.SLACK  # what a process holds differs from run to run
+    monkeypatch.setattr(NumpyOps, "memory", lambda self: MemoryUse(held, 3 * GIB))
+    planner.choose(vae._model, DECODER, shape, auto(planner.as_bytes(f"{enough}GiB"), **CHUNK))
+
+
+def test_the_work_of_a_plan_grows_as_the_picture_does(vae, monkeypatch):
+    """Attention's chunks grow with the square of the pixels; the planner looks at two for each chunk of queries."""
+    calls = []
+    attend = MemoryOps.attend_chunk
+    monkeypatch.setattr(MemoryOps, "attend_chunk", lambda self, *args: calls.append(1) or attend(self, *args))
+    counts = []
+    for rows in (64, 256):
+        calls.clear()
+        planner.estimate(vae._model, DECODER, (1, 4, rows, 8), banded("device"))
+        counts.append(len(calls))
+    assert counts == [2 * 64 * 8 // 32, 2 * 256 * 8 // 32]
+
+
+def test_a_plan_that_exceeds_the_limit_is_broken_off(vae):
+    whole = planner.estimate(vae._model, DECODER, Z.shape, MemoryPlan())
+    assert planner.estimate(vae._model, DECODER, Z.shape, MemoryPlan(), whole.run) == whole
+    with pytest.raises(CeilingError):
+        planner.estimate(vae._model, DECODER, Z.shape, MemoryPlan(), whole.run - 1)

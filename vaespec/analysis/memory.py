@@ -20,10 +20,15 @@ def shape_ops(ops: Any) -> MemoryOps:
     return ops.shape_ops() if hasattr(ops, "shape_ops") else MemoryOps(ops)
 
 
+class CeilingError(Exception):
+    """A run that needs more memory than `MemoryOps.ceiling`."""
+
+
 class MemoryOps(CostOps):
     """CostOps that BandedOps can use, and that also count what an operation of `ops` holds while it computes.
 
-    `stored_bytes` is the most that stores outside the device held at one time: see `Elsewhere`.
+    `stored_bytes` is the most that stores outside the device held at one time: see `Elsewhere`. If `stores_count`, what
+    they hold is memory of the process as well: files in memory. Raises CeilingError above `ceiling` bytes.
     """
 
     map_layout = "NCHW"
@@ -35,6 +40,12 @@ class MemoryOps(CostOps):
         self.ops = ops
         self.fixed_shapes, self.on_host = ops.fixed_shapes, ops.on_host
         self.elsewhere = self.stored_bytes = 0
+        self.stores_count, self.ceiling = False, math.inf
+
+    def _hold(self, change: int) -> None:
+        super()._hold(change)
+        if change > 0 and self.held_bytes > self.ceiling:
+            raise CeilingError
 
     def briefly(self, held: int) -> None:
         """Hold so many bytes more, for a moment."""
@@ -45,6 +56,8 @@ class MemoryOps(CostOps):
         """Store so many bytes more, or fewer, outside the device."""
         self.elsewhere += change
         self.stored_bytes = max(self.stored_bytes, self.elsewhere)
+        if self.stores_count:
+            self._hold(change)
 
     # -- what the backend's operations hold while they compute --------------------------------------------------
 

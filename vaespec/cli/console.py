@@ -61,10 +61,13 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]], numbers: S
 
 
 class Steps:
-    """Counts the steps of some work: call it after each step, and `part` within a step."""
+    """Counts the steps of some work: call it after each step, and `part` within a step; `say` prints a line once."""
 
-    def __init__(self, show: Callable[[float], object] = lambda steps: None) -> None:
-        self.show, self.done = show, 0
+    def __init__(
+        self, show: Callable[[float], object] = lambda steps: None, tell: Callable[[str], object] = lambda line: None
+    ) -> None:
+        self.show, self.tell, self.done = show, tell, 0
+        self.told: set[str] = set()
 
     def __call__(self) -> None:
         """Counts one more step as done."""
@@ -75,12 +78,18 @@ class Steps:
         """Shows that `done` of `total` parts of the current step are done."""
         self.show(self.done + done / total)
 
+    def say(self, line: str) -> None:
+        """Prints a line about the work, unless it was printed before."""
+        if line not in self.told:
+            self.told.add(line)
+            self.tell(line)
+
 
 @contextmanager
 def progress(task: str, total: int | None = None) -> Iterator[Steps]:
     """Yields a counter of `total` steps, and shows a bar on the terminal if they take long."""
     if not sys.stderr.isatty():
-        yield Steps()
+        yield Steps(tell=lambda line: print(f"{task}: {line}", file=sys.stderr))
         return
     from rich.console import Console
     from rich.progress import BarColumn, Progress, SpinnerColumn, TaskProgressColumn, TextColumn, TimeElapsedColumn
@@ -101,7 +110,10 @@ def progress(task: str, total: int | None = None) -> Iterator[Steps]:
     timer.daemon = True
     timer.start()
     try:
-        yield Steps(lambda steps: bar.update(bar_task, completed=steps))
+        yield Steps(
+            lambda steps: bar.update(bar_task, completed=steps),
+            lambda line: bar.console.print(f"{task}: {line}", markup=False, highlight=False, soft_wrap=True),
+        )
     finally:
         timer.cancel()
         timer.join()

@@ -7,7 +7,6 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import typer
@@ -62,7 +61,7 @@ def in_words(error: Exception) -> str:
 
 
 @contextmanager
-def name_in_errors(path: Path) -> Iterator[None]:
+def name_in_errors(path: object) -> Iterator[None]:
     """Puts the file's name before the message of a VaespecError, unless the message has it."""
     try:
         yield

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -31,12 +32,13 @@ from pathlib import Path
 import numpy as np
 
 from vaespec import strict_json
+from vaespec.cli import picture_files
 from vaespec.cli.paths import written
-from vaespec.cli.picture_files import Pad, PictureFile, framed_size
+from vaespec.cli.picture_files import Pad, framed_size
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import InputError, VaespecError
+from vaespec.errors import InputError, VaespecError, WeightFileError
 from vaespec.families import SCALING
-from vaespec.weights.containers import HEADER_LIMIT, open_tensors, require_plain, write_safetensors
+from vaespec.weights.containers import HEADER_LIMIT, TensorFile, open_tensors, require_plain, write_safetensors
 
 FORMAT, VERSION = "vaespec-latents", "1"
 
@@ -63,13 +65,10 @@ class Latents:
     tensors: Mapping[str, np.ndarray]  # (C, h, w) each
 
 
-def entries(pictures: Sequence[PictureFile], pad: Pad, seeds: Sequence[int | None]) -> tuple[Entry, ...]:
-    """The metadata of pictures to encode."""
+def tensor_names(pictures: Sequence[Path]) -> list[str]:
+    """A tensor's name for each picture."""
     digits = len(str(len(pictures) - 1))
-    return tuple(
-        Entry(f"{i:0{digits}}-{picture.path.stem}", picture.path.name, picture.height, picture.width, pad, seed)
-        for i, (picture, seed) in enumerate(zip(pictures, seeds, strict=True))
-    )
+    return [f"{i:0{digits}}-{picture.stem}" for i, picture in enumerate(pictures)]
 
 
 def save(path: Path, latents: Latents) -> int:
@@ -94,7 +93,14 @@ def save(path: Path, latents: Latents) -> int:
 
 def load(path: Path) -> Latents:
     """Reads the file. Raises WeightFileError if it is damaged, InputError if it is not a file of `vaespec encode`."""
-    tensors = open_tensors(path)
+    try:
+        tensors = open_tensors(path)
+    except WeightFileError:
+        if picture_files.is_picture(path):
+            raise InputError(
+                f"{path} is a picture: `vaespec decode` takes the file that `vaespec encode` writes; encode it first."
+            ) from None
+        raise
     metadata = tensors.metadata
     if metadata.get("format") != FORMAT:
         raise InputError(f"{path} is not a file of `vaespec encode`: its metadata do not name the format {FORMAT!r}.")
@@ -112,11 +118,10 @@ def load(path: Path) -> Latents:
         ) from None
     if not entries:
         raise InputError(f"{path} has no pictures: encode some.")
-    require_plain(tensors, tensors)
-    latents = Latents(config, normalized, entries, {name: tensors[name] for name in tensors})
     for entry in entries:
-        _require_shape(path, entry, latents)
-    return latents
+        _require_shape(path, entry, tensors, config, normalized)
+    require_plain(tensors, [entry.tensor for entry in entries])
+    return Latents(config, normalized, entries, tensors)
 
 
 def mismatches(latents: Latents, config: AutoencoderConfig) -> list[str]:
@@ -137,22 +142,22 @@ def _entry(fields: Mapping[str, object]) -> Entry:
     sides = (entry.height, entry.width)
     if not (re.fullmatch(r"[^/\\\0]+", entry.tensor) and all(type(side) is int and side > 0 for side in sides)):
         raise ValueError(f"picture {entry.tensor!r} of {entry.height} x {entry.width} px")
-    if not isinstance(entry.file, str) or "\0" in entry.file:
+    if "\0" in entry.file or not os.fsencode(entry.file):  # it raises ValueError for what no system can name
         raise ValueError(f"picture {entry.tensor!r} of the file {entry.file!r}")
     return dataclasses.replace(entry, pad=Pad(entry.pad))
 
 
-def _require_shape(path: Path, entry: Entry, latents: Latents) -> None:
-    if entry.tensor not in latents.tensors:
+def _require_shape(path: Path, entry: Entry, tensors: TensorFile, config: AutoencoderConfig, normalized: bool) -> None:
+    if entry.tensor not in tensors:
         raise InputError(f"{path} has no tensor {entry.tensor!r}, which its metadata name: encode the pictures again.")
-    shape, expected = latents.tensors[entry.tensor].shape, _shape(entry, latents)
+    shape, expected = tensors.shape(entry.tensor), _shape(entry, config, normalized)
     if shape != expected:
         raise InputError(f"{path}: tensor {entry.tensor!r} is {shape}, but its metadata say {expected}.")
 
 
-def _shape(entry: Entry, latents: Latents) -> tuple[int, ...]:
+def _shape(entry: Entry, config: AutoencoderConfig, normalized: bool) -> tuple[int, ...]:
     """(C, h, w) of a picture's latents; normalized latents of FLUX.2 are patchified."""
-    config, f = latents.config, latents.config.downsampling_factor
+    f = config.downsampling_factor
     h, w = (side // f for side in framed_size(entry.height, entry.width, config, entry.pad))
-    p1, p2 = (config.patch_size or (1, 1)) if latents.normalized else (1, 1)
+    p1, p2 = (config.patch_size or (1, 1)) if normalized else (1, 1)
     return config.latent_channels * p1 * p2, h // p1, w // p2

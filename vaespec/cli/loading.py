@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from vaespec import autoencoder, families
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli.console import progress
 from vaespec.config import AutoencoderConfig
+from vaespec.dtypes import dtype_name
 from vaespec.errors import InputError
+from vaespec.model import Model
+from vaespec.registry import choose_backend, make_ops
+from vaespec.weights.load import Loaded, load_weights
+
+
+def open_weights(weights: str, family: str | None, strict: bool = True) -> Loaded:
+    """Reads the header of weights, and checks that a model has these names and shapes."""
+    with progress(f"opening {weights}"):
+        return load_weights(autoencoder.locate(weights), family, strict=strict)
+
+
+def outline(opened: Loaded, backend: str | None, device: str | None, dtype: str, precision: str) -> Model:
+    """The model that `place` will return, without weights."""
+    ops = make_ops(choose_backend(backend), device, dtype_name(dtype), precision)
+    ops.from_numpy(np.zeros(1, np.float32))  # with its first array a framework takes memory, which plans have to count
+    return Model.outline(*opened, ops)
+
+
+def place(
+    weights: str, opened: Loaded, backend: str | None, device: str | None, dtype: str, precision: str
+) -> AutoencoderKL:
+    """Reads weights to a backend."""
+    with progress(f"loading {weights}"):
+        return AutoencoderKL(*opened, backend=backend, device=device, dtype=dtype, precision=precision)
 
 
 def open_model(
@@ -19,10 +46,7 @@ def open_model(
     strict: bool = True,
 ) -> AutoencoderKL:
     """Loads weights on a backend, as `vaespec.load` does."""
-    with progress(f"loading {weights}"):
-        return autoencoder.load(
-            weights, family=family, strict=strict, backend=backend, device=device, dtype=dtype, precision=precision
-        )
+    return place(weights, open_weights(weights, family, strict), backend, device, dtype, precision)
 
 
 def require_scale(config: AutoencoderConfig, weights: str, instead: str) -> None:

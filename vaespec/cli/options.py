@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from vaespec.backend import PRECISIONS
-from vaespec.cli.picture_files import Pad
+from vaespec.cli.picture_files import FORMATS, Pad
 from vaespec.errors import InputError
 from vaespec.tiling import planner
 
@@ -26,8 +26,16 @@ def _max_memory(size: str | None) -> str | None:
     return size
 
 
+def _folder(folder: Path | None) -> Path | None:
+    """Raises a usage error for a path that is no folder."""
+    if folder is not None and not folder.is_dir():
+        raise typer.BadParameter(f"there is no folder {folder}: create it first.")
+    return folder
+
+
 Pictures = Annotated[
-    list[Path], typer.Argument(metavar="PICTURES", help="Picture files of any size.", show_default=False)
+    list[Path],
+    typer.Argument(metavar="PICTURES", help=f"Picture files of any size: {', '.join(FORMATS)}.", show_default=False),
 ]
 _SOURCES = "tiny (embedded), a diffusers folder, a weight file in any known format, or owner/name on the hub."
 Source = Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCES)]
@@ -109,6 +117,19 @@ MaxMemory = Annotated[
         callback=_max_memory,
         help="Memory that the device (on a CPU: the process) may use at one time, e.g. 2GiB. Pictures that need more "
         "are computed in bands of rows, with the same result. By default most of the free memory.",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
+]
+
+OffloadFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--offload-folder",
+        metavar="DIR",
+        callback=_folder,
+        help="Folder for temporary files with the bands that memory cannot hold; by default TMPDIR, or /tmp. In a "
+        "folder that is memory itself (tmpfs), they count as memory.",
         rich_help_panel=_MODEL,
         show_default=False,
     ),

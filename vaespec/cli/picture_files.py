@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-import warnings
+import io
+import os
+import stat
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -18,14 +20,20 @@ from vaespec.cli.paths import written
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.ops import Array
-from vaespec.pictures import as_rgb, to_pixels
+from vaespec.pictures import as_rgb, header_size, reading, reading_bytes, to_pixels
+from vaespec.weights.containers.safetensors import SAFETENSORS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 # Eileen Collins, NASA 1992, public domain; scikit-image's `astronaut`, resized with Lanczos; not used in training.
 PHOTOGRAPH = Path(__file__).parents[1] / "assets" / "astronaut.png"
-ORIENTATION, SIDEWAYS = 0x0112, (5, 6, 7, 8)  # the EXIF tag, and its values that swap height and width
+
+# The formats that are opened, by Pillow's names: pixels alone, decoded in this process. Left out are those for which
+# Pillow starts a program (EPS) or asks the system to draw (WMF), its stubs (BUFR, GRIB, HDF5), and rare ones. TGA is
+# the last, as it has no magic number.
+FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "ICO", "TGA")
+START = 16  # bytes by which another kind of file is recognized
 
 
 class Pad(StrEnum):
@@ -37,22 +45,23 @@ class Pad(StrEnum):
 
 @dataclass(frozen=True)
 class PictureFile:
-    """A picture's size as its header says, after the rotation that its EXIF demands."""
+    """What a picture's header says: its size after the rotation that its EXIF demands, and the bytes to read it.
+
+    The header serves for plans; the picture may be replaced before its pixels are read, whose size is the right one.
+    """
 
     path: Path
     height: int
     width: int
+    reading_bytes: int
 
 
 def read_headers(paths: Sequence[Path]) -> list[PictureFile]:
     """Reads only the headers, so that a wrong file is reported before any work. Raises InputError."""
     headers = []
     for path in paths:
-        with _opened(path) as picture:
-            width, height = picture.size
-            if picture.getexif().get(ORIENTATION) in SIDEWAYS:
-                width, height = height, width
-        headers.append(PictureFile(path, height, width))
+        with _opened(path) as (picture, size):
+            headers.append(PictureFile(path, *header_size(picture), reading_bytes(picture, size)))
     return headers
 
 
@@ -70,10 +79,22 @@ def require_fit(pictures: Sequence[PictureFile], config: AutoencoderConfig, pad:
             )
 
 
-def read(path: Path) -> Image:
-    """Reads a picture as 8-bit RGB, rotated as its EXIF demands (see `pictures.as_rgb`). Raises InputError."""
-    with name_in_errors(path), _opened(path) as picture:
-        picture.load()
+def is_picture(path: Path) -> bool:
+    """Whether a file begins like a picture."""
+    try:
+        with _opened(path):
+            return True
+    except InputError:
+        return False
+
+
+def read(path: Path) -> np.ndarray:
+    """Reads a picture as (H, W, 3) uint8, rotated as its EXIF demands (see `pictures.as_rgb`). Raises InputError."""
+    with (
+        name_in_errors(path),
+        _opened(path) as (picture, _),
+        _silent_libtiff() if picture.format == "TIFF" else nullcontext(),
+    ):
         return as_rgb(picture)
 
 
@@ -85,15 +106,12 @@ def framed_size(height: int, width: int, config: AutoencoderConfig, pad: Pad) ->
     return -(-height // (f * p1)) * f * p1, -(-width // (f * p2)) * f * p2
 
 
-def framed(picture: Image, config: AutoencoderConfig, pad: Pad) -> Image:
-    """Pads a picture to the size that the encoder gets."""
-    from PIL import Image
-
-    height, width = framed_size(picture.height, picture.width, config, pad)
-    missing = (0, height - picture.height), (0, width - picture.width), (0, 0)
-    if not any(map(any, missing)):
-        return picture
-    return Image.fromarray(np.pad(np.asarray(picture), missing, mode="edge"))
+def framed(picture: np.ndarray, config: AutoencoderConfig, pad: Pad) -> np.ndarray:
+    """Pads a picture (H, W, 3) to the size that the encoder gets."""
+    height, width, _ = picture.shape
+    framed_height, framed_width = framed_size(height, width, config, pad)
+    missing = (0, framed_height - height), (0, framed_width - width), (0, 0)
+    return np.pad(picture, missing, mode="edge") if any(map(any, missing)) else picture
 
 
 def joined(bands: Iterable[Array], vae: AutoencoderKL, height: int, width: int) -> np.ndarray:
@@ -111,25 +129,78 @@ def write(path: Path, pixels: np.ndarray) -> None:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image]:
+def _silent_libtiff() -> Iterator[None]:
+    """Hides what libtiff, the C library, prints on stderr about a damaged picture: the error says it once."""
+    try:
+        stderr = os.dup(2)
+    except OSError:  # it is closed, and prints nothing
+        yield
+        return
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(nowhere)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[tuple[Image, int]]:
+    """A picture, its header read, and the size of its file in bytes."""
     from PIL import Image, UnidentifiedImageError
 
-    if path.is_dir():
-        raise InputError(f"{path} is a folder: name the pictures in it, e.g. {path / '*.png'}.")
+    with reading(str(path)), _regular_file(path) as file:
+        size = file.seek(0, os.SEEK_END)
+        try:
+            Image.init()
+            picture = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+        except UnidentifiedImageError:
+            file.seek(0)
+            raise InputError(_no_picture(path, file.read(START))) from None
+        with picture:
+            yield picture, size
+
+
+def _no_picture(path: Path, start: bytes) -> str:
+    """Says what to do with a file that is no picture."""
+    if SAFETENSORS.begins(start):
+        return f"{path} holds tensors, not a picture: give pictures; latents are for `vaespec decode`, weights for -w."
+    return f"{path} is not a picture of a kind that is read: give a {', '.join(FORMATS[:-1])} or {FORMATS[-1]} file."
+
+
+class _ReadFile(io.BufferedReader):
+    """A file that Pillow reads and does not map into memory: if it is cut meanwhile, a map would end the process."""
+
+    def fileno(self) -> int:
+        raise io.UnsupportedOperation("a file to read")
+
+
+@contextmanager
+def _regular_file(path: Path) -> Iterator[io.BufferedReader]:
+    """The file, open for reading. Raises InputError for a pipe, a socket or a device, which may make us wait."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about size and odd metadata
-            with Image.open(path) as picture:
-                yield picture
+        _require_regular(path, os.stat(path).st_mode)  # before: to open a device may change it
+        with _ReadFile(io.FileIO(path, opener=_open_at_once)) as file:
+            yield file
     except FileNotFoundError:
         raise InputError(f"there is no file {path}: check the name.") from None
-    except UnidentifiedImageError:
-        raise InputError(f"{path} is not a picture that Pillow can read: give a PNG, JPEG, WebP or TIFF.") from None
-    except Image.DecompressionBombError as error:
-        raise InputError(f"{path} is too large ({error}): give a smaller picture.") from None
-    except (InputError, MemoryError):
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Opens a file as `open` does, but without waiting for the writer of a pipe."""
+    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    try:
+        _require_regular(Path(path), os.fstat(descriptor).st_mode)
+    except InputError:
+        os.close(descriptor)
         raise
-    except Exception as error:  # Pillow's readers raise almost anything for damaged data
-        if getattr(error, "errno", None) is not None:
-            raise
-        raise InputError(f"{path} is a damaged picture ({error}): copy or download it again.") from None
+    return descriptor
+
+
+def _require_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise InputError(f"{path} is a folder: name the pictures in it, e.g. {path / '*.png'}.")
+    if not stat.S_ISREG(mode):
+        raise InputError(f"{path} is a pipe, a socket or a device: save the picture in a file, and name that file.")

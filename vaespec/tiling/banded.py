@@ -93,8 +93,7 @@ class BandedOps:
 
     def compile(self, model: Layer) -> Callable[[Any, Mapping[str, Array]], Array]:
         """A function (x, params) -> the whole result."""
-        run = self.bands(model)
-        return lambda x, params: self.ops.concat(list(run(x, params)), axis=2)
+        return lambda x, params: self.ops.concat(list(self.bands(model)(x, params)), axis=2)
 
     def run(self, layer: Layer, x: Map, params: Mapping[str, Array]) -> Map:
         """layer(x, params, self), x stored first: the layer before has returned, so only x holds its inputs."""
@@ -306,11 +305,14 @@ class BandedOps:
 
         return q.derive(tokens, cheap=False)
 
+    def _key_chunks(self, length: int, size: int) -> Iterator[tuple[int, int]]:
+        return spans(length, size)
+
     def _attend(self, q: Array, k: Tokens, v: Tokens, scale: float, size: int) -> Array:
         """A chunk of queries against all keys: see Specification.chunked_attention."""
         (B, n, C), keys, values = q.shape, k.open(), v.open()
         m = l = o = None
-        for start, stop in spans(k.length, size):
+        for start, stop in self._key_chunks(k.length, size):
             chunk = self.ops.attend_chunk(q, keys(start, stop), values(start, stop), scale)
             m, l, o = map(self.ops.materialize, self.ops.merge_chunks((m, l, o), chunk) if start else chunk)
             self.report(4 * B * n * (stop - start) * C)

@@ -27,7 +27,7 @@ def run(model: Model, half: Half, source: ValidatedInput, tiling: Tiling, *, til
     if tiled or tiling.blends:
         slicing, run_item = tiling.slicing, partial(_in_tiles, model, half, _cuts(model, half, tiling), tiled)
     else:
-        plan = planner.choose(model, half, source.shape, tiling)
+        plan = _announced(planner.choose(model, half, source.shape, tiling), tiling)
         slicing, run_item = plan.slicing, partial(_planned, model, half, plan)
     return _joined([run_item(item) for item in (source.items() if slicing else [source])], axis=0)
 
@@ -38,6 +38,7 @@ def stream(model: Model, half: Half, source: ValidatedInput, tiling: Tiling) -> 
     if plan.bands is None or (plan.slicing and source.shape[0] > 1):
         yield run(model, half, source, tiling)
     else:
+        _announced(plan, tiling)
         yield from _in_bands(model, half, plan.bands, source)
 
 
@@ -50,6 +51,13 @@ def estimate(model: Model, half: Half, shape: tuple[int, ...], tiling: Tiling) -
     one_tile = planner.estimate(model, half, (B, C, *tile), MemoryPlan(tiling.slicing))
     result = planner.estimate(model, half, shape, MemoryPlan()).result
     return one_tile._replace(run=one_tile.run + 2 * result)  # the results of all tiles, and the image joined from them
+
+
+def _announced(plan: MemoryPlan, tiling: Tiling) -> MemoryPlan:
+    """The plan, after `on_plan` was called with it."""
+    if tiling.on_plan is not None:
+        tiling.on_plan(plan)
+    return plan
 
 
 def _in_tiles(model: Model, half: Half, cuts: tuple[Cut, Cut], always: bool, source: ValidatedInput) -> Array:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
@@ -13,6 +14,7 @@ from vaespec.reference import ReferenceOps
 from vaespec.tiling.banded import BandedOps, Bands
 from vaespec.tiling.geometry import TileGeometry
 from vaespec.tiling.padding import CircularOps
+from vaespec.tiling.stores import Place
 
 Mode = Literal["blend", "exact", "auto"]
 PADDINGS = ("zeros", "circular")
@@ -23,8 +25,9 @@ class Tiling:
     """The settings of slicing, tiling and padding. Raises InputError for settings that contradict each other.
 
     `mode`, if `enabled`: blended tiles of `tile_…` sizes, exact bands of rows (with the options `bands`), or the
-    quickest of whole images, slices and bands that needs at most `max_memory` bytes. `slicing`: one item of the batch
-    at a time. `padding`: how maps continue beyond their borders, one word or two for (height, width).
+    quickest of whole images, slices and bands that needs at most `max_memory` bytes, with files in `offload_folder` for
+    bands that memory cannot hold; `on_plan` is called with the plan before a run. `slicing`: one item of the batch at a
+    time. `padding`: how maps continue beyond their borders, one word or two for (height, width).
     """
 
     enabled: bool = False
@@ -34,13 +37,16 @@ class Tiling:
     tile_overlap_factor: float | Sequence[float] = 0.25
     bands: Bands = field(default_factory=Bands)
     max_memory: int | None = None
+    offload_folder: Place | None = None
+    on_plan: Callable[[Any], object] | None = None
     slicing: bool = False
     padding: str | Sequence[str] = ("zeros", "zeros")
 
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise InputError(f"tiling {self.mode!r}: choose True or 'blend', 'exact', 'auto', or False.")
-        options = [*self.bands, *(["max_memory"] if self.max_memory is not None else [])]
+        planned = {"max_memory": self.max_memory, "offload_folder": self.offload_folder}
+        options = [*self.bands, *(name for name, value in planned.items() if value is not None)]
         if self.mode == "blend" and options:
             raise InputError(f"{', '.join(options)}: only bands have it; use enable_tiling('exact', ...) or 'auto'.")
         axes = (self.padding, self.padding) if isinstance(self.padding, str) else tuple(self.padding)
@@ -64,6 +70,8 @@ class Tiling:
 
     def check(self, model: Model) -> None:
         """Raises InputError if the model cannot work in such parts: tiles that do not join, or bands without rows."""
+        if self.offload_folder is not None and not Path(self.offload_folder).is_dir():
+            raise InputError(f"offload_folder {str(self.offload_folder)!r}: there is no such folder; create it first.")
         if self.mode != "blend":
             BandedOps(model.ops, **self.bands)
         elif self.enabled:

@@ -63,8 +63,8 @@ def inspect_weights(
     try:
         vae = locate_as(file, options)
     except (WeightMapError, WeightFileError) as error:
-        problems = tuple(map(str, error.args))
-        return Inspection(file.path, file.kind, dict(file.metadata), others=len(file), problems=problems)
+        reasons = tuple(map(str, error.args))
+        return Inspection(file.path, file.kind, dict(file.metadata), others=len(file), problems=reasons)
     try:
         fitted = fit(vae, files.read_config(family), family)
     except (ConfigError, WeightMapError, WeightFileError) as error:

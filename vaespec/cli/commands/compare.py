@@ -15,7 +15,7 @@ from vaespec.cli.failures import name_in_errors
 from vaespec.cli.loading import open_model, placement
 from vaespec.cli.picture_grid import amplified, picture_grid
 from vaespec.errors import InputError
-from vaespec.pictures import to_pixels
+from vaespec.pictures import Pixels, to_pixels
 
 FACTOR = 20  # of the differences, so that seams can be seen
 LEVELS = 127.5  # of 255, for a difference of 1 in [-1, 1]
@@ -56,7 +56,9 @@ def compare(
     headers = picture_files.read_headers([picture])
     vae = open_model(weights, family, backend, device, dtype, precision, strict)
     picture_files.require_fit(headers, vae.config, pad=None)
-    images = _images(vae, picture, tile or _tile(vae, min(headers[0].height, headers[0].width)))
+    pixels = picture_files.read(picture)
+    with name_in_errors(picture):
+        images = _images(vae, pixels, tile or _tile(vae, min(pixels.shape[:2])))
     errors = _errors(images)
     picture_files.write(output, _page(images, errors))
     _report(picture, output, errors, vae, as_json)
@@ -71,18 +73,17 @@ def _tile(vae: AutoencoderKL, side: int) -> int:
     return min(max(size if isinstance(size, tuple) else (size,)), max(unit, side // 2 // unit * unit))
 
 
-def _images(vae: AutoencoderKL, picture: Path, tile: int) -> dict[str, np.ndarray]:
+def _images(vae: AutoencoderKL, pixels: np.ndarray, tile: int) -> dict[str, np.ndarray]:
     """Encodes and decodes the picture with each kind of tiling, the untiled result first."""
     images = {}
-    with name_in_errors(picture), progress("comparing", 3) as step:
-        original = picture_files.read(picture)
+    with progress("comparing", 3) as step:
         for name, settings in (
             ("untiled", {"use_tiling": False}),
             (f"blended tiles of {tile} px", {"use_tiling": "blend", "tile_sample_min_size": tile}),
             (f"exact bands of {BAND_ROWS} rows", {"use_tiling": "exact", "band_rows": BAND_ROWS}),
         ):
             vae.enable_tiling(**settings)
-            images[name] = vae.to_numpy(vae(original)[0]).astype(np.float64)
+            images[name] = vae.to_numpy(vae(Pixels.of(pixels))[0]).astype(np.float64)
             step()
     return images
 

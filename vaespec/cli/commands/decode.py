@@ -13,7 +13,8 @@ from vaespec.cli import latents_file, options, paths, picture_files, text
 from vaespec.cli.console import print_json, print_lines, print_table, progress
 from vaespec.cli.failures import Failures, name_in_errors
 from vaespec.cli.latents_file import Entry, Latents
-from vaespec.cli.loading import open_model, placement
+from vaespec.cli.limits import Limits, latent_tasks
+from vaespec.cli.loading import open_weights, outline, place, placement
 from vaespec.errors import InputError
 from vaespec.families import SCALING
 
@@ -31,6 +32,7 @@ def decode(
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
     max_memory: options.MaxMemory = None,
+    offload_folder: options.OffloadFolder = None,
     as_json: options.Json = False,
 ) -> None:
     """Decode latents. Write NAME-vae.png for each picture, in its original size if it was encoded with --pad edge.
@@ -39,15 +41,18 @@ def decode(
     """
     content = latents_file.load(latents)
     outputs = _outputs(output, content)
-    vae = open_model(weights, family, backend, device, dtype, precision, strict)
+    opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
+    model = outline(opened, backend, device, dtype, precision)
+    limits.require(model, [], latent_tasks(model, latents, content))
+    vae = place(weights, opened, backend, device, dtype, precision)
     _require_fit(vae, latents, content, weights)
     rows: list[dict[str, Any]] = []
     failures = Failures()
     with progress("decode", len(outputs)) as step:
-        vae.enable_tiling("auto", max_memory=max_memory, progress=step.part)
+        limits.apply(vae, step)
         for entry, target in zip(content.entries, outputs, strict=True):
             with failures.caught(entry.tensor):
-                with name_in_errors(latents):
+                with name_in_errors(f"{latents}, tensor {entry.tensor!r}"):
                     pixels = _decode(vae, content, entry)
                 picture_files.write(target, pixels)
                 rows.append({"tensor": entry.tensor, "output": str(target), "size": list(pixels.shape[:2])})

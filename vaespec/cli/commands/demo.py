@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +13,7 @@ from vaespec.cli import options, paths, picture_files, text
 from vaespec.cli.console import print_facts, print_json, progress
 from vaespec.cli.loading import open_model, placement
 from vaespec.cli.picture_grid import amplified, picture_grid
-from vaespec.pictures import psnr, to_array, to_pixels
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from vaespec.pictures import Pixels, psnr, to_pixels
 
 FACTOR = 5  # of the difference, so that it can be seen
 
@@ -35,7 +32,7 @@ def demo(
     with progress("encode and decode"):
         original = picture_files.read(picture_files.PHOTOGRAPH)
         result, document = _measure(vae, original)
-    picture_files.write(output, _side_by_side(np.asarray(original), result, document["psnr"]))
+    picture_files.write(output, _side_by_side(original, result, document["psnr"]))
     document["output"] = str(output)
     if as_json:
         print_json(document)
@@ -43,9 +40,9 @@ def demo(
         print_facts(_facts(vae, document))
 
 
-def _measure(vae: AutoencoderKL, original: Image) -> tuple[np.ndarray, dict[str, Any]]:
+def _measure(vae: AutoencoderKL, original: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
     """Returns the reconstruction (H, W, 3) uint8, and the figures."""
-    images = to_array([original])
+    images = Pixels.of(original)[...]
     start = time.perf_counter()
     latents = vae.to_numpy(vae.encode(images)[0].mode())
     encoded = time.perf_counter()
@@ -53,7 +50,7 @@ def _measure(vae: AutoencoderKL, original: Image) -> tuple[np.ndarray, dict[str,
     decoded = time.perf_counter()
     pixels = to_pixels(sample)[0]
     return pixels, {
-        "psnr": psnr(np.asarray(original), pixels),
+        "psnr": psnr(original, pixels),
         "image": list(images.shape[1:]),
         "latent": list(latents.shape[1:]),
         "compression": images.size / latents.size,

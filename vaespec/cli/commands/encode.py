@@ -9,13 +9,17 @@ from typing import Annotated
 import numpy as np
 import typer
 
+from vaespec.architecture import ENCODER
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli import latents_file, options, paths, picture_files, text
 from vaespec.cli.console import print_json, print_lines, print_table, progress
 from vaespec.cli.failures import Failures, name_in_errors
 from vaespec.cli.latents_file import Entry, Latents
-from vaespec.cli.loading import open_model, placement, require_scale
+from vaespec.cli.limits import Limits, picture_tasks
+from vaespec.cli.loading import open_weights, outline, place, placement, require_scale
 from vaespec.cli.picture_files import Pad
+from vaespec.ops import Array
+from vaespec.pictures import Pixels
 
 
 def encode(
@@ -35,6 +39,7 @@ def encode(
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
     max_memory: options.MaxMemory = None,
+    offload_folder: options.OffloadFolder = None,
     as_json: options.Json = False,
 ) -> None:
     """Encode pictures of any sizes into one .safetensors file, with all that `vaespec decode` needs.
@@ -45,16 +50,16 @@ def encode(
     headers = picture_files.read_headers(pictures)
     paths.require_file(output, ".safetensors")
     paths.require_apart(pictures, [output])
-    vae = open_model(weights, family, backend, device, dtype, precision, strict)
-    picture_files.require_fit(headers, vae.config, pad)
+    opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
+    model = outline(opened, backend, device, dtype, precision)
+    picture_files.require_fit(headers, model.config, pad)
     if not raw:
-        require_scale(vae.config, weights, "--raw for latents that are not scaled")
-    entries = latents_file.entries(headers, pad, seeds)
+        require_scale(model.config, weights, "--raw for latents that are not scaled")
+    limits.require(model, headers, picture_tasks(model, headers, pad, [ENCODER]))
+    vae = place(weights, opened, backend, device, dtype, precision)
     failures = Failures()
-    tensors = _encode(vae, pictures, entries, raw, max_memory, failures)
-    if tensors:
-        kept = tuple(entry for entry in entries if entry.tensor in tensors)
-        latents = Latents(vae.config, not raw, kept, tensors)
+    latents = _encode(vae, pictures, pad, seeds, raw, limits, failures)
+    if latents.entries:
         size = latents_file.save(output, latents)
         _report(output, size, latents, failures, vae, as_json)
     failures.raise_any()
@@ -63,28 +68,35 @@ def encode(
 def _encode(
     vae: AutoencoderKL,
     pictures: Sequence[Path],
-    entries: Sequence[Entry],
+    pad: Pad,
+    seeds: Sequence[int | None],
     raw: bool,
-    max_memory: str | None,
+    limits: Limits,
     failures: Failures,
-) -> dict[str, np.ndarray]:
-    """Returns the latents (C, h, w) of each picture in the model's dtype, by the tensor's name."""
-    tensors = {}
+) -> Latents:
+    """Returns the latents (C, h, w) of each picture that can be read, with the size of its pixels."""
+    tensors, entries = {}, []
     with progress("encode", len(pictures)) as step:
-        vae.enable_tiling("auto", max_memory=max_memory, progress=step.part)
-        for entry, picture in zip(entries, pictures, strict=True):
+        limits.apply(vae, step)
+        for name, picture, seed in zip(latents_file.tensor_names(pictures), pictures, seeds, strict=True):
             with failures.caught(str(picture)):
-                images = picture_files.framed(picture_files.read(picture), vae.config, entry.pad)
-                seeds = None if entry.seed is None else [entry.seed]
+                pixels = picture_files.read(picture)
                 with name_in_errors(picture):
-                    if not raw:
-                        z = vae.encode_latents(images, seed=seeds)
-                    else:
-                        posterior = vae.encode(images)[0]
-                        z = posterior.mode() if seeds is None else posterior.sample(seed=seeds)
-                tensors[entry.tensor] = np.ascontiguousarray(vae.to_numpy(z)[0])
+                    z = _latents(vae, picture_files.framed(pixels, vae.config, pad), seed, raw)
+                tensors[name] = np.ascontiguousarray(vae.to_numpy(z)[0])
+                height, width, _ = pixels.shape
+                entries.append(Entry(name, picture.name, height, width, pad, seed))
             step()
-    return tensors
+    return Latents(vae.config, not raw, tuple(entries), tensors)
+
+
+def _latents(vae: AutoencoderKL, pixels: np.ndarray, seed: int | None, raw: bool) -> Array:
+    """Encodes one picture (H, W, 3) to (1, C, h, w)."""
+    seeds = None if seed is None else [seed]
+    if not raw:
+        return vae.encode_latents(Pixels.of(pixels), seed=seeds)
+    posterior = vae.encode(Pixels.of(pixels))[0]
+    return posterior.mode() if seeds is None else posterior.sample(seed=seeds)
 
 
 def _report(output: Path, size: int, latents: Latents, failures: Failures, vae: AutoencoderKL, as_json: bool) -> None:

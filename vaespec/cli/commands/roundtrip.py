@@ -6,15 +6,15 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from vaespec.architecture import DECODER, ENCODER
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli import options, paths, picture_files, text
 from vaespec.cli.console import Steps, print_json, print_lines, print_table, progress
 from vaespec.cli.failures import Failures, name_in_errors
-from vaespec.cli.loading import open_model, placement
+from vaespec.cli.limits import Limits, picture_tasks
+from vaespec.cli.loading import open_weights, outline, place, placement
 from vaespec.cli.picture_files import Pad
-from vaespec.pictures import psnr
+from vaespec.pictures import Pixels, psnr
 
 
 def roundtrip(
@@ -31,6 +31,7 @@ def roundtrip(
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
     max_memory: options.MaxMemory = None,
+    offload_folder: options.OffloadFolder = None,
     as_json: options.Json = False,
 ) -> None:
     """Encode and decode pictures. Write NAME-vae.png for each, and print its PSNR.
@@ -40,12 +41,15 @@ def roundtrip(
     seeds = options.seeds(len(pictures), sample, seed)
     headers = picture_files.read_headers(pictures)
     outputs = paths.picture_outputs(output, pictures)
-    vae = open_model(weights, family, backend, device, dtype, precision, strict)
-    picture_files.require_fit(headers, vae.config, pad)
+    opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
+    model = outline(opened, backend, device, dtype, precision)
+    picture_files.require_fit(headers, model.config, pad)
+    limits.require(model, headers, picture_tasks(model, headers, pad, [ENCODER, DECODER]))
+    vae = place(weights, opened, backend, device, dtype, precision)
     rows: list[dict[str, Any]] = []
     failures = Failures()
     with progress("roundtrip", 2 * len(pictures)) as step:
-        vae.enable_tiling("auto", max_memory=max_memory, progress=step.part)
+        limits.apply(vae, step)
         for picture, target, its_seed in zip(pictures, outputs, seeds, strict=True):
             with failures.caught(str(picture)):
                 rows.append(_roundtrip(vae, picture, target, pad, its_seed, step))
@@ -59,19 +63,20 @@ def _roundtrip(
 ) -> dict[str, Any]:
     """Encodes and decodes one picture, in two steps; returns its row of the report."""
     original = picture_files.read(picture)
+    height, width, _ = original.shape
     with name_in_errors(picture):
-        posterior = vae.encode(picture_files.framed(original, vae.config, pad))[0]
+        posterior = vae.encode(Pixels.of(picture_files.framed(original, vae.config, pad)))[0]
         step()
         z = posterior.mode() if seed is None else posterior.sample(seed=[seed])
-        pixels = picture_files.joined(vae.decode_bands(z), vae, original.height, original.width)
+        pixels = picture_files.joined(vae.decode_bands(z), vae, height, width)
         step()
     picture_files.write(target, pixels)
     h, w = pixels.shape[:2]
-    ratio = psnr(np.asarray(original)[:h, :w], pixels)
+    ratio = psnr(original[:h, :w], pixels)
     return {
         "picture": str(picture),
         "output": str(target),
-        "size": [original.height, original.width],
+        "size": [height, width],
         "output_size": [h, w],
         "psnr": ratio if math.isfinite(ratio) else None,
     }

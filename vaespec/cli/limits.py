@@ -1,0 +1,100 @@
+"""Memory and the place of temporary files: what a command may use, asked before weights and pixels are read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vaespec.architecture import DECODER, Half
+from vaespec.autoencoder import AutoencoderKL
+from vaespec.cli.console import Steps
+from vaespec.cli.latents_file import Latents
+from vaespec.cli.picture_files import Pad, PictureFile, framed_size
+from vaespec.dtypes import storage_dtype
+from vaespec.errors import MemoryLimitError
+from vaespec.model import Model
+from vaespec.tiling import planner
+from vaespec.tiling.planner import Allowance, MemoryPlan, as_bytes
+from vaespec.tiling.settings import Tiling
+
+RGB = 3  # bytes of a pixel that was read
+
+
+@dataclass(frozen=True)
+class Task:
+    """A half to run on an input of `shape` for the file at `path`, while `held` bytes of pictures are in memory."""
+
+    path: Path
+    half: Half
+    shape: tuple[int, ...]
+    held: int = 0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The options --max-memory and --offload-folder."""
+
+    max_memory: str | None
+    offload_folder: Path | None
+
+    def apply(self, vae: AutoencoderKL, step: Steps) -> None:
+        """Makes the model keep the limits, show its progress, and say when maps go to files."""
+
+        def say(plan: MemoryPlan) -> None:
+            if plan.folder is not None:
+                step.say(f"memory is short: {plan}")
+
+        vae.enable_tiling(
+            "auto", max_memory=self.max_memory, offload_folder=self.offload_folder, progress=step.part, on_plan=say
+        )
+
+    def require(self, model: Model, pictures: Sequence[PictureFile], tasks: Iterable[Task]) -> None:
+        """Raises the MemoryLimitError with the greatest need, of reading pictures and of tasks. `model` has no params.
+
+        It is a forecast: what the process holds later cannot be known exactly, and the runs check it again.
+        """
+        limit = None if self.max_memory is None else as_bytes(self.max_memory)
+        tiling = Tiling(enabled=True, mode="auto", max_memory=limit, offload_folder=self.offload_folder)
+        weights = sum(math.prod(row.shape) for row in model.table().values()) * storage_dtype(model.ops.dtype).itemsize
+        refusals = list(_too_large_to_read(model, tiling, weights, pictures) if model.ops.on_host else ())
+        for task in {(task.half, task.shape, task.held): task for task in tasks}.values():
+            try:
+                planner.choose(model, task.half, task.shape, tiling, weights + task.held * model.ops.on_host)
+            except MemoryLimitError as error:
+                refusals.append((task.path, error))
+        if refusals:
+            path, worst = max(refusals, key=lambda refusal: refusal[1].enough)
+            raise MemoryLimitError(f"{path}: {worst}", worst.enough)
+
+
+def picture_tasks(model: Model, pictures: Sequence[PictureFile], pad: Pad, halves: Sequence[Half]) -> Iterable[Task]:
+    """The tasks of pictures to encode, and to decode again if that half is named."""
+    for picture in pictures:
+        height, width = framed_size(picture.height, picture.width, model.config, pad)
+        held = RGB * picture.height * picture.width
+        if (height, width) != (picture.height, picture.width):
+            held += RGB * height * width
+        for half in halves:
+            yield Task(picture.path, half, half.input_shape(model.config, 1, height, width), held)
+
+
+def latent_tasks(model: Model, path: Path, latents: Latents) -> Iterable[Task]:
+    """The tasks of decoding the pictures in a file of latents; none if the model cannot, which is refused elsewhere."""
+    if latents.config.downsampling_factor != model.config.downsampling_factor:
+        return
+    for entry in latents.entries:
+        height, width = framed_size(entry.height, entry.width, latents.config, entry.pad)
+        yield Task(path, DECODER, DECODER.input_shape(model.config, 1, height, width))
+
+
+def _too_large_to_read(
+    model: Model, tiling: Tiling, weights: int, pictures: Sequence[PictureFile]
+) -> Iterable[tuple[Path, MemoryLimitError]]:
+    allowance = Allowance.of(model, tiling, weights)
+    for picture in pictures:
+        need = allowance.held + picture.reading_bytes
+        if need > allowance.most:
+            size = f"{picture.width} x {picture.height} px"
+            yield picture.path, allowance.refusal(need, "to read the picture", f"all of its {size} decoded")
