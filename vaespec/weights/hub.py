@@ -122,13 +122,15 @@ def fetch(
         return _from_cache(source, variant)
     try:
         commit, names = source.online()
-    except WeightFileError:
+    except (WeightFileError, MemoryError):
         raise
     except Exception as error:  # the library, its HTTP client or a broken server raise anything
         return _cached_instead(source, variant, error)
     chosen = choose_among(names, str(source), variant)
     try:
         return _downloaded(source, chosen, commit, names)
+    except MemoryError:
+        raise
     except Exception as error:
         raise source.explain(error) from None
 
@@ -170,6 +172,8 @@ def _from_cache(source: HubFolder, variant: str | None) -> Path:
     """The folder in the cache, if it has all files of its VAE."""
     try:
         folder, names = source.cached()
+    except MemoryError:
+        raise
     except Exception as error:
         raise source.explain(error) from None
     part = f"the part of {source} that is in the cache"

@@ -67,7 +67,7 @@ def inspect_weights(
         fitted = fit(vae, files.read_config(family), family)
     except (ConfigError, WeightMapError, WeightFileError) as error:
         return _inspection(vae, None, [str(error)])
-    problems = _problems(fitted)
+    vae, problems = fitted.vae, _problems(fitted)
     if check and not problems:
         return _inspection(vae, fitted, _problems_of_values(vae, fitted), checked=True)
     return _inspection(vae, fitted, problems)
