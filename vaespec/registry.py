@@ -82,6 +82,8 @@ def _row(name: str) -> BackendInfo:
         return _info(name, get_backend(name), providers)
     except BackendError as error:
         problem = str(error)
+    except MemoryError:
+        raise
     except Exception as error:  # somebody's package can raise anything
         problem = f"backend {name!r} of {providers} is broken ({error!r}): repair or remove it."
     return BackendInfo(name, "", None, (), (), {}, {}, providers, problem)
@@ -132,6 +134,8 @@ def get_backend(name: str) -> Backend:
     try:
         backend: Backend = points[0].load()
         missing = _missing_members(backend)
+    except MemoryError:
+        raise
     except Exception as error:  # somebody's package can raise anything
         raise BackendError(
             f"backend {name!r} of {provider} cannot be loaded ({error!r}): repair or uninstall {provider}."
@@ -186,6 +190,8 @@ def _best_accelerated() -> str | None:
 def _devices(backend: Backend) -> tuple[str, ...]:
     try:
         return backend.devices()
+    except MemoryError:
+        raise
     except Exception as error:  # a broken framework can raise anything
         raise BackendError(
             f"backend {backend.name!r} cannot start ({error!r}): repair {backend.framework} "

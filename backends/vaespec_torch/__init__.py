@@ -6,24 +6,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING, ClassVar
 
 from vaespec import machine
-from vaespec.weights.containers import Container
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from vaespec.model import Model
-    from vaespec_torch.checkpoint import Checkpoint
     from vaespec_torch.module import AutoencoderKLModule
     from vaespec_torch.ops import TorchOps
-
-
-SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
-
-
-def _open_checkpoint(path: Path) -> Checkpoint:
-    from vaespec_torch.checkpoint import open_checkpoint
-
-    return open_checkpoint(path)
 
 
 class TorchBackend:
@@ -34,10 +21,6 @@ class TorchBackend:
     dtypes = ("float32", "float64", "bfloat16", "float16")
     native = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "upsample_nearest2x", "linear", "attention")
     switches: ClassVar = {"NVIDIA_TF32_OVERRIDE": "not set: PyTorch decides, with TF32 convolutions on CUDA"}
-    containers = (
-        Container("PyTorch zip", lambda start: start.startswith(b"PK\x03\x04"), _open_checkpoint, SUFFIXES),
-        Container("PyTorch legacy pickle", lambda start: start.startswith(b"\x80\x02"), _open_checkpoint, SUFFIXES),
-    )
 
     def accelerators(self) -> tuple[str, ...]:
         if machine.apple_gpu():

@@ -200,6 +200,18 @@ def test_a_framework_that_cannot_start_raises_if_requested_and_is_passed_over_ot
     assert choose_backend().name == "mlx"
 
 
+def test_out_of_memory_is_not_told_as_a_broken_framework(monkeypatch):
+    def full(self: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("vaespec_mlx.MlxBackend.devices", full)
+    with pytest.raises(MemoryError):
+        AutoencoderKL.from_config(TINY, backend="mlx")
+    monkeypatch.setattr("vaespec_mlx.MlxBackend.accelerators", full)
+    with pytest.raises(MemoryError):
+        described("mlx")
+
+
 def test_the_error_names_our_extra_if_a_framework_cannot_start(monkeypatch):
     monkeypatch.setattr("vaespec_mlx.MlxBackend.devices", Broken.devices)
     with pytest.raises(BackendError, match=r'repair mlx \(pip install "vaespec\[mlx\]"\), or choose another backend\.'):

@@ -221,7 +221,7 @@ def main(kind: str, count: int, first: int = 0) -> dict[str, float]:
         path = Path(folder) / f"damaged{chosen.suffix}"
         for name, content in chosen.beside.items():
             path.with_name(name).write_bytes(content)
-        for content in (b"PK\3\4", b"\x80\x02", b"{}"):  # imports all that opening any file may need
+        for content in (b"PK\3\4", b"\x80\x02", b"{}", b"?"):  # imports all that opening any file may need
             path.write_bytes(content)
             outcome(chosen.read, path)
         for content in chosen.wholes:

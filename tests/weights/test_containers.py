@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import ml_dtypes
@@ -23,7 +24,15 @@ from hypothesis.extra import numpy as npst
 from support.weight_files import WRITERS, gguf_file, tensors, torch_tensors
 
 from vaespec import WeightFileError
-from vaespec.weights.containers import TensorFile, flax, open_tensors, write_msgpack, write_safetensors
+from vaespec.weights.containers import (
+    Container,
+    TensorFile,
+    flax,
+    open_tensors,
+    opening,
+    write_msgpack,
+    write_safetensors,
+)
 
 KINDS = {
     "safetensors": "safetensors",
@@ -208,17 +217,18 @@ def test_other_code_is_refused_by_name_and_not_run(tmp_path, new):
     assert "weights_only" not in str(caught.value)
 
 
-@pytest.mark.parametrize("container", ["torch-zip", "torch-legacy"])
-def test_without_pytorch_its_files_are_refused_with_the_remedy(tmp_path, monkeypatch, container):
-    path = WRITERS[container](tmp_path, tensors())
-    monkeypatch.setattr("vaespec.registry._framework_version", lambda name: None)
-    words = (
-        r"is a PyTorch (?:zip|legacy pickle) file: .* needs torch, which is not installed: "
-        r"pip install .vaespec\[torch\].*convert .* \.safetensors"
-    )
-    with pytest.raises(WeightFileError, match=words) as caught:
-        open_tensors(path)
-    assert str(path) in str(caught.value)
+@pytest.mark.parametrize("problem", [None, "backend 'toy' needs toy: pip install toy."])
+def test_a_backend_may_bring_containers_of_its_own(tmp_path, monkeypatch, problem):
+    path = WRITERS["safetensors"](tmp_path, tensors())
+    (tmp_path / "m.toy").write_bytes(b"TOY!")
+    toy = Container("toy", lambda start: start.startswith(b"TOY!"), lambda _: open_tensors(path), (".toy",))
+    monkeypatch.setattr(opening, "backends", lambda: [SimpleNamespace(name="toy", problem=problem)])
+    monkeypatch.setattr(opening, "get_backend", lambda name: SimpleNamespace(containers=(toy,)))
+    if problem is None:
+        assert_holds(open_tensors(tmp_path / "m.toy"), tensors())
+    else:
+        with pytest.raises(WeightFileError, match=r"is a toy file: .* pip install toy, or convert it to \.safetensors"):
+            open_tensors(tmp_path / "m.toy")
 
 
 # -- Flax's msgpack ----------------------------------------------------------------------------------------------
@@ -316,6 +326,9 @@ def test_opening_plain_containers_loads_no_framework(tmp_path):
         "for path in sys.argv[1:]: print(open_tensors(Path(path))['decoder.conv_in.weight'].dtype)\n"
         "print(sorted({'torch', 'jax', 'mlx', 'gguf', 'safetensors'} & set(sys.modules)))"
     )
-    paths = [str(WRITERS[container](tmp_path, tensors())) for container in ("safetensors", "msgpack", "gguf")]
+    paths = []
+    for container in ("safetensors", "msgpack", "gguf", "torch-zip", "torch-legacy"):
+        (tmp_path / container).mkdir()
+        paths.append(str(WRITERS[container](tmp_path / container, tensors())))
     run = subprocess.run([sys.executable, "-c", code, *paths], capture_output=True, text=True, check=True)
-    assert run.stdout.split("\n") == ["bfloat16"] * 3 + ["[]", ""]
+    assert run.stdout.split("\n") == ["bfloat16"] * 5 + ["[]", ""]

@@ -205,6 +205,16 @@ def test_a_download_that_is_cut_off_goes_on_where_it_stopped(hub, cache, vae, mo
     assert ranges == [None, f"bytes={len(vae[WHOLE]) // 2 // 1000 * 1000}-"]
 
 
+@pytest.mark.parametrize("step", ["online", "download", "cached"])
+def test_out_of_memory_is_not_told_as_a_failed_download(hub, cache, monkeypatch, step):
+    def full(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(f"vaespec.weights.hub.HubFolder.{step}", full)
+    with pytest.raises(MemoryError):
+        fetch("someone/vae", cache_dir=cache, local_files_only=step == "cached")
+
+
 def test_a_download_that_fails_is_reported_and_can_be_repeated(hub, cache, vae):
     hub.failures[f"GET {WHOLE}"] = 500
     message = refused("someone/vae", cache_dir=cache)

@@ -69,9 +69,9 @@ class HubFolder:
         names = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
         return snapshot / self.subfolder, self._inside(names)
 
-    def explain(self, error: Exception) -> WeightFileError:
-        """The library's error as one sentence that says what to do; an error of ours unchanged."""
-        if isinstance(error, WeightFileError):
+    def explain(self, error: Exception) -> WeightFileError | MemoryError:
+        """The library's error as one sentence that says what to do; an error of ours, or of memory, unchanged."""
+        if isinstance(error, (WeightFileError, MemoryError)):
             return error
         if isinstance(error, self.hub.errors.LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
             error = error.__cause__  # the reason for searching the cache
@@ -195,7 +195,7 @@ def _cached_instead(source: HubFolder, variant: str | None, failure: Exception) 
     return folder
 
 
-def _warn_of_cache(failure: WeightFileError) -> None:
+def _warn_of_cache(failure: Exception) -> None:
     logging.getLogger("vaespec").warning("%s Its copy in the cache is used.", failure)
 
 

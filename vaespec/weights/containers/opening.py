@@ -13,6 +13,7 @@ from vaespec.weights.containers.container import Container
 from vaespec.weights.containers.flax import MSGPACK
 from vaespec.weights.containers.gguf import GGUF
 from vaespec.weights.containers.npz import NPZ
+from vaespec.weights.containers.pytorch import PYTORCH_LEGACY, PYTORCH_ZIP
 from vaespec.weights.containers.quantized import dequantized
 from vaespec.weights.containers.safetensors import SAFETENSORS
 from vaespec.weights.containers.shards import Shards, read_index
@@ -20,7 +21,8 @@ from vaespec.weights.containers.strangers import stranger
 from vaespec.weights.containers.tensor_file import TensorFile, memory_for, opened
 
 # safetensors comes first: the length it begins with may look like another container's magic.
-CONTAINERS = (SAFETENSORS, GGUF, MSGPACK, NPZ)
+# NPZ comes before PyTorch's archives, which are all other zip archives.
+CONTAINERS = (SAFETENSORS, GGUF, MSGPACK, NPZ, PYTORCH_ZIP, PYTORCH_LEGACY)
 
 START = 512  # bytes by which a container is recognized
 MAX_NAME = 1000  # characters

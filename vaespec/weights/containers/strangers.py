@@ -30,7 +30,6 @@ STRANGERS = {
     rb"\s*<\?xml[^>]*>\s*<net\b": f"an OpenVINO program: {PROGRAM}",
     rb"lmgg|fmgg|tjgg|algg": "a GGML file, which is older than GGUF: convert it to .gguf",
     rb"\x93NUMPY": "one NumPy array without a name: save all weights by name, numpy.savez(path, **weights)",
-    rb"\x80[\x02-\x05]": f"a Python pickle that torch.save did not write: {SAVE}",
     rb"\x1f\x8b": f"a gzip archive: {ARCHIVE}",
     rb"7z\xbc\xaf\x27\x1c": f"a 7-Zip archive: {ARCHIVE}",
     rb"Rar!\x1a\x07": f"a RAR archive: {ARCHIVE}",
