@@ -210,9 +210,7 @@ def export(run, folder):
     rng = np.random.default_rng([1, 0])
     z = torch.cat([run.average.encode(batch(rng, 8, 256)).latent_dist.mean for _ in range(16)])
     config = CONFIG | {"scaling_factor": 1 / z.std().item(), "shift_factor": z.mean().item()}
-    vae = new_vae(config)
-    vae.module().load_state_dict(run.average.state_dict())
-    vae.save_pretrained(folder, dtype="float16")
+    new_vae(config).with_params(run.average.state_dict()).save_pretrained(folder, dtype="float16")
 
 
 def main():

@@ -73,6 +73,10 @@ class Half:
         f = 1 if self.source == "images" else config.downsampling_factor
         return batch, self.in_channels(config), height // f, width // f
 
+    def absent(self) -> InputError:
+        """The error for a model without the weights of this half."""
+        return InputError(f"these weights have no {self.name}: load them from a file that has one.")
+
 
 ENCODER = Half("encoder", "encode", "images", "moments", encoder)
 DECODER = Half("decoder", "decode", "latents", "images", decoder)

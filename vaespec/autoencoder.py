@@ -57,19 +57,20 @@ class AutoencoderKL(PlacedModel):
         token: str | bool | None = None,
         cache_dir: AnyPath | None = None,
         local_files_only: bool = False,
+        strict: bool = True,
         **placement: Unpack[Placement],
     ) -> Self:
         """Load a diffusers folder (config.json and weights, whole or in shards), or a repository of the hub.
 
         `path` is a repository, "organization/name" or its address, if there is no such folder; `revision`, `token`,
         `cache_dir` and `local_files_only` are passed to huggingface_hub. If a variant is the only one, it is loaded
-        with a warning. Raises WeightFileError for a missing or damaged file, WeightMapError for tensors that do not fit
-        the config.
+        with a warning. `strict` is as in `from_single_file`. Raises WeightFileError for a missing or damaged file,
+        WeightMapError for tensors that do not fit the config.
         """
         require_known(cls.from_pretrained, placement)
         folder = Path(path)
         if os.path.isdir(folder):
-            return cls(*weights.load_folder(folder / (subfolder or ""), variant), **placement)
+            return cls(*weights.load_folder(folder / (subfolder or ""), variant, strict=strict), **placement)
         if os.path.lexists(folder):
             raise WeightFileError(f"{folder} is not a folder: a file is for from_single_file.")
         folder = weights.fetch_named(
@@ -81,7 +82,7 @@ class AutoencoderKL(PlacedModel):
             cache_dir=cache_dir,
             local_files_only=local_files_only,
         )
-        return cls(*weights.load_folder(folder, variant), **placement)
+        return cls(*weights.load_folder(folder, variant, strict=strict), **placement)
 
     @classmethod
     def from_single_file(
@@ -103,8 +104,9 @@ class AutoencoderKL(PlacedModel):
         The config is inferred from names and shapes. Fields that they do not show (the scaling factor) are read from
         `family` (see vaespec.families), `config`, or the rest of a full checkpoint, or else remain unknown. `prefix`
         chooses among several VAEs, `dialect` a dialect if the names are ambiguous, `use_ema` the moving average.
-        `strict=False` leaves out tensors that are not the model's, `allow_nonfinite` accepts NaN and infinity. A file
-        with an encoder or a decoder alone makes half a model.
+        Losses, discriminators and other tensors that training leaves beside the model are left out with a warning that
+        counts them; `strict=False` leaves out all tensors that are not the model's, but for attention inside it.
+        `allow_nonfinite` accepts NaN and infinity. A file with an encoder or a decoder alone makes half a model.
         """
         require_known(cls.from_single_file, placement)
         if config is not None and not isinstance(config, AutoencoderConfig):
@@ -163,10 +165,8 @@ class AutoencoderKL(PlacedModel):
 
         Without sample_posterior a generator is ignored, as in diffusers, and a seed raises InputError.
         """
-        if seed is not None and not sample_posterior:
-            raise InputError(f"seed={seed} is for a sample of the posterior: give sample_posterior=True.")
         posterior = self._posterior(sample)
-        z = posterior.sample(generator, seed=seed) if sample_posterior else posterior.mode()
+        z = posterior.mode_or_sample(sample_posterior, generator, seed=seed)
         output = DecoderOutput(self._images(z), posterior if return_posterior else None)
         return output if return_dict else output.to_tuple()
 
@@ -224,21 +224,29 @@ class AutoencoderKL(PlacedModel):
         """(params, encode, decode): the weights as a dict and two pure functions of (params, array).
 
         The functions read nothing else and check nothing, so that they may be traced; images and latents are as in
-        `encode` and `decode`. The params are the trained numbers, without FLUX.2's statistics of the latents.
+        `encode` and `decode`. The params are copies of the trained numbers, without FLUX.2's statistics of the latents:
+        they may be written to, or donated.
         """
         return self._model.functional()
 
-    def with_params(self, params: Mapping[str, Array]) -> Self:
-        """A copy of this model with other parameters, such as the params of `functional()` after training.
+    def with_params(self, params: Mapping[str, Any]) -> Self:
+        """A copy of this model with copies of other parameters: what `functional()` or `module()` has trained.
 
-        Raises InputError for names or shapes that are not this model's.
+        `params` are those of `functional()`, a module's `state_dict()` or `parameters()`, or the same in NumPy or
+        another framework, flat or nested; they are stored in the model's dtype. Gradients pass to arrays of the
+        backend, but not to a module's own parameters. Raises InputError for names or shapes that are not this model's,
+        and for what is no array of floats.
         """
         trained = copy.copy(self)
         trained._model = self._model.with_params(params)
         return trained
 
     def module(self) -> Any:
-        """The model as the framework's own module class, sharing its weights. Raises BackendError without a class."""
+        """The model as the framework's own module class, with copies of the weights, which it owns.
+
+        What changes the module does not change this model, or another module; `with_params` takes its weights back.
+        Raises BackendError if the backend has no such class.
+        """
         if not hasattr(self._backend, "module"):
             raise BackendError(f"backend {self.backend!r} has no module class: use functional() instead.")
         if "circular" in self.padding:
@@ -246,14 +254,17 @@ class AutoencoderKL(PlacedModel):
         return self._backend.module(self._model)
 
 
-def load(source: AnyPath = "tiny", *, family: str | None = None, **placement: Unpack[Placement]) -> AutoencoderKL:
+def load(
+    source: AnyPath = "tiny", *, family: str | None = None, strict: bool = True, **placement: Unpack[Placement]
+) -> AutoencoderKL:
     """Load "tiny" (the embedded weights), a diffusers folder, a single file, or "owner/name", a repository of the hub.
 
     `family` may complete the config of weights without a config.json. A pipeline stands for its VAE. Addresses on the
-    hub, of a repository, a folder or a file, are fetched too; what is on the disk comes first.
+    hub, of a repository, a folder or a file, are fetched too; what is on the disk comes first. `strict=False` leaves
+    out tensors that are not the model's (see `AutoencoderKL.from_single_file`).
     """
     require_known(load, placement)
-    return AutoencoderKL(*weights.load_weights(locate(source), family), **placement)
+    return AutoencoderKL(*weights.load_weights(locate(source), family, strict=strict), **placement)
 
 
 def locate(source: AnyPath) -> Path:

@@ -155,7 +155,7 @@ class AutoencoderConfig(Mapping[str, Any]):
         given = {name: plain(value) for name, value in values.items() if not name.startswith("_")}
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(name for name in given.keys() - known if not _is_note(name, given[name])):
-            raise ConfigError(_unknown(unknown, known))
+            raise ConfigError(_quantized(given) or _unknown(unknown, known))
         is_flux2 = is_flux2 or any(given.get(name) is not None for name in ("patch_size", "batch_norm_eps"))
         defaults = FLUX2_DEFAULTS if is_flux2 else {}
         nulls = {name: defaults.get(name, value) for name, value in NULLS.items() if given.get(name, name) is None}
@@ -211,9 +211,19 @@ def _is_note(name: str, value: object) -> bool:
     return value is None or name in NOTES or implied
 
 
+def _quantized(given: Mapping[str, Any]) -> str | None:
+    """Why a config of quantized weights is refused, with the name of the tool; None for any other config."""
+    if (settings := given.get("quantization_config")) is None:
+        return None
+    method = settings.get("quant_method") if isinstance(settings, Mapping) else None
+    tool = f" with {brief(method)}" if method is not None else ""
+    return (
+        f"quantization_config: the weights of this model are quantized{tool}: dequantize them with the same tool and "
+        "save them as floats, or give those of the plain model."
+    )
+
+
 def _unknown(unknown: list[str], known: Iterable[str]) -> str:
-    if "quantization_config" in unknown:
-        return "quantization_config: the weights of this model are quantized, give those of the plain one."
     listed = [name if len(name) <= 40 else f"{name[:40]}..." for name in unknown[:5]]
     more = f" and {len(unknown) - 5:,} more" if len(unknown) > 5 else ""
     return f"unknown config fields {listed}{more}: AutoencoderKL has {sorted(known)}."

@@ -63,11 +63,11 @@ def as_diffusion_latents(z: Any, config: AutoencoderConfig, ops: ReferenceOps) -
 
 def _as_map(x: Any, name: str, channels: int, smallest: int, ops: ReferenceOps) -> ValidatedInput:
     dtype = getattr(x, "dtype", None)
-    x = _as_array(x, name, ops)
+    x = as_array(x, name, ops)
     shape = tuple(x.shape)
     if len(shape) != 4:
         raise InputError(f"{name} of shape {shape}: expected (B, {channels}, height, width).")
-    if not _is_floating(x):
+    if not is_floating(x):
         hint = " in [-1, 1]; for 0..255 use x / 127.5 - 1" if name == "images" else ""
         raise InputError(f"{name} of dtype {dtype or x.dtype}: expected floats{hint}.")
     if shape[0] == 0:
@@ -89,7 +89,7 @@ def _require_finite(x: Array, name: str, ops: ReferenceOps, origin: Sequence[int
     raise NonFiniteError(f"the {name} hold {len(bad)} NaN or infinite numbers, the first at index ({place}).")
 
 
-def _as_array(x: Any, name: str, ops: ReferenceOps) -> Array:
+def as_array(x: Any, name: str, ops: ReferenceOps) -> Array:
     """x as an array of NumPy or the backend: x itself, else without a copy (DLPack), else through NumPy."""
     if isinstance(x, np.ndarray | pictures.Pixels) or ops.is_array(x):
         return x
@@ -107,7 +107,8 @@ def _as_array(x: Any, name: str, ops: ReferenceOps) -> Array:
         raise InputError(f"{name}{place} cannot be read as an array ({reason}): move or convert them first.") from None
 
 
-def _is_floating(x: Array) -> bool:
+def is_floating(x: Array) -> bool:
+    """Whether x, of any framework, holds floats, bfloat16 among them."""
     if isinstance(x.dtype, np.dtype):
         return np.issubdtype(x.dtype, np.floating) or x.dtype.name == "bfloat16"  # ml_dtypes' type is not np.floating
     return bool(array_namespace(x).isdtype(x.dtype, "real floating"))

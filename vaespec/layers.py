@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 
 from vaespec.ops import Array, Layer, Ops, Padding
 from vaespec.parameter import Parameter
@@ -171,6 +172,11 @@ class Sequential:
         for layer in self.layers:
             x = ops.run(layer, x, params)
         return ops.to_nchw(x)
+
+    def parts(self) -> dict[str, Sequential]:
+        """The layers by the first word of their names, in order: "encoder" and "quant_conv", for instance."""
+        grouped = groupby(self.layers, lambda layer: next(layer.parameters())[0].partition(".")[0])
+        return {part: Sequential(tuple(layers)) for part, layers in grouped}
 
     def parameters(self) -> Table:
         for layer in self.layers:

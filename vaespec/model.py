@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from vaespec.analysis.finite import first_nonfinite
-from vaespec.architecture import HALVES, Half, halves_among, parameters
+from vaespec.architecture import DECODER, ENCODER, HALVES, Half, halves_among, parameters
 from vaespec.attention import Attention, LoRA, Processor
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, NonFiniteError
@@ -22,6 +22,7 @@ from vaespec.parameter import Parameter
 from vaespec.posterior import DiagonalGaussian
 from vaespec.processors import attention_layers, with_processors
 from vaespec.reference import ReferenceOps
+from vaespec.trained import adopt
 
 Run = Callable[[Array, Mapping[str, Array]], Array]
 Stream = Callable[[Any, Mapping[str, Array]], Iterator[Array]]
@@ -107,26 +108,22 @@ class Model:
         """The encoder or the decoder. Raises InputError if it has no weights."""
         layers: Sequential = getattr(self, half.name)
         if not layers.layers:
-            raise InputError(f"these weights have no {half.name}: load them from a file that has one.")
+            raise half.absent()
         return layers
 
     def encode(self, params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
         """Images -> posterior, computed with the given params: a pure function, which a framework may trace."""
-        return AutoencoderKLOutput(DiagonalGaussian(self.encoder(x, params, self.ops)))
+        return AutoencoderKLOutput(DiagonalGaussian(self.layers(ENCODER)(x, params, self.ops)))
 
     def decode(self, params: Mapping[str, Array], z: Array) -> DecoderOutput:
         """Latents -> images: a pure function as well."""
-        return DecoderOutput(self.decoder(z, params, self.ops))
+        return DecoderOutput(self.layers(DECODER)(z, params, self.ops))
 
     def functional(self) -> Functional:
         """See AutoencoderKL.functional."""
-        return Functional(
-            {name: self.params[name] for name, row in self.table().items() if row.trained}, self.encode, self.decode
-        )
-
-    def bare(self, ops: ReferenceOps) -> Self:
-        """This model without params, with other ops: for a module that holds the parameters itself."""
-        return self.replace(params={}, ops=ops)
+        table = self.table()
+        params = {name: self.ops.copy(self.params[name]) for name, row in table.items() if row.trained}
+        return Functional(params, self.encode, self.decode)
 
     # -- parameters --------------------------------------------------------------------------------------------
 
@@ -151,16 +148,7 @@ class Model:
 
     def with_params(self, params: Mapping[str, Array]) -> Self:
         """See AutoencoderKL.with_params."""
-        expected = {name: tuple(self.params[name].shape) for name, row in self.table().items() if row.trained}
-        given = {name: tuple(p.shape) for name, p in params.items()}
-        wrong = sorted(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
-        if wrong:
-            name, others = wrong[0], f" (and {len(wrong) - 1} more)" if wrong[1:] else ""
-            raise InputError(
-                f"parameter {name} of shape {given.get(name)}: this model has {expected.get(name)}{others}; give all "
-                "parameters of functional(), by name."
-            )
-        return self.replace(params={**self.params, **params})
+        return self.replace(params={**self.params, **adopt(params, self.table(), self.params, self.ops)})
 
     # -- attention ---------------------------------------------------------------------------------------------
 

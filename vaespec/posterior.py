@@ -98,6 +98,17 @@ class DiagonalGaussian:
         drawn = widen(self.mean, self._xp) + self.std * widen(epsilon, self._xp)
         return narrow(drawn, self.parameters, self._xp)
 
+    def mode_or_sample(self, sample_posterior: bool, generator: Any = None, *, seed: noise.Seed | None = None) -> Array:
+        """What `forward` decodes: a sample if `sample_posterior`, else the mode.
+
+        Without sample_posterior a generator is ignored, as in diffusers, and a seed raises InputError.
+        """
+        if sample_posterior:
+            return self.sample(generator, seed=seed)
+        if seed is not None:
+            raise InputError(f"seed={seed} is for a sample of the posterior: give sample_posterior=True.")
+        return self.mode()
+
     def kl(self, other: DiagonalGaussian | None = None) -> Array:
         """KL(self ‖ other) in nats, summed per item: (B,). `other` defaults to the standard normal.
 

@@ -132,6 +132,17 @@ class ReferenceOps(Specification):
         exported = {name: self.layout.convert(self.to_numpy(x), OIHW) for name, x in params.items()}
         return {name: a.astype(np.int64) if table[name].is_counter else a for name, a in exported.items()}
 
+    def copy(self, x: Array) -> Array:
+        """The backend's own array -> the same numbers in memory of their own, one axis after the other.
+
+        Gradients pass, here and through `store`, if the framework has them.
+        """
+        return self.from_numpy(self.to_numpy(x))
+
+    def store(self, x: Array) -> Array:
+        """The backend's own array -> a copy that is placed and ordered as by `load_params`."""
+        return self.copy(self.cast(x))
+
     # -- parts of arrays, for bands and padding --------------------------------------------------------------------
 
     def rows(self, x: Array, start: int, stop: int) -> Array:

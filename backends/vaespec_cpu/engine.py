@@ -41,6 +41,14 @@ class Engine:
         loaded = self.ops().load_params(params, table)
         return {name: self._in_layout(self.as_array(loaded.pop(name))) for name in params}
 
+    def ordered(self, array: Array, contiguous: Callable[[Array], Array]) -> Array:
+        """Return a parameter of the framework with its memory in the order that the operations read.
+
+        `contiguous` copies an array, if necessary, so that its axes are in memory in their order.
+        """
+        axes = self.layout.permutation(array.ndim, HWIO)
+        return self._in_layout(contiguous(self.xp.permute_dims(array, axes)))
+
     def _in_layout(self, array: Array) -> Array:
         """A kernel stored as HWIO, with its axes in the framework's order: a view."""
         return self.xp.permute_dims(array, HWIO.permutation(array.ndim, self.layout))

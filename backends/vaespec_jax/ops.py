@@ -137,6 +137,14 @@ class JaxOps(ReferenceOps):
     def load_params(self, params: Mapping[str, np.ndarray], table: Mapping[str, Parameter]) -> dict[str, Array]:
         return self.engine.load_params(params, table) if self.on_engine else super().load_params(params, table)
 
+    def copy(self, x: Array) -> Array:
+        return jnp.array(x, copy=True)
+
+    def store(self, x: Array) -> Array:
+        """An array that several devices share stays with them."""
+        shared = not isinstance(x, jax.core.Tracer) and len(x.sharding.device_set) > 1
+        return self.copy(x.astype(self.storage) if shared else self.cast(x))
+
     def from_nchw(self, x: Array) -> Array:
         return x.transpose(0, 2, 3, 1)
 

@@ -38,7 +38,7 @@ class MlxBackend:
         return MlxOps(device, dtype, precision)
 
     def module(self, model: Model) -> AutoencoderKLModule:
-        """Return the model as an `mlx.nn.Module` that trains, with the arrays of `model`."""
+        """Return the model as an `mlx.nn.Module` that trains copies of its parameters."""
         from vaespec_mlx.module import AutoencoderKLModule
 
         return AutoencoderKLModule(model)

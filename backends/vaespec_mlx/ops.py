@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -115,6 +116,13 @@ class MlxOps(ReferenceOps):
             return super().load_params(params, table)
         return {name: self.materialize(a) for name, a in self.engine.load_params(params, table).items()}
 
+    def copy(self, x: mx.array) -> mx.array:
+        return _evaluated(mx.contiguous(mx.array(x)))  # in this order: `contiguous` alone copies only if it must
+
+    def store(self, x: mx.array) -> mx.array:
+        x = self.copy(self.cast(x))
+        return _evaluated(self.engine.ordered(x, mx.contiguous)) if self.on_engine else x
+
     def from_nchw(self, x: mx.array) -> mx.array:
         return x.transpose(0, 2, 3, 1)
 
@@ -172,6 +180,13 @@ def _mean(x_g: mx.array) -> mx.array:
     for axis in (2, 1, 4):  # MLX's CPU adds number by number: three short sums round less than a long one
         x_g = x_g.mean(axis, keepdims=True)
     return x_g
+
+
+def _evaluated(x: mx.array) -> mx.array:
+    """Evaluate x, which another thread could not do later; inside mx.compile there is nothing to evaluate yet."""
+    with suppress(ValueError):
+        mx.eval(x)
+    return x
 
 
 @partial(mx.compile, shapeless=True)

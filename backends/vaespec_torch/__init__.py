@@ -40,7 +40,7 @@ class TorchBackend:
         return TorchOps(device, dtype, precision)
 
     def module(self, model: Model) -> AutoencoderKLModule:
-        """Return the model as an `nn.Module` that trains; it owns the tensors of `model` from then on."""
+        """Return the model as an `nn.Module` that trains copies of its parameters."""
         from vaespec_torch.module import AutoencoderKLModule
 
         return AutoencoderKLModule(model)

@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 import vaespec_torch.arrays  # noqa: F401  (registers tensors, generators and pytrees)
 from vaespec import machine
@@ -136,6 +135,18 @@ class TorchOps(ReferenceOps):
         loaded = super().load_params(params, table).items()
         return {name: in_device_order(t) if t.ndim == 4 else t for name, t in loaded}
 
+    def copy(self, x: Tensor) -> Tensor:
+        """Copy in the order of the axes, which safetensors requires."""
+        return x.clone(memory_format=torch.contiguous_format)
+
+    def store(self, x: Tensor) -> Tensor:
+        """Values alone of a module's parameter: it is the module that trains it."""
+        x = x.full_tensor() if hasattr(x, "full_tensor") else x  # a DTensor, of which each process has a part
+        x = self.copy(self.cast(x.detach() if isinstance(x, torch.nn.Parameter) else x))
+        if self.on_engine:
+            return self.engine.ordered(x, Tensor.contiguous)
+        return in_device_order(x) if x.ndim == 4 else x
+
     def from_nchw(self, x: Tensor) -> Tensor:
         return in_device_order(x)
 
@@ -144,6 +155,7 @@ class TorchOps(ReferenceOps):
 
     def conv2d(self, x: Tensor, w: Tensor, b: Tensor, *, stride: int, padding: Padding) -> Tensor:
         (top, bottom), (left, right) = padding
+        w = in_device_order(w)  # those of functional() and of modules are contiguous
         if top == bottom and left == right:
             return F.conv2d(x, w, b, stride=stride, padding=(top, left))
         x = F.pad(x, (left, right, top, bottom))  # torch names the last axis first
@@ -239,13 +251,6 @@ class ChannelsLastOps(TorchOps):
         y = norm_near_zero(norm) if self.on_host else None
         y = self.normalize(x, *group_moments(x, groups), scale, shift, eps=eps) if y is None else y
         return F.silu(y, inplace=True) if silu else y
-
-
-class CheckpointingOps(TorchOps):
-    """Computes each layer again for the gradient, and keeps only its input: less memory for a third more time."""
-
-    def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
-        return checkpoint(super().run, layer, x, params, use_reentrant=False)
 
 
 class CompilingOps(TorchOps):

@@ -11,10 +11,13 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from support.configs import CONFIGS, assert_within, relative_l2, uniform
+import torch
+from support.configs import CONFIGS, TINY, assert_within, relative_l2, uniform
 from support.mlx_models import OPS, WIDE, module_loss, named, noise, pictures
 from support.models import EXACT, array, model, tiny
+from support.oracle import oracle
 
+from vaespec import AutoencoderKL, InputError
 from vaespec.attention import LoRA
 
 
@@ -194,7 +197,7 @@ def test_a_quantised_product_is_off_by_a_step_of_each_weight_at_most(bits, group
     module, params = quantized(vae, bits=bits, group_size=group_size), vae.functional().params
     t = uniform("tokens", (2, 7, 64))
     for name in PROJECTIONS:
-        weight, arrays = params[f"{name}.weight"], module._arrays()
+        weight, arrays = params[f"{name}.weight"], module[name.partition(".")[0]]._arrays()
         result = OPS.linear(OPS.from_numpy(t), arrays[f"{name}.weight"], arrays[f"{name}.bias"])
         expected = OPS.linear(OPS.from_numpy(t), weight, params[f"{name}.bias"])
         groups = array(weight).reshape(64, -1, group_size)
@@ -232,3 +235,55 @@ def test_a_lora_trains_on_quantised_weights():
     assert losses[-1] < losses[0]
     changed = {name for name, p in named(module.parameters()).items() if not mx.array_equal(p, before[name])}
     assert changed == {name for name in before if "_lora" in name}
+
+
+# -- the halves --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sd", "flux1", "quant-conv-only", "attention-everywhere"])
+def test_the_halves_compute_what_those_of_diffusers_compute(name):
+    """The moments before quant_conv, and images from latents after post_quant_conv."""
+    config, (theirs, _), module = CONFIGS[name], oracle(name), model(name, "mlx").module()
+    x = pictures(config)
+    with torch.no_grad():
+        expected = theirs.encoder(torch.tensor(array(x)))
+        z = expected[:, : config.latent_channels]
+        images = theirs.decoder(z)
+    assert relative_l2(array(module.encoder(x)), array(expected)) <= EXACT["float32"]
+    assert relative_l2(array(module.decoder(OPS.from_numpy(z.numpy()))), array(images)) <= EXACT["float32"]
+    children = {"encoder", "decoder"} | {conv for conv in ("quant_conv", "post_quant_conv") if getattr(theirs, conv)}
+    assert module.children().keys() == children
+
+
+def test_the_parts_one_after_the_other_are_the_module():
+    module, x, z = tiny("mlx").module(), pictures(), noise()
+    assert mx.array_equal(module.quant_conv(module.encoder(x)), module.encode(x).latent_dist.parameters)
+    assert mx.array_equal(module.decoder(module.post_quant_conv(z)), module.decode(z).sample)
+
+
+def test_a_part_is_put_in_the_place_of_another():
+    module, other = tiny("mlx").module(), AutoencoderKL.from_config(TINY, seed=1, backend="mlx").module()
+    module.decoder = other.decoder
+    assert mx.array_equal(module.decode(noise()).sample, other.decoder(module.post_quant_conv(noise())))
+
+
+def test_a_half_compiles_and_has_gradients():
+    module, x = tiny("mlx").module(), pictures()
+    assert relative_l2(array(mx.compile(module.encoder)(x)), array(module.encoder(x))) <= EXACT["float32"]
+    _, grads = nn.value_and_grad(module.encoder, lambda encoder: encoder(x).square().mean())(module.encoder)
+    assert named(grads).keys() == named(module.encoder.parameters()).keys()
+
+
+def test_a_quantised_half_is_the_half_of_the_quantised_module():
+    module, whole = wide().module(), quantized(wide(), bits=8, group_size=64)
+    nn.quantize(module.encoder, bits=8, group_size=64)
+    assert mx.array_equal(module.encoder(pictures(WIDE)), whole.encoder(pictures(WIDE)))
+
+
+def test_half_a_model_has_one_half_and_says_so():
+    weights = {name: a for name, a in tiny().weights().items() if "decoder." in name or "post_quant" in name}
+    module = AutoencoderKL(TINY, weights, backend="mlx", device="cpu").module()
+    assert mx.array_equal(module.decoder(module.post_quant_conv(noise())), module.decode(noise()).sample)
+    for encode in (module.encode, module):
+        with pytest.raises(InputError, match=r"^these weights have no encoder: load them from a file that has one\.$"):
+            encode(pictures())

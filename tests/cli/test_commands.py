@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import load_file, save_file
+from support.checkpoints import WEIGHTS_FILE
 from support.models import BACKENDS
 from support.workplace import COMMANDS, MODEL, files, picture, pixels, run, vae
 
@@ -285,9 +288,22 @@ def test_a_model_runs_on_the_backend_of_the_options(command, loads):
     run(*command, *(word for name, value in placement.items() for word in (f"--{name}", value)))
     run(*command)
     assert loads == [
-        {"family": None, **placement},
-        {"family": None, "backend": None, "device": None, "dtype": "float32", "precision": "default"},
+        {"family": None, "strict": True, **placement},
+        {"family": None, "strict": True, "backend": None, "device": None, "dtype": "float32", "precision": "default"},
     ]
+
+
+@pytest.mark.parametrize("command", ["roundtrip", "encode", "compare", "decode"])
+def test_spare_tensors_beside_the_model_are_left_out_on_request(command):
+    shutil.copytree("weights", "spare")
+    weights = Path("spare", WEIGHTS_FILE)
+    save_file(load_file(weights) | {"adapter.attn.weight": np.zeros(1, np.float32)}, weights)
+    picture("cat.png", 48, 40)
+    run("encode", "cat.png", *MODEL)
+    inputs = {"decode": ("latents.safetensors",), "compare": ("cat.png", "--tiling")}.get(command, ("cat.png",))
+    options = (*inputs, "-w", "spare", *MODEL[2:])
+    assert "unexpected  adapter.attn.weight" in run(command, *options, code=1).stderr
+    run(command, *options, "--no-strict")
 
 
 @pytest.mark.parametrize("command", RUNNING)

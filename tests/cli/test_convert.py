@@ -123,6 +123,18 @@ def test_a_reader_of_the_old_file_keeps_it_and_a_full_disk_leaves_it(source, mon
     assert not list(Path().glob(".*"))
 
 
+def test_unexpected_tensors_are_refused_or_left_out_with_a_count(tmp_path):
+    spare = {"adapter.weight": np.zeros(1, np.float32), "decoder.extra.bias": np.zeros(1, np.float32)}
+    written(tmp_path, stored(PLAIN, tmp_path) | spare, "spare.safetensors")
+    message = run("convert", "spare.safetensors", "plain.safetensors", "--to", "ldm", code=1).stderr
+    assert "unexpected  adapter.weight" in message
+    assert "--no-strict" in message
+    assert not Path("plain.safetensors").exists()
+    text = run("convert", "spare.safetensors", "plain.safetensors", "--to", "diffusers", "--no-strict").stdout
+    assert "2 beside it: adapter.weight, decoder.extra.bias\n" in text
+    assert load_file("plain.safetensors").keys() == stored(PLAIN, tmp_path).keys()
+
+
 def test_ignored_tensors_are_named(tmp_path):
     tensors = stored(PLAIN, tmp_path, "ldm", "vae.")
     average = {f"vae.model_ema.{name[4:].replace('.', '')}": a + 1 for name, a in tensors.items()}
@@ -132,6 +144,7 @@ def test_ignored_tensors_are_named(tmp_path):
     assert set(document["ignored"]) == {"vae.loss.logvar", *average}
     assert document["others"] == 1
     text = run("convert", "full.safetensors", "ema.safetensors", "--to", "bfl", "--ema").stdout
+    assert f" {len(tensors) + 1} beside it: " in text
     assert f"and {len(tensors) + 1 - 4} more; 1 outside the VAE" in text
     plain, ema = load_file("plain.safetensors"), load_file("ema.safetensors")
     assert all((ema[name] == a + 1).all() for name, a in plain.items() if a.ndim)

@@ -96,7 +96,9 @@ def test_ignored_tensors_are_counted_and_named(tmp_path):
     assert (document["container"], document["dialect"], document["others"]) == ("safetensors", "ldm", 1)
     assert sorted(document["ignored"]) == ["first_stage_model.loss.logvar", "first_stage_model.model_ema.decay"]
     assert document["tensors"] == len(parameters(PLAIN))
-    assert "first_stage_model.model_ema.decay; 1 outside the VAE\n" in run("info", "full.safetensors").stdout
+    text = run("info", "full.safetensors").stdout
+    assert " 2 beside it: " in text
+    assert "first_stage_model.model_ema.decay; 1 outside the VAE\n" in text
 
 
 def test_the_moving_average_is_described_in_place_of_the_weights(tmp_path):
@@ -135,6 +137,15 @@ def test_families_are_shown_with_their_reasons(name, reason, tmp_path):
 
 
 # -- files that cannot be loaded ----------------------------------------------------------------------------------
+
+
+def test_unexpected_tensors_are_problems_unless_the_user_is_not_strict(tmp_path):
+    written(tmp_path, stored(PLAIN, tmp_path) | {"adapter.weight": np.zeros(1, np.float32)}, "spare.safetensors")
+    assert document_of("spare.safetensors", code=1)["problems"] == ["unexpected  adapter.weight"]
+    text = run("info", "spare.safetensors", code=1).stdout
+    assert "It cannot be loaded; --no-strict leaves these out, but for attention inside the model:\nunexpected" in text
+    document = document_of("spare.safetensors", "--no-strict", "--check")
+    assert (document["problems"], document["ignored"], document["checked"]) == ([], ["adapter.weight"], True)
 
 
 def test_the_problems_of_a_file_are_listed(tmp_path):

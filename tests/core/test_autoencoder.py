@@ -238,6 +238,16 @@ def test_functional_uses_the_params_it_is_given_and_no_others(backend):
     np.testing.assert_array_equal(array(vae.decode(z).sample), before)
 
 
+@each_backend
+def test_functional_of_half_a_model_says_what_it_has_not(backend):
+    weights = {name: a for name, a in tiny().weights().items() if name.startswith("encoder.") or "quant" in name}
+    del weights["post_quant_conv.weight"], weights["post_quant_conv.bias"]
+    params, _, decode = AutoencoderKL(TINY, weights, backend=backend, device="cpu").functional()
+    z = uniform("z", (1, 4, 2, 2)).astype(np.float32)
+    with pytest.raises(InputError, match=r"^these weights have no decoder"):
+        decode(params, z)
+
+
 def test_a_backend_without_modules_says_so():
     with pytest.raises(BackendError, match="'numpy' has no module class: use functional"):
         tiny("numpy").module()

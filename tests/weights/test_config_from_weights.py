@@ -9,13 +9,16 @@ import numpy as np
 import pytest
 from support.checkpoints import PLAIN, written
 from support.configs import images
+from support.wild import Wild
 
 import vaespec
 from vaespec import AutoencoderKL, ConfigError, WeightMapError, families, parameters
-from vaespec.weights.config_from_weights import infer_config
+from vaespec.weights.config_from_weights import choose_config, infer_config
 from vaespec.weights.dialects import DIALECTS
 from vaespec.weights.layouts import to_stored
-from vaespec.weights.locate import locate
+from vaespec.weights.locate import VaeInFile, locate
+
+KEY = "scale_factor"
 
 # SHA-256 of the lines "name shape" of the file's tensors, sorted. Made from upstream's own code on the meta device:
 # diffusers 0.42.1 and 0.16.1, CompVis latent-diffusion a506df57, Stability sd3.5 fbf8f483, BFL flux 802fb471.
@@ -167,3 +170,29 @@ def test_a_file_of_unknown_scale_encodes_but_asks_before_it_scales(tmp_path):
     known = AutoencoderKL.from_single_file(tmp_path / "model.safetensors", config=PLAIN.to_dict(), backend="numpy")
     np.testing.assert_allclose(known.encode_latents(x), 0.18215 * vae.encode(x).latent_dist.mean, rtol=1e-6)
     assert vaespec.load(tmp_path / "model.safetensors", backend="numpy").config.scaling_factor is None
+
+
+@pytest.mark.parametrize("shape", [(), (1,)])
+@pytest.mark.parametrize("prefix", ["", "first_stage_model."])
+def test_the_scale_that_training_stored_is_the_scaling_factor(prefix, shape):
+    vae = with_scale(np.full(shape, 0.227), prefix)
+    assert infer_config(vae).scaling_factor == 0.227
+    with pytest.raises(WeightMapError, match=r"scaling_factor would be 0\.18215, the file has 0\.227"):
+        infer_config(vae, "sd1")
+
+
+@pytest.mark.parametrize(
+    "scale", [np.float32(np.nan), np.float16(np.inf), np.float64(0), np.complex64(1j), np.bool_(True)]
+)
+def test_a_stored_scale_that_is_none_is_refused_unless_a_config_says_it(scale):
+    vae = with_scale(np.array(scale))
+    for family in (None, "sd1"):
+        with pytest.raises(WeightMapError, match=r"wild\.safetensors has the scale_factor .*: give config="):
+            infer_config(vae, family)
+    config = families.config("sd1")
+    assert choose_config(vae, config, None) == (config, [])
+
+
+def with_scale(scale: np.ndarray, prefix: str = "") -> VaeInFile:
+    shapes = listing("sd1", "ldm", prefix)
+    return locate(Wild({name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()} | {KEY: scale}))

@@ -13,16 +13,18 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file as read_safetensors
-from support.checkpoints import WEIGHTS_FILE
+from support.checkpoints import PLAIN, WEIGHTS_FILE, written
+from support.checkpoints import tagged as tagged_for
 from support.configs import CONFIGS, uniform
 from support.oracle import diffusers_model
 from support.real_files import FILES
-from support.wild import FORMATS, assert_same, in_the_file, listing, tagged
+from support.wild import FORMATS, Wild, assert_same, in_the_file, listing, read, tagged
 
 from vaespec import AutoencoderConfig, AutoencoderKL, WeightMapError, parameters
 from vaespec.weights import load_file, save_file
 from vaespec.weights.dialects import DIALECTS
 from vaespec.weights.layouts import to_stored
+from vaespec.weights.locate import locate
 
 SUFFIX = {name: dialect.suffix for name, dialect in DIALECTS.items()}
 
@@ -115,6 +117,85 @@ def test_a_saved_file_has_the_names_and_shapes_of_the_real_one(name):
     if name == "flux2-mflux":
         del written["bn.num_batches_tracked"]
     assert written == {key.replace("/", "."): shape for key, shape in listing(name).items()}
+
+
+# -- LDM's names around diffusers' attention ---------------------------------------------------------------------
+
+SPELLINGS = {
+    "the scripts of diffusers since 0.15": {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"},
+    "with its norm": {"norm": "group_norm", "q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out.0"},
+    "with LDM's output": {"q": "to_q", "k": "to_k", "v": "to_v"},
+    "with an output that is no list": {"q": "to_q", "k": "to_k", "v": "to_v", "proj_out": "to_out"},
+    "the newer script on older names": {"q": "query", "k": "key", "v": "value", "proj_out": "proj_attn"},
+    "the norm alone": {"norm": "group_norm"},
+}
+
+
+def respelled(arrays: dict[str, np.ndarray], spelling: dict[str, str], axes: int, half: str = "") -> dict:
+    """The file with other names in the attention of the half, or of both, and with kernels of so many axes."""
+    found = {}
+    for key, a in arrays.items():
+        head, attention, rest = key.partition(f"{half}.mid.attn_1.")
+        leaf, _, kind = rest.partition(".")
+        if attention:
+            a = a.reshape(*a.shape[:2], *[1] * (axes - 2)) if a.ndim > 1 else a
+            key = f"{head}{attention}{spelling.get(leaf, leaf)}.{kind}"
+        found[key] = a
+    return found
+
+
+@pytest.mark.parametrize("axes", [2, 3, 4])
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_ldms_names_around_diffusers_attention_are_read(tmp_path, spelling, axes):
+    weights, path = tagged_for(PLAIN), tmp_path / "ldm.safetensors"
+    save_file(path, PLAIN, weights, dialect="ldm", prefix="first_stage_model.")
+    arrays = respelled(read_safetensors(path), SPELLINGS[spelling], axes)
+    config, found = read(arrays)
+    assert config == read(read_safetensors(path))[0]
+    assert_same(found, weights)
+    vae = locate(Wild(arrays))
+    assert (vae.dialect.name, vae.unread({vae.stored(name) for name in weights})) == ("ldm", ([], []))
+
+
+@pytest.mark.parametrize("dialect", ["bfl", "mlx-flux"])
+def test_the_same_names_are_read_in_the_dialects_that_have_ldms(tmp_path, dialect):
+    weights, path = tagged_for(PLAIN), tmp_path / "ldm.safetensors"
+    save_file(path, PLAIN, weights, dialect=dialect)
+    arrays = respelled(read_safetensors(path), SPELLINGS["with its norm"], axes=2)
+    assert_same(read(arrays)[1], weights)
+    assert locate(Wild(arrays)).dialect.name == dialect
+
+
+@pytest.mark.parametrize("half", ["encoder", "decoder"])
+def test_halves_may_have_different_names(tmp_path, half):
+    weights, path = tagged_for(PLAIN), tmp_path / "ldm.safetensors"
+    save_file(path, PLAIN, weights, dialect="ldm")
+    arrays = respelled(read_safetensors(path), SPELLINGS["with its norm"], axes=2, half=half)
+    assert_same(read(arrays)[1], weights)
+
+
+def test_an_attention_under_two_names_is_refused(tmp_path):
+    path = tmp_path / "ldm.safetensors"
+    save_file(path, PLAIN, tagged_for(PLAIN), dialect="ldm")
+    arrays = read_safetensors(path)
+    again = respelled(arrays, SPELLINGS["with its norm"], axes=2)
+    with pytest.raises(WeightMapError, match=r"unexpected  \w+\.mid\.attn_1\.to_q\.weight"):
+        read(arrays | again, strict=False)
+    del again["encoder.mid.attn_1.to_q.bias"]
+    with pytest.raises(WeightMapError, match=r"missing     encoder\.mid\.attn_1\.to_q\.bias   \(needed for encoder"):
+        read(again)
+
+
+def test_a_model_from_such_a_file_has_the_same_results(tmp_path):
+    vae = AutoencoderKL.from_config(PLAIN, seed=0, backend="numpy", dtype="float32")
+    path = tmp_path / "ldm.safetensors"
+    save_file(path, PLAIN, dict(vae.weights()), dialect="ldm")
+    arrays = respelled(read_safetensors(path), SPELLINGS["the scripts of diffusers since 0.15"], axes=2)
+    again = AutoencoderKL.from_single_file(written(tmp_path, arrays), config=PLAIN, backend="numpy", dtype="float32")
+    x = uniform("images", (1, 3, 16, 16)).astype(np.float32)
+    z = vae.encode(x).latent_dist.mode()
+    np.testing.assert_array_equal(again.encode(x).latent_dist.mode(), z)
+    np.testing.assert_array_equal(again.decode(z).sample, vae.decode(z).sample)
 
 
 # -- those whose formats they are --------------------------------------------------------------------------------

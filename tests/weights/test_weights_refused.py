@@ -187,7 +187,7 @@ def test_a_file_of_something_else_is_named_in_the_error(tmp_path, content, words
 def test_missing_files_and_folders_are_named(tmp_path):
     with pytest.raises(WeightFileError, match=r"no file .*none\.safetensors"):
         AutoencoderKL.from_single_file(tmp_path / "none.safetensors")
-    with pytest.raises(WeightFileError, match=r"is a folder( or device)?: give"):
+    with pytest.raises(WeightFileError, match=r"is a folder: give it to from_pretrained, or name the file in it"):
         AutoencoderKL.from_single_file(tmp_path)
     with pytest.raises(WeightFileError, match=r"nowhere' is no repository: write owner/name, or the path of a folder"):
         AutoencoderKL.from_pretrained(tmp_path / "nowhere")

@@ -10,12 +10,18 @@ from vaespec.errors import InputError
 
 
 def open_model(
-    weights: str, family: str | None, backend: str | None, device: str | None, dtype: str, precision: str
+    weights: str,
+    family: str | None,
+    backend: str | None,
+    device: str | None,
+    dtype: str,
+    precision: str,
+    strict: bool = True,
 ) -> AutoencoderKL:
     """Loads weights on a backend, as `vaespec.load` does."""
     with progress(f"loading {weights}"):
         return autoencoder.load(
-            weights, family=family, backend=backend, device=device, dtype=dtype, precision=precision
+            weights, family=family, strict=strict, backend=backend, device=device, dtype=dtype, precision=precision
         )
 
 

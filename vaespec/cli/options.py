@@ -57,6 +57,14 @@ SourcePrefix = Annotated[
 SourceDialect = Annotated[
     str | None, typer.Option("--source-dialect", metavar="NAME", help=_DIALECT, rich_help_panel=_MODEL)
 ]
+Strict = Annotated[
+    bool,
+    typer.Option(
+        "--strict/--no-strict",
+        help="Refuse tensors that are not the model's, or leave them out with a warning.",
+        rich_help_panel=_MODEL,
+    ),
+]
 Ema = Annotated[
     bool, typer.Option("--ema", help="Read the moving average (EMA) of the weights.", rich_help_panel=_MODEL)
 ]

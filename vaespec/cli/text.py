@@ -42,5 +42,5 @@ def ignored(names: Sequence[str], others: int) -> str:
 
     `names` have the prefix of the VAE; `others` counts tensors of the rest of a full checkpoint.
     """
-    parts = [", ".join(shortened(names, MAX_NAMES))] if names else []
+    parts = [f"{len(names)} beside it: {', '.join(shortened(names, MAX_NAMES))}"] if names else []
     return "; ".join([*parts, f"{others} outside the VAE"] if others else parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 
 from vaespec import families, strict_json
@@ -59,7 +60,8 @@ def infer_config(vae: VaeInFile, family: str | None = None) -> AutoencoderConfig
         agreed = (families.scaling(candidates) or {}) | families.sample_size(candidates)
         config = families.config(candidates[0]) if len(candidates) == 1 else structure.replace(**agreed)
         scale = stored_scale(vae)
-        return config if scale is None else config.replace(**dict.fromkeys(families.SCALING), scaling_factor=scale)
+        scaling = dict.fromkeys(families.SCALING) | {"scaling_factor": scale}
+        return config if scale is None else config.replace(**scaling)
     config = families.config(family)
     if wrong := [*_differences(config, structure, vae), *_scale_difference(config, vae)]:
         raise WeightMapError(f"{vae.file.path} is not of the family {family!r}: {', '.join(wrong)}.")
@@ -78,18 +80,28 @@ def visible_fields(vae: VaeInFile) -> tuple[str, ...]:
 
 
 def stored_scale(vae: VaeInFile) -> float | None:
-    """The scaling factor that latent diffusion's training (`scale_by_std`) stores as a tensor of its own."""
+    """The scaling factor that latent diffusion's training (`scale_by_std`) stores as a tensor of its own.
+
+    Raises WeightMapError if it is no number by which latents can be multiplied and divided.
+    """
     if "scale_factor" not in vae.file or vae.file.shape("scale_factor") not in ((), (1,)):
         return None
-    return float(vae.file["scale_factor"].item())
+    scale = vae.file["scale_factor"].item()
+    if isinstance(scale, bool) or not isinstance(scale, int | float) or scale == 0 or not math.isfinite(scale):
+        raise WeightMapError(
+            f"{vae.file.path} has the scale_factor {scale}: give config=, with the right scaling_factor."
+        )
+    return float(scale)
 
 
 def contradictions(config: AutoencoderConfig, vae: VaeInFile) -> list[str]:
     """One line per field in which the config and the file's names and shapes disagree; none if they show no config."""
-    try:
-        return [*_differences(config, infer_structure(vae), vae), *_scale_difference(config, vae)]
-    except WeightMapError:
-        return []
+    found = []
+    with suppress(WeightMapError):
+        found += _differences(config, infer_structure(vae), vae)
+    with suppress(WeightMapError):
+        found += _scale_difference(config, vae)
+    return found
 
 
 def _differences(config: AutoencoderConfig, structure: AutoencoderConfig, vae: VaeInFile) -> list[str]:

@@ -1,13 +1,13 @@
 """The names that each code base gives to the tensors of this VAE, as tables.
 
 A dialect renames the canonical (diffusers) names: `modules` rewrites the beginning of a name, `leaves` its last module,
-and the other fields describe the files. A name that no row matches stays. {i} and {j} are indices, {side} is encoder
-or decoder, and {flip_i} is the index counted from the other end.
+`also` has other last modules, which are only read, and the other fields describe the files. A name that no row matches
+stays. {i} and {j} are indices, {side} is encoder or decoder, and {flip_i} is the index counted from the other end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
@@ -34,6 +34,7 @@ class Dialect:
     name: str
     modules: tuple[tuple[str, str], ...] = ()
     leaves: Mapping[str, str] = field(default_factory=_table)
+    also: Mapping[str, tuple[str, ...]] = field(default_factory=lambda: MappingProxyType({}))
     weight: str = "weight"
     norm_weight: str = "weight"
     layout: Layout = OIHW
@@ -45,6 +46,13 @@ class Dialect:
     def stored(self, name: str, levels: int) -> str:
         """The name in a file of this dialect; `levels` is the model's number of resolutions."""
         return self._with_kind(self._with_leaf(self._with_module(name, levels)), name)
+
+    def others(self, name: str, levels: int) -> Iterator[str]:
+        """Yields the other names that files of this dialect have for it; they are read, and never written."""
+        module, kind = self._with_module(name, levels).rsplit(".", 1)
+        for canonical, spellings in self.also.items():
+            if module.endswith(f".{canonical}"):
+                yield from (f"{module.removesuffix(canonical)}{spelling}.{kind}" for spelling in spellings)
 
     def axes(self, row: Parameter) -> int:
         """How many axes a kernel has in a file."""
@@ -97,7 +105,8 @@ DIFFUSERS_DEPRECATED = Dialect(
     leaves=MappingProxyType({"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}),
 )
 
-# CompVis latent-diffusion, sgm, SD3, FLUX.1. The decoder counts its levels from the full resolution.
+# CompVis latent-diffusion, sgm, SD3, FLUX.1. The decoder counts its levels from the full resolution. The scripts with
+# which diffusers (0.15 and later) wrote such files left its own names in the attention.
 LDM = Dialect(
     "ldm",
     modules=(
@@ -120,6 +129,15 @@ LDM = Dialect(
             "to_k": "k",
             "to_v": "v",
             "to_out.0": "proj_out",
+        }
+    ),
+    also=MappingProxyType(
+        {
+            "group_norm": ("group_norm",),
+            "to_q": ("to_q", "query"),
+            "to_k": ("to_k", "key"),
+            "to_v": ("to_v", "value"),
+            "to_out.0": ("to_out.0", "to_out", "proj_attn"),
         }
     ),
     attention_kernel="conv",
@@ -207,8 +225,11 @@ def known_dialect(name: str) -> Dialect:
     return DIALECTS[name]
 
 
-# Beginnings of names that training code leaves beside the model; they say nothing about it.
-IGNORED = ("loss.", "model_ema.", "colorize", "scale_factor")
+# The first parts of the model's own names, in any dialect.
+OWN = ("encoder", "decoder", "quant_conv", "post_quant_conv", "quant_proj", "post_quant_proj", "bn")
+
+# The first part of the names of LDM's moving average.
+EMA = "model_ema"
 
 # Parts of names that only other autoencoders have -> that autoencoder.
 OTHER_MODELS = {

@@ -16,7 +16,7 @@ from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.config_from_weights import choose_config
 from vaespec.weights.containers import plain_problem, with_inputs
 from vaespec.weights.layouts import canonical_shape
-from vaespec.weights.listing import MAX_LISTED, shortened
+from vaespec.weights.listing import shortened
 from vaespec.weights.locate import BLOCKS, VaeInFile
 
 LOG = logging.getLogger("vaespec")
@@ -72,18 +72,29 @@ def fit(vae: VaeInFile, config: AutoencoderConfig | None = None, family: str | N
 def require_fit(vae: VaeInFile, fitted: Fit, strict: bool) -> None:
     """Raises WeightFileError for quantized weights, and one WeightMapError with every problem.
 
-    Without `strict`, unexpected tensors are left out with a warning, unless they are attention's.
+    Tensors that training left beside the model, and without `strict` unexpected ones, are left out with a warning.
     """
     if fitted.not_plain is not None:
         raise WeightFileError(fitted.not_plain)
-    strays = fitted.unexpected
-    refused = strays if strict else [name for name in strays if "attn" in name or "attention" in name]
+    refused = refused_names(vae, fitted, strict)
     if problems := [*fitted.misfits, *shortened([f"unexpected  {name}" for name in refused])]:
         head = f'{vae.file.path} does not fit the config (dialect "{vae.dialect.name}"):'
+        if not fitted.misfits and refused != refused_names(vae, fitted, strict=False):
+            problems.append("strict=False, or --no-strict, leaves out unexpected tensors")
         raise WeightMapError("\n  ".join([head, *problems]))
-    if strays:
-        names = ", ".join(strays[:MAX_LISTED])
-        LOG.warning("%s: left out %d tensors that are not the model's: %s", vae.file.path, len(strays), names)
+    if left := [*vae.ignored(), *fitted.unexpected]:
+        why = "that training left beside the model, as strict allows" if strict else "that are not the model's"
+        LOG.warning("%s: left out %d tensors %s: %s", vae.file.path, len(left), why, ", ".join(shortened(left)))
+
+
+def refused_names(vae: VaeInFile, fitted: Fit, strict: bool) -> tuple[str, ...]:
+    """The unexpected names for which the file is refused: all, or without `strict` those of attention in the model.
+
+    Attention that is left out would change a picture by less than one notices.
+    """
+    if strict:
+        return fitted.unexpected
+    return tuple(name for name in fitted.unexpected if vae.is_own(name) and ("attn" in name or "attention" in name))
 
 
 def require_complete(weights: Mapping[str, np.ndarray], config: AutoencoderConfig) -> None:
@@ -113,4 +124,4 @@ def _unexpected(vae: VaeInFile, model: Iterable[str]) -> Iterable[str]:
     """The names under the prefix that are neither of the whole model (an EMA's are ignored) nor harmless."""
     weights = replace(vae, ema=False)
     known = {weights.stored(name) for name in model} | set(vae.ignored())
-    return (name for name in vae.file if name.startswith(vae.prefix) and name not in known)
+    return (name for name in vae.names() if name not in known)

@@ -15,9 +15,9 @@ from vaespec.errors import ConfigError, NonFiniteError, WeightFileError, WeightM
 from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.config_from_weights import infer_structure, visible_fields
 from vaespec.weights.containers import TensorFile, open_tensors
-from vaespec.weights.fit import Fit, fit
+from vaespec.weights.fit import Fit, fit, refused_names
 from vaespec.weights.folders import FolderFiles, choose
-from vaespec.weights.locate import Reading, VaeInFile, open_vae
+from vaespec.weights.locate import Reading, VaeInFile, locate_as
 
 
 @dataclass(frozen=True)
@@ -52,31 +52,32 @@ def inspect_weights(
 ) -> Inspection:
     """Inspect a file or a folder by its headers; `check` also reads every tensor, if there are no other problems.
 
-    Raises WeightFileError if it cannot be opened; ConfigError and InputError for a wrong family or dialect.
+    Names that training left beside the model are ignored, and with `strict=False` unexpected ones too. Raises
+    WeightFileError if it cannot be opened; ConfigError and InputError for a wrong family or dialect.
     """
     files = choose(path) if path.is_dir() else FolderFiles(path, None, None)
     if family is not None:  # a wrong argument raises: it is no problem of the file
         families.config(family)
         files.read_config(family)
+    file = open_tensors(files.weights)
     try:
-        vae = open_vae(files.weights, **options)
-    except WeightMapError as error:
-        file = open_tensors(files.weights)
+        vae = locate_as(file, options)
+    except (WeightMapError, WeightFileError) as error:
         return Inspection(file.path, file.kind, dict(file.metadata), others=len(file), problems=(str(error),))
     try:
         fitted = fit(vae, files.read_config(family), family)
     except (ConfigError, WeightMapError, WeightFileError) as error:
         return _inspection(vae, None, [str(error)])
-    vae, problems = fitted.vae, _problems(fitted)
+    vae = fitted.vae
+    refused = refused_names(vae, fitted, options.get("strict", True))
+    problems = [fitted.not_plain] if fitted.not_plain is not None else [*fitted.misfits, *map(_unexpected, refused)]
     if check and not problems:
         return _inspection(vae, fitted, _problems_of_values(vae, fitted), checked=True)
-    return _inspection(vae, fitted, problems)
+    return _inspection(vae, fitted, problems, refused)
 
 
-def _problems(fitted: Fit) -> list[str]:
-    if fitted.not_plain is not None:
-        return [fitted.not_plain]
-    return [*fitted.misfits, *(f"unexpected  {name}" for name in fitted.unexpected)]
+def _unexpected(name: str) -> str:
+    return f"unexpected  {name}"
 
 
 def _problems_of_values(vae: VaeInFile, fitted: Fit) -> list[str]:
@@ -89,7 +90,9 @@ def _problems_of_values(vae: VaeInFile, fitted: Fit) -> list[str]:
     return []
 
 
-def _inspection(vae: VaeInFile, fitted: Fit | None, problems: list[str], checked: bool = False) -> Inspection:
+def _inspection(
+    vae: VaeInFile, fitted: Fit | None, problems: list[str], refused: tuple[str, ...] = (), checked: bool = False
+) -> Inspection:
     names = [] if fitted is None else [name for name in map(vae.stored, fitted.table) if name in vae.file]
     own, others = vae.unread(set(names))
     dtypes = _dtypes(vae.file, names)
@@ -106,7 +109,7 @@ def _inspection(vae: VaeInFile, fitted: Fit | None, problems: list[str], checked
         dtypes=dtypes,
         families=_families(vae),
         config=None if fitted is None else fitted.config,
-        ignored=() if fitted is None else tuple(name for name in own if name not in fitted.unexpected),
+        ignored=() if fitted is None else tuple(name for name in own if name not in refused),
         others=len(others),
         problems=tuple(problems),
         checked=checked,

@@ -11,12 +11,15 @@ from typing import TypedDict, Unpack
 from vaespec.config_checks import MAX_LAYERS, MAX_LEVELS
 from vaespec.errors import WeightMapError
 from vaespec.layouts import Layout
+from vaespec.weights.beside import is_beside, without_copies
 from vaespec.weights.containers import TensorFile, open_tensors
-from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, IGNORED, MLX, OTHER_MODELS, Dialect, known_dialect
+from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, EMA, MLX, OTHER_MODELS, OWN, Dialect, known_dialect
+from vaespec.weights.forms import refuse_adapter_alone, refuse_other_forms
 from vaespec.weights.layouts import Shape, detect, oihw_shape
+from vaespec.weights.listing import shortened
+from vaespec.weights.wrappers import FIRST_LAYER, bare, unwrapped
 
 MAX_INDEX = max(MAX_LEVELS, MAX_LAYERS + 1)  # a decoder has one resnet more in a level
-FIRST_LAYER = re.compile(r"(.*\.|)(?:encoder|decoder)\.conv_in\.")
 RESNET_KERNEL = re.compile(r"\.conv[12]\.(?:weight|kernel)$")
 
 # Names in which dialects differ; {} is the half.
@@ -51,7 +54,8 @@ class Reading(TypedDict, total=False):
 class VaeInFile:
     """The VAE in a file, addressed by canonical names. `halves` are "encoder" and "decoder", or one of them.
 
-    `levels` is its number of resolutions; with `ema` the moving average is read instead of the weights.
+    `levels` is its number of resolutions; with `ema` the moving average is read instead of the weights. `inner` are the
+    prefixes of other VAEs in the file that begin with `prefix`.
     """
 
     file: TensorFile
@@ -61,11 +65,22 @@ class VaeInFile:
     halves: tuple[str, ...]
     levels: int = 1
     ema: bool = False
+    inner: tuple[str, ...] = ()
 
     def stored(self, name: str) -> str:
-        """The name in the file; LDM removes the dots from the names of moving averages."""
-        stored = self.dialect.stored(name, self.levels)
-        return self.prefix + (f"model_ema.{stored.replace('.', '')}" if self.ema else stored)
+        """The name in the file if it has one, or else what it would be, by the other tensors of the same layer.
+
+        LDM's moving averages have names without dots.
+        """
+        written = self._in_file(self.dialect.stored(name, self.levels))
+        if written in self.file:
+            return written
+        others = list(map(self._in_file, self.dialect.others(name, self.levels)))
+        layers = (other for other in others if f"{other.rpartition('.')[0]}.weight" in self.file)
+        return next((other for other in others if other in self.file), next(layers, written))
+
+    def _in_file(self, stored: str) -> str:
+        return self.prefix + (f"{EMA}.{stored.replace('.', '')}" if self.ema else stored)
 
     def has(self, name: str) -> bool:
         """Whether the file has the tensor of this canonical name."""
@@ -88,22 +103,33 @@ class VaeInFile:
         """How many modules of this name the file has, for indices from 0. Raises WeightMapError if there is a gap."""
         return _count([(self, template.format(i)) for i in range(MAX_INDEX)])
 
+    def names(self) -> list[str]:
+        """The names under the prefix, without those of another VAE's prefix."""
+        return [key for key in self.file if key.startswith(self.prefix) and not key.startswith(self.inner)]
+
     def ignored(self) -> list[str]:
         """The names under the prefix that training left: a loss, a moving average."""
-        harmless = tuple(self.prefix + name for name in IGNORED)
-        return [key for key in self.file if key.startswith(harmless)]
+        return [key for key in self.names() if is_beside(bare(key[len(self.prefix) :]))]
+
+    def is_own(self, key: str) -> bool:
+        """Whether a name in the file is that of an encoder, a decoder, or a layer that a model may have beside them."""
+        return key.startswith(self.prefix) and key[len(self.prefix) :].split(".")[0] in OWN
 
     def unread(self, read: Collection[str]) -> tuple[list[str], list[str]]:
         """The file's names that are not in `read`: those under the prefix, and the rest of a full checkpoint."""
-        rest = [key for key in self.file if key not in read]
-        own = [key for key in rest if key.startswith(self.prefix)]
-        return own, [key for key in rest if not key.startswith(self.prefix)]
+        own = [key for key in self.names() if key not in read]
+        known = {*read, *own}
+        return own, [key for key in self.file if key not in known]
 
 
 def open_vae(path: Path, **options: Unpack[Reading]) -> VaeInFile:
     """Open a file and locate the VAE in it. Raises WeightFileError if the file cannot be read, and as `locate`."""
-    prefix, dialect, use_ema = options.get("prefix"), options.get("dialect"), options.get("use_ema", False)
-    return locate(open_tensors(path), prefix, dialect, use_ema)
+    return locate_as(open_tensors(path), options)
+
+
+def locate_as(file: TensorFile, options: Reading) -> VaeInFile:
+    """Locate the VAE in an opened file, as the options say."""
+    return locate(file, options.get("prefix"), options.get("dialect"), options.get("use_ema", False))
 
 
 def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = None, use_ema: bool = False) -> VaeInFile:
@@ -111,13 +137,18 @@ def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = No
 
     Raises WeightMapError if there is no VAE, more than one, or another kind of autoencoder.
     """
-    prefix = _prefix(file, prefix)
+    file = unwrapped(file, prefix)
+    prefixes = _prefixes(file)
+    prefix = _chosen(file, prefixes, prefix)
+    parts = tuple(f"{prefix}{part}." for part in OWN)
+    refuse_other_forms(file, [key for key in file if key.startswith(parts)])
     _refuse_other_models(file, prefix)
     halves = tuple(half for half in BLOCKS if any(key.startswith(f"{prefix}{half}.") for key in file))
     own = tuple(f"{prefix}{half}." for half in halves)
     kernels = [(key, file.shape(key)) for key in file if key.startswith(own) and RESNET_KERNEL.search(key)]
     names = _dialect(file, prefix, halves, kernels) if dialect is None else known_dialect(dialect)
-    vae = VaeInFile(file, prefix, names, detect(kernels, names.layout), halves)
+    inner = tuple(other for other in without_copies(prefixes) if other != prefix and other.startswith(prefix))
+    vae = VaeInFile(file, prefix, names, detect(kernels, names.layout), halves, inner=inner)
     vae = replace(vae, levels=_levels(vae))
     if not use_ema:
         return vae
@@ -128,23 +159,28 @@ def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = No
     return average
 
 
-def _prefix(file: TensorFile, request: str | None) -> str:
-    """The text before encoder.conv_in and decoder.conv_in, whatever it is."""
-    prefixes = sorted({match[1] for key in file if (match := FIRST_LAYER.match(key))})
-    if not prefixes:
-        _refuse_other_models(file, "")
-        names = ", ".join(sorted(file)[:3])
-        raise WeightMapError(
-            f"no VAE in {file.path}: none of its {len(file)} names ({names}, ...) contains encoder.conv_in or "
-            "decoder.conv_in."
-        )
-    if request is None and len(prefixes) > 1:
-        raise WeightMapError(
-            f"{len(prefixes)} VAEs in {file.path}, under the prefixes {prefixes}: give prefix= to choose."
-        )
+def _prefixes(file: TensorFile) -> list[str]:
+    """The texts before encoder.conv_in and decoder.conv_in, whatever they are."""
+    if prefixes := sorted({match[1] for key in file if (match := FIRST_LAYER.match(key))}):
+        return prefixes
+    refuse_adapter_alone(file)
+    _refuse_other_models(file, "")
+    names = ", ".join(sorted(file)[:3])
+    raise WeightMapError(
+        f"no VAE in {file.path}: none of its {len(file)} names ({names}, ...) contains encoder.conv_in or "
+        "decoder.conv_in."
+    )
+
+
+def _chosen(file: TensorFile, prefixes: list[str], request: str | None) -> str:
+    """The requested prefix, or the only one that is not of a copy, such as an average."""
+    main = without_copies(prefixes)
+    shown = f"[{', '.join(shortened(list(map(repr, prefixes))))}]"
+    if request is None and len(main) > 1:
+        raise WeightMapError(f"{len(main)} VAEs in {file.path}, under the prefixes {shown}: give prefix= to choose.")
     if request is not None and request not in prefixes:
-        raise WeightMapError(f"no VAE under the prefix {request!r} in {file.path}: choose from {prefixes}.")
-    return prefixes[0] if request is None else request
+        raise WeightMapError(f"no VAE under the prefix {request!r} in {file.path}: choose from {shown}.")
+    return main[0] if request is None else request
 
 
 def _dialect(file: TensorFile, prefix: str, halves: tuple[str, ...], kernels: list[tuple[str, Shape]]) -> Dialect:

@@ -38,6 +38,7 @@ def compare(
     output: options.OutputFile = Path("vaespec-tiling.png"),
     weights: options.Weights = "tiny",
     family: options.Family = None,
+    strict: options.Strict = True,
     backend: options.BackendName = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
@@ -53,7 +54,7 @@ def compare(
     paths.require_file(output, ".png")
     paths.require_apart([picture], [output])
     headers = picture_files.read_headers([picture])
-    vae = open_model(weights, family, backend, device, dtype, precision)
+    vae = open_model(weights, family, backend, device, dtype, precision, strict)
     picture_files.require_fit(headers, vae.config, pad=None)
     images = _images(vae, picture, tile or _tile(vae, min(headers[0].height, headers[0].width)))
     errors = _errors(images)

@@ -50,6 +50,7 @@ def convert(
     source_prefix: options.SourcePrefix = None,
     source_dialect: options.SourceDialect = None,
     ema: options.Ema = False,
+    strict: options.Strict = True,
     force: Force = False,
     as_json: options.Json = False,
 ) -> None:
@@ -63,7 +64,8 @@ def convert(
     if not folder:
         _require_name(target, dialect)
     with progress(f"converting {source}"):
-        config, arrays = weights.load_weights(path, family, prefix=source_prefix, dialect=source_dialect, use_ema=ema)
+        reading = weights.Reading(prefix=source_prefix, dialect=source_dialect, use_ema=ema, strict=strict)
+        config, arrays = weights.load_weights(path, family, **reading)
         _require_free(target, (path, *_files(arrays)), folder, force)
         if folder:
             _require_whole(source, config, arrays)

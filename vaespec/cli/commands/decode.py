@@ -25,6 +25,7 @@ def decode(
     output: options.OutputFolder = Path("."),
     weights: options.Weights = "tiny",
     family: options.Family = None,
+    strict: options.Strict = True,
     backend: options.BackendName = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
@@ -35,7 +36,7 @@ def decode(
     """Decode latents. Write NAME-vae.png for each picture, in its original size if it was encoded with --pad edge."""
     content = latents_file.load(latents)
     outputs = _outputs(output, content)
-    vae = open_model(weights, family, backend, device, dtype, precision)
+    vae = open_model(weights, family, backend, device, dtype, precision, strict)
     _require_fit(vae, latents, content, weights)
     rows: list[dict[str, Any]] = []
     with progress("decode", len(outputs)) as step:

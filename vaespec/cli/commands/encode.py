@@ -29,6 +29,7 @@ def encode(
     seed: options.SeedNumber = None,
     weights: options.Weights = "tiny",
     family: options.Family = None,
+    strict: options.Strict = True,
     backend: options.BackendName = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
@@ -41,7 +42,7 @@ def encode(
     headers = picture_files.read_headers(pictures)
     paths.require_file(output, ".safetensors")
     paths.require_apart(pictures, [output])
-    vae = open_model(weights, family, backend, device, dtype, precision)
+    vae = open_model(weights, family, backend, device, dtype, precision, strict)
     picture_files.require_fit(headers, vae.config, pad)
     if not raw:
         require_scale(vae.config, weights, "--raw for latents that are not scaled")

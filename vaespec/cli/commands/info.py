@@ -36,6 +36,7 @@ def info(
     prefix: options.Prefix = None,
     dialect: options.Dialect = None,
     ema: options.Ema = False,
+    strict: options.Strict = True,
     check: Annotated[bool, typer.Option("--check", help="Read every tensor, and look for NaN and infinity.")] = False,
     plan: Annotated[bool, typer.Option("--plan", help="Show how the backend computes each convolution.")] = False,
     backend: options.BackendName = None,
@@ -50,7 +51,9 @@ def info(
     """
     image, path = _parse(size), autoencoder.locate(source)
     with progress(f"inspecting {source}"):
-        inspection = inspect_weights(path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema)
+        inspection = inspect_weights(
+            path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema, strict=strict
+        )
     costs: dict[str, Cost] = {}
     plans: Plans = {}
     if (config := inspection.config) is not None:
@@ -60,7 +63,7 @@ def info(
     if as_json:
         print_json(_document(source, inspection, image, costs, plans))
     else:
-        _print(source, inspection, image, costs, plans)
+        _print(source, inspection, image, costs, plans, strict)
     if inspection.problems:
         raise typer.Exit(1)
 
@@ -105,7 +108,9 @@ def _document(
     }
 
 
-def _print(source: str, inspection: Inspection, image: tuple[int, int], costs: dict[str, Cost], plans: Plans) -> None:
+def _print(
+    source: str, inspection: Inspection, image: tuple[int, int], costs: dict[str, Cost], plans: Plans, strict: bool
+) -> None:
     config_facts = {} if inspection.config is None else _config_facts(inspection.config)
     print_facts(_file_facts(source, inspection) | config_facts)
     if costs:
@@ -116,7 +121,9 @@ def _print(source: str, inspection: Inspection, image: tuple[int, int], costs: d
         header = ("layer", "input", "kernel", "form", "of the direct cost")
         print_table(header, list(map(_plan_row, convolutions)), numbers=(4,))
     if inspection.problems:
-        print("\n".join(["\nIt cannot be loaded:", *text.shortened(inspection.problems, MAX_PROBLEMS)]))
+        spare = strict and all(problem.startswith("unexpected") for problem in inspection.problems)
+        remedy = "; --no-strict leaves these out, but for attention inside the model" if spare else ""
+        print("\n".join([f"\nIt cannot be loaded{remedy}:", *text.shortened(inspection.problems, MAX_PROBLEMS)]))
 
 
 def _file_facts(source: str, inspection: Inspection) -> dict[str, str]:

@@ -25,6 +25,7 @@ def roundtrip(
     seed: options.SeedNumber = None,
     weights: options.Weights = "tiny",
     family: options.Family = None,
+    strict: options.Strict = True,
     backend: options.BackendName = None,
     device: options.Device = None,
     dtype: options.Dtype = "float32",
@@ -36,7 +37,7 @@ def roundtrip(
     seeds = options.seeds(len(pictures), sample, seed)
     headers = picture_files.read_headers(pictures)
     outputs = paths.picture_outputs(output, pictures)
-    vae = open_model(weights, family, backend, device, dtype, precision)
+    vae = open_model(weights, family, backend, device, dtype, precision, strict)
     picture_files.require_fit(headers, vae.config, pad)
     rows = []
     with progress("roundtrip", 2 * len(pictures)) as step:

@@ -141,6 +141,8 @@ def plain_problem(file: TensorFile, names: Iterable[str]) -> str | None:
                 f"{file.path}: {layer} is quantized in MLX's mode {mode}, which cannot be read: take the file it was "
                 'made from, or quantize it in the mode "affine".'
             )
+        if numpy_dtype(dtype).kind == "c":
+            return f"{file.path}: tensor {name} holds complex numbers ({dtype}): save its real part."
         if numpy_dtype(dtype).kind in "iub" and file.shape(name):
             return (
                 f"{file.path}: tensor {name} holds integers ({dtype}): quantized weights of an unknown scheme; "
