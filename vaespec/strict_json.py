@@ -40,7 +40,7 @@ def parse(content: str | bytes, limit: int = LIMIT) -> Any:
     try:
         value = json.loads(
             text,
-            object_pairs_hook=_unique,
+            object_pairs_hook=unique,
             parse_int=_bounded(int),
             parse_float=_bounded(float),
             parse_constant=_no_number,
@@ -61,7 +61,7 @@ def _too_long(size: int, limit: int) -> str:
     return f"it has {size:,} bytes, the limit is {limit:,}"
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict. Raises ValueError for a repeated key, since readers differ in which one they take."""
     table = dict(pairs)
     if len(table) != len(pairs):

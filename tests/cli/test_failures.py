@@ -217,7 +217,8 @@ def test_a_full_disk_leaves_no_partial_latents(monkeypatch):
     ("raised", "words"),
     [
         (RuntimeError("two\nlines"), "unexpected RuntimeError: two lines"),
-        (MemoryError(), "not enough memory"),
+        (MemoryError(), "not enough memory: try a smaller picture"),
+        (MemoryError("not enough memory to read m.npz: close other programs."), "not enough memory to read m.npz"),
         (PermissionError(13, "Permission denied", "cat.png"), "cat.png: permission denied"),
         (OSError(28, "No space left on device"), "error: no space left on device.\n"),
     ],

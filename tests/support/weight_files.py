@@ -63,6 +63,16 @@ def msgpack_file(folder: Path, tensors: Tensors) -> Path:
     return folder / "model.msgpack"
 
 
+def npz_file(folder: Path, tensors: Tensors) -> Path:
+    np.savez(folder / "model.npz", **tensors)
+    return folder / "model.npz"
+
+
+def packed_npz_file(folder: Path, tensors: Tensors) -> Path:
+    np.savez_compressed(folder / "model.npz", **tensors)
+    return folder / "model.npz"
+
+
 def gguf_file(folder: Path, tensors: Tensors, quantized: dict[str, gguf.GGMLQuantizationType] | None = None) -> Path:
     writer = gguf.GGUFWriter(folder / "model.gguf", "vae")
     writer.add_array("general.tags", ["vae", "tiny"])
@@ -98,4 +108,6 @@ WRITERS: dict[str, Callable[[Path, Tensors], Path]] = {
     "torch-legacy": legacy_file,
     "msgpack": msgpack_file,
     "gguf": gguf_file,
+    "npz": npz_file,
+    "npz-packed": packed_npz_file,
 }

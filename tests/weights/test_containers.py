@@ -41,6 +41,8 @@ KINDS = {
     "torch-legacy": "PyTorch legacy pickle",
     "msgpack": "Flax msgpack",
     "gguf": "GGUF",
+    "npz": "NumPy npz",
+    "npz-packed": "NumPy npz",
 }
 
 
@@ -253,6 +255,17 @@ def test_what_is_written_is_what_flax_writes(tmp_path, monkeypatch):
     assert {k: theirs[k] for k in theirs if k not in ("scalar", "step")} == ours
 
 
+def test_big_endian_arrays_are_written_as_what_they_hold(tmp_path):
+    write_msgpack(tmp_path / "m", {"a.b": np.arange(3, dtype=">f4")})
+    assert_holds(open_tensors(tmp_path / "m"), {"a.b": np.arange(3, dtype=np.float32)})
+
+
+def test_long_text_and_bytes_beside_the_arrays_are_passed_over(tmp_path):
+    one = {"a": msgpack.ExtType(1, msgpack.packb(((1,), "int8", b"\7"))), "t": "x" * 10_000, "b": bytes(70_000)}
+    (tmp_path / "m").write_bytes(msgpack.packb(one))
+    assert_holds(open_tensors(tmp_path / "m"), {"a": np.array([7], np.int8)})
+
+
 # -- GGUF --------------------------------------------------------------------------------------------------------
 
 
@@ -274,6 +287,28 @@ def test_quantized_tensors_of_gguf_come_as_that_package_undoes_them(tmp_path, ki
     file = open_tensors(tmp_path / "m")
     assert file.metadata == {"general.architecture": "vae"}
     assert_holds(file, {"w": gguf.quants.dequantize(blocks, quant)})
+
+
+@pytest.mark.parametrize("kind", [None, "Q8_0"])
+def test_shapes_that_comfyui_kept_are_those_of_the_tensors(tmp_path, kind):
+    """ComfyUI-GGUF lays a kernel out in rows of 256 values, and keeps its shape as an array of integers."""
+    w = np.random.default_rng(0).normal(size=(32, 8, 3, 3)).astype(np.float32)
+    writer = gguf.GGUFWriter(tmp_path / "m", "sdxl")
+    writer.add_array("comfy.gguf.orig_shape.w", list(w.shape))
+    rows = w.reshape(-1, 256)
+    if kind is None:
+        writer.add_tensor("w", rows)
+    else:
+        quant = gguf.GGMLQuantizationType[kind]
+        blocks = gguf.quants.quantize(rows, quant)
+        writer.add_tensor("w", blocks, raw_dtype=quant)
+        w = gguf.quants.dequantize(blocks, quant).reshape(w.shape)
+    writer.add_tensor("plain", np.ones((2, 3), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert_holds(open_tensors(tmp_path / "m"), {"w": w, "plain": np.ones((2, 3), np.float32)})
 
 
 def test_quantized_gguf_without_its_package_names_the_extra_and_plain_gguf_needs_none(tmp_path, monkeypatch):

@@ -161,6 +161,17 @@ def test_what_another_program_fetched_serves_too(hub, cache, vae):
     assert set(published(fetch("someone/vae", cache_dir=cache, local_files_only=True))) == set(files)
 
 
+@pytest.mark.parametrize("step", ["online", "download", "cached"])
+def test_without_memory_the_hub_is_not_blamed(hub, cache, monkeypatch, step):
+    def full(*args: object, **kwargs: object) -> None:
+        raise MemoryError("not enough memory")
+
+    monkeypatch.setattr(f"vaespec.weights.hub.HubFolder.{step}", full)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", step == "cached")
+    with pytest.raises(MemoryError, match="not enough memory"):
+        fetch("someone/vae", cache_dir=cache)
+
+
 def test_a_variant_that_was_not_fetched_is_not_replaced_by_one_that_was(hub, cache):
     fetch("someone/vae", cache_dir=cache)
     assert "no variant 'fp16'" in refused("someone/vae", variant="fp16", cache_dir=cache, local_files_only=True)

@@ -55,7 +55,8 @@ def in_words(error: Exception) -> str:
         place = "" if error.filename is None else f"{error.filename}: "
         return escaped(f"{place}{(error.strerror or str(error)).lower()}.")
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # the latter is torch's
-        return "not enough memory: try a smaller picture."
+        own = str(error).startswith("not enough memory to read")  # ours: it names a file of weights
+        return str(error) if own else "not enough memory: try a smaller picture."
     message = " ".join(str(error).split())
     return escaped(f"unexpected {type(error).__name__}: {message} (`vaespec --debug ...` shows where)")
 

@@ -9,6 +9,7 @@ import numpy as np
 from vaespec.dtypes import STORAGE_DTYPES
 from vaespec.errors import NonFiniteError, WeightMapError
 from vaespec.parameter import Parameter
+from vaespec.weights.containers import memory_for
 from vaespec.weights.layouts import to_canonical
 from vaespec.weights.listing import shortened
 from vaespec.weights.locate import VaeInFile
@@ -30,9 +31,10 @@ class CanonicalWeights(Mapping[str, np.ndarray]):
         row, stored, file = self.table[name], self.vae.stored(name), self.vae.file
         if row.is_counter and stored not in file:
             return np.zeros((), np.int64)  # nothing reads it, and some writers drop it
-        array = to_canonical(file[stored], row, self.vae.layout)
-        if not row.is_counter and array.dtype.name not in STORAGE_DTYPES:
-            array = array.astype(np.float32)
+        with memory_for(file.path):
+            array = to_canonical(file[stored], row, self.vae.layout)
+            if not row.is_counter and array.dtype.name not in STORAGE_DTYPES:
+                array = array.astype(np.float32)
         if not self.allow_nonfinite and not np.isfinite(array).all():
             self._refuse_nonfinite()
         if name == VARIANCE and not (array > 0).all():

@@ -15,7 +15,7 @@ from vaespec.escaping import escaped
 from vaespec.parameter import Parameter
 from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.config_from_weights import choose_config
-from vaespec.weights.containers import plain_problem
+from vaespec.weights.containers import plain_problem, with_inputs
 from vaespec.weights.layouts import canonical_shape
 from vaespec.weights.listing import shortened
 from vaespec.weights.locate import BLOCKS, VaeInFile
@@ -25,12 +25,13 @@ LOG = logging.getLogger("vaespec")
 
 @dataclass(frozen=True)
 class Fit:
-    """The config of the VAE in a file, its parameters by canonical name, and what in the file does not fit them.
+    """The VAE in a file, its config and its parameters by canonical name, and what in the file does not fit them.
 
     `missing`, `shapes` and `contradictions` are problems, one line each; `unexpected` are the names under the VAE's
     prefix that are neither the model's nor known to be harmless; `not_plain` says which tensor is quantized, if any.
     """
 
+    vae: VaeInFile
     config: AutoencoderConfig
     table: Mapping[str, Parameter]
     missing: tuple[str, ...]
@@ -51,7 +52,10 @@ def fit(vae: VaeInFile, config: AutoencoderConfig | None = None, family: str | N
     model = parameters(config)
     table = model if len(vae.halves) == len(BLOCKS) else parameters(config, vae.halves)
     present = {name: stored for name in table if (stored := vae.stored(name)) in vae.file}
+    maps = {stored: table[name].shape[1] for name, stored in present.items() if table[name].role in ("conv", "linear")}
+    vae = replace(vae, file=with_inputs(vae.file, maps))
     return Fit(
+        vae,
         config,
         table,
         missing=tuple(

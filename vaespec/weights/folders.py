@@ -11,7 +11,7 @@ from pathlib import Path
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError, PipelineError, WeightFileError
 from vaespec.escaping import escaped
-from vaespec.weights.containers import read_index, suffixes
+from vaespec.weights.containers import read_index, strange_folder, suffixes
 from vaespec.weights.listing import shortened
 
 CONFIG = "config.json"
@@ -135,6 +135,8 @@ def _only(top: Collection[str], names: Collection[str], folder: str) -> str:
         raise WeightFileError(f"{folder} has {len(files)} weight files, {_listed(files)}: give the path of one.")
     if any(map(SHARD.search, names)):
         raise WeightFileError(f"{folder} has shards without their index, {_listed(names)}: get the index too.")
+    if words := strange_folder(names):
+        raise WeightFileError(f"no weights in {folder}: it is {words}.")
     content = f"only {_listed(names)}" if names else "nothing at all"
     raise WeightFileError(f"no weights in {folder}: it has {content}; name a folder with a VAE's weights in it.")
 

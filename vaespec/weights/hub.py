@@ -129,6 +129,8 @@ def fetch(
     chosen = choose_among(names, str(source), variant)
     try:
         return _downloaded(source, chosen, commit, names)
+    except MemoryError:
+        raise
     except Exception as error:
         raise source.explain(error) from None
 
@@ -170,6 +172,8 @@ def _from_cache(source: HubFolder, variant: str | None) -> Path:
     """The folder in the cache, if it has all files of its VAE."""
     try:
         folder, names = source.cached()
+    except MemoryError:
+        raise
     except Exception as error:
         raise source.explain(error) from None
     part = f"the part of {source} that is in the cache"

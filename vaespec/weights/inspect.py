@@ -69,6 +69,7 @@ def inspect_weights(
         fitted = fit(vae, files.read_config(family), family)
     except (ConfigError, WeightMapError, WeightFileError) as error:
         return _inspection(vae, None, list(map(str, error.args)))
+    vae = fitted.vae
     refused = refused_names(vae, fitted, options.get("strict", True))
     problems = [fitted.not_plain] if fitted.not_plain is not None else [*fitted.misfits, *map(_unexpected, refused)]
     if check and not problems:

@@ -48,4 +48,4 @@ def load_file(
     vae = open_vae(path, **options)
     fitted = fit(vae, config, family)
     require_fit(vae, fitted, strict=options.get("strict", True))
-    return fitted.config, CanonicalWeights(vae, fitted.table, options.get("allow_nonfinite", False))
+    return fitted.config, CanonicalWeights(fitted.vae, fitted.table, options.get("allow_nonfinite", False))

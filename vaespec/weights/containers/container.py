@@ -17,7 +17,7 @@ Write = Callable[[Path, Mapping[str, np.ndarray], Mapping[str, str]], None]
 class Container:
     """How files of one kind are recognized, opened, named and written.
 
-    `begins` decides by the first 64 bytes, `open` reads the header, `suffixes` are the names' ends. `write` takes a
+    `begins` decides by the first 512 bytes, `open` reads the header, `suffixes` are the names' ends. `write` takes a
     path, tensors and metadata; it is None if such files are only read. `CONTAINERS` lists the rows of the core; a
     backend offers the files of its framework in an attribute `containers`.
     """

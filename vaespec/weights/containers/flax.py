@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 import msgpack
 import numpy as np
 
+from vaespec.strict_json import unique
 from vaespec.weights.containers.container import Container
 from vaespec.weights.containers.tensor_file import Stored, StoredTensors, damaged, opened
 
@@ -17,10 +18,11 @@ KIND = "Flax msgpack"
 ARRAY, SCALAR = 1, 3  # the extension codes of flax.serialization; 2 is a complex number
 CHUNKED = "__msgpack_chunked_array__"
 CHUNK = 2**30  # bytes; flax writes larger arrays in pieces of this
-MAX_DEPTH, MAX_NAME, MAX_ITEMS = 64, 1 << 12, 1 << 20
+MAX_DEPTH, MAX_NAME, MAX_ITEMS = 64, 1 << 12, 1 << 16
+MAX_SMALL = 4 << 20  # bytes of all that is not an array: names, shapes, counters
 
 # First byte of an object -> how many bytes of length follow; EXT_OF has the objects of fixed length.
-EXT, BIN = {0xC7: 1, 0xC8: 2, 0xC9: 4}, {0xC4: 1, 0xC5: 2, 0xC6: 4}
+EXT, BIN, TEXT = {0xC7: 1, 0xC8: 2, 0xC9: 4}, {0xC4: 1, 0xC5: 2, 0xC6: 4}, {0xD9: 1, 0xDA: 2, 0xDB: 4}
 EXT_OF = {0xD4: 1, 0xD5: 2, 0xD6: 4, 0xD7: 8, 0xD8: 16}
 
 
@@ -40,7 +42,7 @@ def open_msgpack(path: Path) -> StoredTensors:
             tree, end = _Walk(file, size).value(0)
             if end != size:
                 raise ValueError(f"{size - end:,} bytes follow its map")
-            rows = dict(_leaves(tree, ""))
+            rows = unique(list(_leaves(tree, "")))
         except (ValueError, msgpack.UnpackException, TypeError) as error:
             raise damaged(path, KIND, str(error) or type(error).__name__) from None
     return StoredTensors(path, KIND, rows)
@@ -78,6 +80,7 @@ def _write(file: BinaryIO, packer: msgpack.Packer, value: Any) -> None:
         file.write(packer.pack("shape") + packer.pack(shape) + packer.pack("chunks"))
         _write(file, packer, chunks)
     else:
+        value = value.astype(value.dtype.newbyteorder("="), copy=False)  # the dtype's name does not say the order
         payload = packer.pack((value.shape, value.dtype.name, value.tobytes()))
         file.write(packer.pack_ext_type(ARRAY, payload))
 
@@ -90,7 +93,7 @@ class _Walk:
     """Reads the objects of an open file. Every method takes the position to begin at and returns the end, too."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self._size, self._items = file, size, 0
+        self._file, self._size, self._items, self._small_bytes = file, size, 0, 0
 
     def value(self, at: int, depth: int = 0) -> tuple[Any, int]:
         """A map as a dict, an array as Stored, anything else as it is."""
@@ -99,6 +102,8 @@ class _Walk:
             return self._map(at, depth)
         if first in EXT or first in EXT_OF:
             return self._extension(at, first)
+        if width := (BIN | TEXT).get(first, 0):  # of any length: what is no array is not read
+            return None, at + 1 + width + int.from_bytes(self._bytes(at + 1, width), "big")
         return self._small(at, "unpack")
 
     def _map(self, at: int, depth: int) -> tuple[dict[str, Any], int]:
@@ -109,8 +114,10 @@ class _Walk:
         table: dict[str, Any] = {}
         for _ in range(count):
             key, at = self._small(at, "unpack")
-            if not isinstance(key, str) or key in table:
-                raise ValueError(f"the key {key!r} is not text, or is repeated")
+            if not isinstance(key, str):
+                raise ValueError(f"the key {key!r} is not text")
+            if key in table:
+                raise ValueError(f"it has the key {key!r} twice")
             table[key], at = self.value(at, depth + 1)
         return table, at
 
@@ -132,13 +139,21 @@ class _Walk:
         return Stored(str(dtype), tuple(shape), ((at, count),)), end
 
     def _small(self, at: int, method: str) -> tuple[Any, int]:
-        """Reads a small object with msgpack's own reader. Raises ValueError if it needs more than MAX_NAME bytes."""
-        unpacker = msgpack.Unpacker(max_buffer_size=MAX_NAME, strict_map_key=True)
+        """Reads a small object with msgpack's own reader.
+
+        Raises ValueError if it needs more than MAX_NAME bytes, or all of them more than MAX_SMALL.
+        """
+        unpacker = msgpack.Unpacker(max_buffer_size=MAX_NAME, strict_map_key=True, object_pairs_hook=unique)
         unpacker.feed(self._bytes(at, min(MAX_NAME, self._size - at)))
         try:
             value = getattr(unpacker, method)()
         except msgpack.OutOfData:
-            raise ValueError(f"it ends, or has an unknown object, at byte {at:,} of {self._size:,}") from None
+            raise ValueError(
+                f"it ends, or has an unknown object or one of over {MAX_NAME:,} bytes, at byte {at:,} of {self._size:,}"
+            ) from None
+        self._small_bytes += unpacker.tell()
+        if self._small_bytes > MAX_SMALL:
+            raise ValueError(f"it has more than {MAX_SMALL:,} bytes beside its arrays")
         return value, at + unpacker.tell()
 
     def _bytes(self, at: int, count: int) -> bytes:

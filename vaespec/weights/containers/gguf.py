@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,18 +15,32 @@ import numpy as np
 from vaespec.dtypes import numpy_dtype
 from vaespec.errors import WeightFileError
 from vaespec.weights.containers.container import Container
-from vaespec.weights.containers.tensor_file import MAX_RANK, Stored, StoredTensors, TensorFile, damaged, opened
+from vaespec.weights.containers.tensor_file import (
+    MAX_RANK,
+    Stored,
+    StoredTensors,
+    TensorFile,
+    damaged,
+    opened,
+    require_apart,
+    require_possible,
+)
 
 Shape = tuple[int, ...]
 
 KIND = "GGUF"
 VERSIONS = (2, 3)
-MAX_COUNT, MAX_STRING, MAX_ARRAY = 1 << 16, 1 << 16, 1 << 20
+BIG_ENDIAN = {version.to_bytes(4, "big") for version in VERSIONS}
+MAX_COUNT, MAX_STRING, MAX_ARRAY = 1 << 14, 1 << 16, 1 << 20
+MAX_HEADER = 16 << 20  # bytes; the vocabulary of a language model has less
 ALIGNMENT = "general.alignment"
+ORIGINAL = "comfy.gguf.orig_shape."  # and a tensor's name: its shape before ComfyUI-GGUF made it fit blocks
 
 # GGUF's numbers for the types of values -> the letters of struct. 8 is text, 9 an array.
 VALUES = dict(enumerate("BbHhIifB")) | {10: "Q", 11: "q", 12: "d"}
 TEXT, ARRAY = 8, 9
+INTEGERS = "BbHhIiQq"
+FLOAT32 = 4  # bytes of a value that was in a block
 
 # ggml's numbers for the types of tensors that are not quantized.
 PLAIN = {0: "float32", 1: "float16", 24: "int8", 25: "int16", 26: "int32", 27: "int64", 28: "float64", 30: "bfloat16"}
@@ -68,37 +83,45 @@ class Blocks(TensorFile):
 def open_gguf(path: Path) -> TensorFile:
     """Read the header; shapes are in PyTorch's order. Raises WeightFileError for a damaged file, or without gguf."""
     with opened(path) as file:
+        if os.pread(file.fileno(), 8, 0)[4:] in BIG_ENDIAN:
+            raise WeightFileError(
+                f"{path} is a big-endian GGUF file, which cannot be read: take the little-endian one."
+            )
         cursor = _Cursor(file, os.fstat(file.fileno()).st_size)
         try:
             values, table = _header(cursor)
             rows = {name: _stored(path, *entry) for name, entry in table.items()}
-            _require_apart(rows, cursor)
+            require_apart({name: row.runs[0] for name, row in rows.items()}, cursor.position, cursor.size)
+            shapes = {name: _original(values, name, shape) for name, (shape, _, _) in table.items()}
+            plain = {name: replace(row, shape=shapes[name]) for name, row in rows.items() if table[name][1] in PLAIN}
         except (ValueError, struct.error) as error:
             raise damaged(path, KIND, error) from None
     metadata = {key: value for key, value in values.items() if isinstance(value, str)}
-    stored = StoredTensors(path, KIND, rows, metadata)
-    quantized = {name: (kind, shape) for name, (shape, kind, _) in table.items() if kind not in PLAIN}
+    stored = StoredTensors(path, KIND, rows | plain, metadata)
+    quantized = {name: (kind, shapes[name]) for name, (_, kind, _) in table.items() if kind not in PLAIN}
     return Blocks(stored, quantized) if quantized else stored
 
 
 class _Cursor:
-    """Reads little-endian values in sequence. Raises ValueError at the end of the file."""
+    """Reads little-endian values in sequence. Raises ValueError at the end of the file, and of MAX_HEADER bytes."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self._file, self.size = file, size
-
-    @property
-    def position(self) -> int:
-        return self._file.tell()
+        self._start, self.size, self.position = file.read(min(size, MAX_HEADER)), size, 0
 
     def take(self, count: int) -> bytes:
-        content = self._file.read(min(count, self.size - self.position))
+        content = self._start[self.position : self.position + count]
         if len(content) != count:
-            raise ValueError(f"it ends at byte {self.size:,}, inside its header")
+            limit = "" if self.size <= MAX_HEADER else ", or is longer than any"
+            raise ValueError(f"it ends at byte {len(self._start):,}, inside its header{limit}")
+        self.position += count
         return content
 
     def number(self, letter: str) -> Any:
-        return struct.unpack(f"<{letter}", self.take(struct.calcsize(f"<{letter}")))[0]
+        return self.numbers(letter, 1)[0]
+
+    def numbers(self, letter: str, count: int) -> tuple[Any, ...]:
+        letters = f"<{count}{letter}"
+        return struct.unpack(letters, self.take(struct.calcsize(letters)))
 
     def count(self, limit: int, items: str) -> int:
         count: int = self.number("Q")
@@ -109,14 +132,27 @@ class _Cursor:
     def text(self) -> str:
         return self.take(self.count(MAX_STRING, "bytes in a text")).decode()
 
+    def skip_texts(self, count: int) -> None:
+        """Passes over many texts; a vocabulary may have hundreds of thousands."""
+        content, at = self._start, self.position
+        for _ in range(count):
+            at += 8 + int.from_bytes(content[at : at + 8], "little")
+            if at > len(content):
+                raise ValueError(f"it ends at byte {len(content):,}, inside an array of text")
+        self.position = at
+
 
 def _header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, tuple[Shape, int, int]]]:
     """The key-value pairs, and the table: name -> shape, type, first byte of its data."""
     cursor.take(len(KIND))
     if (version := cursor.number("I")) not in VERSIONS:
-        raise ValueError(f"it has version {version}, only versions {VERSIONS} in little-endian order can be read")
+        raise ValueError(f"it has version {version}, only versions {VERSIONS} can be read")
     tensors, pairs = cursor.count(MAX_COUNT, "tensors"), cursor.count(MAX_COUNT, "key-value pairs")
-    values = {cursor.text(): _value(cursor, cursor.number("I")) for _ in range(pairs)}
+    values: dict[str, Any] = {}
+    for _ in range(pairs):
+        if (key := cursor.text()) in values:
+            raise ValueError(f"it has the key {key} twice")
+        values[key] = _value(cursor, cursor.number("I"), kept=key.startswith(ORIGINAL))
     table = {cursor.text(): _entry(cursor) for _ in range(tensors)}
     if len(table) != tensors:
         raise ValueError("it has two tensors of one name")
@@ -127,21 +163,33 @@ def _header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, tuple[Shape, int
     return values, {name: (shape, kind, data + offset) for name, (shape, kind, offset) in table.items()}
 
 
-def _value(cursor: _Cursor, kind: int) -> Any:
-    """One value; None for an array, which is skipped."""
+def _value(cursor: _Cursor, kind: int, kept: bool = False) -> Any:
+    """One value. An array is skipped, and None stands for it, unless it is to be kept and has few integers."""
     if kind in VALUES:
         return cursor.number(VALUES[kind])
     if kind == TEXT:
         return cursor.text()
     inner, count = cursor.number("I") if kind == ARRAY else None, cursor.count(MAX_ARRAY, "items in an array")
     if inner in VALUES:
+        if kept and count <= MAX_RANK and VALUES[inner] in INTEGERS:
+            return cursor.numbers(VALUES[inner], count)
         cursor.take(count * struct.calcsize(f"<{VALUES[inner]}"))
     elif inner == TEXT:
-        for _ in range(count):
-            cursor.text()
+        cursor.skip_texts(count)
     else:
         raise ValueError(f"it has a value of the unknown type {kind if inner is None else inner}")
     return None
+
+
+def _original(values: dict[str, Any], name: str, shape: Shape) -> Shape:
+    """A tensor's shape before ComfyUI-GGUF made it fit blocks, if the file has it; else the one in the table."""
+    if (key := ORIGINAL + name) not in values:
+        return shape
+    original = values[key]
+    if not isinstance(original, tuple) or min(original, default=1) < 0 or prod(original) != prod(shape):
+        raise ValueError(f"{key} is {original}, which is no shape of the {prod(shape):,} values of tensor {name}")
+    require_possible(original, FLOAT32)
+    return original
 
 
 def _entry(cursor: _Cursor) -> tuple[Shape, int, int]:
@@ -149,7 +197,7 @@ def _entry(cursor: _Cursor) -> tuple[Shape, int, int]:
     rank = cursor.number("I")
     if rank > MAX_RANK:
         raise ValueError(f"it has a tensor of {rank:,} dimensions")
-    sizes = tuple(cursor.number("Q") for _ in range(rank))
+    sizes = cursor.numbers("Q", rank)
     return sizes[::-1], cursor.number("I"), cursor.number("Q")
 
 
@@ -162,20 +210,11 @@ def _stored(path: Path, shape: Shape, kind: int, first: int) -> Stored:
     if kind not in gguf.GGML_QUANT_SIZES:
         raise ValueError(f"it has a tensor of the unknown type {kind}")
     values, size = gguf.GGML_QUANT_SIZES[kind]
+    require_possible(shape, FLOAT32)
     if not shape or shape[-1] % values:
         raise ValueError(f"it has a tensor of shape {shape} in blocks of {values} values")
     rows = (*shape[:-1], shape[-1] // values * size)
     return Stored("uint8", rows, ((first, prod(rows)),))
-
-
-def _require_apart(rows: dict[str, Stored], cursor: _Cursor) -> None:
-    """Raises ValueError if tensors overlap, or one is not between the header and the end of the file."""
-    end = cursor.position
-    for (first, count), name in sorted((row.runs[0], name) for name, row in rows.items()):
-        if first < end:
-            raise ValueError(f"tensor {name} begins at byte {first:,}, before the end of the previous one at {end:,}")
-        if (end := first + count) > cursor.size:
-            raise ValueError(f"it has {cursor.size:,} bytes, but tensor {name} ends at {end:,}")
 
 
 def _gguf(path: Path) -> Any:

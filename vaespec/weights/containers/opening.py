@@ -12,22 +12,20 @@ from vaespec.registry import backends, get_backend
 from vaespec.weights.containers.container import Container
 from vaespec.weights.containers.flax import MSGPACK
 from vaespec.weights.containers.gguf import GGUF
+from vaespec.weights.containers.npz import NPZ
 from vaespec.weights.containers.pytorch import PYTORCH_LEGACY, PYTORCH_ZIP
 from vaespec.weights.containers.quantized import dequantized
 from vaespec.weights.containers.safetensors import SAFETENSORS
 from vaespec.weights.containers.shards import Shards, read_index
-from vaespec.weights.containers.tensor_file import TensorFile, opened
+from vaespec.weights.containers.strangers import stranger
+from vaespec.weights.containers.tensor_file import TensorFile, memory_for, opened
 
 # safetensors comes first: the length it begins with may look like another container's magic.
-CONTAINERS = (SAFETENSORS, GGUF, MSGPACK, PYTORCH_ZIP, PYTORCH_LEGACY)
+# NPZ comes before PyTorch's archives, which are all other zip archives.
+CONTAINERS = (SAFETENSORS, GGUF, MSGPACK, NPZ, PYTORCH_ZIP, PYTORCH_LEGACY)
 
-START = 64  # bytes by which a container is recognized
-
-# Beginnings of files that hold no weights, and what to do about them.
-NO_WEIGHTS = {
-    b"version https://git-lfs": "a git-lfs pointer, not the file itself: run `git lfs pull`",
-    b"<": "a web page: the download probably needs a login",
-}
+START = 512  # bytes by which a container is recognized
+MAX_NAME = 1000  # characters
 
 
 def open_tensors(path: Path) -> TensorFile:
@@ -35,14 +33,15 @@ def open_tensors(path: Path) -> TensorFile:
 
     Raises WeightFileError that says what the file is instead, what is wrong with it, or what to install.
     """
-    start = _start(path)
-    if SAFETENSORS.begins(start) or not start.lstrip().startswith(b"{"):
-        return dequantized(_open(path))
-    index = read_index(path)
-    files = sorted(set(index.values()))
-    if lacking := [file for file in files if not (path.parent / file).exists()]:
-        raise WeightFileError(f"{path} names the shard {lacking[0]}, which is not beside it: download it too.")
-    return dequantized(Shards(path, index, {file: _open(path.parent / file) for file in files}))
+    with memory_for(path):
+        start = _start(path)
+        if SAFETENSORS.begins(start) or not start.lstrip().startswith(b"{"):
+            return _named(dequantized(_open(path)))
+        index = read_index(path)
+        files = sorted(set(index.values()))
+        if lacking := [file for file in files if not os.path.exists(path.parent / file)]:
+            raise WeightFileError(f"{path} names the shard {lacking[0]}, which is not beside it: download it too.")
+        return _named(dequantized(Shards(path, index, {file: _open(path.parent / file) for file in files})))
 
 
 def suffixes() -> tuple[str, ...]:
@@ -56,19 +55,22 @@ def _open(path: Path) -> TensorFile:
     for container in CONTAINERS:
         if container.begins(start):
             return container.open(path)
-    for magic, description in NO_WEIGHTS.items():
-        if start.lstrip().startswith(magic):
-            raise WeightFileError(f"{path} is {description}.")
-    message = (
-        f"{path} ({path.stat().st_size} bytes) does not begin like a file of weights: expected the content of "
-        f"{', '.join(suffixes())}."
-    )
+    unusable = None
     for container, problem in _backend_containers():
         if container.begins(start):
             if problem is None:
                 return container.open(path)
-            message = f"{path} is a {container.name} file: {problem.rstrip('.')}, or convert it to .safetensors."
-    raise WeightFileError(message)
+            unusable = f"{path} is a {container.name} file: {problem.rstrip('.')}, or convert it to .safetensors."
+    raise WeightFileError(unusable) if unusable else stranger(path, start, path.stat().st_size, suffixes())
+
+
+def _named(file: TensorFile) -> TensorFile:
+    """The file itself. Raises WeightFileError if it has a name that no error could repeat."""
+    if (longest := max(map(len, file), default=0)) > MAX_NAME:
+        raise WeightFileError(
+            f"{file.path} has a tensor whose name has {longest:,} characters, the limit is {MAX_NAME:,}: rename it."
+        )
+    return file
 
 
 def _backend_containers() -> Iterator[tuple[Container, str | None]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 
@@ -10,32 +10,40 @@ from vaespec.dtypes import numpy_dtype
 from vaespec.errors import WeightFileError
 from vaespec.weights.containers.tensor_file import TensorFile
 
-GROUP = 64  # values that share a scale and a bias, in MLX and mflux
-BITS = (2, 4, 8)  # divisors of 32, so that no value crosses a word
+GROUP = 64  # values that share a scale and a bias in the files that we write, as in MLX and mflux
+BITS = (1, 2, 3, 4, 5, 6, 8)  # of a value, in MLX's mode "affine"
+WORD = 32  # bits
 FLOATS = {"float32", "float16", "bfloat16"}
 SCALED = ("scale_weight", "weight_scale", "input_scale")  # tensors beside a weight in ComfyUI's scaled float8
+MODES = {128: "mxfp4", 256: "mxfp8", 64: "nvfp4"}  # MLX's modes without biases, by the bits that share a scale
+
+Shape = tuple[int, ...]
 
 
 class Dequantized(TensorFile):
     """A file whose linear maps MLX quantized, read as floats in the dtype of their scales.
 
-    `file` has X.weight (O, I·bits/32) of uint32, X.scales and X.biases (O, I/64); this view has X.weight (O, I) alone.
+    `file` has X.weight (O, I·bits/32) of uint32, X.scales and X.biases (O, I/group); this view has X.weight (O, I)
+    alone. The same shapes may be of few bits in large groups or of many bits in small ones: I tells them apart, which
+    `inputs` has for each X.weight. For one that it lacks, the view takes I = O, or else groups of GROUP, if it can.
     """
 
-    def __init__(self, file: TensorFile) -> None:
+    def __init__(self, file: TensorFile, inputs: Mapping[str, int] | None = None) -> None:
         self.path, self.kind, self.metadata, self._file = file.path, file.kind, file.metadata, file
+        self._inputs = inputs or {}
         self._layers = {f"{layer}.weight": layer for layer in _layers(file)}
-        for layer in self._layers.values():
-            _bits(file, layer)
         hidden = {f"{layer}.{part}" for layer in self._layers.values() for part in ("scales", "biases")}
         self._names = {name: None for name in file if name not in hidden}
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def with_inputs(self, inputs: Mapping[str, int]) -> TensorFile:
+        """A copy that knows how many inputs these linear maps have."""
+        return Dequantized(self._file, inputs)
+
+    def shape(self, name: str) -> Shape:
         """From the header; the shape of the floats."""
         if name not in self._layers:
             return self._file.shape(self._known(name))
-        rows, groups = self._file.shape(f"{self._layers[name]}.scales")
-        return rows, groups * GROUP
+        return self._file.shape(name)[0], self._width(name)
 
     def dtype(self, name: str) -> str:
         """From the header; for a quantized weight the dtype of its scales."""
@@ -44,9 +52,12 @@ class Dequantized(TensorFile):
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._layers:
             return self._file[self._known(name)]
-        layer = self._layers[name]
+        layer, inputs = self._layers[name], self._width(name)
         words, scales, biases = self._file[name], self._file[f"{layer}.scales"], self._file[f"{layer}.biases"]
-        return dequantize(words, scales, biases, _bits(self._file, layer))
+        return dequantize(words, scales, biases, WORD * words.shape[1] // inputs)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._names
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._names)
@@ -59,22 +70,40 @@ class Dequantized(TensorFile):
             raise KeyError(name)
         return name
 
+    def _width(self, name: str) -> int:
+        """How many inputs a quantized layer has. Raises WeightFileError if its tensors are no quantized layer's."""
+        words, scales = _require_affine(self._file, self._layers[name])
+        asked = self._inputs.get(name)
+
+        def likely(inputs: int) -> tuple[bool, bool, bool]:
+            return inputs == asked, inputs == words[0], inputs == GROUP * scales[1]
+
+        return max(_widths(words, scales), key=likely)
+
 
 def dequantized(file: TensorFile) -> TensorFile:
     """The file itself, or a view of it as floats if MLX quantized any of its linear maps."""
     return Dequantized(file) if any(_layers(file)) else file
 
 
-def dequantize(words: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
-    """w = scale · q + bias; value i of a word is stored in its bits from i·bits on.
+def with_inputs(file: TensorFile, inputs: Mapping[str, int]) -> TensorFile:
+    """The file, whose quantized linear maps are read as maps of that many inputs (stored name -> inputs)."""
+    return file.with_inputs(inputs) if isinstance(file, Dequantized) else file
 
-    words (O, I·bits/32) of uint32, scales and biases (O, I/64) -> (O, I), computed in the dtype of the scales.
+
+def dequantize(words: np.ndarray, scales: np.ndarray, biases: np.ndarray, bits: int) -> np.ndarray:
+    """w = scale · q + bias; value i of a row is stored in its bits from i·bits on, and may cross into the next word.
+
+    words (O, I·bits/32) of uint32, scales and biases (O, I/group) -> (O, I), computed in the dtype of the scales.
     """
-    O, groups = scales.shape
-    shifts = np.arange(0, 32, bits, dtype=np.uint32)
-    q = (words[..., None] >> shifts) & np.uint32(2**bits - 1)
-    w = q.reshape(O, groups, GROUP).astype(scales.dtype) * scales[..., None] + biases[..., None]
-    return w.reshape(O, groups * GROUP)
+    (O, groups), I = scales.shape, words.shape[1] * WORD // bits
+    word, shift = np.divmod(np.arange(I) * bits, WORD)
+    q = words[:, word] >> shift.astype(np.uint32)
+    if (crossing := shift + bits > WORD).any():
+        q[:, crossing] |= words[:, word[crossing] + 1] << (WORD - shift[crossing]).astype(np.uint32)
+    q &= np.uint32(2**bits - 1)
+    w = q.reshape(O, groups, I // groups).astype(scales.dtype) * scales[..., None] + biases[..., None]
+    return w.reshape(O, I)
 
 
 def quantize(w: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -107,6 +136,11 @@ def plain_problem(file: TensorFile, names: Iterable[str]) -> str | None:
     """Why the first tensor that is no plain float is refused; None if all are plain. 0-d integers are counters."""
     for name in names:
         dtype, layer = file.dtype(name), name.rpartition(".")[0]
+        if mode := _mode(file, layer):
+            return (
+                f"{file.path}: {layer} is quantized in MLX's mode {mode}, which cannot be read: take the file it was "
+                'made from, or quantize it in the mode "affine".'
+            )
         if numpy_dtype(dtype).kind == "c":
             return f"{file.path}: tensor {name} holds complex numbers ({dtype}): save its real part."
         if numpy_dtype(dtype).kind in "iub" and file.shape(name):
@@ -130,15 +164,31 @@ def _layers(file: TensorFile) -> Iterator[str]:
             yield layer
 
 
-def _bits(file: TensorFile, layer: str) -> int:
-    """How many bits a value has, by the shapes. Raises WeightFileError if they do not agree."""
+def _mode(file: TensorFile, layer: str) -> str | None:
+    """MLX's mode of a layer that has scales of 8 bits and no biases; None for any other layer."""
+    weight, scales = f"{layer}.weight", f"{layer}.scales"
+    if weight not in file or scales not in file or f"{layer}.biases" in file:
+        return None
+    words, groups = file.shape(weight), file.shape(scales)
+    if (file.dtype(weight), file.dtype(scales)) != ("uint32", "uint8") or not groups or not groups[-1]:
+        return None
+    return MODES.get(WORD * words[-1] // groups[-1], "of another kind") if words else None
+
+
+def _require_affine(file: TensorFile, layer: str) -> tuple[Shape, Shape]:
+    """The shapes of words and scales. Raises WeightFileError if no number of bits explains them."""
     words, scales, biases = (file.shape(f"{layer}.{part}") for part in ("weight", "scales", "biases"))
     dtypes = {file.dtype(f"{layer}.{part}") for part in ("scales", "biases")}
-    if len(words) == len(scales) == 2 and biases == scales and len(dtypes) == 1 and dtypes <= FLOATS:
-        for bits in BITS:
-            if words == (scales[0], scales[1] * GROUP * bits // 32):
-                return bits
+    agree = len(words) == len(scales) == 2 and biases == scales and words[0] == scales[0] and scales[1] > 0
+    if agree and len(dtypes) == 1 and dtypes <= FLOATS and any(_widths(words, scales)):
+        return words, scales
     raise WeightFileError(
-        f"{file.path}: {layer} is not quantized as MLX does, to {BITS} bits in groups of {GROUP}: weight {words}, "
+        f"{file.path}: {layer} is not quantized as MLX does, to {BITS} bits in equal groups: weight {words}, "
         f"scales {scales}, biases {biases} of {' and '.join(sorted(dtypes))}; take the file it was made from."
     )
+
+
+def _widths(words: Shape, scales: Shape) -> list[int]:
+    """The numbers of inputs that a layer of these shapes can have: one for each number of bits that is possible."""
+    bits = WORD * words[1]
+    return [bits // count for count in BITS if bits and bits % count == 0 and bits // count % scales[1] == 0]

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 
 from vaespec import strict_json
-from vaespec.errors import WeightFileError
 from vaespec.weights.containers.safetensors import HEADER_LIMIT
+from vaespec.weights.containers.strangers import not_an_index
 from vaespec.weights.containers.tensor_file import TensorFile, damaged, opened
 
 KIND = "shard index"
+MAX_SHARDS = 1000
 
 
 class Shards(TensorFile):
@@ -62,18 +63,22 @@ def read_index(path: Path) -> dict[str, str]:
         content = file.read()
     try:
         index = strict_json.parse(content, HEADER_LIMIT)
+        if isinstance(index, dict) and isinstance(index.get("weight_map"), dict):
+            "".join(index["weight_map"]).encode()  # half of a surrogate pair cannot be printed
     except ValueError as error:
         raise damaged(path, KIND, error) from None
     names: Any = index.get("weight_map") if isinstance(index, dict) else None
     if not isinstance(names, dict) or not names or not all(isinstance(file, str) for file in names.values()):
-        raise WeightFileError(f"{path} is JSON, but no index of shards: it has no weight_map of tensors and files.")
+        raise not_an_index(path, index, content.decode())
+    if (count := len(set(names.values()))) > MAX_SHARDS:
+        raise damaged(path, KIND, f"it names {count:,} shards, the limit is {MAX_SHARDS:,}")
     for file in sorted(set(names.values())):
         if not _is_beside(file):
-            raise damaged(path, KIND, f"the shard {file!r} is not a plain file name")
+            raise damaged(path, KIND, f"the shard {file[:100]!r} is not a plain file name")
     return names
 
 
 def _is_beside(file: str) -> bool:
     """Whether this is a file name without a folder, on every system."""
     plain = PurePosixPath(file).name == PureWindowsPath(file).name == file
-    return plain and file not in ("", "..") and file.isprintable()
+    return plain and file not in ("", "..") and file.isprintable() and len(os.fsencode(file)) <= 255

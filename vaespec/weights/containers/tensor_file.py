@@ -18,6 +18,7 @@ from vaespec.dtypes import KNOWN_DTYPES, numpy_dtype
 from vaespec.errors import WeightFileError
 
 MAX_RANK = 64  # NumPy's own
+MAX_SHOWN = 300  # characters of foreign text in an error
 
 State = tuple[int, int, int]
 
@@ -62,8 +63,7 @@ class Stored:
         """Raises ValueError if NumPy can have no such array, or if the bytes do not match dtype and shape."""
         if self.dtype not in KNOWN_DTYPES:
             raise ValueError(f"has the unknown dtype {self.dtype!r}")
-        if len(self.shape) > MAX_RANK or not all(type(n) is int and 0 <= n < 2**63 for n in self.shape):
-            raise ValueError("has an impossible shape")  # which may be too long to show
+        require_possible(self.shape, numpy_dtype(self.dtype).itemsize)
         stored, needed = sum(count for _, count in self.runs), prod(self.shape) * numpy_dtype(self.dtype).itemsize
         if stored != needed:
             raise ValueError(f"has {stored:,} bytes, but {self.dtype} {self.shape} takes {needed:,}")
@@ -96,10 +96,9 @@ class StoredTensors(TensorFile):
 
     def read(self, name: str, runs: tuple[tuple[int, int], ...]) -> np.ndarray:
         """Reads the bytes of these runs, in order, into new memory."""
-        raw = np.empty(sum(count for _, count in runs), np.uint8)
         with opened(self.path) as file:
             require_unchanged(self.path, file, self._state)
-            done = 0
+            raw, done = np.empty(sum(count for _, count in runs), np.uint8), 0
             for first, count in runs:
                 file.seek(first)
                 if file.readinto(raw.data[done : done + count]) != count:
@@ -116,25 +115,61 @@ class StoredTensors(TensorFile):
 
 @contextmanager
 def opened(path: Path) -> Iterator[BufferedReader]:
-    """The file, open for reading. Raises WeightFileError if it does not exist or cannot be read."""
+    """The file, open for reading. Raises WeightFileError if it does not exist or cannot be read, and MemoryError.
+
+    Every error names the file, also one that the block raises while it reads.
+    """
     if "\0" in str(path):
         raise WeightFileError(f"{str(path)!r} is no path, since it has a null character: check it.")
     try:
         if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
             raise WeightFileError(f"{path} is a folder or device: give a file of weights.")
-        with path.open("rb") as file:
+        with memory_for(path), path.open("rb") as file:
             yield file
     except WeightFileError:
         raise
     except FileNotFoundError:
         raise WeightFileError(f"no file {path}: check the path.") from None
     except OSError as error:
-        raise WeightFileError(f"{path} cannot be read ({error.strerror}).") from None
+        raise WeightFileError(f"{path} cannot be read ({error.strerror or error}).") from None
+
+
+@contextmanager
+def memory_for(path: Path) -> Iterator[None]:
+    """Names the file in a MemoryError that the block raises: without memory, a file is not damaged."""
+    try:
+        yield
+    except MemoryError:
+        raise MemoryError(f"not enough memory to read {path}: close other programs, or take a smaller file.") from None
 
 
 def damaged(path: Path, kind: str, reason: object) -> WeightFileError:
     """The error for a file that begins like one of `kind` and is none."""
-    return WeightFileError(f"{path} is a damaged {kind} file: {reason}; download or save it again.")
+    return WeightFileError(f"{path} is a damaged {kind} file: {shown(str(reason))}; download or save it again.")
+
+
+def shown(text: str) -> str:
+    """Foreign text as an error shows it: at most MAX_SHOWN characters, control characters and the like escaped."""
+    cut = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
+
+
+def require_possible(shape: tuple[object, ...], itemsize: int) -> None:
+    """Raises ValueError if NumPy can have no array of this shape; of an empty one it counts the sizes beside 0."""
+    sizes = [n for n in shape if type(n) is int and 0 <= n < 2**63]
+    overflows = 0 in sizes and prod(filter(None, sizes)) * itemsize >= 2**63
+    if len(shape) > MAX_RANK or len(sizes) < len(shape) or overflows:
+        raise ValueError("has an impossible shape")  # which may be too long to show
+
+
+def require_apart(rows: Mapping[str, tuple[int, int]], first: int, size: int) -> None:
+    """Raises ValueError if two of these pieces (first, count) of a file overlap, or one is not in `first` to `size`."""
+    end = first
+    for (start, count), name in sorted((row, name) for name, row in rows.items()):
+        if start < end:
+            raise ValueError(f"tensor {name} begins at byte {start:,}, before the end of the previous one at {end:,}")
+        if (end := start + count) > size:
+            raise ValueError(f"it has {size:,} bytes, but tensor {name} ends at {end:,}")
 
 
 def state_of(file: BufferedReader) -> State:
