@@ -14,7 +14,7 @@ from vaespec.config import AutoencoderConfig
 from vaespec.dtypes import dtype_name
 from vaespec.errors import BackendError, InputError, WeightFileError
 from vaespec.initialize import initialize
-from vaespec.inputs import as_diffusion_latents, as_images, as_latents
+from vaespec.inputs import as_diffusion_latents, as_images, as_latents, require_finite_scaled
 from vaespec.model import Functional
 from vaespec.noise import Seed
 from vaespec.ops import Array
@@ -183,7 +183,9 @@ class AutoencoderKL(PlacedModel):
         """Images -> normalized latents for the diffusion model: the mode, or with `seed` a sample."""
         posterior = self._posterior(images)
         z = posterior.mode() if seed is None else posterior.sample(seed=seed)
-        return latents.normalize(z, self.config, self._model.params)
+        z = latents.normalize(z, self.config, self._model.params)
+        require_finite_scaled(z, "normalized", self._model.ops)
+        return z
 
     def decode_latents(self, z: Any) -> Array:
         """Normalized latents of the diffusion model -> images: the inverse of `encode_latents`."""
@@ -200,7 +202,9 @@ class AutoencoderKL(PlacedModel):
 
     def _denormalized(self, z: Any) -> Array:
         z = as_diffusion_latents(z, self._model.config, self._model.ops)[...]
-        return latents.denormalize(z, self.config, self._model.params)
+        z = latents.denormalize(z, self.config, self._model.params)
+        require_finite_scaled(z, "unscaled", self._model.ops)
+        return z
 
     def tiled_encode(self, x: Any, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
         """`encode` in blended tiles, whether or not tiling is enabled."""

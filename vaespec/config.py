@@ -149,7 +149,9 @@ class AutoencoderConfig(Mapping[str, Any]):
         unknown field, because either could change the result.
         """
         if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
-            raise ConfigError(f"a config is a mapping of field names to values, got {brief(values)}.")
+            is_path = isinstance(values, str | os.PathLike)
+            hint = "; read a config.json with AutoencoderConfig.from_json(path)" if is_path else ""
+            raise ConfigError(f"a config is a mapping of field names to values, got {brief(values)}{hint}.")
         if isinstance(values, cls):
             return values
         if UNFINISHED in values:

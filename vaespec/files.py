@@ -62,6 +62,28 @@ def written_whole(path: Path) -> Iterator[Path]:
             os.close(lock)
 
 
+@contextmanager
+def folder_made(folder: Path) -> Iterator[None]:
+    """Creates the folder, with its parents. After an error in the block, those that it created and are empty go again.
+
+    Raises OSError if one cannot be created.
+    """
+    made: list[Path] = []
+    try:
+        for place in (*reversed(folder.parents), folder):
+            if not os.path.lexists(place):
+                with suppress(FileExistsError):  # another process was faster, and the folder is not ours
+                    place.mkdir()
+                    made.append(place)
+        folder.mkdir(exist_ok=True)  # raises FileExistsError if it is no folder
+        yield
+    except BaseException:
+        for place in reversed(made):
+            with suppress(OSError):  # it is not empty
+                place.rmdir()
+        raise
+
+
 def require_writable(path: Path) -> os.stat_result | None:
     """Returns the state of what is at `path`, None if nothing is.
 

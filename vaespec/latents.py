@@ -27,15 +27,17 @@ def normalize(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Arra
     """
     xp = array_namespace(z)
     patches = z if config.patch_size is None else patchify(z, config.patch_size)
-    offset, spread = _affine(z, config, statistics)
-    return narrow((widen(patches, xp) - offset) / spread, z, xp)
+    with np.errstate(all="ignore"):  # what is not finite is the caller's to report
+        offset, spread = _affine(z, config, statistics)
+        return narrow((widen(patches, xp) - offset) / spread, z, xp)
 
 
 def denormalize(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]) -> Array:
     """The inverse of `normalize`."""
     xp = array_namespace(z)
-    offset, spread = _affine(z, config, statistics)
-    patches = narrow(widen(z, xp) * spread + offset, z, xp)
+    with np.errstate(all="ignore"):
+        offset, spread = _affine(z, config, statistics)
+        patches = narrow(widen(z, xp) * spread + offset, z, xp)
     return patches if config.patch_size is None else unpatchify(patches, config.patch_size)
 
 

@@ -78,7 +78,7 @@ def as_rgb(picture: Image) -> np.ndarray:
         transparent = _transparent_value(picture)  # before the pixels are read, as Pillow then forgets their depth
         picture.load()
         orientation = _orientation(picture)  # after: Pillow turns a TIFF itself, and then says that it is upright
-        if picture.mode in ("I", "F"):
+        if picture.mode == "F" or (picture.mode == "I" and picture.format != "PPM"):
             raise InputError(
                 f"a picture in Pillow's mode {picture.mode!r} has no known white: give 8 or 16 bits per channel."
             )
@@ -188,7 +188,7 @@ def _strip_as_rgb(strip: Image, transparent: Any) -> np.ndarray:
     """A part of a picture -> (H, W, 3) uint8, on white if transparent."""
     from PIL import Image
 
-    if strip.mode.startswith("I;16"):  # Pillow would clip at 255
+    if strip.mode.startswith("I"):  # 16 bits, also in a PGM, which Pillow scales to them; it would clip at 255
         values = np.asarray(strip)
         grey = np.rint(values / 257).astype(np.uint8)
         if transparent is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -139,10 +140,18 @@ ENTRY = {"tensor": "0-cat", "file": "cat.png", "height": 10, "width": 13, "pad":
         ({"format": "other"}, "is not a file of `vaespec encode`"),
         ({"version": "2"}, "has version '2', but"),
         ({"config": "{"}, "damaged metadata"),
-        ({"values": "other"}, "damaged metadata"),
+        ({"values": "other"}, "damaged metadata ('values' is 'other', not one of normalized, raw)"),
+        ({"pictures": "[[]]"}, "damaged metadata (a picture is no object with the fields tensor, file, height, width"),
+        ({"pictures": "5"}, "damaged metadata ('pictures' is no list)"),
+        ({"pictures": json.dumps([{**ENTRY, "tensor": 5}])}, "damaged metadata (the tensor of a picture is 5)"),
+        ({"pictures": json.dumps([{**ENTRY, "seed": "x"}])}, "damaged metadata (the seed of a picture is 'x')"),
+        ({"pictures": json.dumps([{**ENTRY, "more": 1}])}, "damaged metadata (a picture is no object with the fields"),
         ({"pictures": json.dumps([{**ENTRY, "tensor": "../../cat"}])}, "damaged metadata"),
         ({"pictures": json.dumps([{**ENTRY, "height": "ten"}])}, "damaged metadata"),
-        ({"pictures": json.dumps([{**ENTRY, "pad": "mirror"}])}, "damaged metadata"),
+        (
+            {"pictures": json.dumps([{**ENTRY, "pad": "mirror"}])},
+            "damaged metadata (the pad of a picture is 'mirror', not one",
+        ),
         ({"pictures": json.dumps([{**ENTRY, "file": 5}])}, "damaged metadata"),
         ({"pictures": json.dumps([{**ENTRY, "height": 1e308}])}, "damaged metadata"),
         ({"pictures": json.dumps([{**ENTRY, "width": True}])}, "damaged metadata"),
@@ -166,6 +175,17 @@ def test_decode_writes_nothing_outside_its_folder():
     entry = {**ENTRY, "file": "../../escaped.png"}
     run("decode", tampered(pictures=json.dumps([entry])), "--output", "deep/out", *MODEL)
     assert Path("deep/out/escaped-vae.png").exists()
+
+
+def test_finite_latents_that_overflow_are_reported_in_one_line_without_a_warning():
+    tampered()
+    with safe_open("tampered.safetensors", "np") as file:
+        metadata = file.metadata()
+    save_file({"0-cat": np.full((4, 2, 3), 3e38, np.float32)}, "big.safetensors", metadata)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        words = error("decode", "big.safetensors", *MODEL)
+    assert "big.safetensors, tensor '0-cat': the latents have 24 NaN or infinite numbers once unscaled" in words
 
 
 def test_latents_that_are_not_finite_are_reported():

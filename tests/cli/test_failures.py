@@ -213,6 +213,16 @@ def test_a_full_disk_leaves_no_partial_latents(monkeypatch):
     assert files() == {"cat.png"}
 
 
+@pytest.mark.parametrize("command", ["encode", "roundtrip"])
+def test_a_full_disk_leaves_no_folder_that_was_made_for_the_result(command, monkeypatch):
+    picture("cat.png")
+    monkeypatch.setattr(Image.Image, "save", _full_disk)
+    monkeypatch.setattr("safetensors.numpy.save_file", lambda _, part, metadata: _full_disk(None, part))
+    output = {"encode": "new/in/l.safetensors", "roundtrip": "new/in"}[command]
+    assert "No space left on device" in error(command, "cat.png", "--output", output, *MODEL)
+    assert not Path("new").exists()
+
+
 @pytest.mark.parametrize(
     ("raised", "words"),
     [

@@ -243,6 +243,20 @@ def test_a_file_that_is_no_report_has_exit_code_2(tmp_path, text):
     assert "x.json is no report of this suite" in run("--matrix", tmp_path / "x.json", code=2).stderr
 
 
+@pytest.mark.parametrize(
+    ("case", "words"),
+    [
+        ('{"shape": [1, 2, 3, 4]}', "it has the fields ['shape'], the check's cases have ["),
+        ("{}", "it has the fields [], the check's cases have ["),
+        ('{"shape": 5, "regime": "plain", "seed": 0}', "its shape is 5, a case has values such as ("),
+        ('{"shape": [1, 2], "regime": "plain", "seed": "x"}', "its seed is 'x', a case has values such as 0"),
+    ],
+)
+def test_a_case_that_the_check_cannot_have_is_refused_with_exit_code_2(case, words):
+    options = ("--backend", "numpy", "--check", "ops.silu[float32]", "--case", case)
+    assert words in " ".join(run(*options, code=2).stderr.split())
+
+
 @pytest.mark.parametrize("case", ["[" * 10**5, '{"seed": 1, "seed": 2}', '{"seed": ' + "9" * 5000 + "}", "[7]"])
 def test_a_case_that_is_none_has_exit_code_2(case):
     options = ("--backend", "numpy", "--check", "ops.silu[float32]", "--case", case)

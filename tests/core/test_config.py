@@ -8,6 +8,7 @@ import json
 import os
 import pickle
 import re
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -314,3 +315,9 @@ def test_a_config_file_that_is_none_is_refused_and_never_taken_for_absent(tmp_pa
 
 
 CHECKPOINT = AutoencoderKL.from_config({"block_out_channels": [8], "norm_num_groups": 4}, backend="numpy")
+
+
+@pytest.mark.parametrize("path", ["folder", Path("config.json")])
+def test_a_path_as_a_config_is_refused_with_the_way_to_read_it(path):
+    with pytest.raises(ConfigError, match=r"got .*; read a config\.json with AutoencoderConfig\.from_json\(path\)"):
+        AutoencoderConfig.from_dict(path)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from vaespec.files import written_whole
+from vaespec.files import folder_made, written_whole
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="pipes, modes and links of POSIX")
 AS_ROOT = pytest.mark.skipif(not hasattr(os, "geteuid") or os.geteuid() != 0, reason="needs root")
@@ -226,3 +226,28 @@ def test_two_writers_of_one_file_do_not_disturb_each_other(tmp_path):
         assert path.read_text() == "second"
     assert path.read_text() == "first"
     assert names(tmp_path) == {"report.json"}
+
+
+def stopped_in(folder: Path) -> None:
+    with folder_made(folder):
+        assert folder.is_dir()
+        if folder.parent.name == "kept":
+            (folder.parent / "file").touch()
+        raise KeyboardInterrupt
+
+
+def test_only_folders_that_were_made_and_are_empty_are_removed_after_an_error(tmp_path):
+    (tmp_path / "old").mkdir()
+    for place in ("old", "old/new", "a/b", "kept/c"):
+        with pytest.raises(KeyboardInterrupt):
+            stopped_in(tmp_path / place)
+    assert sorted(tmp_path.rglob("*")) == [tmp_path / name for name in ("kept", "kept/file", "old")]
+    with folder_made(tmp_path / "a/b"):
+        pass
+    assert (tmp_path / "a/b").is_dir()
+
+
+def test_a_folder_that_cannot_be_made_leaves_no_parents(tmp_path):
+    with pytest.raises(OSError, match="File name too long"), folder_made(tmp_path / "a" / ("b" * 300)):
+        pass
+    assert list(tmp_path.iterdir()) == []

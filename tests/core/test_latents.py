@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from support.configs import CONFIGS, FLUX2, TINY, images, narrow, uniform
 
-from vaespec import AutoencoderKL, ConfigError, InputError, families
+from vaespec import AutoencoderKL, ConfigError, InputError, NonFiniteError, families
 from vaespec.latents import denormalize, normalize, patchify, unpatchify
 
 CONVENTIONS = ("sd", "sd3", "playground", "flux2")
@@ -146,3 +146,29 @@ def test_diffusion_latents_of_the_wrong_channels_are_refused(name, channels):
     vae = AutoencoderKL.from_config(CONFIGS[name], backend="numpy")
     with pytest.raises(InputError, match=f"expected {channels} channels, got 7"):
         vae.decode_latents(np.zeros((1, 7, 2, 2), np.float32))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("name", CONVENTIONS)
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax", "mlx"])
+def test_finite_latents_that_overflow_when_they_are_unscaled_are_reported_as_such(name, backend):
+    """Without a warning of NumPy, and with the index in the latents that the decoder would get."""
+    config = CONFIGS[name]
+    config = config if config.scaling_factor is None else config.replace(scaling_factor=0.5)
+    vae = AutoencoderKL.from_config(config, backend=backend)
+    stored = {key: np.full_like(a, 4.0) for key, a in vae.weights().items() if key.startswith("bn.running_var")}
+    vae = vae if not stored else AutoencoderKL(config, {**vae.weights(), **stored}, backend=backend)
+    z = np.zeros((1, config.latent_channels * (4 if stored else 1), 4, 4), np.float32)
+    z[0, -1, 3, 2] = 3e38
+    with pytest.raises(NonFiniteError, match="have 1 NaN or infinite numbers once unscaled in float32, the first at"):
+        vae.decode_latents(z)
+    with pytest.raises(NonFiniteError, match="once unscaled in float32"):
+        list(vae.decode_bands(z, normalized=True))
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("backend", ["numpy", "torch", "jax", "mlx"])
+def test_latents_that_overflow_when_they_are_normalized_are_reported(backend):
+    vae = AutoencoderKL.from_config(TINY.replace(scaling_factor=1e38, shift_factor=100.0), backend=backend)
+    with pytest.raises(NonFiniteError, match="NaN or infinite numbers once normalized in float32, the first at"):
+        vae.encode_latents(images(TINY, 8, 8).astype(np.float32))

@@ -61,6 +61,13 @@ def test_pictures_of_32_bits_are_refused_since_their_white_may_be_255_or_65535()
         to_array([Image.fromarray(np.zeros((4, 4), np.int32))])
 
 
+@pytest.mark.parametrize("content", [b"P5 4 1 65535\n\0\0\1\1\x80\x80\xff\xff", b"P2 4 1 65535\n0 257 32896 65535"])
+def test_a_pgm_of_16_bits_is_scaled_as_its_header_says(content):
+    with Image.open(io.BytesIO(content)) as picture:
+        assert picture.mode == "I"
+        assert to_pixels(to_array([picture]))[0, 0, :, 0].tolist() == [0, 1, 128, 255]
+
+
 def test_only_pictures_are_pictures():
     assert is_picture(Image.fromarray(PIXELS))
     assert not any(map(is_picture, (PIXELS, "picture.png", None, Image)))

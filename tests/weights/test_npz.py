@@ -173,3 +173,33 @@ def test_a_directory_of_a_hundred_thousand_members_is_refused(tmp_path):
     tail = struct.pack("<4s4H2LH", b"PK\5\6", 0, 0, 65535, 65535, len(entries), first, 0)
     (tmp_path / "m.npz").write_bytes(content[:first] + entries + tail)
     refused(tmp_path / "m.npz", r"its directory would have [\d,]+ bytes, the limit is")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "{'descr':'>f4','fortran_order':False,'shape':(2,),'descr':'<f4'}",
+        "{'descr':'<f4','fortran_order':True,'shape':(2,),'fortran_order':False}",
+        HEADER.replace("}", "'more': 1, }"),  # NumPy refuses it, too
+    ],
+)
+def test_a_header_has_each_field_once_and_no_other(tmp_path, header):
+    refused(zipped(tmp_path / "m.npz", [("w.npy", npy(header))]), "no plain array, with each field once")
+
+
+@pytest.mark.parametrize("names", [("K.npy", "K"), ("K", "K.npy"), ("K.npy", "K.NPY"), ("K.NPY", "K")])
+def test_two_members_of_one_name_are_refused(tmp_path, names):
+    path = zipped(tmp_path / "m.npz", [("a.npy", npy(HEADER)), *((name, npy(HEADER)) for name in names)])
+    refused(path, rf"it has the member {names[1]} beside {names[0]}, and both are named K")
+
+
+def test_names_that_differ_in_case_are_two_arrays(tmp_path):
+    np.savez(tmp_path / "m.npz", k=np.zeros(2), K=np.ones(2))
+    assert open_tensors(tmp_path / "m.npz")["K"].tolist() == [1, 1]
+
+
+@pytest.mark.parametrize(("version", "words"), [(b"\x09\0", "9.0"), (b"\1\1", "1.1"), (b"\0\0", "0.0")])
+def test_an_unknown_version_of_npy_is_refused(tmp_path, version, words):
+    content = bytearray(npy(HEADER, version=2))
+    content[6:8] = version
+    refused(zipped(tmp_path / "m.npz", [("w.npy", bytes(content))]), f"has version {words} of .npy, which NumPy does")

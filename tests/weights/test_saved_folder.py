@@ -151,3 +151,16 @@ def test_a_folder_with_a_pipe_in_place_of_a_file_is_refused(name, tmp_path):
     with pytest.raises(vaespec.WeightFileError, match="it is a pipe or a device: name another folder"):
         OLD.save_pretrained(tmp_path)
     assert os.listdir(tmp_path) == [name]
+
+
+@pytest.mark.parametrize("place", ["new", "new/in/new", "old/new"])
+def test_folders_that_a_failed_save_has_made_are_removed(place, tmp_path, monkeypatch):
+    (tmp_path / "old").mkdir()
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("vaespec.weights.save.write_safetensors", full)
+    with pytest.raises(vaespec.WeightFileError, match="No space left on device"):
+        NEW.save_pretrained(tmp_path / place)
+    assert list(tmp_path.rglob("*")) == [tmp_path / "old"]

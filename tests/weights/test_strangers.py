@@ -31,12 +31,13 @@ def error_of(path: Path) -> str:
         (b'{"error": "\\u001b[31m \x1b[31m"', None),
         (b"Invalid username or password.", "'Invalid username or password.'"),
         (b"Entry not found\n", "'Entry not found'"),
-        (b"\xef\xbb\xbfAccess \x1b[31mdenied", r"'Access \x1b[31mdenied'"),
+        (b"\xef\xbb\xbfAccess denied: \x1b[31m", r"'Access denied: \x1b[31m'"),
         (b'<?xml version="1.0"?>\n<Error><Code>AccessDenied</Code></Error>', "<Error><Code>AccessDenied"),
         (b"<!DOCTYPE html><html><title>Sign in</title>", "<title>Sign in"),
         (b"\n\n <html>", "'<html>'"),
-        (b"[1, 2]", "'[1, 2]'"),
-        (b"Zugriff verweigert: " + "ü".encode() * 5000, "'Zugriff verweigert: üü"),
+        (b"403 Forbidden: " + "ü".encode() * 5000, "'403 Forbidden: üü"),
+        (b"HTTP 404: Page not found", "'HTTP 404: Page not found'"),
+        (b'[{"message": "rate limit"}]', "rate limit"),
     ],
 )
 def test_a_page_of_a_server_is_called_so_and_its_first_words_are_shown(tmp_path, content, shown):
@@ -119,3 +120,23 @@ def test_a_folder_of_another_program_is_called_by_its_name(tmp_path, name, words
     (tmp_path / name).touch()
     with pytest.raises(WeightFileError, match=rf"no weights in .*: it is {words}: "):
         choose(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"root:SECRET:0:0:root:/root:/bin/bash",
+        b"access_key = SECRET",
+        b'{"auths": {"registry": {"auth": "SECRET"}}}',
+        b"[SECRET, 2]",
+        b'<?xml version="1.0"?><settings><password>SECRET</password></settings>',
+        b"-----BEGIN SECRET PRIVATE KEY-----",
+    ],
+)
+def test_a_text_that_no_server_answers_is_not_shown(tmp_path, content):
+    """A link in a stranger's folder may lead to any file of the user."""
+    (tmp_path / "private").write_bytes(content)
+    (tmp_path / "m.safetensors").symlink_to(tmp_path / "private")
+    words = error_of(tmp_path / "m.safetensors")
+    assert "is a page of a server or another text, not weights" in words
+    assert "SECRET" not in words

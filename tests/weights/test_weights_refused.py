@@ -67,8 +67,10 @@ def test_many_problems_of_one_kind_are_counted_not_listed(tmp_path):
         (["a.encoder.conv_in.weight", "b.encoder.conv_in.weight"], r"2 VAEs in .*under the prefixes \['a\.', 'b\.'\]"),
         (
             ["model.diffusion_model.out.0.weight"],
-            r"no VAE in .*: none of its 1 names \(model\.diffusion",
+            r"no VAE in .*: no name of a tensor \(model\.diffusion_model\.out\.0\.weight\) contains encoder",
         ),
+        ([], "no VAE in .*: it has no tensors; give the file of the model's weights"),
+        (list("abcd"), r"no name of a tensor \(a, b, c, \.\.\.\) contains"),
         (["encoder.conv_in.weight", "quantize.embedding.weight"], "is not an AutoencoderKL but a VQ model"),
         (["vae.encoder.conv_in.weight", "vae.quantize.embedding.weight"], "but a VQ model"),
         (["encoder.conv_in.weight", "decoder.time_conv_out.weight"], "but a temporal"),

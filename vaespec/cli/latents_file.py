@@ -28,6 +28,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -41,6 +42,8 @@ from vaespec.families import SCALING
 from vaespec.weights.containers import HEADER_LIMIT, TensorFile, open_tensors, require_plain, write_safetensors
 
 FORMAT, VERSION = "vaespec-latents", "1"
+VALUES = {"normalized": True, "raw": False}
+KINDS: dict[str, Any] = {"tensor": str, "file": str, "height": int, "width": int, "pad": str, "seed": int | None}
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,17 @@ def load(path: Path) -> Latents:
     try:
         config = AutoencoderConfig.from_dict(strict_json.parse(metadata["config"]))
         pictures = strict_json.parse(metadata["pictures"], HEADER_LIMIT)
+        if not isinstance(pictures, list):
+            raise ValueError("'pictures' is no list")
         entries = tuple(map(_entry, pictures))
-        normalized = {"normalized": True, "raw": False}[metadata["values"]]
-    except (KeyError, TypeError, ValueError, VaespecError) as error:
-        raise InputError(
-            f"{path} has damaged metadata ({type(error).__name__}: {error}): encode the pictures again."
-        ) from None
+        if metadata["values"] not in VALUES:
+            raise ValueError(f"'values' is {metadata['values']!r}, not one of {', '.join(VALUES)}")
+        normalized = VALUES[metadata["values"]]
+    except KeyError as error:
+        raise InputError(f"{path} has damaged metadata (no {error}): encode the pictures again.") from None
+    except (ValueError, VaespecError) as error:
+        reason = str(error).rstrip(".")
+        raise InputError(f"{path} has damaged metadata ({reason}): encode the pictures again.") from None
     if not entries:
         raise InputError(f"{path} has no pictures: encode some.")
     for entry in entries:
@@ -142,10 +150,16 @@ def mismatches(latents: Latents, config: AutoencoderConfig) -> list[str]:
     ]
 
 
-def _entry(fields: Mapping[str, object]) -> Entry:
-    entry = Entry(**fields)  # type: ignore[arg-type]
-    sides = (entry.height, entry.width)
-    if not (re.fullmatch(r"[^/\\\0]+", entry.tensor) and all(type(side) is int and side > 0 for side in sides)):
+def _entry(fields: object) -> Entry:
+    if not isinstance(fields, dict) or fields.keys() != KINDS.keys():
+        raise ValueError(f"a picture is no object with the fields {', '.join(KINDS)}")
+    for field, kind in KINDS.items():
+        if not isinstance(fields[field], kind) or isinstance(fields[field], bool):
+            raise ValueError(f"the {field} of a picture is {fields[field]!r:.80}")
+    if fields["pad"] not in list(Pad):
+        raise ValueError(f"the pad of a picture is {fields['pad']!r:.80}, not one of {', '.join(Pad)}")
+    entry = Entry(**fields)
+    if not (re.fullmatch(r"[^/\\\0]+", entry.tensor) and entry.height > 0 and entry.width > 0):
         raise ValueError(f"picture {entry.tensor!r} of {entry.height} x {entry.width} px")
     if "\0" in entry.file or not os.fsencode(entry.file):  # it raises ValueError for what no system can name
         raise ValueError(f"picture {entry.tensor!r} of the file {entry.file!r}")

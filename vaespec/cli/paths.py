@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vaespec.errors import InputError
-from vaespec.files import require_writable, written_whole
+from vaespec.files import folder_made, require_writable, written_whole
 
 
 def require_folder(folder: Path) -> None:
@@ -67,8 +67,7 @@ def picture_outputs(folder: Path, sources: Sequence[Path]) -> list[Path]:
 def written(path: Path) -> Iterator[Path]:
     """Works as `written_whole`, creates the folder, and raises an OSError as InputError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(path) as part:
+        with folder_made(path.parent), written_whole(path) as part:
             yield part
     except OSError as error:
         raise InputError(f"cannot write {path} ({error.strerror or error}).") from error

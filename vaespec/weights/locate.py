@@ -165,10 +165,12 @@ def _prefixes(file: TensorFile) -> list[str]:
         return prefixes
     refuse_adapter_alone(file)
     _refuse_other_models(file, "")
-    names = ", ".join(sorted(file)[:3])
+    if not file:
+        raise WeightMapError(f"no VAE in {file.path}: it has no tensors; give the file of the model's weights.")
+    names = ", ".join(sorted(file)[:3]) + ", ..." * (len(file) > 3)
     raise WeightMapError(
-        f"no VAE in {file.path}: none of its {len(file)} names ({names}, ...) contains encoder.conv_in or "
-        "decoder.conv_in."
+        f"no VAE in {file.path}: no name of a tensor ({names}) contains encoder.conv_in or decoder.conv_in; give the "
+        "file of the VAE."
     )
 
 

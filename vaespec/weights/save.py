@@ -16,7 +16,7 @@ from vaespec.architecture import halves_among, parameters
 from vaespec.config import UNFINISHED, AutoencoderConfig
 from vaespec.dtypes import storage_dtype
 from vaespec.errors import InputError, NonFiniteError, WeightFileError
-from vaespec.files import require_writable, written_whole
+from vaespec.files import folder_made, require_writable, written_whole
 from vaespec.parameter import Parameter
 from vaespec.weights.config_from_weights import CONFIG_KEY
 from vaespec.weights.containers import CONTAINERS, quantize, write_safetensors
@@ -44,8 +44,7 @@ def save_folder(
         raise WeightFileError(f"{folder} is a file: give a folder to write config.json and the weights to.")
     if (index := folder / f"{WEIGHTS}.index.json").exists():
         raise WeightFileError(f"{index} exists, and diffusers would read its shards instead: name another folder.")
-    with _write_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+    with _write_errors(folder), folder_made(folder):
         for path in (folder / CONFIG, folder / WEIGHTS):
             _require_regular(path)
         with (

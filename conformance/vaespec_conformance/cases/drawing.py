@@ -71,3 +71,20 @@ def run_drawn(
 
     with suppress(Enough):
         run()
+
+
+def require_alike(case: Case, cases: SearchStrategy[Case]) -> None:
+    """Raises ValueError unless the case has the fields of a drawn one, with values of their types."""
+    drawn: list[Case] = []
+    run_drawn(drawn.append, cases, examples=1, seed=0, shrink=False)
+    expected, given = (dict(one.items) for one in (drawn[0], case))
+    if given.keys() != expected.keys():
+        raise ValueError(f"it has the fields {sorted(given)}, the check's cases have {sorted(expected)}: give those.")
+    for name, value in expected.items():
+        if type(given[name]) is not type(value) or not _types(given[name]) <= _types(value):
+            raise ValueError(f"its {name} is {given[name]!r:.80}, a case has values such as {value!r}: give one.")
+
+
+def _types(value: object) -> set[type]:
+    """The type of a value, and of all that is in a tuple."""
+    return {type(value)}.union(*map(_types, value)) if isinstance(value, tuple) else {type(value)}

@@ -14,6 +14,7 @@ from typing import Any, TextIO
 
 from vaespec.errors import VaespecError
 from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.drawing import require_alike
 from vaespec_conformance.running.agenda import AgendaError, Item, Selection, agenda, levels_between
 from vaespec_conformance.running.facts import run_facts
 from vaespec_conformance.running.preliminaries import preliminaries
@@ -58,7 +59,9 @@ def _case(request: Request, items: tuple[Item, ...]) -> Case | None:
     if len(items) != 1:
         raise AgendaError(f"--case goes with one check in one dtype, not with {len(items)}: add --check ID[DTYPE].")
     try:
-        return Case.from_json(request.case)
+        case = Case.from_json(request.case)
+        require_alike(case, items[0].check.cases)
+        return case
     except ValueError as error:
         raise AgendaError(f"--case {request.case:.80}: {error}") from error
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from vaespec.strict_json import unique
 from vaespec.weights.containers.container import Container
-from vaespec.weights.containers.tensor_file import Stored, StoredTensors, damaged, opened
+from vaespec.weights.containers.tensor_file import MAX_SHOWN, Stored, StoredTensors, damaged, opened, tensor_in_errors
 
 KIND = "Flax msgpack"
 ARRAY, SCALAR = 1, 3  # the extension codes of flax.serialization; 2 is a complex number
@@ -95,18 +95,18 @@ class _Walk:
     def __init__(self, file: BinaryIO, size: int) -> None:
         self._file, self._size, self._items, self._small_bytes = file, size, 0, 0
 
-    def value(self, at: int, depth: int = 0) -> tuple[Any, int]:
-        """A map as a dict, an array as Stored, anything else as it is."""
+    def value(self, at: int, name: str = "", depth: int = 0) -> tuple[Any, int]:
+        """A map as a dict, an array as Stored, anything else as it is; `name`, the end of it, is for errors."""
         first = self._bytes(at, 1)[0]
         if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
-            return self._map(at, depth)
+            return self._map(at, name, depth)
         if first in EXT or first in EXT_OF:
-            return self._extension(at, first)
+            return self._extension(at, first, name)
         if width := (BIN | TEXT).get(first, 0):  # of any length: what is no array is not read
-            return None, at + 1 + width + int.from_bytes(self._bytes(at + 1, width), "big")
+            return None, self._end(at + 1 + width + int.from_bytes(self._bytes(at + 1, width), "big"))
         return self._small(at, "unpack")
 
-    def _map(self, at: int, depth: int) -> tuple[dict[str, Any], int]:
+    def _map(self, at: int, name: str, depth: int) -> tuple[dict[str, Any], int]:
         count, at = self._small(at, "read_map_header")
         self._items += count
         if depth > MAX_DEPTH or self._items > MAX_ITEMS:
@@ -118,25 +118,26 @@ class _Walk:
                 raise ValueError(f"the key {key!r} is not text")
             if key in table:
                 raise ValueError(f"it has the key {key!r} twice")
-            table[key], at = self.value(at, depth + 1)
+            table[key], at = self.value(at, f"{name}.{key}"[-MAX_SHOWN:] if name else key, depth + 1)
         return table, at
 
-    def _extension(self, at: int, first: int) -> tuple[Stored | None, int]:
+    def _extension(self, at: int, first: int, name: str) -> tuple[Stored | None, int]:
         """One array: an object with its length, then shape, dtype and bytes. None for an extension of another type."""
         width = EXT.get(first, 0)
         length = int.from_bytes(self._bytes(at + 1, width), "big") if width else EXT_OF[first]
         code, at = self._bytes(at + 1 + width, 1)[0], at + 2 + width
         end = at + length
         if code not in (ARRAY, SCALAR):
-            return None, end
+            return None, self._end(end)
         fields, at = self._small(at, "read_array_header")
         shape, at = self._small(at, "unpack")
         dtype, at = self._small(at, "unpack")
         width = BIN.get(self._bytes(at, 1)[0], 0)
         count, at = int.from_bytes(self._bytes(at + 1, width), "big"), at + 1 + width
         if fields != 3 or not width or at + count != end or end > self._size or not isinstance(shape, list):
-            raise ValueError(f"the array at byte {at:,} of {self._size:,} is not complete")
-        return Stored(str(dtype), tuple(shape), ((at, count),)), end
+            raise ValueError(f"tensor {name}, at byte {at:,} of {self._size:,}, is not complete")
+        with tensor_in_errors(name):
+            return Stored(str(dtype), tuple(shape), ((at, count),)), end
 
     def _small(self, at: int, method: str) -> tuple[Any, int]:
         """Reads a small object with msgpack's own reader.
@@ -155,6 +156,12 @@ class _Walk:
         if self._small_bytes > MAX_SMALL:
             raise ValueError(f"it has more than {MAX_SMALL:,} bytes beside its arrays")
         return value, at + unpacker.tell()
+
+    def _end(self, end: int) -> int:
+        """The end of an object. Raises ValueError if it is beyond that of the file."""
+        if end > self._size:
+            raise ValueError(f"it ends at byte {self._size:,}, inside an object that would end at {end:,}")
+        return end
 
     def _bytes(self, at: int, count: int) -> bytes:
         self._file.seek(at)
@@ -185,7 +192,8 @@ def _whole(node: Mapping[str, Any], name: str) -> Stored:
     if len(pieces) < len(numbered) or len({piece.dtype for piece in pieces}) > 1:
         raise ValueError(f"tensor {name} lacks a piece, or its pieces differ in dtype")
     sizes: Any = tuple(shape.get(str(i)) for i in range(len(shape)))
-    return Stored(pieces[0].dtype, sizes, tuple(run for piece in pieces for run in piece.runs))
+    with tensor_in_errors(name):
+        return Stored(pieces[0].dtype, sizes, tuple(run for piece in pieces for run in piece.runs))
 
 
 MSGPACK = Container(KIND, begins_msgpack, open_msgpack, (".msgpack",), write_msgpack)

@@ -24,6 +24,7 @@ from vaespec.weights.containers.tensor_file import (
     opened,
     require_apart,
     require_possible,
+    tensor_in_errors,
 )
 
 Shape = tuple[int, ...]
@@ -90,7 +91,7 @@ def open_gguf(path: Path) -> TensorFile:
         cursor = _Cursor(file, os.fstat(file.fileno()).st_size)
         try:
             values, table = _header(cursor)
-            rows = {name: _stored(path, *entry) for name, entry in table.items()}
+            rows = {name: _stored(path, name, *entry) for name, entry in table.items()}
             require_apart({name: row.runs[0] for name, row in rows.items()}, cursor.position, cursor.size)
             shapes = {name: _original(values, name, shape) for name, (shape, _, _) in table.items()}
             plain = {name: replace(row, shape=shapes[name]) for name, row in rows.items() if table[name][1] in PLAIN}
@@ -157,8 +158,8 @@ def _header(cursor: _Cursor) -> tuple[dict[str, Any], dict[str, tuple[Shape, int
     if len(table) != tensors:
         raise ValueError("it has two tensors of one name")
     alignment = values.get(ALIGNMENT, 32)
-    if type(alignment) is not int or not 0 < alignment <= 1 << 16:
-        raise ValueError(f"{ALIGNMENT} is {alignment!r}")
+    if type(alignment) is not int or not 0 < alignment <= 1 << 16 or alignment & (alignment - 1):
+        raise ValueError(f"{ALIGNMENT} is {alignment!r}, expected a power of 2 up to {1 << 16:,}")
     data = -(-cursor.position // alignment) * alignment
     return values, {name: (shape, kind, data + offset) for name, (shape, kind, offset) in table.items()}
 
@@ -188,7 +189,8 @@ def _original(values: dict[str, Any], name: str, shape: Shape) -> Shape:
     original = values[key]
     if not isinstance(original, tuple) or min(original, default=1) < 0 or prod(original) != prod(shape):
         raise ValueError(f"{key} is {original}, which is no shape of the {prod(shape):,} values of tensor {name}")
-    require_possible(original, FLOAT32)
+    with tensor_in_errors(name):
+        require_possible(original, FLOAT32)
     return original
 
 
@@ -201,18 +203,19 @@ def _entry(cursor: _Cursor) -> tuple[Shape, int, int]:
     return sizes[::-1], cursor.number("I"), cursor.number("Q")
 
 
-def _stored(path: Path, shape: Shape, kind: int, first: int) -> Stored:
+def _stored(path: Path, name: str, shape: Shape, kind: int, first: int) -> Stored:
     """A tensor as the file stores it; a quantized one is rows of bytes."""
-    if kind in PLAIN:
-        dtype = PLAIN[kind]
+    dtype = PLAIN.get(kind)
+    with tensor_in_errors(name):
+        require_possible(shape, numpy_dtype(dtype).itemsize if dtype else FLOAT32)
+    if dtype:
         return Stored(dtype, shape, ((first, prod(shape) * numpy_dtype(dtype).itemsize),))
     gguf = _gguf(path)
     if kind not in gguf.GGML_QUANT_SIZES:
-        raise ValueError(f"it has a tensor of the unknown type {kind}")
+        raise ValueError(f"tensor {name} is of the unknown type {kind}")
     values, size = gguf.GGML_QUANT_SIZES[kind]
-    require_possible(shape, FLOAT32)
     if not shape or shape[-1] % values:
-        raise ValueError(f"it has a tensor of shape {shape} in blocks of {values} values")
+        raise ValueError(f"tensor {name} is of shape {shape} in blocks of {values} values")
     rows = (*shape[:-1], shape[-1] // values * size)
     return Stored("uint8", rows, ((first, prod(rows)),))
 

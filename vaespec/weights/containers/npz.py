@@ -27,11 +27,13 @@ from vaespec.weights.containers.tensor_file import (
     require_unchanged,
     shown,
     state_of,
+    tensor_in_errors,
 )
 
 KIND = "NumPy npz"
 ARRAY = ".npy"  # the end of a member's name
 MAGIC = b"\x93NUMPY"
+WIDTHS = {b"\1\0": 2, b"\2\0": 4, b"\3\0": 4}  # version of .npy -> bytes of its header's length
 MAX_DIRECTORY = 1 << 20  # bytes of an archive's directory, of which Python makes twenty times as much
 MAX_HEADER = 1 << 12  # bytes of an array's header
 MAX_UNFOLDED = 64 << 20  # bytes that compressed arrays may have beside twice the file
@@ -39,6 +41,7 @@ STEP = 1 << 20  # bytes that are unfolded at a time
 
 # A field of a header, which is a dict in Python's notation, and the dtype in it.
 FIELD = r"""\s*['"](\w+)['"]\s*:\s*(['"][^'"]*['"]|\w+|\([^()]*\))\s*"""
+FIELDS = ["descr", "fortran_order", "shape"]
 HEADER = re.compile(rf"\s*\{{(?:{FIELD},)*(?:{FIELD})?\s*\}}\s*")
 DTYPE = re.compile(r"""['"]([<>|=]?)([a-zA-Z?])(\d{0,6})(?:\[\w*\])?['"]""")
 NUMBERS = {"f": "float", "i": "int", "u": "uint", "c": "complex"}
@@ -147,11 +150,14 @@ class _Bounded:
 
 
 def _members(path: Path, archive: zipfile.ZipFile, file: BufferedReader) -> Iterator[tuple[str, Member]]:
-    seen = set()
+    seen: dict[str, str] = {}
     for info in archive.infolist():
-        if info.filename in seen:
-            raise ValueError(f"it has the member {info.filename} twice")
-        seen.add(info.filename)
+        stem, end = os.path.splitext(info.filename)
+        name = stem if end.lower() == ARRAY else info.filename
+        if name in seen:
+            both = "twice" if seen[name] == info.filename else f"beside {seen[name]}, and both are named {name}"
+            raise ValueError(f"it has the member {info.filename} {both}")
+        seen[name] = info.filename
         if info.filename.endswith(ARRAY) and (member := _member(path, archive, file, info)):
             yield info.filename.removesuffix(ARRAY), member
 
@@ -162,7 +168,10 @@ def _member(path: Path, archive: zipfile.ZipFile, file: BufferedReader, info: zi
         raise ValueError(f"the member {info.filename} is compressed in a way that NumPy does not use")
     with archive.open(info) as content:  # which compares both places where the archive describes the member
         start = content.read(len(MAGIC) + 2)
-        width = 2 if start[-2:-1] == b"\1" else 4
+        if start.startswith(MAGIC) and start[len(MAGIC) :] not in WIDTHS:
+            version = ".".join(map(str, start[len(MAGIC) :]))
+            raise ValueError(f"the member {info.filename} has version {version} of .npy, which NumPy does not know")
+        width = WIDTHS.get(start[len(MAGIC) :], 0)
         length = int.from_bytes(content.read(width), "little")
         if not start.startswith(MAGIC) or length > MAX_HEADER:
             raise ValueError(f"the member {info.filename} is no array, or has a header of more than {MAX_HEADER} bytes")
@@ -179,23 +188,23 @@ def _member(path: Path, archive: zipfile.ZipFile, file: BufferedReader, info: zi
     file.seek(info.header_offset + 26)
     names = sum(struct.unpack("<HH", file.read(4)))
     begin = len(start) + width + length
-    try:
+    with tensor_in_errors(name):
         stored = Stored(dtype, fields["shape"], ((begin, info.file_size - begin),))
-    except ValueError as error:
-        raise ValueError(f"tensor {name} {error}") from None
     return Member(stored, info, info.header_offset + 30 + names, fields["fortran_order"], order == ">")
 
 
 def _fields(text: str, name: str) -> dict[str, Any]:
     """The fields of a header: descr as byte order, kind and size, and the others as Python values."""
-    fields = dict(re.findall(FIELD, text)) if HEADER.fullmatch(text) else {}
+    pairs = re.findall(FIELD, text) if HEADER.fullmatch(text) else []
+    fields = dict(pairs)
     dtype = DTYPE.fullmatch(fields.get("descr", ""))
     order, shape = fields.get("fortran_order"), fields.get("shape", "")
     sizes = [size.strip().removesuffix("L") for size in shape.strip("()").split(",")]  # 3L is Python 2's 3
     if sizes and not sizes[-1]:
         sizes.pop()
-    if not dtype or order not in ("True", "False") or not shape.startswith("(") or not all(map(str.isdecimal, sizes)):
-        raise ValueError(f"the member {name} is no plain array: its header is {text.strip()!r}")
+    is_shape = shape.startswith("(") and all(map(str.isdecimal, sizes))
+    if sorted(field for field, _ in pairs) != FIELDS or not dtype or order not in ("True", "False") or not is_shape:
+        raise ValueError(f"the member {name} is no plain array, with each field once: its header is {text.strip()!r}")
     return {"descr": dtype.groups(), "fortran_order": order == "True", "shape": tuple(map(int, sizes))}
 
 

@@ -20,7 +20,15 @@ from vaespec.weights.containers.container import Container
 from vaespec.weights.containers.inert import MAX_NAME, Inert
 from vaespec.weights.containers.pickled import PROTOCOLS, Machine, Window
 from vaespec.weights.containers.rebuilt import ForbiddenError, Storage, Tensor, Unreadable, width
-from vaespec.weights.containers.tensor_file import State, Stored, StoredTensors, damaged, opened, state_of
+from vaespec.weights.containers.tensor_file import (
+    State,
+    Stored,
+    StoredTensors,
+    damaged,
+    opened,
+    state_of,
+    tensor_in_errors,
+)
 
 ZIP, LEGACY = "PyTorch zip", "PyTorch legacy pickle"
 SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
@@ -208,7 +216,8 @@ def _checkpoint(
         if first + tensor.begin + count > end:
             raise ValueError(f"tensor {name[:MAX_SHOWN]!r} ends beyond its storage of {end - first:,} bytes")
         shape = tensor.shape if tensor.in_order else (tensor.span,)
-        rows[name] = Stored(tensor.dtype, shape, ((first + tensor.begin, count),))
+        with tensor_in_errors(name):
+            rows[name] = Stored(tensor.dtype, shape, ((first + tensor.begin, count),))
         if not tensor.in_order:
             views[name] = tensor.shape, tensor.strides
     return Checkpoint(path, kind, rows, views=views, byteorder=byteorder, state=state)

@@ -12,7 +12,7 @@ import numpy as np
 from vaespec import strict_json
 from vaespec.errors import WeightFileError
 from vaespec.weights.containers.container import Container
-from vaespec.weights.containers.tensor_file import Stored, StoredTensors, damaged, opened
+from vaespec.weights.containers.tensor_file import Stored, StoredTensors, damaged, opened, tensor_in_errors
 
 KIND = "safetensors"
 HEADER_LIMIT = 4 << 20  # bytes, which Python takes 30 times to list; a full checkpoint's header has under 1 MB
@@ -96,10 +96,8 @@ def _row(name: str, fields: Any, data: int) -> Stored:
         raise ValueError(f"tensor {name} has the impossible offsets {offsets}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
         raise ValueError(f"tensor {name} has the unknown dtype {dtype!r}")
-    try:
+    with tensor_in_errors(name):
         return Stored(DTYPES[dtype], tuple(shape), ((data + offsets[0], offsets[1] - offsets[0]),))
-    except ValueError as error:
-        raise ValueError(f"tensor {name} {error}") from None
 
 
 def _require_tiling(path: Path, rows: Mapping[str, Stored], data: int, size: int) -> None:

@@ -16,6 +16,18 @@ PROGRAM = "give the weights that it was made from, as .safetensors"
 ARCHIVE = "unpack it, and give the file of weights in it"
 SAVE = "save the weights as .safetensors or .npz"
 
+# Texts that an error repeats, since servers answer so. Others may be private: a stranger's folder may link to any file.
+ERROR_PAGE = re.compile(
+    r"""[{\[].*"(?:errors?|message|detail)"\s*:  # JSON
+    | (?:<\?xml[^>]*>\s*)?<error\b  # XML
+    | (?:(?:http\s|error\s)?[45]\d\d:?\s)?(?:
+        (?:\w+\s)?not\sfound | access\s(?:to|denied) | invalid\s(?:username|credentials|token)
+        | unauthorized | forbidden | authentication\srequired | bad\s(?:request|gateway) | gateway\stime-?out
+        | internal\s(?:server\s)?error | too\smany\srequests | service\sunavailable
+      )\b""",
+    re.IGNORECASE | re.DOTALL | re.VERBOSE,
+)
+
 # The first bytes, as a regular expression -> what the file is: what to do. The first row that matches is used.
 STRANGERS = {
     rb"version https://git-lfs": "a git-lfs pointer, not the file itself: run `git lfs pull`",
@@ -70,16 +82,16 @@ def stranger(path: Path, start: bytes, size: int, known: Collection[str]) -> Wei
 
 def page(path: Path, text: str, instead: str = "weights") -> WeightFileError:
     """The error for a text, most often an answer of a server that was saved as if it were the file."""
-    words = " ".join(text[: 4 * MAX_WORDS].split())
+    start = text[: 4 * MAX_WORDS]
+    words = " ".join(start.split())
     words = words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}..."
-    if re.match(r"<(?:!doctype|html)", text, re.IGNORECASE):
+    if re.match(r"<(?:!doctype|html)", start, re.IGNORECASE):
         return WeightFileError(
             f"{path} is a page of a server, not {instead}, but a web page: the download probably needs a login; it "
             f"begins with {words!r}."
         )
-    return WeightFileError(
-        f"{path} is a page of a server or another text, not {instead}; it begins with {words!r}: {LOGIN}."
-    )
+    shown = f"; it begins with {words!r}" if ERROR_PAGE.match(start) else ""
+    return WeightFileError(f"{path} is a page of a server or another text, not {instead}{shown}: {LOGIN}.")
 
 
 def not_an_index(path: Path, content: Any, text: str) -> WeightFileError:

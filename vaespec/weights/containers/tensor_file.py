@@ -143,6 +143,15 @@ def memory_for(path: Path) -> Iterator[None]:
         raise MemoryError(f"not enough memory to read {path}: close other programs, or take a smaller file.") from None
 
 
+@contextmanager
+def tensor_in_errors(name: str) -> Iterator[None]:
+    """Names the tensor in a ValueError that the block raises, as its subject."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"tensor {name[:MAX_SHOWN]} {error}") from None
+
+
 def damaged(path: Path, kind: str, reason: object) -> WeightFileError:
     """The error for a file that begins like one of `kind` and is none."""
     return WeightFileError(f"{path} is a damaged {kind} file: {shown(str(reason))}; download or save it again.")
