@@ -53,7 +53,7 @@ def test_decode_keeps_the_other_pictures_and_lists_what_failed():
     save_file(tensors, "latents.safetensors", metadata)
     result = run("decode", "latents.safetensors", "--output", "out", *MODEL, code=1)
     assert {name for name in files() if name.startswith("out")} == {"out/a-vae.png", "out/c-vae.png"}
-    assert result.stderr.startswith("vaespec: error: 1-b: latents.safetensors: ")
+    assert result.stderr.startswith("vaespec: error: latents.safetensors, tensor '1-b': ")
     assert [line.split()[0] for line in result.stdout.splitlines()[1:3]] == ["0-a", "2-c"]
 
 
