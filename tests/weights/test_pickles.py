@@ -320,6 +320,12 @@ def test_a_pickle_takes_no_more_memory_than_its_budget(tmp_path, monkeypatch, wh
         tracemalloc.stop()
 
 
+@pytest.mark.parametrize("step", [b"\x80\x02", b"\x95" + bytes(8)], ids=["protocol", "frame"])
+def test_steps_that_only_take_time_are_bounded_too(tmp_path, monkeypatch, step):
+    monkeypatch.setattr(pickled, "BUDGET", 1 << 20)
+    refused(with_pickle(tmp_path / "m", b"\x80\x04" + step * 12_000 + b"}.", True), "more than 1 MiB of memory")
+
+
 @FORMATS
 def test_a_key_that_is_repeated_is_refused(tmp_path, new):
     refused(
