@@ -19,6 +19,7 @@ from vaespec.cli.failures import name_in_errors
 from vaespec.cli.paths import written
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
+from vaespec.files import open_at_once
 from vaespec.ops import Array
 from vaespec.pictures import as_rgb, header_size, reading, reading_bytes, to_pixels
 from vaespec.weights.containers.safetensors import SAFETENSORS
@@ -182,15 +183,15 @@ def _regular_file(path: Path) -> Iterator[io.BufferedReader]:
     """The file, open for reading. Raises InputError for a pipe, a socket or a device, which may make us wait."""
     try:
         _require_regular(path, os.stat(path).st_mode)  # before: to open a device may change it
-        with _ReadFile(io.FileIO(path, opener=_open_at_once)) as file:
+        with _ReadFile(io.FileIO(path, opener=_open_regular)) as file:
             yield file
     except FileNotFoundError:
         raise InputError(f"there is no file {path}: check the name.") from None
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Opens a file as `open` does, but without waiting for the writer of a pipe."""
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a file at once. Raises InputError for what has taken its place and is none."""
+    descriptor = open_at_once(path, flags)
     try:
         _require_regular(Path(path), os.fstat(descriptor).st_mode)
     except InputError:

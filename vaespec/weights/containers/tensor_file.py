@@ -17,6 +17,7 @@ import numpy as np
 from vaespec.dtypes import KNOWN_DTYPES, numpy_dtype
 from vaespec.errors import WeightFileError
 from vaespec.escaping import shown
+from vaespec.files import open_at_once
 
 MAX_RANK = 64  # NumPy's own
 
@@ -122,9 +123,9 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     if "\0" in str(path):
         raise WeightFileError(f"{str(path)!r} is no path, since it has a null character: check it.")
     try:
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
-            raise WeightFileError(f"{path} is a folder or device: give a file of weights.")
-        with memory_for(path), path.open("rb") as file:
+        _require_regular(path, path.stat())  # before it is opened, which may change a device
+        with memory_for(path), open(path, "rb", opener=open_at_once) as file:
+            _require_regular(path, os.fstat(file.fileno()))  # and after, since it may have been replaced
             yield file
     except WeightFileError:
         raise
@@ -136,6 +137,12 @@ def opened(path: Path) -> Iterator[BufferedReader]:
         raise WeightFileError(f"no file {path}: check the path.") from None
     except OSError as error:
         raise WeightFileError(f"{path} cannot be read ({error.strerror or error}).") from None
+
+
+def _require_regular(path: Path, state: os.stat_result) -> None:
+    """Raises WeightFileError for a pipe, which may block, and for a folder or a device."""
+    if not stat.S_ISREG(state.st_mode):
+        raise WeightFileError(f"{path} is a folder or device: give a file of weights.")
 
 
 @contextmanager
