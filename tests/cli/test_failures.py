@@ -16,7 +16,7 @@ from support.models import BACKENDS
 from support.workplace import MODEL, error, files, picture, run, saved
 
 from vaespec import autoencoder
-from vaespec.cli import picture_files
+from vaespec.cli import loading, picture_files
 
 # -- wrong arguments and inputs -----------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ def test_an_unexpected_error_is_one_line_as_well(raised, words, monkeypatch):
     def broken(*args, **kwargs):
         raise raised
 
-    monkeypatch.setattr(autoencoder, "load", broken)
+    monkeypatch.setattr(loading, "AutoencoderKL", broken)
     assert words in error("roundtrip", "cat.png", *MODEL)
 
 

@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 from support.workplace import MODEL, NARROW, error, files, picture, pixels, run
 
-from vaespec import autoencoder
 from vaespec.architecture import ENCODER
-from vaespec.cli import console, latents_file, picture_files
+from vaespec.cli import console, latents_file, loading, picture_files
 from vaespec.cli.latents_file import Entry, Latents
 from vaespec.cli.limits import picture_tasks
 from vaespec.cli.loading import open_weights, outline
@@ -99,7 +98,7 @@ def _nothing_is_read(monkeypatch):
     def read(*args, **kwargs):
         raise AssertionError("weights or pixels were read")
 
-    monkeypatch.setattr(autoencoder, "load", read)
+    monkeypatch.setattr(loading, "AutoencoderKL", read)
     monkeypatch.setattr(picture_files, "read", read)
 
 

@@ -123,12 +123,12 @@ def pictures() -> Target:
     """Pictures of every format that vaespec reads, some turned by EXIF, some transparent: read as `encode` does."""
     from support.picture_files import PICTURES
 
-    from vaespec.cli.picture_files import read, read_headers
+    from vaespec.cli.picture_files import read, read_header
 
     wholes = list(PICTURES.values())
 
     def read_as_encode(path: Path) -> None:
-        read_headers([path])
+        read_header(path)
         assert read(path).mode == "RGB"
 
     return Target(wholes, lambda rng: worsened(rng, wholes[rng.integers(len(wholes))]), read_as_encode, SLACK, ".png")
