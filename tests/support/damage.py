@@ -129,7 +129,7 @@ def pictures() -> Target:
 
     def read_as_encode(path: Path) -> None:
         read_header(path)
-        assert read(path).mode == "RGB"
+        assert read(path).shape[2:] == (3,)
 
     return Target(wholes, lambda rng: worsened(rng, wholes[rng.integers(len(wholes))]), read_as_encode, SLACK, ".png")
 
