@@ -131,7 +131,9 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     except FileNotFoundError:
         raise WeightFileError(f"no file {path}: check the path.") from None
     except OSError as error:
-        raise WeightFileError(f"{path} cannot be read ({error.strerror or error}).") from None
+        raise WeightFileError(
+            f"{path} cannot be read ({error.strerror or error}): check the file and its disk."
+        ) from None
 
 
 @contextmanager
