@@ -25,7 +25,7 @@ def read(path: Path, limit: int = LIMIT) -> Any:
             raise ValueError("it is a pipe or a device, not a file")
         if facts.st_size > limit:
             raise ValueError(_too_long(facts.st_size, limit))
-        return parse(file.read(limit + 1), limit)  # it may have grown
+        return parse(file.read(facts.st_size), limit)  # no more: a file of the system may have no end
 
 
 def parse(content: str | bytes, limit: int = LIMIT) -> Any:

@@ -16,7 +16,7 @@ from support.models import BACKENDS
 from support.workplace import MODEL, error, files, picture, run, saved
 
 from vaespec import autoencoder
-from vaespec.cli import loading, picture_files
+from vaespec.cli import picture_files
 
 # -- wrong arguments and inputs -----------------------------------------------------------------------------------
 
@@ -229,7 +229,7 @@ def test_an_unexpected_error_is_one_line_as_well(raised, words, monkeypatch):
     def broken(*args, **kwargs):
         raise raised
 
-    monkeypatch.setattr(loading, "AutoencoderKL", broken)
+    monkeypatch.setattr("vaespec.cli.loading.load_weights", broken)
     assert words in error("roundtrip", "cat.png", *MODEL)
 
 
@@ -252,10 +252,10 @@ def test_the_installed_script_fails_with_one_line_and_exit_code_1():
 @pytest.mark.skipif(sys.platform == "win32", reason="no SIGINT to a child on Windows")
 def test_ctrl_c_ends_quietly_with_130():
     waiting = (
-        "import signal, time; from vaespec import autoencoder\n"
+        "import signal, time; from vaespec.cli import loading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background jobs ignore it
         "def load(*args, **kwargs): print('ready', flush=True); time.sleep(60)\n"
-        "autoencoder.load = load\n"
+        "loading.load_weights = load\n"
         "from vaespec.cli import main; main()"
     )
     picture("cat.png")

@@ -134,12 +134,12 @@ def test_a_signal_while_a_file_is_written_leaves_no_part_of_it(number):
 @pytest.mark.parametrize("number", SIGNALS)
 def test_a_signal_that_is_caught_by_other_code_ends_the_process_nevertheless(number):
     code = (
-        "import os, signal\nfrom vaespec import autoencoder\n"
+        "import os, signal\nfrom vaespec.cli import loading\n"
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def load(*args, **kwargs):\n"
         f"    try: os.kill(os.getpid(), {int(number)})\n"
         "    except BaseException: raise ImportError\n"
-        f"autoencoder.load = load\n{MAIN}"
+        f"loading.load_weights = load\n{MAIN}"
     )
     picture("cat.png")
     done = script("roundtrip", "cat.png", code=code)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -69,3 +70,9 @@ def test_a_fifo_is_refused_at_once(tmp_path):
     for name in ("pipe", "zero"):
         with pytest.raises(ValueError, match="it is a pipe or a device, not a file"):
             strict_json.read(tmp_path / name)
+
+
+@pytest.mark.skipif(not Path("/proc/sys/kernel/pid_max").exists(), reason="no files of Linux's kernel")
+def test_a_file_of_the_system_counts_as_empty_since_it_may_have_no_end():
+    with pytest.raises(ValueError, match="Expecting value"):
+        strict_json.read(Path("/proc/sys/kernel/pid_max"))  # which holds a number, a JSON text

@@ -83,4 +83,5 @@ def _backend_containers() -> Iterator[tuple[Container, str | None]]:
 
 def _start(path: Path) -> bytes:
     with opened(path) as file:
-        return os.pread(file.fileno(), START, 0)
+        size = os.fstat(file.fileno()).st_size  # 0 for a file of the system, whose first byte may be waited for
+        return os.pread(file.fileno(), min(START, size), 0)

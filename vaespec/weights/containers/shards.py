@@ -60,7 +60,7 @@ def read_index(path: Path) -> dict[str, str]:
     with opened(path) as file:
         if (size := os.fstat(file.fileno()).st_size) > HEADER_LIMIT:
             raise damaged(path, KIND, f"it has {size:,} bytes, the limit is {HEADER_LIMIT:,}")
-        content = file.read()
+        content = file.read(size)
     try:
         index = strict_json.parse(content, HEADER_LIMIT)
         if isinstance(index, dict) and isinstance(index.get("weight_map"), dict):

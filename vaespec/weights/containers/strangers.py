@@ -36,7 +36,7 @@ STRANGERS = {
     rb".{257}ustar": f"a tar archive: {ARCHIVE}",
     rb"BZh\d|\xfd7zXZ\0|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18": f"a compressed file: {ARCHIVE}",
     rb"PK": f"a zip archive: {ARCHIVE}",
-    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP": "a picture, and does not begin like a file of weights: name one that does",
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP": "a picture, and does not begin like a file of weights: name another",
     rb"%PDF": "a PDF document: give a file of weights",
 }
 
