@@ -72,7 +72,7 @@ class AutoencoderKL(PlacedModel):
         WeightMapError for tensors that do not fit the config.
         """
         require_known(cls.from_pretrained, placement)
-        folder = Path(path)
+        folder = weights.as_path(path)
         if os.path.isdir(folder):
             return cls(*weights.load_folder(folder / (subfolder or ""), variant, strict=strict), **placement)
         if os.path.lexists(folder):
@@ -127,7 +127,9 @@ class AutoencoderKL(PlacedModel):
         model is saved there again. A config.json may be edited, and the weights replaced, by hand. Raises
         WeightFileError if the folder has an index of shards, which diffusers would read instead.
         """
-        weights.save_folder(Path(path), self.config, self.weights(), None if dtype is None else dtype_name(dtype))
+        weights.save_folder(
+            weights.as_path(path), self.config, self.weights(), None if dtype is None else dtype_name(dtype)
+        )
 
     def save_single_file(
         self, path: AnyPath, *, dialect: str = "diffusers", prefix: str = "", dtype: Any = None, bits: int | None = None
@@ -138,7 +140,7 @@ class AutoencoderKL(PlacedModel):
         """
         stored = None if dtype is None else dtype_name(dtype)
         weights.save_file(
-            Path(path), self.config, self.weights(), dialect=dialect, prefix=prefix, dtype=stored, bits=bits
+            weights.as_path(path), self.config, self.weights(), dialect=dialect, prefix=prefix, dtype=stored, bits=bits
         )
 
     # -- encode and decode ---------------------------------------------------------------------------------

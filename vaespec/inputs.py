@@ -11,7 +11,7 @@ from array_api_compat import array_namespace
 
 from vaespec import pictures
 from vaespec.config import AutoencoderConfig
-from vaespec.errors import InputError, NonFiniteError
+from vaespec.errors import InputError, NonFiniteError, VaespecError
 from vaespec.ops import Array
 from vaespec.reference import ReferenceOps
 
@@ -92,6 +92,8 @@ def _require_finite(x: Array, name: str, ops: ReferenceOps, origin: Sequence[int
 
 def as_array(x: Any, name: str, ops: ReferenceOps) -> Array:
     """x as an array of NumPy or the backend: x itself, else without a copy (DLPack), else through NumPy."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise InputError(f"{name} are a masked array: give all of its numbers, as x.filled(0) does.")
     if isinstance(x, np.ndarray | pictures.Pixels) or ops.is_array(x):
         return x
     if not hasattr(x, "__dlpack__") and not hasattr(x, "__array__"):
@@ -99,10 +101,12 @@ def as_array(x: Any, name: str, ops: ReferenceOps) -> Array:
     with suppress(Exception):  # strides, dtypes or devices that are not supported; frameworks raise different errors
         return ops.from_dlpack(x)
     try:
-        if str(x.dtype).endswith("bfloat16"):  # NumPy has no such type; float32 holds every value
+        if str(getattr(x, "dtype", "")).endswith("bfloat16"):  # NumPy has no such type; float32 holds every value
             x = array_namespace(x).astype(x, array_namespace(x).float32)
         return np.asarray(x)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (MemoryError, VaespecError):
+        raise
+    except Exception as error:  # any framework's, or the object's own
         place = f" on {x.device}" if hasattr(x, "device") else ""
         reason = str(error).rstrip(".")
         raise InputError(f"{name}{place} cannot be read as an array ({reason}): move or convert them first.") from None

@@ -11,6 +11,7 @@ from support.configs import CONFIGS, TINY, images, relative_l2, uniform
 from support.models import EXACT, array, each_backend, model, tiny
 from support.oracle import decoded, encoded, oracle
 
+import vaespec
 from vaespec import (
     InputError,
 )
@@ -155,3 +156,23 @@ def test_one_latent_makes_an_image(backend, name):
     assert pictures.shape == (1, config.out_channels, f, f)
     expected = array(model(name, "numpy").decode(z).sample)
     assert relative_l2(pictures, expected) <= EXACT[vae.dtype]
+
+
+class Broken:
+    """An array in name only."""
+
+    def __array__(self, *args, **kwargs):
+        raise KeyError("gone")
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (np.ma.masked_array(np.zeros((1, 3, 16, 16), np.float32), mask=True), "images are a masked array: give all"),
+        (Broken(), "images cannot be read as an array .*gone"),
+    ],
+    ids=["masked", "broken"],
+)
+def test_what_only_resembles_an_array_is_refused(images, words):
+    with pytest.raises(InputError, match=words):
+        vaespec.load("tiny", backend="numpy").encode(images)

@@ -232,3 +232,14 @@ def test_every_command_says_that_a_name_is_neither_here_nor_there(here, command)
         "compare": ("cat.png", "--tiling", "-w", "models/vae"),
     }.get(command, ("cat.png", "-w", "models/vae"))
     assert "no file or folder models/vae, and no repository models/vae at" in error(command, *arguments)
+
+
+@pytest.mark.parametrize("path", ["", "a\0b", b"tiny", 5, None], ids=repr)
+def test_what_is_no_path_is_refused_in_a_sentence_wherever_one_is_given(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    vae = vaespec.load("tiny", backend="numpy")
+    for give in (vaespec.load, vae.from_pretrained, vae.from_single_file, vae.save_pretrained, vae.save_single_file):
+        with pytest.raises(WeightFileError, match="is no path") as raised:
+            give(path)
+        assert str(raised.value).isprintable()
+    assert not list(tmp_path.iterdir())

@@ -68,7 +68,12 @@ class Latents:
 def tensor_names(pictures: Sequence[Path]) -> list[str]:
     """A tensor's name for each picture."""
     digits = len(str(len(pictures) - 1))
-    return [f"{i:0{digits}}-{picture.stem}" for i, picture in enumerate(pictures)]
+    return [f"{i:0{digits}}-{as_text(picture.stem)}" for i, picture in enumerate(pictures)]
+
+
+def as_text(name: str) -> str:
+    """A file's name as text that every system and every file of latents can hold: bytes that are none become U+FFFD."""
+    return os.fsencode(name).decode("utf-8", "replace").replace("\\", "_")
 
 
 def save(path: Path, latents: Latents) -> int:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 from vaespec.analysis.cost import FakeArray
 from vaespec.analysis.memory import CeilingError, Elsewhere, MemoryOps, shape_ops
 from vaespec.architecture import Half
+from vaespec.config_checks import brief
 from vaespec.errors import InputError, MemoryLimitError
 from vaespec.machine import host_memory, stored_in_memory
 from vaespec.model import Model
@@ -81,11 +82,11 @@ class Estimate(NamedTuple):
 
 def as_bytes(limit: int | str) -> int:
     """The number of bytes in "2GiB", "800MB" or a number of bytes. Raises InputError for anything else."""
-    match = re.fullmatch(r"(\d+)|(\d+(?:\.\d+)?)\s*([KMGT]i?B)", str(limit).strip())
+    match = re.fullmatch(r"(\d{1,30})|(\d{1,30}(?:\.\d{1,30})?)\s*([KMGT]i?B)", str(limit).strip())
     whole, number, unit = match.groups() if match else (None, None, "")
     count = int(whole) if whole else int(float(number or 0) * UNITS.get(unit, 0))
     if not count or isinstance(limit, bool):
-        raise InputError(f"max_memory={limit!r}: expected a number of bytes, or one with a unit, such as '2GiB'.")
+        raise InputError(f"max_memory={brief(limit)}: expected a number of bytes, or one with a unit, such as '2GiB'.")
     return count
 
 

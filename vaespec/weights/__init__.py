@@ -7,10 +7,11 @@ from vaespec.weights.fit import require_complete
 from vaespec.weights.load import load_file, load_folder, load_weights
 from vaespec.weights.locate import Reading
 from vaespec.weights.save import save_file, save_folder
-from vaespec.weights.sources import fetch_named, find, single_file
+from vaespec.weights.sources import as_path, fetch_named, find, single_file
 
 __all__ = [
     "Reading",
+    "as_path",
     "fetch_named",
     "find",
     "load_file",

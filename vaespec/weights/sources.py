@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote
 
+from vaespec.config_checks import brief
 from vaespec.errors import PipelineError, WeightFileError
 from vaespec.weights.containers import suffixes
 from vaespec.weights.folders import PIPELINE_VAE, choose_among, listing
@@ -34,14 +35,30 @@ class Place:
         return self.path.lower().endswith(suffixes())
 
 
+def as_path(path: AnyPath) -> Path:
+    """The path that a user gives. Raises WeightFileError for what no file can have: no text, or a null character."""
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else None
+    if not isinstance(text, str):
+        raise WeightFileError(f"{brief(path)} is no path: give text or a pathlib.Path.")
+    if not text or "\0" in text:
+        raise WeightFileError(
+            f"{text!r} is no path, since it {'has a null character' if text else 'is empty'}: check it."
+        )
+    return Path(path)
+
+
 def find(source: AnyPath) -> Path:
     """The file or folder on this disk for a path, "owner/name", or an address on the hub; fetches the last two.
 
     What is on the disk comes first. A pipeline's folder stands for its VAE. Raises WeightFileError if there is none.
     """
+<<<<<<< HEAD
     if not os.fspath(source):  # for a Path it would be the current folder
         raise WeightFileError("the name of the weights is empty: give a folder, a file, owner/name, or tiny.")
     path = Path(source)
+=======
+    path = as_path(source)
+>>>>>>> main
     if os.path.lexists(path):
         return _vae_of(path)
     place = place_of(source)
@@ -89,7 +106,7 @@ def fetch_named(
 
 def single_file(source: AnyPath) -> Path:
     """The file on this disk for a path or an address. Raises WeightFileError for a folder or a repository."""
-    path = Path(source)
+    path = as_path(source)
     if os.path.isdir(path):
         raise WeightFileError(f"{path} is a folder: give it to from_pretrained, or name the file in it.")
     place = None if os.path.lexists(path) else place_of(source)

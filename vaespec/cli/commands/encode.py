@@ -90,7 +90,7 @@ def _encode(
                     z = _latents(vae, picture_files.framed(pixels, vae.config, pad), seed, raw)
                 tensors[name] = np.ascontiguousarray(vae.to_numpy(z)[0])
                 height, width, _ = pixels.shape
-                entries.append(Entry(name, picture.name, height, width, pad, seed))
+                entries.append(Entry(name, latents_file.as_text(picture.name), height, width, pad, seed))
             step()
     return Latents(vae.config, not raw, tuple(entries), tensors)
 
