@@ -116,11 +116,6 @@ def test_what_can_only_be_a_path_is_not_searched_for_on_the_hub(here, hub, path)
     assert not hub.requests
 
 
-def test_an_empty_name_is_not_the_current_folder(here, hub):
-    saved(NARROW, Path())
-    assert refused(vaespec.load, "").startswith("the name of the weights is empty: give a folder")
-
-
 @pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "x" * 300 + "/y"])
 @pytest.mark.parametrize("load", [vaespec.load, AutoencoderKL.from_pretrained, AutoencoderKL.from_single_file])
 def test_what_can_be_no_path_is_refused_in_a_sentence(here, load, path):

@@ -52,13 +52,7 @@ def find(source: AnyPath) -> Path:
 
     What is on the disk comes first. A pipeline's folder stands for its VAE. Raises WeightFileError if there is none.
     """
-<<<<<<< HEAD
-    if not os.fspath(source):  # for a Path it would be the current folder
-        raise WeightFileError("the name of the weights is empty: give a folder, a file, owner/name, or tiny.")
-    path = Path(source)
-=======
     path = as_path(source)
->>>>>>> main
     if os.path.lexists(path):
         return _vae_of(path)
     place = place_of(source)
