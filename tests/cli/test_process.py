@@ -121,6 +121,7 @@ def test_ctrl_c_during_the_imports_ends_quietly_with_130(module):
 def test_a_signal_while_a_file_is_written_leaves_no_part_of_it(number):
     code = (
         "import os, signal\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup ignores it
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "replace = os.replace\n"
         f"def interrupted(*paths): os.kill(os.getpid(), {int(number)}); replace(*paths)\n"
@@ -135,6 +136,7 @@ def test_a_signal_while_a_file_is_written_leaves_no_part_of_it(number):
 def test_a_signal_that_is_caught_by_other_code_ends_the_process_nevertheless(number):
     code = (
         "import os, signal\nfrom vaespec.cli import loading\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup ignores it
         "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "def load(*args, **kwargs):\n"
         f"    try: os.kill(os.getpid(), {int(number)})\n"

@@ -16,9 +16,9 @@ import numpy as np
 
 from vaespec.dtypes import KNOWN_DTYPES, numpy_dtype
 from vaespec.errors import WeightFileError
+from vaespec.escaping import shown
 
 MAX_RANK = 64  # NumPy's own
-MAX_SHOWN = 300  # characters of foreign text in an error
 
 State = tuple[int, int, int]
 
@@ -129,6 +129,10 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     except WeightFileError:
         raise
     except FileNotFoundError:
+        if path.is_symlink():
+            raise WeightFileError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist: restore that file."
+            ) from None
         raise WeightFileError(f"no file {path}: check the path.") from None
     except OSError as error:
         raise WeightFileError(
@@ -148,12 +152,6 @@ def memory_for(path: Path) -> Iterator[None]:
 def damaged(path: Path, kind: str, reason: object) -> WeightFileError:
     """The error for a file that begins like one of `kind` and is none."""
     return WeightFileError(f"{path} is a damaged {kind} file: {shown(str(reason))}; download or save it again.")
-
-
-def shown(text: str) -> str:
-    """Foreign text as an error shows it: at most MAX_SHOWN characters, control characters and the like escaped."""
-    cut = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def require_possible(shape: tuple[object, ...], itemsize: int) -> None:
