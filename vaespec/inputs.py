@@ -86,7 +86,8 @@ def _require_finite(x: Array, name: str, ops: ReferenceOps, origin: Sequence[int
         return
     bad = np.argwhere(~np.isfinite(x if isinstance(x, np.ndarray) else ops.to_numpy(x)))
     place = ", ".join(map(str, bad[0] + origin))
-    raise NonFiniteError(f"the {name} hold {len(bad)} NaN or infinite numbers, the first at index ({place}).")
+    numbers = "NaN or an infinite number" if len(bad) == 1 else f"{len(bad)} NaN or infinite numbers, the first"
+    raise NonFiniteError(f"the {name} hold {numbers} at index ({place}): give finite numbers.")
 
 
 def as_array(x: Any, name: str, ops: ReferenceOps) -> Array:

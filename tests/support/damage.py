@@ -125,12 +125,12 @@ def pictures() -> Target:
     """Pictures of every format that vaespec reads, some turned by EXIF, some transparent: read as `encode` does."""
     from support.picture_files import PICTURES
 
-    from vaespec.cli.picture_files import read, read_headers
+    from vaespec.cli.picture_files import read, read_header
 
     wholes = list(PICTURES.values())
 
     def read_as_encode(path: Path) -> None:
-        read_headers([path])
+        read_header(path)
         pixels = read(path)
         assert (pixels.ndim, pixels.shape[2], pixels.dtype) == (3, 3, np.uint8)
 

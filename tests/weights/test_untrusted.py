@@ -131,7 +131,9 @@ def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("vaespec.weights.containers.tensor_file.np.empty", broken)
-    with pytest.raises(WeightFileError, match=r"cannot be read \(Input/output error\)\.") as caught:
+    with pytest.raises(
+        WeightFileError, match=r"cannot be read \(Input/output error\): check the file and its disk\."
+    ) as caught:
         file["encoder.conv_in.bias"]
     assert str(path) in str(caught.value)
 

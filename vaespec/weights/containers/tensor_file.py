@@ -136,7 +136,9 @@ def opened(path: Path) -> Iterator[BufferedReader]:
             ) from None
         raise WeightFileError(f"no file {path}: check the path.") from None
     except OSError as error:
-        raise WeightFileError(f"{path} cannot be read ({error.strerror or error}).") from None
+        raise WeightFileError(
+            f"{path} cannot be read ({error.strerror or error}): check the file and its disk."
+        ) from None
 
 
 def _require_regular(path: Path, state: os.stat_result) -> None:
