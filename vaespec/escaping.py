@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 
+MAX_SHOWN = 300  # characters of foreign text in an error
 JSON_CONTROLS = re.compile(r"[^\x20-\x7e\n]")  # what may need an escape sequence in a JSON document
 
 
@@ -17,6 +18,11 @@ def escaped(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if _is_shown(c) else c.encode("unicode_escape").decode() for c in text)
+
+
+def shown(text: str) -> str:
+    """Foreign text as an error shows it: at most MAX_SHOWN characters, escaped."""
+    return escaped(text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}...")
 
 
 def escaped_json(document: str) -> str:

@@ -1,4 +1,7 @@
-"""Writing files so that each appears whole or not at all, and nothing but a regular file is ever replaced."""
+"""Opening files without waiting, and writing them so that each appears whole or not at all.
+
+Nothing but a regular file is ever replaced.
+"""
 
 from __future__ import annotations
 
@@ -24,6 +27,11 @@ REFUSED = {
     stat.S_IFBLK: (errno.EPERM, "it is a block device: name a file"),
 }
 UNREAD = "it is a pipe that nobody reads: start its reader first"
+
+
+def open_at_once(path: str, flags: int) -> int:
+    """An `opener` of `open` for which a pipe that nobody writes to does not block."""
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 @contextmanager

@@ -84,24 +84,24 @@ def _require_finite(x: Array, name: str, ops: ReferenceOps, origin: Sequence[int
     """Raises NonFiniteError with the count of bad numbers and the index of the first; x begins at `origin`."""
     if ops.all_finite(x):
         return
-    bad, place = _not_finite(x, ops, origin)
-    raise NonFiniteError(f"the {name} hold {bad} NaN or infinite numbers, the first at index ({place}).")
-
-
-def _not_finite(x: Array, ops: ReferenceOps, origin: Sequence[int] = (0, 0, 0, 0)) -> tuple[int, str]:
-    """How many numbers are NaN or infinite, and the index of the first; x begins at `origin`."""
-    bad = np.argwhere(~np.isfinite(x if isinstance(x, np.ndarray) else ops.to_numpy(x)))
-    return len(bad), ", ".join(map(str, bad[0] + origin))
+    raise NonFiniteError(f"the {name} hold {_not_finite(x, ops, origin)}: give finite numbers.")
 
 
 def require_finite_scaled(z: Array, done: str, ops: ReferenceOps) -> None:
     """Raises NonFiniteError if latents of finite numbers are not finite after they were `done`, such as "unscaled"."""
     if not ops.all_finite(z):
-        bad, place = _not_finite(z, ops)
         raise NonFiniteError(
-            f"the latents have {bad} NaN or infinite numbers once {done} in {ops.dtype}, the first at index ({place}): "
-            "check the latents and the scale in the config, or take a wider dtype."
+            f"the latents, {done} in {ops.dtype}, hold {_not_finite(z, ops)}: check the latents and the scale in the "
+            "config, or take a wider dtype."
         )
+
+
+def _not_finite(x: Array, ops: ReferenceOps, origin: Sequence[int] = (0, 0, 0, 0)) -> str:
+    """How many numbers are NaN or infinite, and the index of the first, in words; x begins at `origin`."""
+    bad = np.argwhere(~np.isfinite(x if isinstance(x, np.ndarray) else ops.to_numpy(x)))
+    place = ", ".join(map(str, bad[0] + origin))
+    numbers = "NaN or an infinite number" if len(bad) == 1 else f"{len(bad)} NaN or infinite numbers, the first"
+    return f"{numbers} at index ({place})"
 
 
 def as_array(x: Any, name: str, ops: ReferenceOps) -> Array:

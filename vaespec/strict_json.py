@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from vaespec.files import open_at_once
+
 LIMIT = 1 << 20  # bytes of a document; a config.json has about 1 kB
 MAX_DEPTH = 64  # objects and lists inside one another; a report has 6
 MAX_DIGITS = 4300  # characters of a number: Python's own limit for integers
@@ -19,7 +21,7 @@ _TOO_DEEP = f"its objects and lists are nested too deeply, a recursion of more t
 
 def read(path: Path, limit: int = LIMIT) -> Any:
     """The content of a JSON file. Raises OSError if it cannot be read, ValueError if it is no file, and as `parse`."""
-    with open(path, "rb", opener=_open_at_once) as file:
+    with open(path, "rb", opener=open_at_once) as file:
         facts = os.fstat(file.fileno())
         if not stat.S_ISREG(facts.st_mode):
             raise ValueError("it is a pipe or a device, not a file")
@@ -50,11 +52,6 @@ def parse(content: str | bytes, limit: int = LIMIT) -> Any:
     if not _is_shallow(value):
         raise ValueError(_TOO_DEEP)
     return value
-
-
-def _open_at_once(path: str, flags: int) -> int:
-    """Opens a file for reading; a pipe that nobody writes to does not block."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _too_long(size: int, limit: int) -> str:

@@ -13,7 +13,10 @@ from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 
 WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
-"""Words that wrappers of a module put into the names of its parameters; no name of the model has them."""
+"""Words that wrappers of a module put into the names of its parameters; no name of the model has them.
+
+They are those of torch.compile, activation checkpointing, FSDP, and DistributedDataParallel.
+"""
 
 DEEPEST = 16
 """How many words a name may have; a model's have at most 8."""

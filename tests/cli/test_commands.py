@@ -116,7 +116,7 @@ def test_a_photograph_is_rotated_as_its_exif_demands():
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by a quarter turn, clockwise
     Image.new("RGB", (12, 8), "red").save("turned.jpg", exif=exif)
-    assert picture_files.read_headers([Path("turned.jpg")])[0].height == 12
+    assert picture_files.read_header(Path("turned.jpg")).height == 12
     assert picture_files.read(Path("turned.jpg")).shape == (12, 8, 3)
 
 

@@ -169,7 +169,7 @@ def test_damaged_sources_are_reported_in_a_line_and_nothing_is_written(source):
     tensors["quant_conv.bias"][0] = np.inf
     written(Path(), tensors, "inf.safetensors")
     message = error("convert", "inf.safetensors", "a.safetensors", "--to", "ldm")
-    assert "NaN or infinity in 1 tensors of inf.safetensors: quant_conv.bias" in message
+    assert "NaN or infinity in 1 tensor of inf.safetensors: quant_conv.bias" in message
     assert not Path("a.safetensors").exists()
     assert "no file or folder nowhere" in error("convert", "nowhere", "a.safetensors", "--to", "ldm")
 

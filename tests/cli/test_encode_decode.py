@@ -185,7 +185,7 @@ def test_finite_latents_that_overflow_are_reported_in_one_line_without_a_warning
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         words = error("decode", "big.safetensors", *MODEL)
-    assert "big.safetensors, tensor '0-cat': the latents have 24 NaN or infinite numbers once unscaled" in words
+    assert "big.safetensors, tensor '0-cat': the latents, unscaled in float32, hold 24 NaN or infinite" in words
 
 
 def test_latents_that_are_not_finite_are_reported():

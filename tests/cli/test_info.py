@@ -216,7 +216,7 @@ def test_values_are_checked_only_on_request(tmp_path):
     written(tmp_path, tensors, "nan.safetensors")
     assert "all finite" not in run("info", "nan.safetensors").stdout
     (problem,) = document_of("nan.safetensors", "--check", code=1)["problems"]
-    assert "NaN or infinity in 1 tensors of nan.safetensors: decoder.conv_in.bias;" in problem
+    assert "NaN or infinity in 1 tensor of nan.safetensors: decoder.conv_in.bias;" in problem
     assert "all finite" not in run("info", "nan.safetensors", "--check", code=1).stdout
     assert "all finite" in run("info", "tiny", "--check").stdout
     assert [document_of("tiny", *options)["checked"] for options in ((), ("--check",))] == [False, True]

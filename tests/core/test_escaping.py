@@ -8,7 +8,7 @@ import pickle
 import pytest
 
 import vaespec
-from vaespec.escaping import escaped, escaped_json
+from vaespec.escaping import escaped, escaped_json, shown
 
 HOSTILE = "\x1b]0;title\x07 \x9b31m \u202e \u2066 \u200b \n\r\x7f \x00 \udce9 \u2028 \U000e0041"
 
@@ -21,6 +21,11 @@ def test_control_characters_and_marks_of_direction_are_shown_as_escape_sequences
 @pytest.mark.parametrize("text", ["photo.png", "漢字 ü 😀", "wide\u3000space\u00a0kept", r"back\slash"])
 def test_other_text_stays(text):
     assert escaped(text) == text
+
+
+def test_a_long_name_is_shown_in_part():
+    assert shown("n" * 300) == "n" * 300
+    assert shown("\x1b" + "n" * 300) == r"\x1b" + "n" * 299 + "..."
 
 
 def test_escaping_twice_changes_nothing_more():

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vaespec import WeightFileError
-from vaespec.weights.containers import read_index
+from vaespec.weights.containers import open_tensors, read_index
 from vaespec.weights.folders import choose, choose_among
 
 SAFETENSORS = "diffusion_pytorch_model.safetensors"
@@ -156,11 +156,33 @@ def test_a_folder_without_weights_says_what_it_has(tmp_path):
         choose(tmp_path / "file")
 
 
-def test_folders_and_dangling_links_are_not_files(tmp_path):
-    (tmp_path / SAFETENSORS).mkdir()
-    (tmp_path / "diffusion_pytorch_model.bin").symlink_to(tmp_path / "gone")
-    (tmp_path / "flax_model.msgpack").touch()
-    assert choose(tmp_path).weights.name == "flax_model.msgpack"
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda path: path.symlink_to("gone"), "is a link to gone, which does not exist: restore that file"),
+        (lambda path: path.symlink_to(path.name), "cannot be read"),
+        (lambda path: path.mkdir(), "is a folder"),
+        (lambda path: os.mkfifo(path), "is a folder or device"),
+    ],
+)
+@pytest.mark.parametrize("name", [SAFETENSORS, INDEX])
+def test_weights_that_are_no_file_are_refused_and_never_taken_for_absent(tmp_path, make, words, name):
+    """Otherwise older weights beside them, in another format, would be read without a word."""
+    make(tmp_path / name)
+    (tmp_path / "diffusion_pytorch_model.bin").touch()
+    (tmp_path / "diffusion_pytorch_model.fp16.safetensors").touch()
+    weights = choose(tmp_path).weights
+    assert weights.name == name
+    with pytest.raises(WeightFileError, match=words) as caught:
+        open_tensors(weights)
+    assert str(tmp_path / name) in str(caught.value)
+
+
+def test_folders_and_dangling_links_of_other_names_are_no_weights(tmp_path):
+    (tmp_path / "a.safetensors").mkdir()
+    (tmp_path / "b.safetensors").symlink_to(tmp_path / "gone")
+    (tmp_path / "c.msgpack").touch()
+    assert choose(tmp_path).weights.name == "c.msgpack"
 
 
 # -- indices are not trusted -------------------------------------------------------------------------------------

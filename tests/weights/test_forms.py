@@ -51,6 +51,10 @@ QUANTIZED = {
     "SDNQ": (file("scale", kernel=I8), "with SDNQ"),
     "SDNQ, asymmetric": (file("scale", "zero_point", "svd_up", "svd_down", kernel=U8), "with SDNQ"),
     "HQQ": (file("W_q", "meta", kernel=None), "with HQQ"),
+    "torch.ao, dynamic": (
+        file("scale", "zero_point", "_packed_params.dtype", "_packed_params._packed_params", kernel=None),
+        "with torch.ao",
+    ),
     "torch.ao": (file("weight_fake_quant.fake_quant_enabled"), "with torch.ao"),
 }
 

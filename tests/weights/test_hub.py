@@ -15,6 +15,7 @@ from huggingface_hub import constants
 from support.hub_server import Repository, closed_port, published
 
 from vaespec import WeightFileError
+from vaespec.weights import load_folder
 from vaespec.weights.hub import REMEDIES, fetch
 
 WHOLE, FP16 = "diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.fp16.safetensors"
@@ -192,6 +193,15 @@ def test_a_cache_with_a_shard_missing_says_which(hub, cache, sharded):
     shard.unlink()
     message = refused("someone/shards", cache_dir=cache, local_files_only=True)
     assert f"lacks 1 of the files it needs, {shard.name} first: fetch the rest with a network" in message
+
+
+def test_a_file_that_was_removed_from_the_cache_is_not_replaced_by_another(hub, cache):
+    for variant in (None, "fp16"):
+        folder = fetch("someone/vae", variant=variant, cache_dir=cache)
+    (folder / WHOLE).resolve().unlink()
+    folder = fetch("someone/vae", cache_dir=cache, local_files_only=True)
+    with pytest.raises(WeightFileError, match=f"{WHOLE} is a link to .* which does not exist: restore that file"):
+        load_folder(folder, None)
 
 
 # -- cut off -----------------------------------------------------------------------------------------------------

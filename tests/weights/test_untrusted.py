@@ -17,6 +17,7 @@ from support.weight_files import WRITERS, safetensors_file, tensors
 
 from vaespec import WeightFileError
 from vaespec.weights.containers import open_tensors
+from vaespec.weights.containers.tensor_file import opened
 
 
 def table(*rows: tuple, metadata: object = None) -> str:
@@ -130,7 +131,9 @@ def test_an_error_of_the_disk_names_the_file(tmp_path, monkeypatch):
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr("vaespec.weights.containers.tensor_file.np.empty", broken)
-    with pytest.raises(WeightFileError, match=r"cannot be read \(Input/output error\)\.") as caught:
+    with pytest.raises(
+        WeightFileError, match=r"cannot be read \(Input/output error\): check the file and its disk\."
+    ) as caught:
         file["encoder.conv_in.bias"]
     assert str(path) in str(caught.value)
 
@@ -321,3 +324,14 @@ def test_a_file_cut_anywhere_is_refused_or_has_lost_nothing(tmp_path, container)
             continue
         assert container == "gguf"  # which pads its end
         assert all(file[name].tobytes() == a.tobytes() for name, a in tensors().items())
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFO on Windows")
+def test_a_pipe_that_takes_the_place_of_a_file_is_refused_at_once(tmp_path, monkeypatch):
+    path = safetensors_file(tmp_path, tensors())
+    state = path.stat()
+    path.unlink()
+    os.mkfifo(path)
+    monkeypatch.setattr(Path, "stat", lambda self, **options: state)  # as it was before it was replaced
+    with pytest.raises(WeightFileError, match="is a folder or device: give a file of weights"), opened(path):
+        pass

@@ -99,6 +99,19 @@ def test_what_is_no_array_in_msgpack_is_bounded(tmp_path):
     refused(tmp_path / "m", "more than 4,194,304 bytes beside its arrays")
 
 
+def test_what_is_no_array_in_msgpack_is_dropped(tmp_path):
+    """An empty map takes one byte in the file and 64 in memory."""
+    maps = b"".join(msgpack.packb(f"{i:05}") + b"\xdc\x0f\x00" + b"\x80" * 3840 for i in range(300))
+    (tmp_path / "m").write_bytes(b"\xde\x01\x2c" + maps)
+    open_tensors(tmp_path / "m")  # imports what opening needs
+    tracemalloc.start()
+    try:
+        assert not open_tensors(tmp_path / "m")
+        assert tracemalloc.get_traced_memory()[1] < 2 * len(maps)
+    finally:
+        tracemalloc.stop()
+
+
 # -- GGUF --------------------------------------------------------------------------------------------------------
 
 

@@ -124,7 +124,7 @@ def test_tensors_that_are_not_the_models_are_left_out_only_on_request_and_never_
     with pytest.raises(WeightMapError, match=r"unexpected  decoder\.extra\.weight"):
         load_file(path)
     assert_same_bits(load_file(path, strict=False)[1], tagged(PLAIN))
-    assert "left out 1 tensors that are not the model's: decoder.extra.weight" in caplog.text
+    assert "left out 1 tensor that is not the model's: decoder.extra.weight" in caplog.text
     tensors["decoder.up_blocks.0.attentions.0.extra.weight"] = np.zeros(3, np.float32)
     with pytest.raises(WeightMapError, match=r"unexpected  decoder\.up_blocks\.0\.attentions"):
         load_file(written(tmp_path, tensors), strict=False)
@@ -174,7 +174,7 @@ def test_a_file_cut_at_the_end_of_its_header_is_refused(tmp_path, whole_file):
             b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 334\n",
             "git-lfs pointer, .*git lfs pull",
         ),
-        (b"<!DOCTYPE html><html><body>Sign in</body></html>", "a web page: the download probably needs a login"),
+        (b"<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page of a server, not weights"),
         ((16).to_bytes(8, "little") + b'{"a": not json }' + b"\x00" * 64, "damaged"),
     ],
 )

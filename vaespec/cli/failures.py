@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -101,6 +101,11 @@ class Failures:
     def document(self) -> list[dict[str, str]]:
         """The failures for --json."""
         return [{"name": failure.name, "error": failure.words} for failure in self.found]
+
+    def require_any(self, left: Sized) -> None:
+        """Raises SomeFailedError if nothing is left of the work."""
+        if not left:
+            self.raise_any()
 
     def raise_any(self) -> None:
         """Raises SomeFailedError if there are failures; called after the rest has been reported."""

@@ -111,7 +111,10 @@ def load(path: Path) -> Latents:
         raise
     metadata = tensors.metadata
     if metadata.get("format") != FORMAT:
-        raise InputError(f"{path} is not a file of `vaespec encode`: its metadata do not name the format {FORMAT!r}.")
+        raise InputError(
+            f"{path} is not a file of `vaespec encode`, since its metadata do not name the format {FORMAT!r}: encode "
+            "pictures, and give that file."
+        )
     if metadata.get("version") != VERSION:
         version = metadata.get("version")
         raise InputError(f"{path} has version {version!r}, but this vaespec reads version {VERSION!r}: update vaespec.")

@@ -10,6 +10,7 @@ from pathlib import Path
 from vaespec.architecture import DECODER, Half
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli.console import Steps
+from vaespec.cli.failures import Failures
 from vaespec.cli.latents_file import Latents
 from vaespec.cli.picture_files import Pad, PictureFile, framed_size
 from vaespec.dtypes import storage_dtype
@@ -50,23 +51,60 @@ class Limits:
             "auto", max_memory=self.max_memory, offload_folder=self.offload_folder, progress=step.part, on_plan=say
         )
 
-    def require(self, model: Model, pictures: Sequence[PictureFile], tasks: Iterable[Task]) -> None:
-        """Raises the MemoryLimitError with the greatest need, of reading pictures and of tasks. `model` has no params.
+    def require(self, model: Model, tasks: Iterable[Task]) -> None:
+        """Raises the MemoryLimitError with the greatest need of the tasks. `model` has no params.
 
         It is a forecast: what the process holds later cannot be known exactly, and the runs check it again.
         """
+        if refusals := self._refusals(model, [], tasks):
+            raise max(refusals.values(), key=_need)
+
+    def affordable(
+        self, model: Model, pictures: Sequence[PictureFile], tasks: Iterable[Task], failures: Failures
+    ) -> list[PictureFile]:
+        """The pictures for whose reading and tasks the memory suffices, as `require` forecasts it.
+
+        The others are noted as failures. Raises the MemoryLimitError with the greatest need if no picture is left.
+        """
+        refusals = self._refusals(model, pictures, tasks)
+        left = [picture for picture in pictures if picture.path not in refusals]
+        if not left and not failures.found:
+            raise max(refusals.values(), key=_need)
+        for path, refusal in refusals.items():
+            with failures.caught(str(path)):
+                raise refusal
+        failures.require_any(left)
+        return left
+
+    def _refusals(
+        self, model: Model, pictures: Sequence[PictureFile], tasks: Iterable[Task]
+    ) -> dict[Path, MemoryLimitError]:
+        """The MemoryLimitError with the greatest need of each file that has one; its message names the file."""
         limit = None if self.max_memory is None else as_bytes(self.max_memory)
         tiling = Tiling(enabled=True, mode="auto", max_memory=limit, offload_folder=self.offload_folder)
         weights = sum(math.prod(row.shape) for row in model.table().values()) * storage_dtype(model.ops.dtype).itemsize
-        refusals = list(_too_large_to_read(model, tiling, weights, pictures) if model.ops.on_host else ())
-        for task in {(task.half, task.shape, task.held): task for task in tasks}.values():
-            try:
-                planner.choose(model, task.half, task.shape, tiling, weights + task.held * model.ops.on_host)
-            except MemoryLimitError as error:
-                refusals.append((task.path, error))
-        if refusals:
-            path, worst = max(refusals, key=lambda refusal: refusal[1].enough)
-            raise MemoryLimitError(f"{path}: {worst}", worst.enough)
+        found = list(_too_large_to_read(model, tiling, weights, pictures) if model.ops.on_host else ())
+        answers: dict[tuple[Half, tuple[int, ...], int], MemoryLimitError | None] = {}
+        for task in tasks:
+            question = task.half, task.shape, task.held
+            if question not in answers:
+                answers[question] = _refusal(model, task, tiling, weights + task.held * model.ops.on_host)
+            if refusal := answers[question]:
+                found.append((task.path, refusal))
+        greatest = dict(sorted(found, key=lambda pair: _need(pair[1])))  # the last one of a path stays
+        return {path: MemoryLimitError(f"{path}: {error}", error.enough) for path, error in greatest.items()}
+
+
+def _refusal(model: Model, task: Task, tiling: Tiling, held: int) -> MemoryLimitError | None:
+    try:
+        planner.choose(model, task.half, task.shape, tiling, held)
+    except MemoryLimitError as error:
+        return error
+    return None
+
+
+def _need(refusal: MemoryLimitError) -> int:
+    return refusal.enough
 
 
 def picture_tasks(model: Model, pictures: Sequence[PictureFile], pad: Pad, halves: Sequence[Half]) -> Iterable[Task]:

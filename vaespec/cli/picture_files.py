@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from vaespec.autoencoder import AutoencoderKL
-from vaespec.cli.failures import name_in_errors
+from vaespec.cli.failures import Failures, name_in_errors
 from vaespec.cli.paths import written
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
+from vaespec.files import open_at_once
 from vaespec.ops import Array
 from vaespec.pictures import as_rgb, header_size, reading, reading_bytes, to_pixels
 from vaespec.weights.containers.safetensors import SAFETENSORS
@@ -56,27 +57,60 @@ class PictureFile:
     reading_bytes: int
 
 
-def read_headers(paths: Sequence[Path]) -> list[PictureFile]:
-    """Reads only the headers, so that a wrong file is reported before any work. Raises InputError."""
+def read_header(path: Path) -> PictureFile:
+    """Reads only the header, so that a wrong file is reported before any work. Raises InputError."""
+    with _opened(path) as (picture, size):
+        return PictureFile(path, *header_size(picture), reading_bytes(picture, size))
+
+
+def read_headers(paths: Sequence[Path], failures: Failures) -> list[PictureFile]:
+    """Reads the headers that can be read, and notes the files in which that fails.
+
+    Raises InputError if a path names no file at all, or a folder or a pipe: that is a mistake in the command, whereas
+    damage is a fault of one picture. Raises SomeFailedError if no picture is left.
+    """
+    for path in paths:
+        _require_file(path)
     headers = []
     for path in paths:
-        with _opened(path) as (picture, size):
-            headers.append(PictureFile(path, *header_size(picture), reading_bytes(picture, size)))
+        with failures.caught(str(path)):
+            headers.append(read_header(path))
+    failures.require_any(headers)
     return headers
 
 
-def require_fit(pictures: Sequence[PictureFile], config: AutoencoderConfig, pad: Pad | None) -> None:
-    """Raises InputError if a picture is smaller than f, or if the model's images are not RGB. None: no padding."""
+def require_rgb(config: AutoencoderConfig) -> None:
+    """Raises InputError if the model's images are not RGB."""
     if (config.in_channels, config.out_channels) != (3, 3):
         channels = f"{config.in_channels} channels in and {config.out_channels} out"
         raise InputError(f"the weights have {channels}, but pictures have 3: use the Python API.")
+
+
+def require_fit(picture: PictureFile, config: AutoencoderConfig, pad: Pad | None) -> None:
+    """Raises InputError if the picture is smaller than f. None: no padding."""
     f, remedy = config.downsampling_factor, "" if pad is None else ", or give --pad edge"
+    if pad is not Pad.EDGE and min(picture.height, picture.width) < f:
+        size = f"{picture.width} x {picture.height} px"
+        raise InputError(
+            f"{picture.path} is {size}, but the weights need at least {f} x {f} px: use a larger picture{remedy}."
+        )
+
+
+def fitting(
+    pictures: Sequence[PictureFile], config: AutoencoderConfig, pad: Pad, failures: Failures
+) -> list[PictureFile]:
+    """The pictures that are not smaller than f; the others are noted as failures.
+
+    Raises InputError if the model's images are not RGB, SomeFailedError if no picture is left.
+    """
+    require_rgb(config)
+    large_enough = []
     for picture in pictures:
-        if pad is not Pad.EDGE and min(picture.height, picture.width) < f:
-            size = f"{picture.width} x {picture.height} px"
-            raise InputError(
-                f"{picture.path} is {size}, but the weights need at least {f} x {f} px: use a larger picture{remedy}."
-            )
+        with failures.caught(str(picture.path)):
+            require_fit(picture, config, pad)
+            large_enough.append(picture)
+    failures.require_any(large_enough)
+    return large_enough
 
 
 def is_picture(path: Path) -> bool:
@@ -179,18 +213,25 @@ class _ReadFile(io.BufferedReader):
 
 @contextmanager
 def _regular_file(path: Path) -> Iterator[io.BufferedReader]:
-    """The file, open for reading. Raises InputError for a pipe, a socket or a device, which may make us wait."""
-    try:
-        _require_regular(path, os.stat(path).st_mode)  # before: to open a device may change it
-        with _ReadFile(io.FileIO(path, opener=_open_at_once)) as file:
-            yield file
-    except FileNotFoundError:
-        raise InputError(f"there is no file {path}: check the name.") from None
+    """The file, open for reading. Raises InputError for what is no file, which may make us wait."""
+    _require_file(path)  # before: to open a device may change it
+    with _ReadFile(io.FileIO(path, opener=_open_regular)) as file:
+        yield file
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    """Opens a file as `open` does, but without waiting for the writer of a pipe."""
-    descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+def _require_file(path: Path) -> None:
+    """Raises InputError unless the path names a file."""
+    with reading(str(path)):
+        try:
+            mode = os.stat(path).st_mode
+        except FileNotFoundError:
+            raise InputError(f"there is no file {path}: check the name.") from None
+        _require_regular(path, mode)
+
+
+def _open_regular(path: str, flags: int) -> int:
+    """Opens a file at once. Raises InputError for what has taken its place and is none."""
+    descriptor = open_at_once(path, flags)
     try:
         _require_regular(Path(path), os.fstat(descriptor).st_mode)
     except InputError:

@@ -56,6 +56,6 @@ class CanonicalWeights(Mapping[str, np.ndarray]):
         file = self.vae.file
         bad = [name for name in map(self.vae.stored, self.table) if name in file and not np.isfinite(file[name]).all()]
         raise NonFiniteError(
-            f"NaN or infinity in {len(bad)} tensors of {file.path}: {', '.join(shortened(bad))}; "
+            f"NaN or infinity in {len(bad)} tensor{'s' * (len(bad) > 1)} of {file.path}: {', '.join(shortened(bad))}; "
             "allow_nonfinite=True accepts them."
         )

@@ -84,9 +84,10 @@ def require_fit(vae: VaeInFile, fitted: Fit, strict: bool) -> None:
             problems.append("strict=False, or --no-strict, leaves out unexpected tensors")
         raise WeightMapError(head, *problems)
     if left := [*vae.ignored(), *fitted.unexpected]:
-        why = "that training left beside the model, as strict allows" if strict else "that are not the model's"
+        tensors, are = ("1 tensor", "is") if len(left) == 1 else (f"{len(left)} tensors", "are")
+        why = "that training left beside the model, as strict allows" if strict else f"that {are} not the model's"
         path, names = escaped(str(vae.file.path)), escaped(", ".join(shortened(left)))
-        LOG.warning("%s: left out %d tensors %s: %s", path, len(left), why, names)
+        LOG.warning("%s: left out %s %s: %s", path, tensors, why, names)
 
 
 def refused_names(vae: VaeInFile, fitted: Fit, strict: bool) -> tuple[str, ...]:

@@ -82,17 +82,22 @@ def choose(folder: Path, variant: str | None = None) -> FolderFiles:
 def listing(folder: Path) -> set[str]:
     """The names of the files in a folder and in its `vae/`. Raises WeightFileError if it cannot be listed.
 
-    A config.json counts even if it is no file: without it, a config would be inferred, which may be another one.
+    What has the name of a VAE's file counts even if it is no file, such as a link that leads nowhere: without a
+    config.json a config would be inferred, and without the weights others would be read, which may differ.
     """
     try:
         inside = [*folder.iterdir(), *(folder / PIPELINE_VAE).glob("*")]
-        return {path.relative_to(folder).as_posix() for path in inside if path.is_file() or path.name == CONFIG}
+        return {path.relative_to(folder).as_posix() for path in inside if path.is_file() or _is_expected(path.name)}
     except FileNotFoundError:
         raise WeightFileError(f"no folder {folder}: check the path.") from None
     except OSError as error:
         raise WeightFileError(f"cannot list {folder} ({error.strerror}): give a folder that can be read.") from error
     except ValueError as error:
         raise WeightFileError(f"no folder {str(folder)!r} ({error}): check the path.") from None
+
+
+def _is_expected(name: str) -> bool:
+    return name == CONFIG or any(pattern.fullmatch(name) for pattern in KNOWN)
 
 
 def choose_among(names: Collection[str], folder: str, variant: str | None = None) -> FolderFiles:

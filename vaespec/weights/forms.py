@@ -38,14 +38,14 @@ QUANTIZED = (
         "to scaled fp8 (float8) or int8 (ComfyUI, ModelOpt or compressed-tensors)",
     ),
     (r"\.(?:weight|input|output)_quantizer\.\w+", "with NVIDIA ModelOpt"),
-    (r"\.(?:zero_point|svd_up|svd_down)", "with SDNQ"),
-    (r"\.W_q", "with HQQ"),
-    (r"\.(?:codebooks|codes)", "with AQLM"),
-    (r"\.weight_scales", "with EETQ"),
     (
         r"\.(?:_packed_params(?:\.\w+)?|activation_post_process\.\w+|fake_quant_enabled|observer_enabled|min_val|max_val)",
         "with torch.ao",
     ),
+    (r"\.(?:zero_point|svd_up|svd_down)", "with SDNQ"),
+    (r"\.W_q", "with HQQ"),
+    (r"\.(?:codebooks|codes)", "with AQLM"),
+    (r"\.weight_scales", "with EETQ"),
 )
 
 # Ends of names -> how PyTorch has changed the form of the weights, and what undoes it.

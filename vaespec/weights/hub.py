@@ -66,7 +66,8 @@ class HubFolder:
                 allow_patterns=[],  # matches no file: this only finds the folder of the revision
             )
         )
-        names = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+        # A link whose file has been removed from the cache counts: other files are not taken in its place.
+        names = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if not path.is_dir()}
         return snapshot / self.subfolder, self._inside(names)
 
     def explain(self, error: Exception) -> WeightFileError | MemoryError:

@@ -9,12 +9,10 @@ from collections.abc import Iterable, Iterator, Mapping
 import numpy as np
 
 from vaespec.errors import WeightMapError
+from vaespec.trained import WRAPPERS, without
 from vaespec.weights.beside import without_copies
 from vaespec.weights.containers import TensorFile
 from vaespec.weights.dialects import EMA, OWN
-
-# torch.compile, activation checkpointing, FSDP, and DistributedDataParallel.
-WRAPPERS = ("_orig_mod", "_checkpoint_wrapped_module", "_fsdp_wrapped_module", "module")
 
 _ANY = "|".join(WRAPPERS)
 FIRST_LAYER = re.compile(rf"(.*\.|)(?:encoder|decoder)\.(?:(?:{_ANY})\.)*conv_in\.")
@@ -67,9 +65,8 @@ def unwrapped(file: TensorFile, request: str | None) -> TensorFile:
 
 def bare(name: str) -> str:
     """A name without the parts that are wrappers' names; LDM's moving averages have no dots between the parts."""
-    parts = name.split(".")
-    kept = ".".join(part for part in parts if part not in WRAPPERS)
-    return re.sub(_ANY, "", kept) if EMA in parts[:-1] else kept
+    kept = without(WRAPPERS, name)
+    return re.sub(_ANY, "", kept) if EMA in name.split(".")[:-1] else kept
 
 
 def _prefixes(file: TensorFile, request: str | None) -> list[str]:

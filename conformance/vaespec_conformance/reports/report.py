@@ -259,7 +259,7 @@ class Report:
         try:
             return cls.from_dict(strict_json.read(path, LIMIT))
         except OSError as error:
-            raise VaespecError(f"{path} cannot be read ({error.strerror}).") from None
+            raise VaespecError(f"{path} cannot be read ({error.strerror}): check the file and its disk.") from None
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise VaespecError(f"{path} is no report of this suite: {error}") from error
 

@@ -53,9 +53,10 @@ def compare(
         raise typer.BadParameter("choose a comparison: --tiling.", param_hint="--tiling")
     paths.require_file(output, ".png")
     paths.require_apart([picture], [output])
-    headers = picture_files.read_headers([picture])
+    header = picture_files.read_header(picture)
     vae = open_model(weights, family, backend, device, dtype, precision, strict)
-    picture_files.require_fit(headers, vae.config, pad=None)
+    picture_files.require_rgb(vae.config)
+    picture_files.require_fit(header, vae.config, pad=None)
     pixels = picture_files.read(picture)
     with name_in_errors(picture):
         images = _images(vae, pixels, tile or _tile(vae, min(pixels.shape[:2])))

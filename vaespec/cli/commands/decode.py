@@ -43,7 +43,7 @@ def decode(
     outputs = _outputs(output, content)
     opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
     model = outline(opened, backend, device, dtype, precision)
-    limits.require(model, [], latent_tasks(model, latents, content))
+    limits.require(model, latent_tasks(model, latents, content))
     vae = place(weights, opened, backend, device, dtype, precision)
     _require_fit(vae, latents, content, weights)
     rows: list[dict[str, Any]] = []

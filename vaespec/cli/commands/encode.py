@@ -47,18 +47,21 @@ def encode(
     Pictures that fail are left out and listed, and the exit code is 1.
     """
     seeds = options.seeds(len(pictures), sample, seed)
-    headers = picture_files.read_headers(pictures)
+    failures = Failures()
+    headers = picture_files.read_headers(pictures, failures)
     paths.require_file(output, ".safetensors")
     paths.require_apart(pictures, [output])
     opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
     model = outline(opened, backend, device, dtype, precision)
-    picture_files.require_fit(headers, model.config, pad)
+    headers = picture_files.fitting(headers, model.config, pad, failures)
     if not raw:
         require_scale(model.config, weights, "--raw for latents that are not scaled")
-    limits.require(model, headers, picture_tasks(model, headers, pad, [ENCODER]))
+    headers = limits.affordable(model, headers, picture_tasks(model, headers, pad, [ENCODER]), failures)
     vae = place(weights, opened, backend, device, dtype, precision)
-    failures = Failures()
-    latents = _encode(vae, pictures, pad, seeds, raw, limits, failures)
+    good = {header.path for header in headers}
+    names = latents_file.tensor_names(pictures)
+    work = [task for task in zip(names, pictures, seeds, strict=True) if task[1] in good]
+    latents = _encode(vae, work, pad, raw, limits, failures)
     if latents.entries:
         size = latents_file.save(output, latents)
         _report(output, size, latents, failures, vae, as_json)
@@ -67,18 +70,20 @@ def encode(
 
 def _encode(
     vae: AutoencoderKL,
-    pictures: Sequence[Path],
+    work: Sequence[tuple[str, Path, int | None]],
     pad: Pad,
-    seeds: Sequence[int | None],
     raw: bool,
     limits: Limits,
     failures: Failures,
 ) -> Latents:
-    """Returns the latents (C, h, w) of each picture that can be read, with the size of its pixels."""
+    """Returns the latents (C, h, w) of each picture that can be read, with the size of its pixels.
+
+    The work is the name of a tensor, a picture, and a seed, for each.
+    """
     tensors, entries = {}, []
-    with progress("encode", len(pictures)) as step:
+    with progress("encode", len(work)) as step:
         limits.apply(vae, step)
-        for name, picture, seed in zip(latents_file.tensor_names(pictures), pictures, seeds, strict=True):
+        for name, picture, seed in work:
             with failures.caught(str(picture)):
                 pixels = picture_files.read(picture)
                 with name_in_errors(picture):

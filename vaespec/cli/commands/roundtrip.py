@@ -39,18 +39,20 @@ def roundtrip(
     Pictures that fail are left out and listed, and the exit code is 1.
     """
     seeds = options.seeds(len(pictures), sample, seed)
-    headers = picture_files.read_headers(pictures)
+    failures = Failures()
+    headers = picture_files.read_headers(pictures, failures)
     outputs = paths.picture_outputs(output, pictures)
     opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
     model = outline(opened, backend, device, dtype, precision)
-    picture_files.require_fit(headers, model.config, pad)
-    limits.require(model, headers, picture_tasks(model, headers, pad, [ENCODER, DECODER]))
+    headers = picture_files.fitting(headers, model.config, pad, failures)
+    headers = limits.affordable(model, headers, picture_tasks(model, headers, pad, [ENCODER, DECODER]), failures)
     vae = place(weights, opened, backend, device, dtype, precision)
     rows: list[dict[str, Any]] = []
-    failures = Failures()
-    with progress("roundtrip", 2 * len(pictures)) as step:
+    good = {header.path for header in headers}
+    work = [task for task in zip(pictures, outputs, seeds, strict=True) if task[0] in good]
+    with progress("roundtrip", 2 * len(work)) as step:
         limits.apply(vae, step)
-        for picture, target, its_seed in zip(pictures, outputs, seeds, strict=True):
+        for picture, target, its_seed in work:
             with failures.caught(str(picture)):
                 rows.append(_roundtrip(vae, picture, target, pad, its_seed, step))
     if rows:

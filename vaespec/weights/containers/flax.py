@@ -96,7 +96,10 @@ class _Walk:
         self._file, self._size, self._items, self._small_bytes = file, size, 0, 0
 
     def value(self, at: int, name: str = "", depth: int = 0) -> tuple[Any, int]:
-        """A map as a dict, an array as Stored, anything else as it is; `name`, the end of it, is for errors."""
+        """A map as a dict, an array as Stored, an integer; None for anything else, so that it takes no memory.
+
+        `name`, the end of an array's, is for errors.
+        """
         first = self._bytes(at, 1)[0]
         if 0x80 <= first <= 0x8F or first in (0xDE, 0xDF):
             return self._map(at, name, depth)
@@ -104,7 +107,8 @@ class _Walk:
             return self._extension(at, first, name)
         if width := (BIN | TEXT).get(first, 0):  # of any length: what is no array is not read
             return None, self._end(at + 1 + width + int.from_bytes(self._bytes(at + 1, width), "big"))
-        return self._small(at, "unpack")
+        small, end = self._small(at, "unpack")
+        return small if isinstance(small, int) else None, end
 
     def _map(self, at: int, name: str, depth: int) -> tuple[dict[str, Any], int]:
         count, at = self._small(at, "read_map_header")

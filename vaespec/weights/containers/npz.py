@@ -17,6 +17,7 @@ import numpy as np
 
 from vaespec.dtypes import KNOWN_DTYPES, numpy_dtype
 from vaespec.errors import WeightFileError
+from vaespec.escaping import shown
 from vaespec.weights.containers.container import Container
 from vaespec.weights.containers.tensor_file import (
     Stored,
@@ -25,7 +26,6 @@ from vaespec.weights.containers.tensor_file import (
     opened,
     require_apart,
     require_unchanged,
-    shown,
     state_of,
     tensor_in_errors,
 )

@@ -15,7 +15,7 @@ from vaespec.weights.containers.inert import MAX_NAME, Inert, enter, made, named
 from vaespec.weights.containers.rebuilt import Named, Storage, stored
 
 PROTOCOLS = range(2, 6)
-BUDGET = 96 << 20  # bytes of memory that the values of a file's pickles may take
+BUDGET = 64 << 20  # bytes of memory that the values of a file's pickles may take, which also bounds the time
 SCALAR, OBJECT = 48, 96  # bytes that a step takes at most: its value, and the value's place on the stack or in the memo
 MAX_INTEGER = 16  # bytes; no size needs more
 
@@ -234,8 +234,8 @@ STEPS: dict[bytes, tuple[int, Callable[[Machine], object]]] = {
 }
 # The same of opcodes that a number follows.
 COUNTED_STEPS: dict[bytes, tuple[int, struct.Struct, Callable[[Machine, int], object]]] = {
-    pickle.PROTO: (SCALAR, BYTE, Machine._protocol),
-    pickle.FRAME: (SCALAR, LONG_LONG, lambda m, size: None),  # a help for reading ahead
+    pickle.PROTO: (OBJECT, BYTE, Machine._protocol),
+    pickle.FRAME: (OBJECT, LONG_LONG, lambda m, size: None),  # a help for reading ahead; there are few
     pickle.BININT1: (SCALAR, BYTE, Machine._push),
     pickle.BININT2: (SCALAR, SHORT, Machine._push),
     pickle.BININT: (SCALAR, SIGNED, Machine._push),

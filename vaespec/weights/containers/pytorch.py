@@ -16,6 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vaespec.errors import WeightFileError
+from vaespec.escaping import shown
 from vaespec.weights.containers.container import Container
 from vaespec.weights.containers.inert import MAX_NAME, Inert
 from vaespec.weights.containers.pickled import PROTOCOLS, Machine, Window
@@ -35,7 +36,6 @@ SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 WRAPPERS = ("model", "module", "params", "params_ema", "ema", "model_ema", "state_dict_ema")
 MAX_DEPTH, MAX_TENSORS = 128, 1 << 16  # dictionaries inside each other; tensors of a file
 MAX_LETTERS = 8 << 20  # bytes of all their names together
-MAX_SHOWN = 300  # letters of a name in an error
 MAX_DIRECTORY = 4 << 20  # bytes of a zip archive's directory: 40,000 entries
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # of a zip archive's entry: magic, lengths of its name and of its extra field
 ENCRYPTED = 1  # a bit of an entry's flags
@@ -214,7 +214,7 @@ def _checkpoint(
         first, end = places[tensor.storage.key]
         count = tensor.span * width(tensor.dtype)
         if first + tensor.begin + count > end:
-            raise ValueError(f"tensor {name[:MAX_SHOWN]!r} ends beyond its storage of {end - first:,} bytes")
+            raise ValueError(f"tensor {shown(name)} ends beyond its storage of {end - first:,} bytes")
         shape = tensor.shape if tensor.in_order else (tensor.span,)
         with tensor_in_errors(name):
             rows[name] = Stored(tensor.dtype, shape, ((first + tensor.begin, count),))
@@ -253,10 +253,9 @@ def _selected(path: Path, kind: str, content: Any) -> dict[str, Tensor]:
         if len(tensors) == MAX_TENSORS or letters > MAX_LETTERS:
             raise ValueError(f"it has more than {MAX_TENSORS:,} tensors, or {MAX_LETTERS:,} bytes in their names")
         if name in tensors:
-            raise ValueError(f"it has two tensors of the name {name[:MAX_SHOWN]!r}")
+            raise ValueError(f"it has two tensors of the name {shown(name)}")
         if isinstance(tensor, Unreadable):
-            shown = repr(name[:MAX_SHOWN])[1:-1]  # without control characters
-            raise WeightFileError(f"{path}: tensor {shown} {tensor.problem}; save it as a plain tensor.")
+            raise WeightFileError(f"{path}: tensor {shown(name)} {tensor.problem}; save it as a plain tensor.")
         tensors[name] = tensor
     if not tensors:
         raise WeightFileError(f"{path} is a {kind} without tensors{_instead(content)}.")

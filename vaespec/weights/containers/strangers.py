@@ -48,7 +48,7 @@ STRANGERS = {
     rb".{257}ustar": f"a tar archive: {ARCHIVE}",
     rb"BZh\d|\xfd7zXZ\0|\x28\xb5\x2f\xfd|\x04\x22\x4d\x18": f"a compressed file: {ARCHIVE}",
     rb"PK": f"a zip archive: {ARCHIVE}",
-    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP": "a picture, and does not begin like a file of weights: give one",
+    rb"\x89PNG|\xff\xd8\xff|GIF8|RIFF.{4}WEBP": "a picture, and does not begin like a file of weights: name another",
     rb"%PDF": "a PDF document: give a file of weights",
 }
 
@@ -87,8 +87,8 @@ def page(path: Path, text: str, instead: str = "weights") -> WeightFileError:
     words = words if len(words) <= MAX_WORDS else f"{words[:MAX_WORDS]}..."
     if re.match(r"<(?:!doctype|html)", start, re.IGNORECASE):
         return WeightFileError(
-            f"{path} is a page of a server, not {instead}, but a web page: the download probably needs a login; it "
-            f"begins with {words!r}."
+            f"{path} is a web page of a server, not {instead}; it begins with {words!r}: the download probably needs a "
+            "login, so log in and download it again."
         )
     shown = f"; it begins with {words!r}" if ERROR_PAGE.match(start) else ""
     return WeightFileError(f"{path} is a page of a server or another text, not {instead}{shown}: {LOGIN}.")
@@ -100,7 +100,7 @@ def not_an_index(path: Path, content: Any, text: str) -> WeightFileError:
         return WeightFileError(f"{path} is JSON, but no index of shards: it has no weight_map of tensors and files.")
     if isinstance(content, dict) and ("_class_name" in content or "_diffusers_version" in content):
         return WeightFileError(f"{path} is a config, not weights: give the file of weights, or the folder of both.")
-    return page(path, text, "weights, and no index of shards")
+    return page(path, text, "weights or an index of shards")
 
 
 def strange_folder(names: Collection[str]) -> str | None:

@@ -16,9 +16,10 @@ import numpy as np
 
 from vaespec.dtypes import KNOWN_DTYPES, numpy_dtype
 from vaespec.errors import WeightFileError
+from vaespec.escaping import shown
+from vaespec.files import open_at_once
 
 MAX_RANK = 64  # NumPy's own
-MAX_SHOWN = 300  # characters of foreign text in an error
 
 State = tuple[int, int, int]
 
@@ -122,16 +123,28 @@ def opened(path: Path) -> Iterator[BufferedReader]:
     if "\0" in str(path):
         raise WeightFileError(f"{str(path)!r} is no path, since it has a null character: check it.")
     try:
-        if path.exists() and not stat.S_ISREG(path.stat().st_mode):  # reading a pipe would block
-            raise WeightFileError(f"{path} is a folder or device: give a file of weights.")
-        with memory_for(path), path.open("rb") as file:
+        _require_regular(path, path.stat())  # before it is opened, which may change a device
+        with memory_for(path), open(path, "rb", opener=open_at_once) as file:
+            _require_regular(path, os.fstat(file.fileno()))  # and after, since it may have been replaced
             yield file
     except WeightFileError:
         raise
     except FileNotFoundError:
+        if path.is_symlink():
+            raise WeightFileError(
+                f"{path} is a link to {os.readlink(path)}, which does not exist: restore that file."
+            ) from None
         raise WeightFileError(f"no file {path}: check the path.") from None
     except OSError as error:
-        raise WeightFileError(f"{path} cannot be read ({error.strerror or error}).") from None
+        raise WeightFileError(
+            f"{path} cannot be read ({error.strerror or error}): check the file and its disk."
+        ) from None
+
+
+def _require_regular(path: Path, state: os.stat_result) -> None:
+    """Raises WeightFileError for a pipe, which may block, and for a folder or a device."""
+    if not stat.S_ISREG(state.st_mode):
+        raise WeightFileError(f"{path} is a folder or device: give a file of weights.")
 
 
 @contextmanager
@@ -155,12 +168,6 @@ def tensor_in_errors(name: str) -> Iterator[None]:
 def damaged(path: Path, kind: str, reason: object) -> WeightFileError:
     """The error for a file that begins like one of `kind` and is none."""
     return WeightFileError(f"{path} is a damaged {kind} file: {shown(str(reason))}; download or save it again.")
-
-
-def shown(text: str) -> str:
-    """Foreign text as an error shows it: at most MAX_SHOWN characters, control characters and the like escaped."""
-    cut = text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}..."
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in cut)
 
 
 def require_possible(shape: tuple[object, ...], itemsize: int) -> None:
