@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import tracemalloc
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -280,3 +281,39 @@ def test_a_picture_whose_name_is_no_text_or_has_a_backslash_is_encoded_and_decod
     run("encode", "a\udcff.png", "b\\c.png", *MODEL)
     run("decode", "latents.safetensors", "--output", "out", *MODEL)
     assert {path.name for path in Path("out").iterdir()} == {"a\ufffd-vae.png", "b_c-vae.png"}
+
+
+def tall(name: str, **options) -> Path:
+    """A picture of one colour, 12,000 x 12,000 px."""
+    Image.new("RGB", (12_000, 12_000), "white").save(name, **options)
+    return Path(name)
+
+
+def test_a_length_in_a_picture_takes_no_memory_for_bytes_that_do_not_come():
+    whole = picture("a.png").read_bytes()
+    at = whole.index(b"IDAT") - 4
+    Path("a.png").write_bytes(whole[:at] + b"\x7f\xff\xff\xff" + whole[at + 4 :])
+    tracemalloc.start()
+    with suppress(InputError):  # the pixels are whole
+        picture_files.read(Path("a.png"))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1 << 20
+
+
+@pytest.mark.parametrize("name", ["huge.jpg", "huge.gif"])
+def test_a_few_bytes_that_announce_a_gigabyte_of_pixels_are_refused_before_it_is_taken(name):
+    whole = bytearray(picture(name, 13, 10).read_bytes())
+    if name == "huge.gif":
+        whole[6:10] = (13_000).to_bytes(2, "little") * 2
+    else:
+        at = whole.index(b"\xff\xc0") + 5  # height and width, after the marker, its length and the bits
+        whole[at : at + 4] = (13_000).to_bytes(2, "big") * 2
+    Path(name).write_bytes(whole)
+    message = error("roundtrip", name, *MODEL)
+    assert f"{name} announces 13000 x 13000 px in {len(whole):,} bytes, which would take" in message
+
+
+@pytest.mark.thorough
+def test_a_large_picture_of_one_colour_is_read_as_png():
+    assert picture_files.read_header(tall("white.png")).width == 12_000

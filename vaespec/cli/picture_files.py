@@ -34,6 +34,8 @@ PHOTOGRAPH = Path(__file__).parents[1] / "assets" / "astronaut.png"
 # Pillow starts a program (EPS) or asks the system to draw (WMF), its stubs (BUFR, GRIB, HDF5), and rare ones. TGA is
 # the last, as it has no magic number.
 FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000", "ICO", "TGA")
+ANY_PICTURE = 192 << 20  # bytes that reading a picture may take, whatever the size of its file
+MAX_RATIO = 4096  # beyond them, for each byte of the file; a PNG of one colour takes 2,400, a photograph less than 100
 START = 16  # bytes by which another kind of file is recognized
 
 
@@ -194,7 +196,18 @@ def _opened(path: Path) -> Iterator[tuple[Image, int]]:
             file.seek(0)
             raise InputError(_no_picture(path, file.read(START))) from None
         with picture:
+            _require_plausible(path, picture, size)
             yield picture, size
+
+
+def _require_plausible(path: Path, picture: Image, size: int) -> None:
+    """Raises InputError if a few bytes announce more pixels than any picture but one of a single colour has in them."""
+    need = reading_bytes(picture, size)
+    if need > max(ANY_PICTURE, MAX_RATIO * size):
+        raise InputError(
+            f"{path} announces {picture.width} x {picture.height} px in {size:,} bytes, which would take "
+            f"{need / 2**30:.1f} GiB to read: if they are all of one colour, save it as a PNG of 8 bits per channel."
+        )
 
 
 def _no_picture(path: Path, start: bytes) -> str:
@@ -207,8 +220,18 @@ def _no_picture(path: Path, start: bytes) -> str:
 class _ReadFile(io.BufferedReader):
     """A file that Pillow reads and does not map into memory: if it is cut meanwhile, a map would end the process."""
 
+    def __init__(self, raw: io.FileIO) -> None:
+        super().__init__(raw)
+        self._end = self.seek(0, os.SEEK_END)
+        self.seek(0)
+
     def fileno(self) -> int:
         raise io.UnsupportedOperation("a file to read")
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Reads no more than there is: Python takes the memory for `size` first, and a damaged file may say any."""
+        left = max(0, self._end - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
 
 
 @contextmanager
