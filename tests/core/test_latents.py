@@ -173,6 +173,6 @@ def test_finite_latents_that_overflow_when_they_are_unscaled_are_reported_as_suc
 def test_latents_that_overflow_when_they_are_normalized_are_reported(backend):
     vae = AutoencoderKL.from_config(TINY.replace(scaling_factor=1e38, shift_factor=100.0), backend=backend)
     with pytest.raises(
-        NonFiniteError, match="the latents, normalized in float32, hold .* NaN or infinite numbers, the first at"
+        NonFiniteError, match=r"the latents, normalized in float32, hold .* NaN or infinite numbers, the first at"
     ):
         vae.encode_latents(images(TINY, 8, 8).astype(np.float32))

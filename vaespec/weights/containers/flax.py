@@ -10,9 +10,10 @@ from typing import Any, BinaryIO
 import msgpack
 import numpy as np
 
+from vaespec.escaping import MAX_SHOWN
 from vaespec.strict_json import unique
 from vaespec.weights.containers.container import Container
-from vaespec.weights.containers.tensor_file import MAX_SHOWN, Stored, StoredTensors, damaged, opened, tensor_in_errors
+from vaespec.weights.containers.tensor_file import Stored, StoredTensors, damaged, opened, tensor_in_errors
 
 KIND = "Flax msgpack"
 ARRAY, SCALAR = 1, 3  # the extension codes of flax.serialization; 2 is a complex number

@@ -16,7 +16,7 @@ import numpy as np
 
 from vaespec.dtypes import KNOWN_DTYPES, numpy_dtype
 from vaespec.errors import WeightFileError
-from vaespec.escaping import shown
+from vaespec.escaping import MAX_SHOWN, shown
 from vaespec.files import open_at_once
 
 MAX_RANK = 64  # NumPy's own
@@ -162,7 +162,7 @@ def tensor_in_errors(name: str) -> Iterator[None]:
     try:
         yield
     except ValueError as error:
-        raise ValueError(f"tensor {name[:MAX_SHOWN]} {error}") from None
+        raise ValueError(f"tensor {name[: MAX_SHOWN // 2]} {error}") from None
 
 
 def damaged(path: Path, kind: str, reason: object) -> WeightFileError:
