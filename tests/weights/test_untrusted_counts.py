@@ -59,6 +59,7 @@ GOOD = array((1,), "float32", bytes(4))
         ({"a": {3: GOOD}}, "the key 3 is not text"),
         ({"a": {"b": GOOD}, "a.b": GOOD}, "the key 'a.b' twice"),
         ({"": {"a": GOOD}, "a": GOOD}, "the key 'a' twice"),
+        ({"k" * 600: {"k" * 600: GOOD}}, "a name in it has more than 1,024 characters"),
         ({"a": array((1,), ">f4", bytes(4))}, "the unknown dtype '>f4'"),
     ],
 )

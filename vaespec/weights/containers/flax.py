@@ -20,6 +20,7 @@ ARRAY, SCALAR = 1, 3  # the extension codes of flax.serialization; 2 is a comple
 CHUNKED = "__msgpack_chunked_array__"
 CHUNK = 2**30  # bytes; flax writes larger arrays in pieces of this
 MAX_DEPTH, MAX_NAME, MAX_ITEMS = 64, 1 << 12, 1 << 16
+MAX_JOINED = 1 << 10  # characters of a tensor's name: short keys in deep maps would make long names of few bytes
 MAX_SMALL = 4 << 20  # bytes of all that is not an array: names, shapes, counters
 
 # First byte of an object -> how many bytes of length follow; EXT_OF has the objects of fixed length.
@@ -184,7 +185,9 @@ def _leaves(node: Any, name: str) -> Iterator[tuple[str, Stored]]:
         yield name, _whole(node, name)
     elif isinstance(node, dict):
         for key, inner in node.items():
-            yield from _leaves(inner, f"{name}.{key}" if name else key)
+            if len(longer := f"{name}.{key}" if name else key) > MAX_JOINED:
+                raise ValueError(f"a name in it has more than {MAX_JOINED:,} characters")
+            yield from _leaves(inner, longer)
 
 
 def _whole(node: Mapping[str, Any], name: str) -> Stored:
