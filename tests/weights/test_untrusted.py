@@ -16,7 +16,7 @@ import torch
 from support.weight_files import WRITERS, safetensors_file, tensors
 
 from vaespec import WeightFileError
-from vaespec.weights.containers import open_tensors
+from vaespec.weights.containers import open_tensors, tensor_file
 from vaespec.weights.containers.tensor_file import opened
 
 
@@ -172,7 +172,7 @@ def test_a_file_without_permission_is_refused(tmp_path, monkeypatch):
     def denied(*args: object) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(Path, "open", denied)  # root may read anything
+    monkeypatch.setattr(tensor_file, "open_at_once", denied)  # root may read anything
     refused(path, r"cannot be read \(Permission denied\)")
 
 
