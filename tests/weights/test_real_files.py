@@ -230,7 +230,7 @@ def test_a_file_of_several_layouts_is_refused(name, order):
     arrays = filled(FILES[name])
     key = next(key for key in arrays if key.endswith("conv2.weight"))
     arrays[key] = np.einsum(f"OIHW->{order}", arrays[key])
-    with pytest.raises(WeightMapError, match=rf"not all in one layout \(.*{re.escape(key)}"):
+    with pytest.raises(WeightMapError, match=rf"convolutions of .* are not all in one layout \(.*{re.escape(key)}"):
         read(arrays)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -53,7 +54,7 @@ def _kernel(shape: Shape) -> Shape:
     return shape + (1,) * (4 - len(shape))
 
 
-def detect(shapes: Iterable[tuple[str, Shape]], preferred: Layout) -> Layout:
+def detect(shapes: Iterable[tuple[str, Shape]], preferred: Layout, path: Path) -> Layout:
     """The layout in which these kernels of resnets are 3 × 3; `preferred` if several layouts are possible.
 
     Other kernels mislead: a first convolution of 3 channels has one shape in two layouts, and a 1 × 1 one of kl-f4
@@ -64,7 +65,7 @@ def detect(shapes: Iterable[tuple[str, Shape]], preferred: Layout) -> Layout:
     if not fit:
         examples = (next(((n, s) for n, s in kernels if _is_3x3(s, layout)), None) for layout in LAYOUTS)
         shown = ", ".join(f"{name} {shape}" for name, shape in filter(None, examples)) or f"{kernels[0]}"
-        raise WeightMapError(f"the convolutions are not all in one layout ({shown}): the file mixes several.")
+        raise WeightMapError(f"the convolutions of {path} are not all in one layout ({shown}): get the file again.")
     return preferred if preferred in fit else fit[0]
 
 

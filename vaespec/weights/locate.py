@@ -148,7 +148,7 @@ def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = No
     kernels = [(key, file.shape(key)) for key in file if key.startswith(own) and RESNET_KERNEL.search(key)]
     names = _dialect(file, prefix, halves, kernels) if dialect is None else known_dialect(dialect)
     inner = tuple(other for other in without_copies(prefixes) if other != prefix and other.startswith(prefix))
-    vae = VaeInFile(file, prefix, names, detect(kernels, names.layout), halves, inner=inner)
+    vae = VaeInFile(file, prefix, names, detect(kernels, names.layout, file.path), halves, inner=inner)
     vae = replace(vae, levels=_levels(vae))
     if not use_ema:
         return vae
@@ -192,7 +192,7 @@ def _dialect(file: TensorFile, prefix: str, halves: tuple[str, ...], kernels: li
     def fit(dialect: Dialect) -> tuple[int, bool]:
         return (
             sum(prefix + dialect.stored(probe, levels=1) in file for probe in probes),
-            detect(kernels, dialect.layout) == dialect.layout,
+            detect(kernels, dialect.layout, file.path) == dialect.layout,
         )
 
     best = max(DIALECTS.values(), key=fit)
