@@ -233,9 +233,7 @@ def test_a_shard_that_is_not_a_plain_name_is_refused(tmp_path, shard):
     ],
 )
 def test_what_is_no_index_is_refused(tmp_path, content):
-    with pytest.raises(
-        WeightFileError, match=r"damaged shard index|(no|an) index of shards"
-    ):
+    with pytest.raises(WeightFileError, match=r"damaged shard index|(no|an) index of shards"):
         read_index(written(tmp_path, content))
 
 
