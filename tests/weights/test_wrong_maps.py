@@ -197,7 +197,7 @@ def test_levels_cannot_be_in_the_other_order(monkeypatch, form):
 
 @pytest.mark.parametrize("name", ["sd1-flax", "flux1-mflux", "flux2-mflux", "sd1-mlx-examples", "flux1-mlx-examples"])
 def test_the_layout_cannot_be_taken_for_granted(monkeypatch, name):
-    monkeypatch.setattr(locate, "detect", lambda shapes, preferred: OIHW)
+    monkeypatch.setattr(locate, "detect", lambda shapes, preferred, path: OIHW)
     with pytest.raises(CAUGHT):
         check(FILES[name])
 
