@@ -61,7 +61,7 @@ def test_another_dtype_becomes_that_of_the_model(backend, dtype):
 
 @each_backend
 def test_kernels_that_are_placed_run_as_fast_as_those_that_are_loaded(backend):
-    """They are stored in the same order in memory, so that no run has to reorder them."""
+    """Placed kernels have the same order in memory as loaded ones, so that no run has to reorder them."""
     vae = tiny(backend)
     loaded, given = vae._model, vae.functional().params
     for params in (given, {name: np.array(vae.to_numpy(p)) for name, p in given.items()}):

@@ -171,7 +171,7 @@ class _Archive:
         return first, first + entry.file_size
 
     def byteorder(self) -> str:
-        """That of the values: "little", unless an entry says "big"."""
+        """The byte order of the values: "little", unless an entry says "big"."""
         if f"{self._folder}/byteorder" not in self._entries:
             return "little"
         first, end = self.run("byteorder")
