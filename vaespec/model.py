@@ -130,8 +130,10 @@ class Model:
                 return y
             del y
             wide, narrow = self.ops.inference_ops({})[0].wide_maps, self.ops.dtype == "float16"
-            ops = upcast(self.ops) if wide and narrow else self.ops
-            culprit = first_nonfinite(self.layers(half), x, self.params, ops, run) or "the conversion of the result"
+            # maps were wide, unless a gradient was recorded
+            candidates = (upcast(self.ops), self.ops) if wide and narrow else (self.ops,)
+            found = (first_nonfinite(self.layers(half), x, self.params, ops, run) for ops in candidates)
+            culprit = next(filter(None, found), "the conversion of the result")
         hint = "; float16 is too narrow for many models: try bfloat16 or float32" if narrow else ""
         hint += ", or register_to_config(force_upcast=True)" if narrow and not wide else ""
         raise NonFiniteError(
