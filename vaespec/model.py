@@ -149,7 +149,7 @@ class Model:
         """The rows of `params`: the tensors of the config, with those that processors have added or fused."""
         statistics = parameters(self.config, halves=()).items()
         layers = [*self.encoder.parameters(), *self.decoder.parameters()]
-        return dict([*layers, *((name, row) for name, row in statistics if name in self.params)])
+        return dict([*layers, *((name, row) for name, row in statistics if name in self.params or not self.params)])
 
     def weights(self) -> dict[str, np.ndarray]:
         """See AutoencoderKL.weights."""

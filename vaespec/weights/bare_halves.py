@@ -23,8 +23,11 @@ LAYER = re.compile(
 )
 LEVELS = {"down": "encoder", "up": "decoder"}
 
-# First parts of the names that a network for removing noise has beside such layers.
-OF_NOISE = ("time_embedding", "time_embed", "time_proj", "temb", "add_embedding", "class_embedding")
+# A module that a network for removing noise has beside such layers.
+OF_NOISE = re.compile(
+    r"(?P<prefix>(?:[^./]+\.)*?)(?:time_embedding|time_embed|time_proj|temb|add_embedding|class_embedding)\."
+)
+DEEPEST = 32  # parts of a name behind its prefix, with wrappers' names
 
 
 def with_named_halves(file: TensorFile) -> TensorFile:
@@ -50,16 +53,12 @@ def _halves(file: TensorFile) -> dict[str, str]:
         levels[prefix] |= LEVELS.keys() & {match["levels"]}
         if match["first"]:
             begun.add(prefix)
-    noise = {prefix: name for prefix in sorted(begun) if (name := _name_of_noise(file, prefix))}
+    noise = {bare(match["prefix"]): match.string for match in filter(None, map(OF_NOISE.match, file))}
+    noise = {prefix: name for prefix, name in noise.items() if prefix in begun}
     halves = {p: LEVELS[min(levels[p])] for p in begun - noise.keys() if len(levels[p]) == 1}
     if begun and not halves:
         raise _no_half(file, noise, levels[min(begun)])
     return {text: half for prefix, half in halves.items() for text in texts[prefix]}
-
-
-def _name_of_noise(file: TensorFile, prefix: str) -> str | None:
-    beginnings = tuple(f"{prefix}{part}." for part in OF_NOISE)
-    return next((name for name in file if name.startswith(beginnings)), None)
 
 
 def _no_half(file: TensorFile, noise: Mapping[str, str], levels: Set[str]) -> WeightMapError:
@@ -78,10 +77,20 @@ def _no_half(file: TensorFile, noise: Mapping[str, str], levels: Set[str]) -> We
 
 def _in_half(name: str, halves: Mapping[str, str], file: TensorFile) -> str:
     """The name with the name of its half after the prefix; the name itself if it is of no half."""
-    prefix = next((text for text in sorted(halves, key=len, reverse=True) if name.startswith(text)), None)
-    if prefix is None:
+    prefix = _prefix(name, halves)
+    if prefix not in halves:
         return name
     rest = name[len(prefix) :]
     inside = f"{prefix}{halves[prefix]}.{rest}"
     stays = bare(rest).split(".")[0] in (*OWN, EMA) or is_beside(bare(rest))
     return name if stays or inside in file else inside
+
+
+def _prefix(name: str, halves: Mapping[str, str]) -> str:
+    """The longest of the texts before a half with which the name begins; "" if there is none."""
+    end = len(name)
+    for _ in range(DEEPEST):
+        end = name.rfind(".", 0, max(end, 0))
+        if name[: end + 1] in halves:
+            return name[: end + 1]
+    return ""
