@@ -146,7 +146,10 @@ class Model:
     # -- parameters --------------------------------------------------------------------------------------------
 
     def table(self) -> dict[str, Parameter]:
-        """The rows of `params`: the tensors of the config, with those that processors have added or fused."""
+        """The rows of `params`: the tensors of the config, with those that processors have added or fused.
+
+        Half a model may lack FLUX.2's statistics.
+        """
         statistics = parameters(self.config, halves=()).items()
         layers = [*self.encoder.parameters(), *self.decoder.parameters()]
         return dict([*layers, *((name, row) for name, row in statistics if name in self.params or not self.params)])

@@ -151,7 +151,7 @@ def test_a_half_that_was_saved_alone_is_described(tmp_path):
     document = document_of("half.safetensors")
     assert (document["halves"], document["bare"], document["problems"]) == (["decoder"], True, [])
     assert (document["dialect"], document["tensors"]) == ("ldm", len(half))
-    assert "halves       decoder, which the names leave out\n" in run("info", "half.safetensors").stdout
+    assert "halves       decoder (bare names)\n" in run("info", "half.safetensors").stdout
 
 
 def test_a_tensor_that_cannot_be_read_is_a_problem(tmp_path):

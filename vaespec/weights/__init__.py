@@ -3,8 +3,8 @@
 Canonical weights are NumPy arrays under diffusers' names, with kernels in OIHW.
 """
 
-from vaespec.weights.digest import digest
 from vaespec.weights.fit import require_complete
+from vaespec.weights.hashing import digest
 from vaespec.weights.load import load_file, load_folder, load_weights
 from vaespec.weights.locate import Reading
 from vaespec.weights.save import save_file, save_folder

@@ -15,9 +15,9 @@ from vaespec.errors import ConfigError, NonFiniteError, WeightFileError, WeightM
 from vaespec.weights.canonical import CanonicalWeights
 from vaespec.weights.config_from_weights import infer_structure, visible_fields
 from vaespec.weights.containers import TensorFile, open_tensors
-from vaespec.weights.digest import digest
 from vaespec.weights.fit import Fit, fit, refused_names
 from vaespec.weights.folders import FolderFiles, choose
+from vaespec.weights.hashing import digest
 from vaespec.weights.locate import Reading, VaeInFile, locate_as
 
 

@@ -139,7 +139,7 @@ def _file_facts(source: str, inspection: Inspection) -> dict[str, str]:
         facts |= {
             "dialect": f"{inspection.dialect}, kernels {inspection.layout}",
             "prefix": inspection.prefix or "none",
-            "halves": " and ".join(inspection.halves) + ", which the names leave out" * inspection.bare,
+            "halves": " and ".join(inspection.halves) + " (bare names)" * inspection.bare,
             "tensors": str(inspection.tensors or "unknown"),
             "stored": f"{dtypes} ({text.size(inspection.bytes)})" if dtypes else "unknown",
             "families": "; ".join(_families(inspection.families)) or "none of the published ones",

@@ -86,7 +86,9 @@ def test_names_and_shapes_count_and_the_order_does_not():
     assert digest({"a": one, "b": other}) != digest({"a": other, "b": one})
     assert digest({"a": one}) != digest({"a": one.reshape(3, 2)})
     assert digest({"a": np.asfortranarray(np.arange(6.0).reshape(2, 3))}) == digest({"a": np.arange(6.0).reshape(2, 3)})
+    third = np.float64([1 / 3])
     assert digest({"a": one.astype(">f4")}) == digest({"a": one})
+    assert digest({"a": third.astype(">f8")}) == digest({"a": third}) != digest({"a": third.astype(np.float32)})
 
 
 def test_the_digest_of_quantized_weights_is_that_of_what_they_dequantize_to(tmp_path):

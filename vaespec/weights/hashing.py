@@ -12,7 +12,7 @@ def digest(weights: Mapping[str, np.ndarray]) -> str:
     """The SHA-256 of canonical weights, as 64 hexadecimal digits; reads one tensor at a time.
 
     `weights` are those of a file, from `load_file`, or of a model, from `AutoencoderKL.weights`. For each tensor, in
-    the order of the names, the hashed bytes are a line of text, name, dtype and shape, such as
+    the order of the names, the hashed bytes are a line of text (name, dtype and shape), such as
     "encoder.conv_in.weight float32 128 3 3 3\\n", and the numbers in C order as little-endian float32; a tensor of
     float64 stays so if float32 would round it. Integers are left out: FLUX.2's count of batches, which nothing reads
     and some writers drop.
@@ -32,4 +32,4 @@ def _widened(stored: np.ndarray) -> np.ndarray:
     """The tensor in float32 if that is exact, or else in float64."""
     with np.errstate(over="ignore", invalid="ignore"):
         single = stored.astype(np.float32, copy=False)
-    return single if stored.dtype != np.float64 or np.array_equal(single, stored, equal_nan=True) else stored
+    return single if stored.dtype.itemsize < 8 or np.array_equal(single, stored, equal_nan=True) else stored
