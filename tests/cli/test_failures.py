@@ -52,8 +52,8 @@ def test_a_picture_smaller_than_f_is_reported_with_the_remedy():
     )
 
 
-def test_a_picture_of_floats_is_reported():
-    Image.fromarray(np.zeros((8, 8), np.float32)).save("cat.tif")
+def test_a_picture_of_32_bits_is_reported():
+    Image.fromarray(np.zeros((8, 8), np.int32)).save("cat.tif")
     assert "give 8 or 16 bits per channel" in error("roundtrip", "cat.tif", *MODEL)
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
 from vaespec.errors import InputError
-from vaespec.pictures.reading import as_pixels, reading
+from vaespec.pictures.reading import PictureWarning, as_pixels, reading
 from vaespec.pictures.values import DEPTHS, EIGHT, FLOAT, WHITE, scaled
 
 if TYPE_CHECKING:
@@ -24,14 +25,17 @@ class Pixels:
     """Pictures of one size, stored in their depth; indexing converts that part to float32.
 
     An array (B, channels, H, W), 2 v - 1 for each value v of `as_pixels` that is scaled to white = 1. The greatest
-    depth of the pictures counts for all. Raises InputError if sizes differ.
+    depth of the pictures counts for all. Warns of what was not kept, and raises InputError if sizes differ.
     """
 
     dtype = np.dtype(np.float32)
 
     def __init__(self, pictures: Sequence[Image], channels: int = 3) -> None:
+        lines: list[str] = []
         with reading("the input"):
-            arrays = [as_pixels(picture, channels) for picture in pictures]
+            arrays = [as_pixels(picture, channels, lines.append) for picture in pictures]
+        for line in dict.fromkeys(lines):
+            warnings.warn(line, PictureWarning, stacklevel=3)
         sizes = {(a.shape[1], a.shape[0]) for a in arrays}
         if len(sizes) > 1:
             raise InputError(f"pictures of sizes {sorted(sizes)} in one batch: give pictures of one size.")

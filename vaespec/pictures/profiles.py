@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from vaespec.pictures.curves import Curves, curves
 from vaespec.pictures.values import EIGHT, scaled, split
 
 if TYPE_CHECKING:
@@ -29,15 +30,22 @@ PREFERENCE = "sRGB v4 ICC preference"
 
 @dataclass(frozen=True)
 class Conversion:
-    """To sRGB, from pixels of Pillow's `mode`."""
+    """To sRGB, from pixels of Pillow's `mode`: of 8 bits by a transform of ImageCms, deeper ones by curves if any."""
 
     mode: str
     transform: ImageCmsTransform
+    curves: Curves | None = None
+
+    def dtype(self, of_picture: np.dtype) -> np.dtype:
+        """The dtype of converted pixels."""
+        return of_picture if self.curves is not None else EIGHT
 
     def __call__(self, samples: np.ndarray) -> np.ndarray:
-        """Converts (H, W, 1 to 4), grey or RGB and perhaps alpha, of any depth, to RGB and that alpha: uint8."""
+        """Converts (H, W, 1 to 4), grey or RGB and perhaps alpha, of any depth, to grey or RGB and that alpha."""
         from PIL import Image
 
+        if samples.dtype != EIGHT and self.curves is not None:
+            return self.curves(samples)
         colours, alpha = split(scaled(samples, EIGHT))
         if self.mode == "L":
             converted = self.rgb(Image.fromarray(np.ascontiguousarray(colours[..., 0])))
@@ -58,7 +66,7 @@ class Conversion:
 def conversion(picture: Any) -> tuple[Conversion | None, str]:
     """The conversion that a picture's profile demands, None if its colours are sRGB already; and why one fails."""
     data = picture.info.get("icc_profile")
-    if not data:
+    if not data or picture.mode == "LAB":  # whose colours are absolute: Pillow converts them
         return None, ""
     if len(data) > LARGEST:
         return None, f"has {len(data):,} bytes, over {LARGEST:,}"
@@ -82,10 +90,11 @@ def _conversion(data: bytes, mode: str) -> tuple[Conversion | None, str]:
         return None, f"is for {facts.xcolor_space.strip()} pictures, and this one is {mode}"
     if (facts.profile_description or "").startswith(PREFERENCE):
         return None, ""
-    # Perceptual: as browsers do; of profiles without tables, such as those of cameras and screens, all intents are one.
-    intent = ImageCms.Intent.PERCEPTUAL
-    transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), colours, "RGB", intent)
-    found = Conversion(colours, transform)
+    # As browsers do: white becomes white, and colours that sRGB has stay what they are. Perceptual would darken inks.
+    intent = ImageCms.Intent.RELATIVE_COLORIMETRIC
+    exact = ImageCms.Flags.NOOPTIMIZE if colours == "L" else ImageCms.Flags.NONE  # else dark greys are off by 10
+    transform = ImageCms.buildTransform(profile, ImageCms.createProfile("sRGB"), colours, "RGB", intent, exact)
+    found = Conversion(colours, transform, None if colours == "CMYK" else curves(data, colours == "L"))
     return (None if _is_identity(found) else found), ""
 
 
@@ -93,7 +102,7 @@ def _fits(colours: str, mode: str) -> bool:
     """Whether pixels of `mode` can be converted to `colours` without a profile; grey is also RGB."""
     if colours == "CMYK" or mode == "CMYK":
         return colours == mode
-    return mode != "LAB" and (colours == "RGB" or mode in GREYS or mode.startswith("I"))
+    return colours == "RGB" or mode in GREYS or mode.startswith("I")
 
 
 def _is_identity(found: Conversion) -> bool:

@@ -48,8 +48,8 @@ def as_pixels(picture: Image | FloatTiff, channels: int = 3, tell: Callable[[str
 
     Returns (H, W, channels): uint8, uint16, or float32 in which 1 is white, as deep as the file. 3: RGB, laid on white
     if transparent. 1: grey, of that RGB (Pillow's mode L). 4: RGBA, with alpha as it is, opaque if there is none.
-    Damaged EXIF counts as none. `tell` gets a sentence about a colour profile that cannot be used, or that works in 8
-    bits. Raises InputError if the white is not known, and Pillow's errors if damaged: `reading`.
+    Damaged EXIF counts as none. `tell` gets a sentence about a colour profile that cannot be used, or only in 8 bits,
+    as those of tables. Raises InputError if the white is not known, and Pillow's errors if damaged: `reading`.
     """
     with quiet():
         found, (to_srgb, why) = deep(picture), conversion(picture)
@@ -59,10 +59,11 @@ def as_pixels(picture: Image | FloatTiff, channels: int = 3, tell: Callable[[str
             opened, dtype = found.open(_rows(picture), picture.info.get("transparency")), found.dtype
             if to_srgb is not None:
                 opened = replace(opened, strips=((top, to_srgb(strip)) for top, strip in opened.strips))
-        pixels = _turned(opened, channels, dtype if to_srgb is None else EIGHT)
+        kept = dtype if to_srgb is None else to_srgb.dtype(dtype)
+        pixels = _turned(opened, channels, kept)
     if why:
         tell(f"the picture's colour profile {why}: its colours are taken as sRGB.")
-    if to_srgb is not None and dtype != EIGHT:
+    if kept != dtype:
         kind = "16 bits" if dtype == SIXTEEN else "floats"
         tell(f"the picture's {kind} became 8 bits as its colours became sRGB: to keep them, convert it to sRGB first.")
     return pixels

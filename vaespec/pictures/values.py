@@ -17,7 +17,7 @@ def scaled(values: np.ndarray, dtype: np.dtype) -> np.ndarray:
     """The values in another depth: white stays white. Integers are clipped, then rounded."""
     if values.dtype == dtype:
         return values
-    return _as(dtype, values * np.float32(WHITE[dtype] / WHITE[values.dtype]))
+    return _as(dtype, values / np.float32(WHITE[values.dtype] / WHITE[dtype]))
 
 
 def with_channels(samples: np.ndarray, channels: int) -> np.ndarray:
