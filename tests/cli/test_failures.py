@@ -190,10 +190,10 @@ def test_an_interrupted_encode_leaves_no_file(monkeypatch):
     picture("a.png"), picture("b.png")
     real = picture_files.read
 
-    def interrupted(path):
+    def interrupted(path, *how):
         if path.name == "b.png":
             raise KeyboardInterrupt
-        return real(path)
+        return real(path, *how)
 
     monkeypatch.setattr(picture_files, "read", interrupted)
     result = run("encode", "a.png", "b.png", *MODEL, code=130)

@@ -60,7 +60,7 @@ class PictureFile:
     height: int
     width: int
     reading_bytes: Mapping[int, int]
-    value_bytes: int
+    value_bytes: int = 1
 
 
 def read_header(path: Path) -> PictureFile:

@@ -57,8 +57,11 @@ def straight(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
 
 def _on_white(colours: np.ndarray, alpha: np.ndarray) -> np.ndarray:
     white = WHITE[colours.dtype]
-    laid = white + (colours.astype(np.float64) - white) * (alpha / np.float64(white))
-    return _as(colours.dtype, laid)
+    if colours.dtype == FLOAT:
+        return 1 + (colours - 1) * alpha
+    wide = np.uint16 if colours.dtype == EIGHT else np.uint32  # holds white² and a half, and no half is rounded
+    laid = colours.astype(wide) * alpha + wide(white) * (wide(white) - alpha)
+    return ((laid + wide(white // 2)) // wide(white)).astype(colours.dtype)
 
 
 def _as(dtype: np.dtype, values: np.ndarray) -> np.ndarray:
