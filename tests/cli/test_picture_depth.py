@@ -19,8 +19,9 @@ from support.picture_files import drawing, tiff
 from support.png import RGB, png
 from support.workplace import MODEL, error, files, picture, pixels, run, saved, vae
 
+from vaespec import InputError
 from vaespec.cli import picture_files
-from vaespec.cli.picture_writing import Depth, write_rows
+from vaespec.cli.picture_writing import Depth, require_room, write_rows
 from vaespec.pictures import Pixels, to_pixels
 
 RNG = np.random.default_rng(0)
@@ -141,6 +142,12 @@ def test_rows_are_written_one_part_after_the_other(depth):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < whole / 2
+
+
+def test_floats_of_more_than_4_gib_are_refused_before_any_work():
+    require_room(Path("a.png"), 20_000, 20_000, 3, Depth.SIXTEEN)
+    with pytest.raises(InputError, match=r"a.tif of 20000 x 20000 px would exceed the 4 GiB of a TIFF: give"):
+        require_room(Path("a.tif"), 20_000, 20_000, 3, Depth.FLOAT)
 
 
 def test_a_result_that_fails_half_way_leaves_no_file():

@@ -113,6 +113,8 @@ def picture_tasks(model: Model, pictures: Sequence[PictureFile], pad: Pad, halve
         held = pixel * picture.height * picture.width
         if (height, width) != (picture.height, picture.width):
             held += pixel * height * width
+        if DECODER in halves and model.config.out_channels != model.config.in_channels:  # read again, to compare
+            held += model.config.out_channels * picture.value_bytes * picture.height * picture.width
         for half in halves:
             yield Task(picture.path, half, half.input_shape(model.config, 1, height, width), held)
 

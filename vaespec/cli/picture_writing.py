@@ -46,6 +46,12 @@ def write_rows(path: Path, parts: Iterable[np.ndarray], depth: Depth) -> Size:
         return WRITERS[depth](part, _pieces(parts))
 
 
+def require_room(path: Path, height: int, width: int, channels: int, depth: Depth) -> None:
+    """Raises InputError for a picture that is too large for its file."""
+    if depth is Depth.FLOAT and 4 * height * width * channels > LARGEST_TIFF:
+        raise InputError(f"{path} of {width} x {height} px would exceed the 4 GiB of a TIFF: give --depth 16.")
+
+
 def _pieces(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
     """The same rows in parts of at most about PIECE values."""
     for part in parts:
@@ -110,8 +116,7 @@ def _write_float(path: Path, parts: Iterator[np.ndarray]) -> Size:
         for part in parts:
             file.write(np.ascontiguousarray(part, "<f4").data)
             height, width, channels = height + len(part), part.shape[1], part.shape[2]
-            if (end := file.tell()) > LARGEST_TIFF:
-                raise InputError(f"a TIFF of floats cannot have over 4 GiB, as {path.name} would: give --depth 16.")
+        end = file.tell()
         file.write(_tags(height, width, channels, end))
         file.seek(0)
         file.write(struct.pack("<2sHI", b"II", 42, end))

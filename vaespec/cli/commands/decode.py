@@ -55,6 +55,7 @@ def decode(
         limits.apply(vae, step)
         for entry, target in zip(content.entries, outputs, strict=True):
             with failures.caught(entry.tensor):
+                picture_writing.require_room(target, entry.height, entry.width, vae.config.out_channels, depth)
                 parts = _decode(vae, latents, content, entry, depth)
                 size = picture_writing.write_rows(target, parts, depth)
                 rows.append({"tensor": entry.tensor, "output": str(target), "size": list(size)})

@@ -74,6 +74,7 @@ def _roundtrip(
     channels, out_channels = vae.config.in_channels, vae.config.out_channels
     pixels = picture_files.read(picture, channels, step.say)
     height, width, _ = pixels.shape
+    picture_writing.require_room(target, height, width, out_channels, depth)
     original = pixels if channels == out_channels else picture_files.read(picture, out_channels)
     with name_in_errors(picture):
         posterior = vae.encode(Pixels.of(picture_files.framed(pixels, vae.config, pad)))[0]
