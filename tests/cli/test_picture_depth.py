@@ -185,6 +185,14 @@ def test_a_profile_that_is_not_used_is_told_on_stderr_with_the_name_of_the_pictu
         assert told.count("\n") == 1
 
 
+def test_a_name_in_a_line_about_a_profile_does_not_control_the_terminal():
+    drawing().save("a.png", icc_profile=b"junk")
+    Path("a.png").rename("\x1b[31mred.png")
+    told = run("roundtrip", "\x1b[31mred.png", *MODEL).stderr
+    assert "\x1b" not in told
+    assert "red.png: the picture's colour profile" in told
+
+
 def test_a_tiff_of_floats_that_announces_more_than_it_has_is_refused():
     whole = bytearray(tiff(RNG.random((16, 24, 3)).astype(np.float32)))
     with tifffile.TiffFile(io.BytesIO(bytes(whole))) as file:

@@ -19,6 +19,7 @@ from vaespec.cli.failures import Failures, name_in_errors
 from vaespec.cli.picture_writing import Depth
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
+from vaespec.escaping import escaped
 from vaespec.files import open_at_once
 from vaespec.ops import Array
 from vaespec.pictures import CHANNELS, as_pixels, header_size, reading, reading_bytes, to_pixels, value_bytes
@@ -141,7 +142,7 @@ def read(path: Path, channels: int = 3, say: Callable[[str], None] = lambda line
         _opened(path) as (picture, _),
         _silent_libtiff() if picture.format == "TIFF" else nullcontext(),
     ):
-        return as_pixels(picture, channels, lambda line: say(f"{path}: {line}"))
+        return as_pixels(picture, channels, lambda line: say(escaped(f"{path}: {line}")))
 
 
 def framed_size(height: int, width: int, config: AutoencoderConfig, pad: Pad) -> tuple[int, int]:

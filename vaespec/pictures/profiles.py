@@ -72,6 +72,8 @@ def conversion(picture: Any) -> tuple[Conversion | None, str]:
         return None, f"has {len(data):,} bytes, over {LARGEST:,}"
     try:
         return _conversion(data, picture.mode)
+    except MemoryError:
+        raise
     except ImportError:
         return None, "needs Pillow's ImageCms, which this Pillow was built without"
     except Exception as error:  # whatever littlecms says of damaged data
