@@ -122,6 +122,16 @@ class Model:
             hint = "; float16 is too narrow for many models: try bfloat16 or float32" if narrow else ""
             raise NonFiniteError(f"the {half.result} are not finite: {reason()}{hint}.")
 
+    def require_size(self, half: Half, shape: tuple[int, ...], parts: str = "") -> None:
+        """Raises InputError if a feature map for an input of this shape is too small for the padding of the ops.
+
+        `parts` names what the shape is of, if that is not the input.
+        """
+        *_, height, width = shape
+        f, unit = (self.config.downsampling_factor, "px") if half is ENCODER else (1, "latents")
+        what = f"{parts or half.source} of {height} x {width}{f' {unit}' if parts or half is ENCODER else ''}"
+        self.ops.require_size(height // f, width // f, what)
+
     def layers(self, half: Half) -> Sequential:
         """The encoder or the decoder. Raises InputError if it has no weights."""
         layers: Sequential = getattr(self, half.name)
@@ -131,10 +141,12 @@ class Model:
 
     def encode(self, params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
         """Images -> posterior, computed with the given params: a pure function, which a framework may trace."""
+        self.require_size(ENCODER, x.shape)
         return AutoencoderKLOutput(DiagonalGaussian(self.layers(ENCODER)(x, params, self.ops)))
 
     def decode(self, params: Mapping[str, Array], z: Array) -> DecoderOutput:
         """Latents -> images: a pure function as well."""
+        self.require_size(DECODER, z.shape)
         return DecoderOutput(self.layers(DECODER)(z, params, self.ops))
 
     def functional(self) -> Functional:

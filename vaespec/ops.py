@@ -21,6 +21,9 @@ Array = Any
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Rows and columns added around a map: ((above, below), (left, right))."""
 
+Sides = tuple[tuple[int, ...], tuple[int, ...]]
+"""Positions of rows, or of columns, that are repeated around a map: (before the first one, after the last one)."""
+
 Chunk = tuple[Array, Array, Array]
 """(m, l, o): what a chunk of keys gives for some queries. See Specification.chunked_attention."""
 
@@ -120,6 +123,13 @@ class BandableOps(Ops, Protocol):
     def divide_chunks(self, merged: Chunk, like: Array) -> Array: ...
 
     # -- parts of arrays -----------------------------------------------------------------------------------------
+
+    def pad(self, x: Array, *, stride: int, padding: Padding) -> tuple[Array, Padding]:
+        """A map as a convolution reads it: with rows and columns of its own around it, and the zeros that are left.
+
+        Of a map in bands, or on several devices, `padding` has rows above the first band only, and below the last one:
+        there, a convolution pads with rows of the band. A map that wraps (`wraps_rows`) has none.
+        """
 
     def rows(self, x: Array, start: int, stop: int) -> Array:
         """Rows start … stop - 1 of a map, along its height."""

@@ -16,7 +16,7 @@ from vaespec.deprecation import warn_renamed
 from vaespec.dtypes import all_finite
 from vaespec.layouts import OIHW, Layout
 from vaespec.machine import MemoryUse, host_memory
-from vaespec.ops import Array, Layer, Padding
+from vaespec.ops import Array, Layer, Padding, Sides
 from vaespec.parameter import Parameter
 from vaespec.specification import Specification
 
@@ -147,6 +147,13 @@ class ReferenceOps(Portable, Specification):
 
     # -- parts of arrays, for bands and padding --------------------------------------------------------------------
 
+    def pad(self, x: Array, *, stride: int, padding: Padding) -> tuple[Array, Padding]:
+        """A map as a convolution reads it, and the zeros that the convolution adds: see vaespec.tiling.padding."""
+        return x, padding
+
+    def require_size(self, height: int, width: int, what: str) -> None:
+        """Raises InputError if a map of this size cannot be padded; `what` names the input that leads to such a map."""
+
     def rows(self, x: Array, start: int, stop: int) -> Array:
         """Rows start … stop - 1 of a map, along its height."""
         return x[(slice(None),) * self.map_layout.index("H") + (slice(start, stop), ...)]
@@ -157,6 +164,15 @@ class ReferenceOps(Portable, Specification):
 
     def zeros_like(self, x: Array) -> Array:
         return self.xp.zeros_like(x)
+
+    def surround(self, x: Array, *, axis: str, sides: Sides) -> Array:
+        """A map with copies of some of its rows (axis "H") or columns ("W") in front of the first and behind the last.
+
+        `sides` are the positions of these rows, in front and behind.
+        """
+        at, x = self.map_layout.index(axis), self.to_array(x)
+        before, after = ([x[(slice(None),) * at + (slice(i, i + 1), ...)] for i in side] for side in sides)
+        return self.concat([*before, x, *after], axis=at)
 
     def to_array(self, x: Array) -> Array:
         """x as an array: a map that the backend deferred is computed. Gradients pass, unlike through `materialize`."""
