@@ -124,11 +124,11 @@ class BandableOps(Ops, Protocol):
 
     # -- parts of arrays -----------------------------------------------------------------------------------------
 
-    def pad(self, x: Array, *, stride: int, padding: Padding) -> tuple[Array, Padding]:
-        """A map as a convolution reads it: with rows and columns of its own around it, and the zeros that are left.
+    def pad_rows(self, x: Array, above: int, below: int, *, stride: int) -> Array:
+        """A map with the rows that a convolution of this stride pads it with.
 
-        Of a map in bands, or on several devices, `padding` has rows above the first band only, and below the last one:
-        there, a convolution pads with rows of the band. A map that wraps (`wraps_rows`) has none.
+        If x is a part of a map, on one device or in one band, and its rows end where those of the map do, these are
+        zeros or copies of rows in x. Rows of the other end (`wraps_rows`) have to be in x already.
         """
 
     def rows(self, x: Array, start: int, stop: int) -> Array:

@@ -147,9 +147,15 @@ class ReferenceOps(Portable, Specification):
 
     # -- parts of arrays, for bands and padding --------------------------------------------------------------------
 
-    def pad(self, x: Array, *, stride: int, padding: Padding) -> tuple[Array, Padding]:
-        """A map as a convolution reads it, and the zeros that the convolution adds: see vaespec.tiling.padding."""
-        return x, padding
+    def padded(self, ops: Any) -> Any:
+        """Other ops, padding as these do: see vaespec.tiling.padding."""
+        return ops
+
+    def pad_rows(self, x: Array, above: int, below: int, *, stride: int) -> Array:
+        """A map with the rows that a convolution of this stride pads it with: zeros."""
+        x = self.to_array(x)
+        zeros = [self.zeros_like(self.rows(x, 0, 1))]
+        return self.concat([*zeros * above, x, *zeros * below], axis=self.map_layout.index("H"))
 
     def require_size(self, height: int, width: int, what: str) -> None:
         """Raises InputError if a map of this size cannot be padded; `what` names the input that leads to such a map."""

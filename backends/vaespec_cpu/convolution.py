@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaespec.ops import Padding
+from vaespec.ops import Padding, Sides
 from vaespec_cpu.lazy import LazyMap, Surrounded, Upsampled2x, window
 from vaespec_cpu.memory import Array, Scratch, fresh
 from vaespec_cpu.threads import STRIP_ELEMENTS, cores, side_by_side
@@ -228,23 +228,23 @@ def before_upsampling(source: LazyMap, padding: Padding) -> tuple[LazyMap, tuple
     """Return what `doubled` reads for a map with so many zeros around it; None if that is no map upsampled by 2.
 
     That is the map before upsampling, its zeros (above, left), and how many rows of results to leave out. Where the
-    upsampled map is surrounded by its own rows and columns, so is this one, by those they were upsampled from.
+    upsampled map is surrounded by rows and columns of its own, so is this one, by those they were upsampled from.
     """
     around = source if isinstance(source, Surrounded) else Surrounded(source.x, source)
-    upsampled, widths = around.source, [tuple(map(len, sides)) for sides in (around.rows, around.columns)]
-    (above, below), columns = (
-        (zeros[0] + own[0], zeros[1] + own[1]) for zeros, own in zip(padding, widths, strict=True)
-    )
-    if not isinstance(upsampled, Upsampled2x) or columns != (1, 1) or not upsampled.ends((above, below)):
+    upsampled, (zero_rows, zero_columns) = around.source, padding
+    above, below = (zeros + len(own) for zeros, own in zip(zero_rows, around.rows, strict=True))
+    sides = tuple(zeros + len(own) for zeros, own in zip(zero_columns, around.columns, strict=True))
+    if not isinstance(upsampled, Upsampled2x) or sides != (1, 1) or not upsampled.ends((above, below)):
         return None
-    small = LazyMap(upsampled.x)
-    if any(map(any, widths)):
-        rows, sides = (
-            tuple(tuple((first + i) // 2 for i in part) for part in axis)
-            for first, axis in ((upsampled.above, around.rows), (0, around.columns))
-        )
-        small = Surrounded(small.x, small, rows, sides)
-    return small, (1 - widths[0][0], 1 - widths[1][0]), upsampled.above + 1 - above
+    rows, columns = _halved(around.rows, upsampled.above), _halved(around.columns, 0)
+    small = Surrounded(upsampled.x, LazyMap(upsampled.x), rows, columns)
+    return small, (1 - len(rows[0]), 1 - len(columns[0])), upsampled.above + 1 - above
+
+
+def _halved(sides: Sides, first: int) -> Sides:
+    """The positions before upsampling of rows or columns, counted from the `first` of all."""
+    before, after = (tuple((first + i) // 2 for i in side) for side in sides)
+    return before, after
 
 
 def _cost_of_doubled(task: Task) -> float | None:

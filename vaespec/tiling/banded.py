@@ -196,9 +196,9 @@ class BandedOps:
             bottom = [from_top(0, below)] if below else []
             band, above, below = self._joined([*top, band, *bottom]), 0, 0
         if self.ops.fixed_shapes:
-            band, ((above, below), _) = self.ops.pad(band, stride=stride, padding=((above, below), (0, 0)))
-            zeros = [self.ops.zeros_like(self.ops.rows(band, 0, 1))]
-            band, above, below = self._joined([*zeros * above, band, *zeros * (below + stride * spare)]), 0, 0
+            band = self.ops.to_array(self.ops.pad_rows(band, above, below, stride=stride))
+            zeros = [self.ops.zeros_like(self.ops.rows(band, 0, 1))] * (stride * spare)
+            band, above, below = self._joined([band, *zeros]), 0, 0
         return band, (above, below)
 
     def _joined(self, bands: list[Array]) -> Array:

@@ -56,6 +56,10 @@ class PaddingOps:
                     " use larger images or tiles, or padding 'replicate'."
                 )
 
+    def padded(self, ops: Any) -> Any:
+        """Other ops, with this padding."""
+        return replace(self, ops=ops)
+
     def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
         """A function (x, params) -> model(x, params, self), compiled as `ops` compiles."""
         return self.ops.compile(_PaddedLayer(model, self.height, self.width))
@@ -71,15 +75,20 @@ class PaddingOps:
 
     def conv2d(self, x: Array, w: Array, b: Array, *, stride: int, padding: Padding) -> Array:
         """The convolution of `ops`, after the map was padded with what are not zeros."""
-        x, zeros = self.pad(x, stride=stride, padding=padding)
+        x, zeros = self._pad(x, stride, padding)
         return self.ops.conv2d(x, w, b, stride=stride, padding=zeros)
 
-    def pad(self, x: Array, *, stride: int, padding: Padding) -> tuple[Array, Padding]:
-        """A map for a convolution of this stride, with its own rows and columns around it, and the zeros left to add."""
+    def pad_rows(self, x: Array, above: int, below: int, *, stride: int) -> Array:
+        """A map with the rows that `conv2d` pads it with."""
+        x, ((above, below), _) = self._pad(x, stride, ((above, below), (0, 0)))
+        return self.ops.pad_rows(x, above, below, stride=stride)
+
+    def _pad(self, x: Array, stride: int, padding: Padding) -> tuple[Array, Padding]:
+        """A map for a convolution, with its own rows and columns around it, and the zeros that are left to add."""
         zeros = list(padding)
         for i, (axis, mode) in enumerate((("H", self.height), ("W", self.width))):
             if any(padding[i]) and (mode == "circular" or (mode != "zeros" and stride == 1)):
-                x = self.ops.to_array(x) if mode == "circular" else x  # both ends of the map are read at once
+                x = self.ops.to_array(x) if mode == "circular" else x  # for the same bits whole and in bands
                 before, after = SOURCES[mode](self._side(x, axis), *padding[i])
                 x = self.ops.surround(x, axis=axis, sides=(tuple(before), tuple(after)))
                 zeros[i] = (0, 0)
@@ -90,11 +99,6 @@ class PaddingOps:
         height, width = (x.shape[self.ops.map_layout.index(side)] for side in "HW")
         self.require_size(height, width, "inputs")
         return height if axis == "H" else width
-
-
-def padded_like(ops: Any, others: Any) -> Any:
-    """Other ops, with the padding of `ops`."""
-    return replace(ops, ops=others) if isinstance(ops, PaddingOps) else others
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,6 @@ from vaespec.machine import host_memory, stored_in_memory
 from vaespec.model import Model
 from vaespec.ops import Layer
 from vaespec.tiling.banded import BandedOps, Bands
-from vaespec.tiling.padding import padded_like
 from vaespec.tiling.settings import Tiling
 
 SHARE = 0.8  # the limit, as a share of the free memory, if none is given
@@ -99,10 +98,11 @@ def estimate(model: Model, half: Half, shape: tuple[int, ...], plan: MemoryPlan,
     inner, _ = model.ops.inference_ops({})
     ops, layers = shape_ops(inner), model.layers(half)
     ops.ceiling, ops.stores_count = most, ops.on_host and plan.in_memory
-    padded = padded_like(inner, ops)
     B, *item = shape
     items = [(1, *item)] * B if plan.slicing else [shape]
-    results = [_results(padded, layers, one, plan) for one in items[:2]]  # every other item takes as much as the second
+    results = [
+        _results(inner.padded(ops), layers, one, plan) for one in items[:2]
+    ]  # every other item takes as much as the second
     result = sum(part.size for part in results[-1]) * ops.bytes_per_number * len(items)
     ops.briefly(result)  # the parts and the whole joined from them, both for a moment
     return Estimate(model.ops.memory().used, ops.peak_bytes, result, ops.stored_bytes, plan)

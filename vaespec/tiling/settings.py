@@ -28,7 +28,7 @@ class Tiling:
     `mode`, if `enabled`: blended tiles of `tile_…` sizes, exact bands of rows (with the options `bands`), or the
     quickest of whole images, slices and bands that needs at most `max_memory` bytes, with files in `offload_folder` for
     bands that memory cannot hold; `on_plan` is called with the plan before a run. `slicing`: one item of the batch at a
-    time. `padding`: how maps continue beyond their borders, one word or two for (height, width).
+    time. `padding`: how maps continue beyond their borders, one word of PADDINGS or two for (height, width).
     """
 
     enabled: bool = False
