@@ -98,11 +98,9 @@ def estimate(model: Model, half: Half, shape: tuple[int, ...], plan: MemoryPlan,
     inner, _ = model.ops.inference_ops({})
     ops, layers = shape_ops(inner), model.layers(half)
     ops.ceiling, ops.stores_count = most, ops.on_host and plan.in_memory
-    B, *item = shape
+    padded, (B, *item) = inner.padded(ops), shape
     items = [(1, *item)] * B if plan.slicing else [shape]
-    results = [
-        _results(inner.padded(ops), layers, one, plan) for one in items[:2]
-    ]  # every other item takes as much as the second
+    results = [_results(padded, layers, one, plan) for one in items[:2]]  # every other item takes as much as the second
     result = sum(part.size for part in results[-1]) * ops.bytes_per_number * len(items)
     ops.briefly(result)  # the parts and the whole joined from them, both for a moment
     return Estimate(model.ops.memory().used, ops.peak_bytes, result, ops.stored_bytes, plan)
