@@ -173,6 +173,16 @@ class Model:
             stacklevel=2,
         )
 
+    def require_size(self, half: Half, shape: tuple[int, ...], parts: str = "") -> None:
+        """Raises InputError if a feature map for an input of this shape is too small for the padding of the ops.
+
+        `parts` names what the shape is of, if that is not the input.
+        """
+        *_, height, width = shape
+        f, unit = (self.config.downsampling_factor, "px") if half is ENCODER else (1, "latents")
+        what = f"{parts or half.source} of {height} x {width}{f' {unit}' if parts or half is ENCODER else ''}"
+        self.ops.require_size(height // f, width // f, what)
+
     def layers(self, half: Half) -> Sequential:
         """The encoder or the decoder. Raises InputError if it has no weights."""
         layers: Sequential = getattr(self, half.name)
@@ -190,6 +200,7 @@ class Model:
 
     def _unchecked(self, half: Half, params: Mapping[str, Array], x: Array) -> Array:
         """The result of a half with the given params, which may be of another dtype than the model's."""
+        self.require_size(half, x.shape)
         layers = self.layers(half)
         return layers(x, params, unchecked(self.ops, layers, params, self.config.force_upcast))
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vaespec.analysis.cost import FakeArray
-from vaespec.analysis.memory import MemoryOps
-from vaespec.ops import Padding
+from vaespec.analysis.memory import MemoryOps, surrounded_shape
+from vaespec.ops import Padding, Sides
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 from vaespec_cpu.convolution import DIRECT, Form, Task, choose_form
@@ -25,8 +25,8 @@ class CpuMemoryOps(MemoryOps):
         """Assume the usual padding k // 2, on which the scratch memory hardly depends."""
         y = super().conv2d(x, w, b, stride=stride, padding=padding)
         (B, C, H, W), (O, _, kh, kw) = x.shape, w.shape
-        s, k = 1 if y.shape[2] > H // 2 else 2, kh // 2
-        task = Task.of((B, H, W, C), (kh, kw, C, O), s, ((k, k), (k, k)))
+        k = kh // 2
+        task = Task.of((B, H, W, C), (kh, kw, C, O), stride, ((k, k), (k, k)))
         if task not in self.chosen:
             form = choose_form(task, self.forms).form
             self.chosen[task] = form, self.forms[form].scratch(task)
@@ -36,6 +36,9 @@ class CpuMemoryOps(MemoryOps):
         self.briefly(self.itemsize * (scratch + computed))
         del wide
         return y
+
+    def surround(self, x: FakeArray, *, axis: str, sides: Sides) -> FakeArray:
+        return FakePendingMap(surrounded_shape(x.shape, axis, sides), x.memory)
 
 
 class LazyMemoryOps(CpuMemoryOps):

@@ -10,12 +10,12 @@ import array_api_compat.numpy as array_namespace
 import numpy as np
 
 from vaespec.dtypes import storage_dtype
-from vaespec.ops import Layer, Padding
+from vaespec.ops import Layer, Padding, Sides
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 from vaespec_cpu.attention import Chunk, attend
-from vaespec_cpu.convolution import EXACT, FAST, Form, FormChoice, Task, choose_form
-from vaespec_cpu.lazy import Activation, LazyMap, Normalized, Upsampled2x
+from vaespec_cpu.convolution import EXACT, FAST, Form, FormChoice, Task, before_upsampling, choose_form
+from vaespec_cpu.lazy import Activation, LazyMap, Normalized, Surrounded, Upsampled2x, whole
 from vaespec_cpu.memory import Array, Scratch, fresh, give_back
 from vaespec_cpu.memory_model import CpuMemoryOps
 from vaespec_cpu.threads import on_every_core, side_by_side, single_threaded_blas
@@ -72,6 +72,9 @@ class CpuOps(ReferenceOps):
     def from_host(self, a: Array) -> Array:
         return a
 
+    def to_array(self, x: Array | LazyMap) -> Array:
+        return whole(x)
+
     def convolution_form(
         self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding, doubled: bool = False
     ) -> FormChoice:
@@ -104,10 +107,14 @@ class CpuOps(ReferenceOps):
     ) -> Array:
         """Convolve in the form that costs least, and add a residual of the result's shape, if any."""
         source = LazyMap(x) if isinstance(x, Array) else x
-        doubled = isinstance(source, Upsampled2x) and source.ends(padding[0])
+        doubled = before_upsampling(source, padding) is not None
         task = Task.of(source.shape, w.shape, stride, padding, doubled=doubled)
         run = self.forms[choose_form(task, self.forms).form].run
         return run(task, source, self._wide(w), self._wide(b), residual, self.scratch or Scratch(self.arithmetic))
+
+    def surround(self, x: Array | LazyMap, *, axis: str, sides: Sides) -> Surrounded:
+        """Surround a map while it is read, so that it is not copied."""
+        return Surrounded.of(x if isinstance(x, LazyMap) else LazyMap(whole(x)), axis, sides)
 
     def group_norm(self, x: Array, scale: Array, shift: Array, *, groups: int, eps: float) -> Array:
         return self.lazy_group_norm(x, scale, shift, groups=groups, eps=eps).whole()

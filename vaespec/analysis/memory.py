@@ -10,7 +10,7 @@ import numpy as np
 
 from vaespec.analysis.cost import Allocation, CostOps, FakeArray
 from vaespec.dtypes import storage_dtype
-from vaespec.ops import Chunk, Padding
+from vaespec.ops import Chunk, Padding, Sides
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 
@@ -126,6 +126,13 @@ class MemoryOps(CostOps):
     def divide_chunks(self, merged: Chunk, like: FakeArray) -> FakeArray:
         return self.array(*like.shape)
 
+    def pad_rows(self, x: FakeArray, above: int, below: int, *, stride: int) -> FakeArray:
+        B, C, H, W = x.shape
+        return self.array(B, C, above + H + below, W) if above or below else x
+
+    def surround(self, x: FakeArray, *, axis: str, sides: Sides) -> FakeArray:
+        return self.array(*surrounded_shape(x.shape, axis, sides))
+
     def zeros_like(self, x: FakeArray) -> FakeArray:
         return self.array(*x.shape)
 
@@ -138,6 +145,11 @@ class MemoryOps(CostOps):
         shape = list(parts[0].shape)
         shape[axis] = sum(part.shape[axis] for part in parts)
         return self.array(*shape)
+
+
+def surrounded_shape(shape: tuple[int, ...], axis: str, sides: Sides) -> tuple[int, ...]:
+    """Return the shape (B, C, H, W) of a map with rows or columns around it."""
+    return tuple(n + (name == axis) * sum(map(len, sides)) for name, n in zip("NCHW", shape, strict=True))
 
 
 class Elsewhere:

@@ -14,7 +14,7 @@ from vaespec.cli.failures import Failures
 from vaespec.cli.latents_file import Latents
 from vaespec.cli.picture_files import Pad, PictureFile, framed_size
 from vaespec.dtypes import storage_dtype
-from vaespec.errors import MemoryLimitError
+from vaespec.errors import InputError, MemoryLimitError
 from vaespec.model import Model
 from vaespec.tiling import planner
 from vaespec.tiling.planner import Allowance, MemoryPlan, as_bytes
@@ -52,19 +52,30 @@ class Limits:
     def require(self, model: Model, tasks: Iterable[Task]) -> None:
         """Raises the MemoryLimitError with the greatest need of the tasks. `model` has no params.
 
-        It is a forecast: what the process holds later cannot be known exactly, and the runs check it again.
+        It is a forecast: what the process holds later cannot be known exactly, and the runs check it again. Tasks whose
+        input is too small for the padding are left out: their runs say so.
         """
-        if refusals := self._refusals(model, [], tasks):
+        if refusals := self._refusals(model, [], [task for task in tasks if not _too_small(model, task)]):
             raise max(refusals.values(), key=_need)
 
     def affordable(
         self, model: Model, pictures: Sequence[PictureFile], tasks: Iterable[Task], failures: Failures
     ) -> list[PictureFile]:
-        """The pictures for whose reading and tasks the memory suffices, as `require` forecasts it.
+        """The pictures that the padding allows, and for whose reading and tasks the memory suffices (see `require`).
 
         The others are noted as failures. Raises the MemoryLimitError with the greatest need if no picture is left.
         """
-        refusals = self._refusals(model, pictures, tasks)
+        tasks = list(tasks)
+        small: dict[Path, InputError] = {}
+        for task in tasks:
+            if error := _too_small(model, task):
+                small.setdefault(task.path, error)
+        for path, error in small.items():
+            with failures.caught(str(path)):
+                raise error
+        pictures = [picture for picture in pictures if picture.path not in small]
+        failures.require_any(pictures)
+        refusals = self._refusals(model, pictures, [task for task in tasks if task.path not in small])
         left = [picture for picture in pictures if picture.path not in refusals]
         if not left and not failures.found:
             raise max(refusals.values(), key=_need)
@@ -97,6 +108,15 @@ def _refusal(model: Model, task: Task, tiling: Tiling, held: int) -> MemoryLimit
     try:
         planner.choose(model, task.half, task.shape, tiling, held)
     except MemoryLimitError as error:
+        return error
+    return None
+
+
+def _too_small(model: Model, task: Task) -> InputError | None:
+    """The error of a task whose input is too small for the padding."""
+    try:
+        model.require_size(task.half, task.shape)
+    except InputError as error:
         return error
     return None
 

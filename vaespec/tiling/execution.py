@@ -67,7 +67,7 @@ def estimate(model: Model, half: Half, shape: tuple[int, ...], tiling: Tiling) -
     if not tiling.blends:
         return planner.estimate(model, half, shape, planner.choose(model, half, shape, tiling))
     B, C, *sides = shape
-    tile = (min(cut.tile, side) for cut, side in zip(_cuts(model, half, tiling), sides, strict=True))
+    tile = (min(cut.tile, side) for cut, side in zip(_cuts(model, half, tiling, shape), sides, strict=True))
     one_tile = planner.estimate(model, half, (B, C, *tile), MemoryPlan(tiling.slicing))
     result = planner.estimate(model, half, shape, MemoryPlan()).result
     return one_tile._replace(run=one_tile.run + 2 * result)  # the results of all tiles, and the image joined from them
@@ -76,7 +76,8 @@ def estimate(model: Model, half: Half, shape: tuple[int, ...], tiling: Tiling) -
 def _run(model: Model, half: Half, source: ValidatedInput, tiling: Tiling, tiled: bool) -> Array:
     """The result of `run`, on the ops of the model."""
     if tiled or tiling.blends:
-        slicing, run_item = tiling.slicing, partial(_in_tiles, model, half, _cuts(model, half, tiling), tiled)
+        cuts = _cuts(model, half, tiling, source.shape, tiled)
+        slicing, run_item = tiling.slicing, partial(_in_tiles, model, half, cuts, tiled)
     else:
         plan = _announced(planner.choose(model, half, source.shape, tiling), tiling)
         slicing, run_item = plan.slicing, partial(_planned, model, half, plan)
@@ -103,7 +104,7 @@ def _announced(plan: MemoryPlan, tiling: Tiling) -> MemoryPlan:
 def _in_tiles(model: Model, half: Half, cuts: tuple[Cut, Cut], always: bool, source: ValidatedInput) -> Array:
     """The result from blended tiles; from the whole input if it fits into one tile, unless `always`."""
     x, run_tile = source[...], partial(model.run, half)
-    return blended(run_tile, x, cuts) if always or not fits(x, cuts) else run_tile(x)
+    return blended(run_tile, x, cuts) if always or not fits(x.shape, cuts) else run_tile(x)
 
 
 def _planned(model: Model, half: Half, plan: MemoryPlan, source: ValidatedInput) -> Array:
@@ -116,9 +117,15 @@ def _in_bands(model: Model, half: Half, bands: Bands, source: ValidatedInput) ->
     return model.stream(half, source, lambda ops: BandedOps(ops, **bands).bands)
 
 
-def _cuts(model: Model, half: Half, tiling: Tiling) -> tuple[Cut, Cut]:
+def _cuts(model: Model, half: Half, tiling: Tiling, shape: tuple[int, ...], always: bool = False) -> tuple[Cut, Cut]:
+    """How an input of this shape is cut into blended tiles. Raises InputError if one is too small for the padding."""
     tiles = tiling.tiles(model.config)
-    return tiles.encoding if half is ENCODER else tiles.decoding
+    cuts = tiles.encoding if half is ENCODER else tiles.decoding
+    model.require_size(half, shape)
+    if always or not fits(shape, cuts):
+        height, width = (cut.thinnest(side) for cut, side in zip(cuts, shape[2:], strict=True))
+        model.require_size(half, (height, width), "tiles")
+    return cuts
 
 
 def _joined(parts: list[Array], axis: int) -> Array:

@@ -44,6 +44,7 @@ def compare(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
+    padding: options.PaddingMode = "zeros",
     as_json: options.Json = False,
 ) -> None:
     """Encode and decode a picture untiled, in blended tiles and in exact bands. Write all results and differences.
@@ -52,10 +53,15 @@ def compare(
     """
     if not tiling:
         raise typer.BadParameter("choose a comparison: --tiling.", param_hint="--tiling")
+    if "circular" in padding:
+        raise typer.BadParameter(
+            f"{padding}: blended tiles cannot be padded with their other end; choose another padding.",
+            param_hint="--padding",
+        )
     paths.require_file(output, ".png")
     paths.require_apart([picture], [output])
     header = picture_files.read_header(picture)
-    vae = open_model(weights, family, backend, device, dtype, precision, strict)
+    vae = open_model(weights, family, backend, device, dtype, precision, strict, padding)
     picture_files.require_channels(vae.config, vae.config.in_channels, vae.config.out_channels)
     picture_files.require_fit(header, vae.config, pad=None)
     with progress("reading") as step:

@@ -34,6 +34,7 @@ def decode(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
+    padding: options.PaddingMode = "zeros",
     max_memory: options.MaxMemory = None,
     offload_folder: options.OffloadFolder = None,
     as_json: options.Json = False,
@@ -45,9 +46,9 @@ def decode(
     content = latents_file.load(latents)
     outputs = _outputs(output, content, depth)
     opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
-    model = outline(opened, backend, device, dtype, precision)
+    model = outline(opened, backend, device, dtype, precision, padding)
     limits.require(model, latent_tasks(model, latents, content))
-    vae = place(weights, opened, backend, device, dtype, precision)
+    vae = place(weights, opened, backend, device, dtype, precision, padding)
     _require_fit(vae, latents, content, weights)
     rows: list[dict[str, Any]] = []
     failures = Failures()

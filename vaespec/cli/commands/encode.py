@@ -38,6 +38,7 @@ def encode(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
+    padding: options.PaddingMode = "zeros",
     max_memory: options.MaxMemory = None,
     offload_folder: options.OffloadFolder = None,
     as_json: options.Json = False,
@@ -52,13 +53,13 @@ def encode(
     paths.require_file(output, ".safetensors")
     paths.require_apart(pictures, [output])
     opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
-    model = outline(opened, backend, device, dtype, precision)
+    model = outline(opened, backend, device, dtype, precision, padding)
     picture_files.require_channels(model.config, model.config.in_channels)
     headers = picture_files.fitting(headers, model.config, pad, failures)
     if not raw:
         require_scale(model.config, weights, "--raw for latents that are not scaled")
     headers = limits.affordable(model, headers, picture_tasks(model, headers, pad, [ENCODER]), failures)
-    vae = place(weights, opened, backend, device, dtype, precision)
+    vae = place(weights, opened, backend, device, dtype, precision, padding)
     good = {header.path for header in headers}
     names = latents_file.tensor_names(pictures)
     work = [task for task in zip(names, pictures, seeds, strict=True) if task[1] in good]

@@ -36,6 +36,7 @@ def roundtrip(
     device: options.Device = None,
     dtype: options.Dtype = "float32",
     precision: options.Precision = "default",
+    padding: options.PaddingMode = "zeros",
     max_memory: options.MaxMemory = None,
     offload_folder: options.OffloadFolder = None,
     as_json: options.Json = False,
@@ -49,11 +50,11 @@ def roundtrip(
     headers = picture_files.read_headers(pictures, failures)
     outputs = paths.picture_outputs(output, pictures, depth.suffix)
     opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
-    model = outline(opened, backend, device, dtype, precision)
+    model = outline(opened, backend, device, dtype, precision, padding)
     picture_files.require_channels(model.config, model.config.in_channels, model.config.out_channels)
     headers = picture_files.fitting(headers, model.config, pad, failures)
     headers = limits.affordable(model, headers, picture_tasks(model, headers, pad, [ENCODER, DECODER]), failures)
-    vae = place(weights, opened, backend, device, dtype, precision)
+    vae = place(weights, opened, backend, device, dtype, precision, padding)
     rows: list[dict[str, Any]] = []
     good = {header.path for header in headers}
     work = [task for task in zip(pictures, outputs, seeds, strict=True) if task[0] in good]
