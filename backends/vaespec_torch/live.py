@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -62,6 +63,12 @@ class Live:
 
     def __getstate__(self) -> dict[str, Any]:
         return vars(self) | {"_models": {}}
+
+    def on(self, root: nn.Module) -> Self:
+        """The same for another module."""
+        twin = copy.copy(self)
+        twin.root = root
+        return twin
 
     # -- what a subclass says of its modules -------------------------------------------------------------------
 

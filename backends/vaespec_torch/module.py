@@ -42,7 +42,7 @@ class AutoencoderKLModule(Guarded, RunSettings, nn.Module):
     def __init__(self, model: Model, tiling: Tiling | None = None) -> None:
         super().__init__()
         self._tiling, self._outline = tiling or Tiling(), model.replace(params={})
-        self._live = LiveParts(self, model)
+        self._runner = LiveParts(self, model)
         ops = ModuleOps.like(model.ops)
         halves = (getattr(model, name) for name in HALVES)
         parts = {name: Part(layers, ops) for half in halves for name, layers in half.parts().items()}
@@ -117,6 +117,13 @@ class AutoencoderKLModule(Guarded, RunSettings, nn.Module):
         if not (whole and is_transformed(x)):
             return self._live.run(self._outline, half, x, self._tiling, tiled=tiled)
         return through(self._live.parts(half), x)
+
+    @property
+    def _live(self) -> LiveParts:
+        """What runs this module. A replica, as nn.DataParallel makes them, gets one of its own."""
+        if self._runner.root is not self:
+            self._runner = self._runner.on(self)
+        return self._runner
 
     # -- where it is, and what it holds --------------------------------------------------------------------------
 

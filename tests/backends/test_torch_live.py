@@ -14,7 +14,7 @@ from support.module_runs import PARTS, TILES, assert_equal, latents, loss, resul
 from torch import nn
 from torch.nn.utils import parametrize
 
-from vaespec import InputError
+from vaespec import AutoencoderKL, InputError
 from vaespec.errors import NonFiniteWarning
 
 in_each_part = pytest.mark.parametrize("parts", PARTS)
@@ -77,6 +77,17 @@ def test_parameters_are_read_in_place_each_time():
         assert_equal(results(module), before)
     params, own = module._model.params, dict(module.named_parameters())
     assert {name: x.data_ptr() for name, x in params.items()} == {name: p.data_ptr() for name, p in own.items()}
+
+
+def test_a_replica_computes_with_its_own_parameters():
+    """nn.DataParallel makes one for each device."""
+    module, other = tiny("torch").module(), AutoencoderKL.from_config(TINY, seed=1, backend="torch").module()
+    replica = module._replicate_for_data_parallel()
+    replica.decoder = other.decoder
+    with torch.no_grad():
+        expected = other.decoder(module.post_quant_conv(latents()))
+        assert relative_l2(array(replica.decode(latents()).sample), array(expected)) <= 2e-6
+        assert relative_l2(array(module.decode(latents()).sample), array(expected)) > 1e-2
 
 
 def test_parameters_of_two_dtypes_are_computed_with_in_the_wider():
