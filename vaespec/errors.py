@@ -48,6 +48,10 @@ class Float16OverflowWarning(UserWarning):
     """A layer overflowed in float16, so that half of a model is computed in float32 from then on."""
 
 
+class NonFiniteWarning(UserWarning):
+    """NaN or infinity in the result of a framework's module, which returns it; a model raises NonFiniteError."""
+
+
 class WeightFileError(VaespecError, OSError):
     """A weight file that is missing or truncated, or whose content contradicts its name."""
 
