@@ -90,7 +90,7 @@ def parameters(vae: nn.Module, names: list[str]) -> dict[str, Tensor]:
 
 
 class FetchedParams(Mapping[str, Tensor]):
-    """The parameters of a VAE with hooks, for a run of HookedLayers: a mapping that is empty, so that none is converted.
+    """The parameters of a VAE with hooks, for a run of HookedLayers: an empty mapping, so that none is converted.
 
     Each can be looked up nevertheless, to learn which of them is not finite.
     """

@@ -70,7 +70,7 @@ class Handle:
         A pipeline calls this to cast the whole VAE to float32. It does, if it has another VAE by now.
         """
         if getattr(self._pipe, "vae", None) is not self.vae:
-            type(self._pipe).upcast_vae(self._pipe)
+            type(self._pipe).upcast_vae(self._pipe)  # type: ignore[union-attr]
 
 
 def install(
@@ -96,7 +96,7 @@ def install(
     vae = _vae_of(pipe_or_vae)
     settings = Settings(initial(tiling, max_memory, padding), precision, bool(compile))
     make_ops(choose_backend("torch"), "cpu", "float32", precision)  # says which precisions there are
-    settings.tiling_of(vae).check(settings.outline(vae))
+    settings.tiling_of(vae).check(settings.model(vae))
     return Handle(vae, None if pipe_or_vae is vae else pipe_or_vae, settings)
 
 
@@ -107,7 +107,7 @@ def _vae_of(given: Any) -> Any:
     if vae is None:
         raise InputError(f"this {type(given).__name__} has no VAE yet: load its components first.")
     if not isinstance(vae, PLAIN):
-        what = f"a {type(vae).__name__}" if isinstance(vae, nn.Module) else brief(vae)
+        what = type(vae).__name__ if isinstance(vae, nn.Module) else brief(vae)
         raise InputError(f"{what} is neither an {names} of diffusers nor a pipeline with one: give one of them.")
     if isinstance(vae, Computed):
         raise InputError(

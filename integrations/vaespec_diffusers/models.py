@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from typing import Any, Literal, Self, Unpack
 
@@ -10,7 +11,7 @@ import diffusers
 from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
 from diffusers.models.modeling_outputs import AutoencoderKLOutput
 from diffusers.utils.accelerate_utils import apply_forward_hook
-from torch import Tensor
+from torch import Tensor, nn
 
 from vaespec.architecture import DECODER, ENCODER, Half
 from vaespec.tiling.banded import Bands
@@ -24,7 +25,7 @@ from vaespec_diffusers.single_file import AnyPath, SingleFile
 from vaespec_torch.live import is_transformed
 
 
-class Computed:
+class Computed(nn.Module):
     """What the classes share. All else is diffusers' own: modules, parameters, config, files, hooks, outputs.
 
     A call that vaespec cannot compute is left to diffusers' code, with one warning for each reason: see `report`.
@@ -92,29 +93,33 @@ class Computed:
         if memory allows, else slices of the batch, else bands. True, as in diffusers: the mode that was given before,
         to this method or to `install`, and otherwise blended tiles. Sizes that are not given stay as they are.
         """
-        tiling = self._settings.tiling_of(self)
-        mode = tiling.mode if use_tiling is True else use_tiling
-        given = {"max_memory": max_memory, "offload_folder": offload_folder, "on_plan": on_plan, **bands}
-        if use_tiling is True and not any(value is not None for value in given.values()):
-            given = {
-                "max_memory": tiling.max_memory,
-                "offload_folder": tiling.offload_folder,
-                "on_plan": tiling.on_plan,
-            }
-            given |= tiling.bands
-        switches = Switches(self._settings.outline(self), tiling)
-        switches.enable_tiling(
-            mode,
+        tiling, model = self._settings.tiling_of(self), self._settings.model(self)
+        planned = {"max_memory": max_memory, "offload_folder": offload_folder, "on_plan": on_plan}
+        options: dict[str, Any] = {name: value for name, value in planned.items() if value is not None} | dict(bands)
+        tiling = replace(
+            tiling,
             tile_sample_min_size=tile_sample_min_size or tiling.tile_sample_min_size,
             tile_latent_min_size=tile_latent_min_size or tiling.tile_latent_min_size,
             tile_overlap_factor=tile_overlap_factor or tiling.tile_overlap_factor,
-            **given,
         )
-        self._settings.set_tiling(self, switches.tiling)
+        if use_tiling is True and not options:
+            tiling = replace(tiling, enabled=True)
+            tiling.check(model)
+        else:
+            switches = Switches(model, tiling)
+            switches.enable_tiling(
+                tiling.mode if use_tiling is True else use_tiling,
+                tile_sample_min_size=tiling.tile_sample_min_size,
+                tile_latent_min_size=tiling.tile_latent_min_size,
+                tile_overlap_factor=tiling.tile_overlap_factor,
+                **options,
+            )
+            tiling = switches.tiling
+        self._settings.set_tiling(self, tiling)
 
     def set_padding(self, padding: str | Sequence[str]) -> None:
         """Pad maps with zeros or otherwise; see `vaespec.AutoencoderKL.set_padding`."""
-        switches = Switches(self._settings.outline(self), self._settings.tiling_of(self))
+        switches = Switches(self._settings.model(self), self._settings.tiling_of(self))
         switches.set_padding(padding)
         self._settings.set_tiling(self, switches.tiling)
 
@@ -133,9 +138,11 @@ class Computed:
 
     # -- copies --------------------------------------------------------------------------------------------
 
-    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+    def __reduce_ex__(self, protocol: Any) -> Any:
         """A copy, or what is unpickled, computes with vaespec too, with the same settings and its own parameters."""
-        return _blank, (plain_class(type(self)),), dict(vars(self))
+        plain = plain_class(type(self))
+        named = computed_class(plain) is type(self)  # and not by its module, which is diffusers'
+        return (_blank, (plain,), dict(vars(self))) if named else super().__reduce_ex__(protocol)
 
 
 class AutoencoderKL(Computed, diffusers.AutoencoderKL):  # type: ignore[misc]

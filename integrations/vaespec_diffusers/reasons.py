@@ -1,11 +1,13 @@
-"""Why a call must be left to diffusers' own code: what somebody has put into a VAE that vaespec's layers do not know."""
+"""Why a call must be left to diffusers' own code: what a VAE has been given that vaespec's layers do not know."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from types import NoneType
 from typing import Any
 
 import torch
+from diffusers.models.activations import get_activation
 from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrize
@@ -35,40 +37,41 @@ def modules_read(vae: nn.Module, half: Half) -> dict[str, nn.Module]:
     }
 
 
-def reason_for_diffusers(vae: nn.Module, half: Half, x: Tensor) -> str:
+def reason_for_diffusers(vae: Any, half: Half, x: Tensor) -> str:
     """Say why diffusers must compute; empty if vaespec can."""
     if any(getattr(global_hooks, f"_global{kind}") for kind in HOOKS):
         return "hooks are registered for every module"
     modules = modules_read(vae, half)
-    recorded = torch.is_grad_enabled() and any(
-        tensor.requires_grad
-        for tensor in (x, *(p for module in modules.values() for p in module._parameters.values() if p is not None))
-    )
-    reasons = (f"{name} {problem}" for name, module in modules.items() for problem in _problems(module, recorded))
-    return next(reasons, "")
+    tensors = [x, *(p for module in modules.values() for p in module._parameters.values() if p is not None)]
+    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    activation = type(get_activation(vae.config.act_fn))
+    found = (problem for name, module in modules.items() for problem in _problems(name, module, recorded, activation))
+    return next(found, "")
 
 
-def _problems(module: nn.Module, recorded: bool) -> Iterator[str]:
-    """Say what is unusual about a module, each so that it follows the module's name."""
+def _problems(name: str, module: nn.Module, recorded: bool, activation: type) -> Iterator[str]:
+    """Say what is unusual about a module."""
     kind = type(module)
     while parametrize.is_parametrized(module) and kind.__name__.startswith("Parametrized"):
         kind = kind.__mro__[1]  # its parameters are what the parametrization makes of them
     if not kind.__module__.startswith(("diffusers.models.", "torch.nn.modules.", "torch.nn.utils.parametrize")):
-        yield f"is a {kind.__module__}.{kind.__name__}"
+        yield f"{name} is a {kind.__module__}.{kind.__name__}"
+    if name.endswith(".nonlinearity") and kind is not activation:
+        yield f"{name} is a {kind.__name__}"
     if any(getattr(module, kind) for kind in HOOKS):
-        yield "has a hook of PyTorch"
+        yield f"{name} has a hook of PyTorch"
     hooks = hooks_of(module)
     if unknown := [hook for hook in hooks if not is_known(hook)]:
-        yield f"has a hook of an unknown kind, {type(unknown[0]).__name__}"
+        yield f"{name} has a hook of an unknown kind, {type(unknown[0]).__name__}"
     if hooks and recorded:
-        yield "has a hook that moves or casts weights, and a gradient is recorded"
+        yield f"a gradient is recorded, and {name} has a hook that moves or casts weights"
     if ("forward" in vars(module) and not hooks) or "_conv_forward" in vars(module):
-        yield "has another forward than its class"
+        yield f"{name} has another forward than its class"
     if getattr(module, "_compiled_call_impl", None) is not None:
-        yield "is compiled"
-    if unusual := [type(p) for p in module._parameters.values() if p is not None and not _is_plain(p)]:
-        yield f"has parameters of the type {unusual[0].__name__}"
-    yield from _settings(module)
+        yield f"{name} is compiled"
+    if unusual := [type(p) for p in module._parameters.values() if type(p) not in (nn.Parameter, Tensor, NoneType)]:
+        yield f"{name} has parameters of the type {unusual[0].__name__}"
+    yield from (f"{name} {problem}" for problem in _settings(module))
 
 
 def _settings(module: nn.Module) -> Iterator[str]:
@@ -82,18 +85,14 @@ def _settings(module: nn.Module) -> Iterator[str]:
     if isinstance(module, nn.Dropout) and module.training and module.p:
         yield f"drops out {module.p}"
     processor: Any = getattr(module, "processor", None)
-    if processor is not None:
-        yield from _about_processor(processor)
-
-
-def _about_processor(processor: Any) -> Iterator[str]:
-    if not type(processor).__module__.startswith("diffusers.models."):
-        yield f"has an attention processor of another library, {type(processor).__name__}"
-    try:
-        as_processor(processor)
-    except InputError:
+    if processor is not None and not _is_known(processor):
         yield f"has the attention processor {type(processor).__name__}"
 
 
-def _is_plain(parameter: Tensor) -> bool:
-    return type(parameter) in (nn.Parameter, Tensor)
+def _is_known(processor: Any) -> bool:
+    """Whether an attention processor is one of diffusers', of a kind that vaespec has too."""
+    try:
+        as_processor(processor)
+    except InputError:
+        return False
+    return type(processor).__module__.startswith("diffusers.models.")

@@ -74,7 +74,7 @@ def compute(vae: Any, settings: Settings, half: Half, x: Tensor, tiled: bool = F
         if tiling.on_plan is not None:
             tiling.on_plan(plan)
 
-    model = settings.outline(vae)
+    model = settings.model_now(vae)
     live = settings.kept("live", lambda: VaeLive(vae, precision=settings.precision, compile=settings.compile))
     run = live.run_hooked if any(map(hooks_of, modules_read(vae, half).values())) else live.run
     start = time.perf_counter()
@@ -135,7 +135,7 @@ def _memory(model: Model, half: Half, call: Call, tiling: Tiling) -> int | None:
         return None
     model = model.replace(ops=tiling.padded(TorchOps(call.device, call.dtype)))
     try:
-        return execution.estimate(model, half, call.shape, replace(tiling, on_plan=None, max_memory=None)).run  # type: ignore[arg-type]
+        return execution.estimate(model, half, call.shape, replace(tiling, on_plan=None, max_memory=None)).run
     except VaespecError:
         return None
 
@@ -144,4 +144,4 @@ def switches(vae: Any, settings: Settings) -> Switches:
     """Return vaespec's methods for a VAE where it is now, to estimate its memory."""
     ops = TorchOps(str(vae.device) if vae.device.type != "meta" else "cpu", str(vae.dtype).removeprefix("torch."))
     tiling = settings.tiling_of(vae)
-    return Switches(settings.outline(vae).replace(ops=tiling.padded(ops)), tiling)
+    return Switches(settings.model(vae).replace(ops=tiling.padded(ops)), tiling)

@@ -58,18 +58,23 @@ class Settings:
             self._kept[key] = make()
         return self._kept[key]
 
-    def outline(self, vae: Any) -> Model:
-        """Return the layers of a VAE as it is now, without parameters: always the same ones, which may be compiled.
-
-        Raises ConfigError for the config of another model, InputError for an attention processor of another kind.
-        """
+    def model(self, vae: Any) -> Model:
+        """Return the layers of a VAE, without parameters. Raises ConfigError for the config of another model."""
         config = AutoencoderConfig.from_dict(dict(vae.config))
         model: Model = self.kept(config, lambda: Model.outline(config, CONVOLUTIONS_IN, TorchOps("cpu", "float32")))
-        chosen = {
-            layer.name: as_processor(vae.get_submodule(layer.name).processor) for layer in model.attention_layers()
-        }
+        return model
+
+    def model_now(self, vae: Any) -> Model:
+        """Return `model` with the attention processors that the VAE has now.
+
+        It is the same for the same processors, since its layers may be compiled. Raises InputError for a processor
+        of another kind.
+        """
+        model = self.model(vae)
+        attention = [layer.name for layer in model.attention_layers()]
+        chosen = {name: as_processor(vae.get_submodule(name).processor) for name in attention}
         layers = {name: with_processors(getattr(model, name), chosen) for name in HALVES}
-        changed: Model = self.kept((config, *chosen.values()), lambda: model.replace(**layers))
+        changed: Model = self.kept((model.config, *chosen.values()), lambda: model.replace(**layers))
         return changed
 
     def tiling_of(self, vae: Any) -> Tiling:
@@ -118,7 +123,7 @@ def initial(tiling: Any, max_memory: int | str | None, padding: Any) -> Tiling:
     if max_memory is not None and tiling not in ("exact", "auto"):
         raise InputError(f"max_memory={max_memory!r}: only tiling='exact' and 'auto' have a limit; give one of them.")
     return Tiling(
-        mode=tiling if isinstance(tiling, str) else "blend",
+        mode=tiling if isinstance(tiling, str) else "blend",  # type: ignore[arg-type]
         enabled=bool(tiling),
         max_memory=None if max_memory is None else as_bytes(max_memory),
         padding="zeros" if padding is None else padding,
