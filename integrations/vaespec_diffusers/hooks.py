@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vaespec.ops import Array, Layer, Ops
@@ -46,6 +47,14 @@ def is_known(hook: Any) -> bool:
     return type(hook).__module__ in KNOWN and not hasattr(hook, "new_forward")
 
 
+def devices_of(hook: Any) -> set[str]:
+    """Return the devices to which a hook brings weights."""
+    each = getattr(hook, "hooks", (hook,))
+    places = [getattr(h, "execution_device", None) for h in each]
+    places += [getattr(getattr(h, "group", None), "onload_device", None) for h in each]
+    return {str(torch.device(place)) for place in places if place is not None}
+
+
 class Hooks:
     """Which modules of a VAE are entered now. Modules are entered before their first layer, and left after their last.
 
@@ -68,9 +77,9 @@ class Hooks:
             self._leave_all_but(needed)
         for module in needed:
             if not any(module is entered for entered in self._entered):
-                self._entered.append(module)
                 for hook in self._hooks(module):
                     hook.pre_forward(module)
+                self._entered.append(module)
         # The memory as it is now: when the hooks are left, they give the parameters another, or none.
         return {name: tensor.detach() for name, tensor in parameters(self.vae, names).items()}
 

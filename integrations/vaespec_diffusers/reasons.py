@@ -16,7 +16,7 @@ from vaespec.architecture import Half
 from vaespec.errors import InputError
 from vaespec.layers import GROUP_NORM_EPS
 from vaespec.processors import as_processor
-from vaespec_diffusers.hooks import hooks_of, is_known
+from vaespec_diffusers.hooks import devices_of, hooks_of, is_known
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Attributes of a module, and with "_global" before them of PyTorch, that hold its hooks."""
@@ -42,6 +42,9 @@ def reason_for_diffusers(vae: Any, half: Half, x: Tensor) -> str:
     if any(getattr(global_hooks, f"_global{kind}") for kind in HOOKS):
         return "hooks are registered for every module"
     modules = modules_read(vae, half)
+    devices = {device for module in modules.values() for hook in hooks_of(module) for device in devices_of(hook)}
+    if len(devices) > 1:
+        return f"its layers are on several devices, {' and '.join(sorted(devices))}"
     tensors = [x, *(p for module in modules.values() for p in module._parameters.values() if p is not None)]
     recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     activation = type(get_activation(vae.config.act_fn))
