@@ -25,10 +25,12 @@ class VaeLive(Live):
         """The model as it is run for a gradient: with diffusers' switch of gradient checkpointing."""
         if not (torch.is_grad_enabled() and _is_checkpointing(self.root)):
             return model
-        ops: Any = model.ops
-        inner = ops if isinstance(ops, TorchOps) else ops.ops  # beneath a padding
-        checkpointing = CheckpointingOps.like(inner)
-        return model.replace(ops=checkpointing if inner is ops else replace(ops, ops=checkpointing))
+        return model.replace(ops=_checkpointing(model.ops))
+
+
+def _checkpointing(ops: Any) -> Any:
+    """The ops with gradient checkpointing, beneath a padding, or float32 maps."""
+    return CheckpointingOps.like(ops) if isinstance(ops, TorchOps) else replace(ops, ops=_checkpointing(ops.ops))
 
 
 def _is_checkpointing(vae: nn.Module) -> bool:

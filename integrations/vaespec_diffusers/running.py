@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from vaespec.architecture import Half
 from vaespec.errors import InputError, VaespecError
-from vaespec.inputs import as_images, as_latents
 from vaespec.layers import Sequential
 from vaespec.model import Model
 from vaespec.tiling import execution
@@ -24,6 +23,7 @@ from vaespec_diffusers.hooks import FetchedParams, HookedLayer, Hooks, hooks_of,
 from vaespec_diffusers.reasons import modules_read
 from vaespec_diffusers.reports import Call
 from vaespec_diffusers.settings import Settings, Switches
+from vaespec_torch.live import returned
 from vaespec_torch.ops import TorchOps
 
 
@@ -34,11 +34,13 @@ def run_hooked(
     layers = model.layers(half).layers
     with closing(Hooks(vae, hold=tiling.enabled and not tiling.blends)) as hooks:
         first = next(iter(hooks.enter(layers[0]).values()))
-        ops = TorchOps(str(first.device), str(first.dtype).removeprefix("torch."), precision)
-        hooked = Sequential(tuple(HookedLayer(layer, hooks, ops) for layer in layers))
-        model = model.replace(**{half.name: hooked}, params=FetchedParams(hooks), ops=tiling.padded(ops))
-        check = as_images if half.source == "images" else as_latents
-        return execution.run(model, half, check(x, model.config, model.ops), tiling, tiled=tiled)
+        ops, fetched = (
+            TorchOps(str(first.device), str(first.dtype).removeprefix("torch."), precision),
+            FetchedParams(hooks),
+        )
+        hooked = Sequential(tuple(HookedLayer(layer, fetched, ops) for layer in layers))
+        model = model.replace(**{half.name: hooked}, params=fetched, ops=tiling.padded(ops))
+        return returned(model, half, x, tiling, tiled=tiled)
 
 
 def compute(vae: Any, settings: Settings, half: Half, x: Tensor, tiled: bool = False) -> Tensor:
