@@ -12,6 +12,7 @@ from vaespec.config_checks import brief
 from vaespec.errors import InputError
 from vaespec.registry import choose_backend, make_ops
 from vaespec_diffusers.models import PLAIN, Computed, computed_class
+from vaespec_diffusers.reasons import decodes_by_itself
 from vaespec_diffusers.reports import Report
 from vaespec_diffusers.settings import ATTRIBUTES, Settings, initial
 
@@ -70,10 +71,11 @@ class Handle:
     def _upcast_vae(self) -> None:
         """Leave the VAE in float16: its decode widens one layer at a time what float16 cannot hold.
 
-        A pipeline calls this to cast the whole VAE to float32. It does, if it has another VAE by now.
+        A pipeline calls this to cast the whole VAE to float32. It does, if it has another VAE by now, or if diffusers
+        would decode.
         """
         pipe: Any = self._pipe()
-        if pipe is not None and pipe.vae is not self.vae:
+        if pipe is not None and not (pipe.vae is self.vae and decodes_by_itself(self.vae)):
             type(pipe).upcast_vae(pipe)
 
 

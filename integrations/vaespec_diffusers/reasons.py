@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrize
 
-from vaespec.architecture import Half
+from vaespec.architecture import DECODER, Half
 from vaespec.errors import InputError
 from vaespec.layers import GROUP_NORM_EPS
 from vaespec.processors import as_processor
@@ -50,6 +50,11 @@ def reason_for_diffusers(vae: Any, half: Half, x: Tensor) -> str:
     activation = type(get_activation(vae.config.act_fn))
     found = (problem for name, module in modules.items() for problem in _problems(name, module, recorded, activation))
     return next(found, "")
+
+
+def decodes_by_itself(vae: nn.Module) -> bool:
+    """Whether vaespec computes what the VAE decodes, and not diffusers, perhaps compiled."""
+    return "decode" not in vars(vae) and not reason_for_diffusers(vae, DECODER, torch.empty(0))
 
 
 def _problems(name: str, module: nn.Module, recorded: bool, activation: type) -> Iterator[str]:

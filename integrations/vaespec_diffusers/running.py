@@ -54,10 +54,8 @@ def compute(vae: Any, settings: Settings, half: Half, x: Tensor, tiled: bool = F
             tiling.on_plan(plan)
 
     model = settings.model_now(vae)
-    if hooks_of_whole(vae) or any(map(hooks_of, modules_read(vae, half).values())):
-        run = partial(run_hooked, vae, settings.precision)
-    else:
-        run = settings.live(vae).run
+    hooked = hooks_of_whole(vae) or any(map(hooks_of, modules_read(vae, half).values()))
+    run = partial(run_hooked, vae, settings.precision) if hooked else settings.live(vae).run
     start = time.perf_counter()
     y: Tensor = run(model, half, x, replace(tiling, on_plan=on_plan), tiled=tiled)
     call = Call(

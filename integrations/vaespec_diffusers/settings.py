@@ -81,7 +81,7 @@ class Settings:
 
     def live(self, vae: Any) -> VaeLive:
         """Return what runs the VAE, always the same, with what it has compiled. It does not keep the VAE alive."""
-        root = weakref.proxy(vae)
+        root: Any = weakref.proxy(vae)
         live: VaeLive = self.kept(id(vae), lambda: VaeLive(root, precision=self.precision, compile=self.compile))
         return live
 
