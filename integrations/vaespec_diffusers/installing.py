@@ -94,6 +94,9 @@ def install(
     for (height, width). `precision`: "default" or "highest", float32 without TF32. `compile`: torch.compile where
     vaespec's layers run on PyTorch. Other options are in `pipe.vae.enable_tiling`.
 
+    A pipeline that calls its `upcast_vae` before it decodes leaves a float16 VAE in float16, which decodes without
+    overflow. One that casts the VAE by itself (SDXL's image to image, before it encodes) still does.
+
     Raises InputError for what is no such VAE, for a VAE that is installed already, by another pipeline perhaps, and for
     options that contradict each other; ConfigError for a config that is no such model's.
     """
