@@ -1,7 +1,7 @@
 """diffusers' pipelines, offline, from small random parts: what people hold when they want another VAE in it.
 
-`PIPELINES` names them. Where text comes in, its embeddings are given and the text encoder is None, but for Stable Diffusion
-1.x, which has a CLIP encoder with the alphabet as vocabulary: what offloads a whole pipeline moves that too.
+`PIPELINES` names them. Most take an embedded text and hold no text encoder. Those of Stable Diffusion have a CLIP
+encoder whose vocabulary is the alphabet, since offloading moves the text encoder too.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import torch
 from PIL import Image
 from support.configs import drawn_weights, uniform
 
-SIZE = 64
-"""Height and width of every picture, in pixels."""
+SIZE = 32
+"""Height and width of the pictures, in pixels."""
 
 VAE = {
-    "block_out_channels": (32, 64),
+    "block_out_channels": (16, 32),
+    "norm_num_groups": 8,
     "down_block_types": ("DownEncoderBlock2D",) * 2,
     "up_block_types": ("UpDecoderBlock2D",) * 2,
     "sample_size": SIZE,
@@ -47,9 +48,9 @@ def make_vae(kind: str = "sd", **fields) -> torch.nn.Module:
     return vae
 
 
-def picture(channels: int = 3) -> torch.Tensor:
-    """(1, channels, SIZE, SIZE) in [0, 1]."""
-    return torch.tensor(uniform(f"picture {channels}", (1, channels, SIZE, SIZE), 0, 1), dtype=torch.float32)
+def picture(size: int = SIZE) -> torch.Tensor:
+    """(1, 3, size, size) in [0, 1]."""
+    return torch.tensor(uniform(f"picture {size}", (1, 3, size, size), 0, 1), dtype=torch.float32)
 
 
 def mask() -> torch.Tensor:
@@ -200,7 +201,8 @@ def flux2_inputs() -> dict[str, Any]:
 
 
 def flux2_edit_inputs() -> dict[str, Any]:
-    pixels = (picture()[0] * 255).byte().permute(1, 2, 0).numpy()
+    """With a picture of 64 px, the smallest that FLUX.2 takes."""
+    pixels = (picture(64)[0] * 255).byte().permute(1, 2, 0).numpy()
     return {**flux2_inputs(), "image": Image.fromarray(pixels)}
 
 
@@ -281,6 +283,20 @@ def run(pipe: Any, name: str, **more) -> np.ndarray:
     recipe = PIPELINES[name]
     sizes = {"height": SIZE, "width": SIZE} if recipe.sized else {}
     options = {"num_inference_steps": 2, "output_type": "pt", **sizes, **more}
-    result = pipe(**recipe.inputs(), **options, generator=torch.Generator().manual_seed(0))
+    inputs = _cast(recipe.inputs(), _denoiser(pipe).dtype)
+    result = pipe(**inputs, **options, generator=torch.Generator().manual_seed(0))
     images = result.get("images") if recipe.cls == "modular" else result.images
     return images.float().numpy()
+
+
+def _denoiser(pipe: Any) -> torch.nn.Module:
+    return getattr(pipe, "unet", None) or pipe.transformer
+
+
+def _cast(inputs: dict[str, Any], dtype: torch.dtype) -> dict[str, Any]:
+    """Texts in the dtype of the denoiser: several pipelines take it from them."""
+
+    def cast(value):
+        return [each.to(dtype) for each in value] if isinstance(value, list) else value.to(dtype)
+
+    return {name: cast(value) if name.endswith("embeds") else value for name, value in inputs.items()}

@@ -1,0 +1,59 @@
+"""One training step of diffusers' VAE and of ours: with the same weights, picture and loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import vaespec_diffusers
+from support.pipelines import make_vae, picture
+from torch import nn
+
+import vaespec
+
+
+def installed() -> nn.Module:
+    """diffusers' VAE, computed by vaespec."""
+    vae = make_vae()
+    vaespec_diffusers.install(vae)
+    return vae
+
+
+def our_class() -> nn.Module:
+    """The subclass of diffusers' VAE, with the same weights."""
+    theirs = make_vae()
+    vae = vaespec_diffusers.AutoencoderKL(**{k: v for k, v in theirs.config.items() if not k.startswith("_")})
+    vae.load_state_dict(theirs.state_dict(), strict=True)
+    return vae
+
+
+def our_module() -> nn.Module:
+    """The module of a model that was loaded from diffusers'."""
+    return vaespec.load(make_vae(), backend="torch").module()
+
+
+SUBJECTS: dict[str, Callable[[], nn.Module]] = {"installed": installed, "class": our_class, "module": our_module}
+
+
+def pictures(batch: int = 2) -> torch.Tensor:
+    """(batch, 3, 32, 32) in [-1, 1]; each is another part of one picture."""
+    whole = picture(64) * 2 - 1
+    return torch.cat([whole[..., 8 * item : 8 * item + 32, 4 * item : 4 * item + 32] for item in range(batch)])
+
+
+def loss(vae: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """How far the picture is from itself after both halves: what one call of the module computes."""
+    return (vae(x).sample - x).square().mean()
+
+
+def gradients(vae: nn.Module) -> dict[str, torch.Tensor]:
+    """Gradients by name, without the words that a wrapper adds."""
+    return {name.removeprefix("module."): p.grad.clone() for name, p in vae.named_parameters() if p.grad is not None}
+
+
+def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The relative L2 distance of all gradients together. Both must have the same names."""
+    assert ours.keys() == theirs.keys()
+    gap = sum((ours[name].double() - gradient.double()).square().sum() for name, gradient in theirs.items())
+    size = sum(gradient.double().square().sum() for gradient in theirs.values())
+    return float((gap / size).sqrt())
