@@ -10,19 +10,13 @@ from diffusers.models.autoencoders.vae import Decoder
 from diffusers.training_utils import EMAModel
 from support.configs import relative_l2
 from support.pipelines import make_vae
-from support.training_pairs import SUBJECTS, distance, gradients, loss, pictures
+from support.training_pairs import PROCESSES, SUBJECTS, distance, gradients, loss, one_rank, pictures, step
 from torch import nn
 
 GRADIENTS = 1e-6
 """The largest relative L2 distance of gradients in float32."""
-PROCESSES = 2
 
 each_subject = pytest.mark.parametrize("subject", SUBJECTS)
-
-
-def step(vae: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
-    loss(vae, x).backward()
-    return gradients(vae)
 
 
 def decoded(vae: nn.Module) -> torch.Tensor:
@@ -58,19 +52,6 @@ def test_accelerate_prepares_a_vae_and_trains_it_one_step(subject, accelerator):
     assert relative_l2(theirs[1], decoded(make_vae())) > 1e-3  # the step shows
 
 
-def one_rank(rank: int, folder: str) -> None:
-    """A process of two: each trains all subjects on its own picture, and saves the gradients that both agreed on."""
-    torch.set_num_threads(1)
-    store = f"file://{folder}/store"  # no port to be in use
-    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
-    found = {}
-    for name, make in {"diffusers": make_vae, **SUBJECTS}.items():
-        vae = nn.parallel.DistributedDataParallel(make())
-        found[name] = step(vae, pictures(PROCESSES)[rank : rank + 1])
-    torch.save(found, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
-
-
 def test_two_processes_train_one_step_with_the_gradients_of_diffusers(tmp_path):
     torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=PROCESSES)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES)]
@@ -87,11 +68,13 @@ def test_an_average_of_weights_is_taken_and_put_in(subject):
 
     def averaged(vae):
         decoded(vae)  # whatever a first call prepares has to follow the weights
-        average = EMAModel(vae.parameters(), decay=0.5, use_ema_warmup=False, min_decay=0.5)
-        optimizer = torch.optim.SGD(vae.parameters(), lr=1e-1)
-        loss(vae, pictures()).backward()
-        optimizer.step()
-        average.step(vae.parameters())
+        average = EMAModel(vae.parameters(), decay=0.5, min_decay=0.5)
+        optimizer = torch.optim.SGD(vae.parameters(), lr=1e-2)
+        for _ in range(2):  # the first average is of one
+            optimizer.zero_grad()
+            loss(vae, pictures()).backward()
+            optimizer.step()
+            average.step(vae.parameters())
         trained = decoded(vae)
         average.store(vae.parameters())
         average.copy_to(vae.parameters())

@@ -57,3 +57,25 @@ def distance(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> 
     gap = sum((ours[name].double() - gradient.double()).square().sum() for name, gradient in theirs.items())
     size = sum(gradient.double().square().sum() for gradient in theirs.values())
     return float((gap / size).sqrt())
+
+
+def step(vae: nn.Module, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The gradients of one step."""
+    loss(vae, x).backward()
+    return gradients(vae)
+
+
+PROCESSES = 2
+
+
+def one_rank(rank: int, folder: str) -> None:
+    """A process of two: trains each VAE on its own picture and saves the gradients that both agreed on."""
+    torch.set_num_threads(1)
+    store = f"file://{folder}/store"  # no port that could be in use
+    torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
+    found = {}
+    for name, make in {"diffusers": make_vae, **SUBJECTS}.items():
+        vae = nn.parallel.DistributedDataParallel(make())
+        found[name] = step(vae, pictures(PROCESSES)[rank : rank + 1])
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
