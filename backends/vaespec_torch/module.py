@@ -13,7 +13,8 @@ from vaespec.noise import Seed
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.posterior import DiagonalGaussian
 from vaespec_torch.names import find_in_wrappers, leave_out_wrappers
-from vaespec_torch.parts import CheckpointingOps, ModuleOps, Part, Weights
+from vaespec_torch.owners import CheckpointingOps, ModuleOps
+from vaespec_torch.parts import Part, Weights
 
 
 class AutoencoderKLModule(Guarded, nn.Module):

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from vaespec.layers import Sequential
-from vaespec.ops import Layer, Padding
-from vaespec_torch.ops import TorchOps
-
-Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+from vaespec_torch.owners import Compute, ModuleOps, Owner
 
 
 class Part(nn.Module):
@@ -22,25 +16,24 @@ class Part(nn.Module):
     `m.encoder(x)` are the moments before quant_conv; `m.decoder(z)` takes latents after post_quant_conv.
     """
 
-    def __init__(self, layers: Sequential, ops: TorchOps) -> None:
+    def __init__(self, layers: Sequential, ops: ModuleOps) -> None:
         super().__init__()
-        self.ops, self._layers = ops, layers
-        names = [name for name, _ in layers.parameters()]
-        self._places = [(name, *name.partition(".")[2].rpartition(".")[::2]) for name in names]
+        self.ops, self.layers = ops, layers
 
     def forward(self, x: Tensor) -> Tensor:
         """Run the layers: (B, C, H, W) -> (B, C, H, W)."""
-        return self._layers(x, self._params(), self.ops)
+        return self.layers(x, self._params(), self.ops)
 
     def _params(self) -> dict[str, Any]:
-        """For each name the module that owns the parameter, to be called; for the part's own parameters, the tensor.
+        """For each name the owner of the parameter, to be called; for the part's own parameters, the tensor.
 
         They are looked up anew each time: parametrizations, FSDP and offloading put others in their place.
         """
         found: dict[str, Any] = {}
-        for name, path, leaf in self._places:
+        for name, row in self.layers.parameters():
+            path, _, leaf = name.partition(".")[2].rpartition(".")
             owner = self.get_submodule(path)
-            found[name] = owner if path and leaf in ("weight", "bias") else getattr(owner, leaf)
+            found[name] = Owner(owner, row.shape, _enter) if path else getattr(owner, leaf)
         return found
 
 
@@ -52,26 +45,5 @@ class Weights(nn.Module):
         return compute(x, weight, getattr(self, "bias", None))
 
 
-class ModuleOps(TorchOps):
-    """TorchOps for which a kernel may be the module that owns it."""
-
-    def conv2d(self, x: Tensor, w: Any, b: Any, *, stride: int, padding: Padding) -> Tensor:
-        return _owned(partial(super().conv2d, stride=stride, padding=padding), x, w, b)
-
-    def group_norm(self, x: Tensor, scale: Any, shift: Any, *, groups: int, eps: float) -> Tensor:
-        return _owned(partial(super().group_norm, groups=groups, eps=eps), x, scale, shift)
-
-    def linear(self, t: Tensor, w: Any, b: Any) -> Tensor:
-        return _owned(super().linear, t, w, b)
-
-
-class CheckpointingOps(ModuleOps):
-    """Computes each layer again for the gradient, and keeps only its input: less memory for a third more time."""
-
-    def run(self, layer: Layer, x: Tensor, params: Mapping[str, Any]) -> Tensor:
-        return checkpoint(super().run, layer, x, params, use_reentrant=False)
-
-
-def _owned(compute: Compute, x: Tensor, w: Any, b: Any) -> Tensor:
-    """Compute with a weight and a bias, within the call of the module that owns them, if there is one."""
-    return w(x, compute) if isinstance(w, nn.Module) else compute(x, w, b)
+def _enter(owner: nn.Module, x: Tensor, compute: Compute) -> Tensor:
+    return owner(x, compute)

@@ -1,0 +1,121 @@
+"""install: a pipeline's own VAE, or a VAE by itself, is computed by vaespec until its handle restores it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, Self
+
+from torch import nn
+
+from vaespec.config_checks import brief
+from vaespec.errors import InputError
+from vaespec.registry import choose_backend, make_ops
+from vaespec_diffusers.models import PLAIN, Computed, computed_class
+from vaespec_diffusers.reports import Report
+from vaespec_diffusers.settings import ATTRIBUTES, Settings, initial
+
+METHODS = ("encode", "decode", "_encode", "_decode", "tiled_encode", "tiled_decode", "enable_tiling", "disable_tiling")
+"""What an installation replaces, or goes round: a VAE whose own methods they are not computes something else."""
+
+
+class Handle:
+    """Undoes an installation: by `restore()`, or at the end of a `with` block. `vae` is the VAE that was installed."""
+
+    def __init__(self, vae: Any, pipe: Any, settings: Settings) -> None:
+        self.vae, self._settings = vae, settings
+        self._plain = type(vae)
+        self._before = {name: getattr(vae, name) for name in ATTRIBUTES}
+        self._installed = True
+        vae._vaespec = settings
+        vae.__class__ = computed_class(self._plain)
+        if settings.tiling.enabled:
+            vae.use_tiling = True
+        self._pipe = pipe if hasattr(pipe, "upcast_vae") and "upcast_vae" not in vars(pipe) else None
+        if self._pipe is not None:
+            self._pipe.upcast_vae = self._upcast_vae
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.restore()
+
+    def report(self) -> Report:
+        """Return what the last hundred calls of encode and decode ran, the time, and the memory."""
+        return self._settings.report()
+
+    def restore(self) -> None:
+        """Give the VAE its own methods and switches back; a second call does nothing.
+
+        Raises InputError if the VAE was wrapped since by something that has to be undone first.
+        """
+        if not self._installed:
+            return
+        if type(self.vae) is not computed_class(self._plain):
+            raise InputError(
+                f"the VAE is a {type(self.vae).__name__} of {type(self.vae).__module__} by now, and not as it was "
+                "installed: undo what wrapped it, then restore."
+            )
+        self._installed = False
+        self.vae.__class__ = self._plain
+        del self.vae._vaespec
+        for name, value in self._before.items():
+            setattr(self.vae, name, value)
+        if self._pipe is not None:
+            vars(self._pipe).pop("upcast_vae", None)
+
+    def _upcast_vae(self) -> None:
+        """Leave the VAE in float16: its decode widens one layer at a time what float16 cannot hold.
+
+        A pipeline calls this to cast the whole VAE to float32. It does, if it has another VAE by now.
+        """
+        if getattr(self._pipe, "vae", None) is not self.vae:
+            type(self._pipe).upcast_vae(self._pipe)  # type: ignore[union-attr]
+
+
+def install(
+    pipe_or_vae: Any,
+    *,
+    tiling: Literal["blend", "exact", "auto"] | bool | None = None,
+    max_memory: int | str | None = None,
+    padding: str | Sequence[str] | None = None,
+    precision: str = "default",
+    compile: bool = False,
+) -> Handle:
+    """Let vaespec compute `encode` and `decode` of the AutoencoderKL or AutoencoderKLFlux2 that a pipeline has.
+
+    The VAE keeps its parameters, device, dtype, hooks, switches and attention processors, and may be changed by
+    diffusers' methods at any time. `tiling="exact"` or "auto" (with `max_memory`, bytes or "2GiB") takes the place of
+    blended tiles: `enable_tiling()` without a mode keeps it. `padding`: "zeros", "circular" and so on, one word or two
+    for (height, width). `precision`: "default" or "highest", float32 without TF32. `compile`: torch.compile where
+    vaespec's layers run on PyTorch. Other options are in `pipe.vae.enable_tiling`.
+
+    Raises InputError for what is no such VAE, for a VAE that is installed already, by another pipeline perhaps, and for
+    options that contradict each other; ConfigError for a config that is no such model's.
+    """
+    vae = _vae_of(pipe_or_vae)
+    settings = Settings(initial(tiling, max_memory, padding), precision, bool(compile))
+    make_ops(choose_backend("torch"), "cpu", "float32", precision)  # says which precisions there are
+    settings.tiling_of(vae).check(settings.model(vae))
+    return Handle(vae, None if pipe_or_vae is vae else pipe_or_vae, settings)
+
+
+def _vae_of(given: Any) -> Any:
+    """The VAE of a pipeline, or the VAE itself. Raises InputError unless it can be installed."""
+    vae = given if isinstance(given, nn.Module) or not hasattr(given, "vae") else given.vae
+    names = " or ".join(plain.__name__ for plain in PLAIN)
+    if vae is None:
+        raise InputError(f"this {type(given).__name__} has no VAE yet: load its components first.")
+    if not isinstance(vae, PLAIN):
+        what = type(vae).__name__ if isinstance(vae, nn.Module) else brief(vae)
+        raise InputError(f"{what} is neither an {names} of diffusers nor a pipeline with one: give one of them.")
+    if isinstance(vae, Computed):
+        raise InputError(
+            "this VAE computes with vaespec already, installed perhaps by another pipeline that shares it: restore() "
+            "that handle first, or use vae.enable_tiling() and vae.set_padding()."
+        )
+    plain = next(plain for plain in PLAIN if isinstance(vae, plain))
+    for name in METHODS:
+        if name in vars(vae) or getattr(type(vae), name, None) is not getattr(plain, name, None):
+            raise InputError(f"{name} of this {type(vae).__name__} is not diffusers' own: undo that, then install.")
+    return vae

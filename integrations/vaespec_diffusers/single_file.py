@@ -1,0 +1,67 @@
+"""Loads one file of any container and dialect as a VAE of diffusers: `AutoencoderKL.from_single_file`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any, TypedDict, TypeVar, Unpack
+
+import torch
+
+from vaespec import weights
+from vaespec.architecture import HALVES, halves_among
+from vaespec.config import AutoencoderConfig
+from vaespec.errors import InputError
+from vaespec_torch.views import as_tensor
+
+AnyPath = str | os.PathLike[str]
+Vae = TypeVar("Vae")
+
+
+class SingleFile(TypedDict, total=False):
+    """What `from_single_file` may be given: `config`, `family` and so on as in `vaespec.AutoencoderKL`.
+
+    `torch_dtype` and `device`: of the parameters, by default float32 on the CPU; torch_dtype="auto" keeps the file's.
+    """
+
+    config: AutoencoderConfig | Mapping[str, Any] | None
+    family: str | None
+    torch_dtype: torch.dtype | str | None
+    device: torch.device | str | None
+    prefix: str | None
+    dialect: str | None
+    use_ema: bool
+    strict: bool
+    allow_nonfinite: bool
+
+
+def load(cls: type[Vae], path: AnyPath, **options: Unpack[SingleFile]) -> Vae:
+    """Return a VAE of this class, in evaluation mode, with the file's weights, read one tensor at a time.
+
+    Raises InputError for an unknown option, half a model, or a file for the other class; WeightFileError and
+    WeightMapError as `vaespec.AutoencoderKL.from_single_file`.
+    """
+    if unknown := sorted(options.keys() - SingleFile.__annotations__.keys()):
+        raise InputError(f"from_single_file has no {unknown[0]}=: it takes {', '.join(SingleFile.__annotations__)}.")
+    given: dict[str, Any] = dict(options)
+    config, family = given.pop("config", None), given.pop("family", None)
+    dtype, device = given.pop("torch_dtype", None), given.pop("device", None)
+    if config is not None and not isinstance(config, AutoencoderConfig):
+        config = AutoencoderConfig.from_dict(config)
+    config, read = weights.load_file(weights.single_file(path), config, family, **given)
+    if config.class_name != cls.__name__:
+        raise InputError(f"{path} is a {config.class_name}: load it with vaespec_diffusers.{config.class_name}.")
+    if missing := [half for half in HALVES if half not in halves_among(read, config)]:
+        raise InputError(f"{path} has no {missing[0]}, which diffusers' class needs: load it with vaespec.load.")
+    with torch.device("meta"):
+        vae: Any = cls.from_config(config.to_dict())  # type: ignore[attr-defined]
+    tensors = {name: _placed(as_tensor(read[name]), dtype, device) for name in read}
+    vae.load_state_dict(tensors, strict=True, assign=True)
+    return vae.eval()  # type: ignore[no-any-return]
+
+
+def _placed(tensor: torch.Tensor, dtype: Any, device: Any) -> torch.Tensor:
+    """A tensor in a dtype, if it holds floats, on a device."""
+    kept = dtype == "auto" or not tensor.is_floating_point()
+    wanted = None if kept else torch.float32 if dtype is None else dtype
+    return tensor.to(device=device or tensor.device, dtype=wanted or tensor.dtype)
