@@ -125,7 +125,7 @@ def test_a_restored_vae_can_be_installed_again():
 def test_installing_twice_is_an_error_that_says_so(again):
     pipe = build("sd")
     with vaespec_diffusers.install(pipe) as handle:
-        with pytest.raises(VaespecError, match=r"installed already|already installed"):
+        with pytest.raises(VaespecError, match="already"):
             vaespec_diffusers.install(pipe if again == "its pipeline" else pipe.vae)
         assert relative_l2(run(pipe, "sd"), run(build("sd"), "sd")) <= 2e-6
         assert handle.report() is not None
@@ -136,7 +136,7 @@ def test_two_pipelines_share_one_installed_vae():
     first, second = build("sd", vae), build("sd-img2img", vae)
     expected = {"sd": run(first, "sd"), "sd-img2img": run(second, "sd-img2img")}
     handle = vaespec_diffusers.install(first)
-    with pytest.raises(VaespecError, match=r"installed already|already installed"):
+    with pytest.raises(VaespecError, match="already"):
         vaespec_diffusers.install(second)
     for pipe, name in ((first, "sd"), (second, "sd-img2img")):
         assert relative_l2(run(pipe, name), expected[name]) <= 2e-6
@@ -168,7 +168,7 @@ def test_what_is_no_vae_of_ours_is_refused_in_one_sentence(wrong):
     with pytest.raises(VaespecError) as caught:
         vaespec_diffusers.install(wrong)
     assert "\n" not in str(caught.value)
-    assert "AutoencoderKL" in str(caught.value)
+    assert ("has no VAE" if isinstance(wrong, Bare) else "AutoencoderKL") in str(caught.value)
     assert len(str(caught.value)) < 300
 
 
