@@ -1,4 +1,4 @@
-"""Measures a pipeline of diffusers that makes one picture on the CPU: with its own VAE code, and with vaespec installed.
+"""Measures a picture of a diffusers pipeline on the CPU: with its own VAE code, and with vaespec installed.
 
     python -m benchmarks.in_diffusers [--size 1024] [--runs 2]
 

@@ -10,11 +10,11 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-import vaespec_diffusers
 from support.configs import relative_l2
 from support.pipelines import build, make_vae, run
 
 import vaespec
+import vaespec_diffusers
 from vaespec import VaespecError
 
 METHODS = ("encode", "decode", "forward", "_encode", "_decode", "tiled_encode", "tiled_decode", "enable_tiling", "to")

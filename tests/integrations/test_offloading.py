@@ -7,7 +7,6 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-import vaespec_diffusers
 from accelerate.hooks import AlignDevicesHook, CpuOffload
 from diffusers.hooks.group_offloading import GroupOffloadingHook, apply_group_offloading
 from diffusers.hooks.layerwise_casting import LayerwiseCastingHook
@@ -15,6 +14,7 @@ from support.configs import relative_l2
 from support.pipelines import build, make_vae, run
 
 import vaespec
+import vaespec_diffusers
 
 SAME = 2e-6
 CPU = torch.device("cpu")

@@ -8,13 +8,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-import vaespec_diffusers
 from diffusers.models.autoencoders.vae import Decoder, Encoder
 from peft import LoraConfig
 from support.configs import relative_l2
 from support.pipelines import PIPELINES, build, make_vae, picture, pipeline_class, run
 
 import vaespec
+import vaespec_diffusers
 from vaespec.tiling import banded
 
 SAME = 2e-6

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import vaespec_diffusers
 from support.pipelines import make_vae, picture
 from torch import nn
 
 import vaespec
+import vaespec_diffusers
 
 
 def installed() -> nn.Module:
