@@ -28,6 +28,17 @@ def hooks_of(module: nn.Module) -> list[Any]:
     return layered if hook is None else [hook, *layered]
 
 
+def hooks_of_whole(vae: nn.Module) -> list[Any]:
+    """Return the hooks of the VAE itself that its encode and decode must enter: of the group it leads.
+
+    diffusers enters them when `forward` is called, so that after offloading FLUX.2's VAE by blocks its decode fails.
+    `_hf_hook` is entered by diffusers' apply_forward_hook.
+    """
+    registry = getattr(vae, "_diffusers_hook", None)
+    hook = None if registry is None else registry.get_hook("group_offloading")
+    return [] if hook is None else [hook]
+
+
 def is_known(hook: Any) -> bool:
     """Whether a hook can be entered without its module's call."""
     if type(hook).__name__ == "SequentialHook":
@@ -58,7 +69,7 @@ class Hooks:
         for module in needed:
             if not any(module is entered for entered in self._entered):
                 self._entered.append(module)
-                for hook in hooks_of(module):
+                for hook in self._hooks(module):
                     hook.pre_forward(module)
         # The memory as it is now: when the hooks are left, they give the parameters another, or none.
         return {name: tensor.detach() for name, tensor in parameters(self.vae, names).items()}
@@ -70,7 +81,7 @@ class Hooks:
     def _leave_all_but(self, needed: list[nn.Module]) -> None:
         for module in reversed(self._entered):
             if not any(module is other for other in needed):
-                for hook in reversed(hooks_of(module)):
+                for hook in reversed(self._hooks(module)):
                     hook.post_forward(module, None)
         self._entered = [module for module in self._entered if any(module is other for other in needed)]
 
@@ -80,7 +91,10 @@ class Hooks:
         for name in names:
             words = name.split(".")[:-1]
             paths |= dict.fromkeys(".".join(words[: depth + 1]) for depth in range(len(words)))
-        return [module for module in map(self.vae.get_submodule, paths) if hooks_of(module)]
+        return [module for module in (self.vae, *map(self.vae.get_submodule, paths)) if self._hooks(module)]
+
+    def _hooks(self, module: nn.Module) -> list[Any]:
+        return hooks_of_whole(module) if module is self.vae else hooks_of(module)
 
 
 def parameters(vae: nn.Module, names: list[str]) -> dict[str, Tensor]:

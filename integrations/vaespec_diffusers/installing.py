@@ -22,8 +22,9 @@ class Handle:
     """Undoes an installation: by `restore()`, or at the end of a `with` block. `vae` is the VAE that was installed."""
 
     def __init__(self, vae: Any, pipe: Any, settings: Settings) -> None:
-        self.vae, self._settings = vae, settings
-        self._plain = type(vae)
+        self.vae: Any = vae
+        self._settings = settings
+        self._plain = vae.__class__
         self._before = {name: getattr(vae, name) for name in ATTRIBUTES}
         self._installed = True
         vae._vaespec = settings
@@ -102,17 +103,18 @@ def install(
 
 def _vae_of(given: Any) -> Any:
     """The VAE of a pipeline, or the VAE itself. Raises InputError unless it can be installed."""
-    vae = given if isinstance(given, nn.Module) or not hasattr(given, "vae") else given.vae
+    held = hasattr(given, "vae") and not isinstance(given, nn.Module)
+    vae = given.vae if held else given
     names = " or ".join(plain.__name__ for plain in PLAIN)
-    if vae is None:
+    if held and vae is None:
         raise InputError(f"this {type(given).__name__} has no VAE yet: load its components first.")
     if not isinstance(vae, PLAIN):
         what = type(vae).__name__ if isinstance(vae, nn.Module) else brief(vae)
-        raise InputError(f"{what} is neither an {names} of diffusers nor a pipeline with one: give one of them.")
+        raise InputError(f"{what} is neither {names} of diffusers nor a pipeline with one: give one of them.")
     if isinstance(vae, Computed):
         raise InputError(
-            "this VAE computes with vaespec already, installed perhaps by another pipeline that shares it: restore() "
-            "that handle first, or use vae.enable_tiling() and vae.set_padding()."
+            "this VAE is installed already, perhaps by another pipeline that shares it, or has a class of "
+            "vaespec_diffusers: restore() that handle first, or use vae.enable_tiling() and vae.set_padding()."
         )
     plain = next(plain for plain in PLAIN if isinstance(vae, plain))
     for name in METHODS:

@@ -60,8 +60,10 @@ class Computed(nn.Module):
         if reason := reason_for_diffusers(self, half, x):
             return running.leave_to_diffusers(self, self._settings, half, x, reason, theirs, return_dict)
         y = running.compute(self, self._settings, half, x, tiled=True) if tiled else self._computed(half, x)
-        output, name = (DiagonalGaussianDistribution(y), AutoencoderKLOutput) if half is ENCODER else (y, DecoderOutput)
-        return name(output) if return_dict else (output,)
+        if half is ENCODER:
+            posterior = DiagonalGaussianDistribution(y)
+            return AutoencoderKLOutput(posterior) if return_dict else (posterior,)
+        return DecoderOutput(y) if return_dict else (y,)
 
     @apply_forward_hook  # as diffusers' encode and decode have it: a hook of the whole VAE brings it to its device
     def _computed(self, half: Half, x: Tensor) -> Tensor:
@@ -145,7 +147,7 @@ class Computed(nn.Module):
         return (_blank, (plain,), dict(vars(self))) if named else super().__reduce_ex__(protocol)
 
 
-class AutoencoderKL(Computed, diffusers.AutoencoderKL):  # type: ignore[misc]
+class AutoencoderKL(Computed, diffusers.AutoencoderKL):
     """diffusers' AutoencoderKL, computed by vaespec: for `from_pretrained(..., vae=)` of a pipeline."""
 
     # A saved pipeline names the module and the class of its VAE: those of diffusers, for everybody to load.
@@ -157,7 +159,7 @@ class AutoencoderKL(Computed, diffusers.AutoencoderKL):  # type: ignore[misc]
         return single_file.load(cls, path, **options)
 
 
-class AutoencoderKLFlux2(Computed, diffusers.AutoencoderKLFlux2):  # type: ignore[misc]
+class AutoencoderKLFlux2(Computed, diffusers.AutoencoderKLFlux2):
     """diffusers' AutoencoderKLFlux2, computed by vaespec."""
 
     __module__ = diffusers.AutoencoderKLFlux2.__module__
@@ -173,18 +175,18 @@ PLAIN = (diffusers.AutoencoderKL, diffusers.AutoencoderKLFlux2)
 
 
 @cache
-def computed_class(plain: type) -> type:
+def computed_class(plain: Any) -> Any:
     """Return the class that computes with vaespec, for one of diffusers' classes or a class made from it."""
     ours = {diffusers.AutoencoderKL: AutoencoderKL, diffusers.AutoencoderKLFlux2: AutoencoderKLFlux2}
     return ours.get(plain) or type(plain.__name__, (Computed, plain), {"__module__": plain.__module__})
 
 
-def plain_class(computed: type) -> type:
+def plain_class(computed: Any) -> Any:
     """Return the class that `computed_class` was given."""
     return next(base for base in computed.__mro__ if issubclass(base, PLAIN) and not issubclass(base, Computed))
 
 
-def _blank(plain: type) -> Any:
+def _blank(plain: Any) -> Any:
     """A VAE without its state."""
     ours = computed_class(plain)
     return ours.__new__(ours)

@@ -20,7 +20,7 @@ from vaespec.model import Model
 from vaespec.tiling import execution
 from vaespec.tiling.planner import MemoryPlan
 from vaespec.tiling.settings import Tiling
-from vaespec_diffusers.hooks import FetchedParams, HookedLayer, Hooks, hooks_of
+from vaespec_diffusers.hooks import FetchedParams, HookedLayer, Hooks, hooks_of, hooks_of_whole
 from vaespec_diffusers.reasons import modules_read
 from vaespec_diffusers.reports import Call
 from vaespec_diffusers.settings import Settings, Switches
@@ -76,7 +76,8 @@ def compute(vae: Any, settings: Settings, half: Half, x: Tensor, tiled: bool = F
 
     model = settings.model_now(vae)
     live = settings.kept("live", lambda: VaeLive(vae, precision=settings.precision, compile=settings.compile))
-    run = live.run_hooked if any(map(hooks_of, modules_read(vae, half).values())) else live.run
+    hooked = hooks_of_whole(vae) or any(map(hooks_of, modules_read(vae, half).values()))
+    run = live.run_hooked if hooked else live.run
     start = time.perf_counter()
     y: Tensor = run(model, half, x, replace(tiling, on_plan=on_plan), tiled=tiled)
     call = Call(

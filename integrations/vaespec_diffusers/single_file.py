@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any, TypedDict, TypeVar, Unpack
+from pathlib import Path
+from typing import Any, TypedDict, Unpack
 
 import torch
 
@@ -15,16 +16,18 @@ from vaespec.errors import InputError
 from vaespec_torch.views import as_tensor
 
 AnyPath = str | os.PathLike[str]
-Vae = TypeVar("Vae")
 
 
 class SingleFile(TypedDict, total=False):
     """What `from_single_file` may be given: `config`, `family` and so on as in `vaespec.AutoencoderKL`.
 
+    `config` may also be the path of a config.json, or of its folder. A pipeline needs the scaling factor, which few
+    files show: give `family` or `config`.
+
     `torch_dtype` and `device`: of the parameters, by default float32 on the CPU; torch_dtype="auto" keeps the file's.
     """
 
-    config: AutoencoderConfig | Mapping[str, Any] | None
+    config: AutoencoderConfig | Mapping[str, Any] | AnyPath | None
     family: str | None
     torch_dtype: torch.dtype | str | None
     device: torch.device | str | None
@@ -35,7 +38,7 @@ class SingleFile(TypedDict, total=False):
     allow_nonfinite: bool
 
 
-def load(cls: type[Vae], path: AnyPath, **options: Unpack[SingleFile]) -> Vae:
+def load(cls: Any, path: AnyPath, **options: Unpack[SingleFile]) -> Any:
     """Return a VAE of this class, in evaluation mode, with the file's weights, read one tensor at a time.
 
     Raises InputError for an unknown option, half a model, or a file for the other class; WeightFileError and
@@ -46,18 +49,26 @@ def load(cls: type[Vae], path: AnyPath, **options: Unpack[SingleFile]) -> Vae:
     given: dict[str, Any] = dict(options)
     config, family = given.pop("config", None), given.pop("family", None)
     dtype, device = given.pop("torch_dtype", None), given.pop("device", None)
-    if config is not None and not isinstance(config, AutoencoderConfig):
-        config = AutoencoderConfig.from_dict(config)
-    config, read = weights.load_file(weights.single_file(path), config, family, **given)
+    config, read = weights.load_file(weights.single_file(path), _config(config), family, **given)
     if config.class_name != cls.__name__:
-        raise InputError(f"{path} is a {config.class_name}: load it with vaespec_diffusers.{config.class_name}.")
+        raise InputError(f"{path} is {config.class_name}'s: load it with vaespec_diffusers.{config.class_name}.")
     if missing := [half for half in HALVES if half not in halves_among(read, config)]:
         raise InputError(f"{path} has no {missing[0]}, which diffusers' class needs: load it with vaespec.load.")
     with torch.device("meta"):
-        vae: Any = cls.from_config(config.to_dict())  # type: ignore[attr-defined]
+        vae: Any = cls.from_config(config.to_dict())
     tensors = {name: _placed(as_tensor(read[name]), dtype, device) for name in read}
     vae.load_state_dict(tensors, strict=True, assign=True)
-    return vae.eval()  # type: ignore[no-any-return]
+    return vae.eval()
+
+
+def _config(given: Any) -> AutoencoderConfig | None:
+    """The config that is given: as such, as a mapping, or as the path of its file or folder."""
+    if given is None or isinstance(given, AutoencoderConfig):
+        return given
+    if isinstance(given, Mapping):
+        return AutoencoderConfig.from_dict(given)
+    path = Path(given)
+    return AutoencoderConfig.from_json(path / "config.json" if path.is_dir() else path)
 
 
 def _placed(tensor: torch.Tensor, dtype: Any, device: Any) -> torch.Tensor:
