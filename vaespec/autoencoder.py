@@ -12,7 +12,7 @@ from vaespec import latents, weights
 from vaespec.architecture import DECODER, ENCODER
 from vaespec.config import AutoencoderConfig
 from vaespec.dtypes import dtype_name
-from vaespec.errors import BackendError, InputError, WeightFileError
+from vaespec.errors import BackendError, WeightFileError
 from vaespec.initialize import initialize
 from vaespec.inputs import as_diffusion_latents, as_images, as_latents, require_finite_scaled
 from vaespec.model import Functional
@@ -21,6 +21,7 @@ from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.placed import PlacedModel, Placement, require_known
 from vaespec.posterior import DiagonalGaussian
+from vaespec.settings import RunSettings
 from vaespec.tiling import execution
 
 AnyPath = str | os.PathLike[str]
@@ -256,13 +257,15 @@ class AutoencoderKL(PlacedModel):
         """The model as the framework's own module class, with copies of the weights, which it owns.
 
         What changes the module does not change this model, or another module; `with_params` takes its weights back.
-        Raises BackendError if the backend has no such class.
+        Padding and processors go along; PyTorch's module takes slicing and tiling too, and has their methods. Raises
+        BackendError if the backend has no such class.
         """
         if not hasattr(self._backend, "module"):
             raise BackendError(f"backend {self.backend!r} has no module class: use functional() instead.")
-        if "circular" in self.padding:
-            raise InputError("a module pads with zeros: set_padding('zeros') first, or use functional().")
-        return self._backend.module(self._model)
+        module = self._backend.module(self._model)
+        if isinstance(module, RunSettings):
+            module.take_settings(self)
+        return module
 
 
 def load(

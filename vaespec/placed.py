@@ -10,7 +10,6 @@ from typing import Any, Self, TypedDict
 
 import numpy as np
 
-from vaespec import families
 from vaespec.config import AutoencoderConfig
 from vaespec.copying import Portable
 from vaespec.dtypes import STORAGE_DTYPES, dtype_name
@@ -129,17 +128,6 @@ class PlacedModel(RunSettings, Portable):
         return self._tiling.padded(ops)
 
     # -- config and weights ----------------------------------------------------------------------------------
-
-    @property
-    def config(self) -> AutoencoderConfig:
-        """The architecture, and how latents are scaled."""
-        return self._model.config
-
-    def register_to_config(self, **fields: Any) -> None:
-        """Set fields of the config that weights do not show, such as scaling_factor. InputError for any other."""
-        if unknown := sorted(fields.keys() - families.CONVENTION):
-            raise InputError(f"{', '.join(unknown)}: only {', '.join(families.CONVENTION)} can be set for a model.")
-        self._model = self._model.replace(config=self.config.replace(**fields))
 
     def weights(self) -> dict[str, np.ndarray]:
         """Copies of the weights in canonical form: diffusers' names, convolutions OIHW, NumPy.

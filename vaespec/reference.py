@@ -13,7 +13,7 @@ import numpy as np
 
 from vaespec.copying import Portable
 from vaespec.deprecation import warn_renamed
-from vaespec.dtypes import all_finite
+from vaespec.dtypes import all_finite, widen
 from vaespec.layouts import OIHW, Layout
 from vaespec.machine import MemoryUse, host_memory
 from vaespec.ops import Array, Layer, Padding
@@ -33,6 +33,7 @@ class ReferenceOps(Portable, Specification):
     linear_layout = "OI"
     fixed_shapes = False  # whether every new shape costs a compilation
     wraps_rows = False  # whether convolutions continue at the other end of a map: see vaespec.tiling.padding
+    wide_maps = False  # whether maps are float32 or wider even if the dtype has 16 bits: see vaespec.upcast
 
     def __init__(self, xp: Any, dtype: str = "float64", device: Any = None) -> None:
         self.xp = xp
@@ -144,6 +145,10 @@ class ReferenceOps(Portable, Specification):
     def store(self, x: Array) -> Array:
         """The backend's own array -> a copy that is placed and ordered as by `load_params`."""
         return self.copy(self.cast(x))
+
+    def widen(self, weight: Array) -> Array:
+        """A weight -> the same numbers in float32 if it has 16 bits, as something that the operations take for it."""
+        return widen(weight, self.xp)
 
     # -- parts of arrays, for bands and padding --------------------------------------------------------------------
 

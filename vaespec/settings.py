@@ -6,8 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, Unpack
 
+from vaespec import families
 from vaespec.architecture import half_of
 from vaespec.attention import FusedQKV, LoRA, Processor
+from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.model import Model
 from vaespec.processors import assign
@@ -32,6 +34,24 @@ class RunSettings:
 
     _model: Model
     _tiling: Tiling
+
+    def take_settings(self, other: RunSettings) -> None:
+        """Work in the same parts as another, with the same padding."""
+        self._tiling = other._tiling
+        self._model = self._model.replace(ops=self._tiling.padded(self._model.ops))
+
+    # -- config ----------------------------------------------------------------------------------------------
+
+    @property
+    def config(self) -> AutoencoderConfig:
+        """The architecture, and how latents are scaled."""
+        return self._model.config
+
+    def register_to_config(self, **fields: Any) -> None:
+        """Set fields of the config that weights do not show, such as scaling_factor. InputError for any other."""
+        if unknown := sorted(fields.keys() - families.CONVENTION):
+            raise InputError(f"{', '.join(unknown)}: only {', '.join(families.CONVENTION)} can be set for a model.")
+        self._model = self._model.replace(config=self.config.replace(**fields))
 
     # -- in which parts ------------------------------------------------------------------------------------
 

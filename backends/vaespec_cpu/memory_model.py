@@ -17,7 +17,7 @@ class CpuMemoryOps(MemoryOps):
     """MemoryOps that also count what the form of a convolution holds, of `forms` and numbers of `itemsize` bytes."""
 
     def __init__(self, ops: ReferenceOps, forms: Mapping[str, Form], itemsize: int) -> None:
-        super().__init__(ops)
+        super().__init__(ops, itemsize)
         self.forms, self.itemsize = forms, itemsize
         self.chosen: dict[Task, tuple[str, int]] = {}  # bands have few shapes, and a choice takes long
 
@@ -32,7 +32,9 @@ class CpuMemoryOps(MemoryOps):
             self.chosen[task] = form, self.forms[form].scratch(task)
         form, scratch = self.chosen[task]
         computed = x.size if form == DIRECT and isinstance(x, FakePendingMap) else 0  # that form reads arrays only
+        wide = self.wide_weight(w)
         self.briefly(self.itemsize * (scratch + computed))
+        del wide
         return y
 
 

@@ -30,6 +30,7 @@ class CpuOps(ReferenceOps):
     map_layout = "NHWC"
     conv_layout = "HWIO"
     linear_layout = "IO"
+    wide_maps = True
 
     def __init__(self, dtype: str, precision: str = "default") -> None:
         super().__init__(array_namespace, dtype, "cpu")
@@ -174,7 +175,7 @@ class CpuOps(ReferenceOps):
         """A weight in the dtype of the arithmetic; kernels are converted once for all bands of a map."""
         if x.dtype == self.arithmetic or self.scratch is None or x.ndim < 4:
             return x.astype(self.arithmetic, copy=False)
-        return self.scratch.again(f"wide {x.shape}", x, make=lambda: x.astype(self.arithmetic))
+        return self.scratch.again(f"wide {x.shape[:2]}", x, make=lambda: x.astype(self.arithmetic))
 
     def activation(self, name: str) -> Activation:
         """The activation of that name, in the form that follows a norm."""

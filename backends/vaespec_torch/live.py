@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
+import warnings
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +15,13 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vaespec.architecture import Half
-from vaespec.errors import InputError
+from vaespec.errors import InputError, NonFiniteError, NonFiniteWarning
 from vaespec.inputs import as_images, as_latents
 from vaespec.layers import Sequential
 from vaespec.model import Model
 from vaespec.tiling import execution
 from vaespec.tiling.settings import Tiling
+from vaespec.upcast import unchecked
 from vaespec_torch.ops import TorchOps
 from vaespec_torch.owners import Compute, ModuleOps, Owner
 
@@ -32,6 +35,12 @@ class Leaf(NamedTuple):
     owner: nn.Module
     attribute: str
     shape: tuple[int, ...]
+
+    @classmethod
+    def of(cls, live: Live, name: str, shape: tuple[int, ...]) -> Leaf:
+        """The parameter of that name, with its owner now."""
+        path, _, attribute = name.rpartition(".")
+        return cls(live.owner(path), attribute, shape)
 
     def stored(self) -> Tensor | None:
         """The tensor beneath it, without a call of a parametrization; None if the owner has not got it now."""
@@ -59,6 +68,10 @@ class Live:
 
     # -- what a subclass says of its modules -------------------------------------------------------------------
 
+    def owner(self, path: str) -> nn.Module:
+        """The module that owns the parameters of the layer with this name now. Raises AttributeError without one."""
+        return self.root.get_submodule(path)
+
     def is_plain(self, owner: nn.Module) -> bool:
         """Whether a call of this owner would do nothing but compute: then its parameters are read without it."""
         return is_unhooked(owner)
@@ -85,49 +98,59 @@ class Live:
     def run(self, model: Model, half: Half, x: Any, tiling: Tiling, *, tiled: bool = False) -> Tensor:
         """The encoder's moments or the decoder's images, in the parts that `tiling` names; `tiled` as in `execution`.
 
-        `model` gives the config, the layers and their processors; its params are not read. Raises InputError for an
-        input of another shape, and for bands of which a gradient is wanted.
+        `model` gives the config, the layers and their processors; its params are not read. A result that is not finite
+        is returned; if no gradient is recorded, a NonFiniteWarning names the layer. Raises InputError for an input of
+        another shape, and for bands of which a gradient is wanted.
         """
         leaves = self._leaves(model.layers(half))
-        device, dtype = self.place(leaves.values(), x)
         recorded = _is_recorded(x, leaves.values())
-        if recorded and tiling.enabled and tiling.mode == "exact":
-            raise InputError(
-                f"exact tiling to {half.verb} gives no gradient: use torch.no_grad(), or enable_tiling() with blended "
-                "tiles, or disable_tiling() and enable_gradient_checkpointing()."
-            )
-        if recorded and not tiling.blends:
-            tiling = replace(tiling, enabled=False, mode="blend", max_memory=None, offload_folder=None, bands={})
-        if self.reads_in_place(leaves, dtype, x, recorded):
-            model = self._in_place(model, device, dtype, tiling)
-        else:
-            owners = {name: Owner(leaf.owner, leaf.shape, self.call) for name, leaf in leaves.items()}
-            ops = tiling.padded(ModuleOps(str(device), dtype, self.precision))
-            model = self.called(model.replace(params=owners, ops=ops))
+        tiling = _differentiable(tiling, half) if recorded else tiling
+        model = self._placed(model, half, leaves, x, recorded, tiling)
         check = as_images if half.source == "images" else as_latents
+        try:
+            return execution.run(model, half, check(x, model.config, model.ops), tiling, tiled=tiled)
+        except NonFiniteError as error:
+            warnings.warn(f"a result is returned although {error}", NonFiniteWarning, stacklevel=4)
+        model = model.replace(ops=UncheckedOps(model.ops))
         return execution.run(model, half, check(x, model.config, model.ops), tiling, tiled=tiled)
 
-    def reads_in_place(self, leaves: Mapping[str, Leaf], dtype: str, x: Any, recorded: bool) -> bool:
-        """Whether nothing but the values of the parameters matters to a run."""
-        if recorded or is_transformed(x):
-            return False
-        if not all(map(self.is_plain, {leaf.owner for leaf in leaves.values()})):
+    def placed(self, model: Model, tiling: Tiling) -> Model:
+        """The model on the parameters as they are now, each looked up when it is read."""
+        names = iter(model.table())
+        leaf = Leaf.of(self, next(names), ())
+        device, dtype = self._place([leaf], None)
+        return self._in_place(model, device, dtype, tiling)
+
+    def _placed(
+        self, model: Model, half: Half, leaves: Mapping[str, Leaf], x: Any, recorded: bool, tiling: Tiling
+    ) -> Model:
+        """The model for a run: on the parameters in place, or on their owners."""
+        device, dtype = self._place(leaves.values(), x)
+        if not recorded and self.reads_in_place(model, half, leaves, x):
+            return self._in_place(model, device, dtype, tiling)
+        ops = tiling.padded(ModuleOps(str(device), dtype, self.precision))
+        ops = unchecked(ops, dtype, model.config.force_upcast) if recorded else ops
+        owners = {name: Owner(leaf.owner, leaf.shape, self.call) for name, leaf in leaves.items()}
+        return self.called(model.replace(params=owners, ops=ops))
+
+    def reads_in_place(self, model: Model, half: Half, leaves: Mapping[str, Leaf], x: Any) -> bool:
+        """Whether nothing but the values of the parameters matters to a run that is not recorded for a gradient."""
+        if is_transformed(x) or not all(map(self.is_plain, {leaf.owner for leaf in leaves.values()})):
             return False
         tensors = [leaf.stored() for leaf in leaves.values()]
         if {type(tensor) for tensor in tensors} - {Tensor, nn.Parameter}:
             return False
         places = {(t.device, t.dtype) for t in tensors if t is not None}
-        return len(places) == 1 and not torch.is_autocast_enabled(next(iter(places))[0].type)
+        device, _ = next(iter(places))
+        return len(places) == 1 and device.type != "meta" and not torch.is_autocast_enabled(device.type)
 
-    def place(self, leaves: Iterable[Leaf], x: Any) -> tuple[torch.device, str]:
+    def _place(self, leaves: Collection[Leaf], x: Any) -> tuple[torch.device, str]:
         """The device and the dtype of a run: those of the parameters now; the widest dtype, if they have several."""
-        leaves = list(leaves)
         devices = (self.execution_device(leaf) for leaf in leaves)
         device = next((d for d in devices if d is not None), getattr(x, "device", torch.device("cpu")))
-        dtypes = {tensor.dtype for leaf in leaves if (tensor := leaf.stored()) is not None and tensor.itemsize > 1}
-        dtype = torch.float32
-        for i, each in enumerate(d for d in dtypes if d.is_floating_point):
-            dtype = torch.promote_types(dtype, each) if i else each
+        stored = {t.dtype for leaf in leaves if (t := leaf.stored()) is not None and t.is_floating_point()}
+        dtypes = {dtype for dtype in stored if dtype.itemsize > 1} or {getattr(x, "dtype", torch.float32)}
+        dtype = reduce(torch.promote_types, dtypes)
         return torch.device(device), str(dtype).removeprefix("torch.")
 
     def _in_place(self, model: Model, device: torch.device, dtype: str, tiling: Tiling) -> Model:
@@ -139,18 +162,13 @@ class Live:
             ops = TorchOps(str(device), dtype, self.precision)
             padded = tiling.padded(ops.with_compiler() if self.compile else ops)
             self._models[key] = model.replace(params=LiveParams(self, model), ops=padded)
+        if self._models[key].config != model.config:
+            self._models[key] = self._models[key].replace(config=model.config)
         return self._models[key]
 
     def _leaves(self, layers: Sequential) -> dict[str, Leaf]:
         """The parameters of the layers by name, with their owners now."""
-        owners: dict[str, nn.Module] = {}
-        leaves = {}
-        for name, row in layers.parameters():
-            path, _, leaf = name.rpartition(".")
-            if path not in owners:
-                owners[path] = self.root.get_submodule(path)
-            leaves[name] = Leaf(owners[path], leaf, row.shape)
-        return leaves
+        return {name: Leaf.of(self, name, row.shape) for name, row in layers.parameters()}
 
 
 class LiveParams(Mapping[str, Tensor]):
@@ -160,9 +178,9 @@ class LiveParams(Mapping[str, Tensor]):
         self.live, self.names = live, tuple(model.table())
 
     def __getitem__(self, name: str) -> Tensor:
-        path, _, leaf = name.rpartition(".")
         try:
-            tensor = getattr(self.live.root.get_submodule(path), leaf)
+            leaf = Leaf.of(self.live, name, ())
+            tensor: Tensor = getattr(leaf.owner, leaf.attribute)
         except AttributeError:
             raise KeyError(name) from None
         return tensor.detach()
@@ -174,10 +192,27 @@ class LiveParams(Mapping[str, Tensor]):
         return len(self.names)
 
 
+@dataclass(frozen=True)
+class UncheckedOps:
+    """The operations of `ops`, for which every number counts as finite: results are returned as they are."""
+
+    ops: Any
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "ops":  # not set yet, while a copy is made
+            raise AttributeError(name)
+        return getattr(self.ops, name)
+
+    def all_finite(self, x: Any) -> bool:
+        """True."""
+        return True
+
+
 def is_unhooked(module: nn.Module) -> bool:
     """Whether a call of a module runs the forward of its class, and nothing around it."""
     hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return not (any(hooks) or "forward" in vars(module) or parametrize.is_parametrized(module) or _has_global_hooks())
+    around = (*hooks, torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+    return not (any(around) or "forward" in vars(module) or parametrize.is_parametrized(module))
 
 
 def is_transformed(x: Any) -> bool:
@@ -192,11 +227,17 @@ def is_transformed(x: Any) -> bool:
     )
 
 
-def _has_global_hooks() -> bool:
-    return bool(torch_module._global_forward_hooks or torch_module._global_forward_pre_hooks)
-
-
 def _is_recorded(x: Any, leaves: Iterable[Leaf]) -> bool:
     """Whether a gradient is wanted."""
     tensors = (x, *(leaf.stored() for leaf in leaves)) if torch.is_grad_enabled() else ()
     return any(isinstance(tensor, Tensor) and tensor.requires_grad for tensor in tensors)
+
+
+def _differentiable(tiling: Tiling, half: Half) -> Tiling:
+    """The settings for a run that is recorded: "auto" is the whole image, or slices. InputError for exact bands."""
+    if tiling.enabled and tiling.mode == "exact":
+        raise InputError(
+            f"exact tiling to {half.verb} gives no gradient: use torch.no_grad(), or enable_tiling() with blended "
+            "tiles, or disable_tiling() and enable_gradient_checkpointing()."
+        )
+    return tiling if tiling.blends else Tiling(slicing=tiling.slicing, padding=tiling.padding)

@@ -41,6 +41,8 @@ def channels_last(device: torch.device, dtype: torch.dtype) -> bool:
 class TorchOps(ReferenceOps):
     """The operations on one device, in one dtype. None breaks autograd or `torch.compile(fullgraph=True)`."""
 
+    compiles = False  # whether torch.compile makes the functions that run a model
+
     def __init__(self, device: str, dtype: str, precision: str = "default") -> None:
         super().__init__(array_namespace, dtype, torch.device(device))
         self.storage = getattr(torch, dtype)
@@ -257,6 +259,8 @@ class CompilingOps(TorchOps):
     is compiled. On CUDA each shape is recorded as a CUDA graph too (mode "reduce-overhead"); its results are copied,
     since the next run writes into the same memory.
     """
+
+    compiles = True
 
     def compile(self, model: Layer) -> Callable[[Tensor, Mapping[str, Tensor]], Tensor]:
         recorded = self.device.type == "cuda"

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from vaespec.ops import Array, Layer, Padding
+from vaespec.ops import Layer, Padding
 from vaespec_torch.ops import TorchOps
 
 Compute = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -59,7 +59,7 @@ class ModuleOps(TorchOps):
     def inference_ops(self, params: Mapping[str, Any]) -> tuple[ModuleOps, Mapping[str, Any]]:
         return self, params
 
-    def all_finite(self, x: Array) -> bool:
+    def all_finite(self, x: Any) -> bool:
         return isinstance(x, Owner) or torch.is_grad_enabled() or super().all_finite(x)
 
     def conv2d(self, x: Tensor, w: Any, b: Any, *, stride: int, padding: Padding) -> Tensor:
@@ -74,6 +74,11 @@ class ModuleOps(TorchOps):
 
     def linear(self, t: Tensor, w: Any, b: Any) -> Tensor:
         return _owned(super().linear, t, w, b)
+
+    def widen(self, weight: Any) -> Any:
+        """An owner widens within its own call, since a hook may bring the weight there."""
+        widen = super().widen
+        return weight.converted(widen) if isinstance(weight, Owner) else widen(weight)
 
 
 class CheckpointingOps(ModuleOps):

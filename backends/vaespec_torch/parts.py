@@ -2,27 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
+from vaespec.architecture import HALVES, Half
+from vaespec.errors import NonFiniteError
 from vaespec.layers import Sequential
+from vaespec.model import Bands, Model, Stream
+from vaespec.tiling.settings import Tiling
+from vaespec.upcast import unchecked
+from vaespec_torch.live import Leaf, Live, is_unhooked
 from vaespec_torch.owners import Compute, ModuleOps, Owner
 
 
 class Part(nn.Module):
     """A half, or the 1 x 1 convolution between a half and the latents, with its parameters beneath it.
 
-    `m.encoder(x)` are the moments before quant_conv; `m.decoder(z)` takes latents after post_quant_conv.
+    `m.encoder(x)` are the moments before quant_conv; `m.decoder(z)` takes latents after post_quant_conv. `ops` pad as
+    the module says, and know whether to checkpoint.
     """
 
     def __init__(self, layers: Sequential, ops: ModuleOps) -> None:
         super().__init__()
-        self.ops, self.layers = ops, layers
+        self.ops: Any
+        self.layers, self.ops, self.kind = layers, ops, type(ops)
+        self.force_upcast: bool | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Run the layers: (B, C, H, W) -> (B, C, H, W)."""
-        return self.layers(x, self._params(), self.ops)
+    def update(self, layers: Sequential, tiling: Tiling, force_upcast: bool | None, kind: type[ModuleOps]) -> None:
+        """Take the settings of the module."""
+        self.layers, self.ops, self.kind = layers, tiling.padded(kind.like(self.ops)), kind
+        self.force_upcast = force_upcast
+
+    def forward(self, x: Tensor, bands: Callable[[Sequential], Stream] | None = None) -> Tensor:
+        """Run the layers, in bands of rows if a function is given that makes them: (B, C, H, W) -> (B, C, H, W)."""
+        if bands is not None:
+            return torch.cat(list(bands(self.layers)(x, self._params())), dim=2)
+        return self.layers(x, self._params(), unchecked(self.ops, x.dtype, self.force_upcast))
 
     def _params(self) -> dict[str, Any]:
         """For each name the owner of the parameter, to be called; for the part's own parameters, the tensor.
@@ -47,3 +67,58 @@ class Weights(nn.Module):
 
 def _enter(owner: nn.Module, x: Tensor, compute: Compute) -> Tensor:
     return owner(x, compute)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class CalledModel(Model):
+    """A model whose halves are computed by calls of their parts, whatever wraps or hooks them."""
+
+    parts: Mapping[Half, list[nn.Module]]
+
+    def run(self, half: Half, x: Tensor, compile: Any = None) -> Tensor:
+        """See Model.run; an error names no layer."""
+        for part in self.parts[half]:
+            x = part(x)
+        return self._returned(half, x)
+
+    def stream(self, half: Half, x: Any, bands: Bands) -> Iterator[Tensor]:
+        """See Model.stream; each part works in bands within its call, and returns the whole."""
+        for part in self.parts[half]:
+            x = part(x, bands(self.ops))
+        yield self._returned(half, x)
+
+    def _returned(self, half: Half, y: Tensor) -> Tensor:
+        if self.ops.all_finite(y):
+            return y
+        raise NonFiniteError(f"the {half.result} are not finite: run without hooks and wrappers to learn the layer.")
+
+
+class LiveParts(Live):
+    """Runs the halves of an AutoencoderKLModule: `root` has a Part, or what wraps it, for each word of `parts`."""
+
+    def owner(self, path: str) -> nn.Module:
+        name, _, rest = path.partition(".")
+        return self.part(name).get_submodule(rest)
+
+    def part(self, name: str) -> nn.Module:
+        """The part of that name, without what wraps it."""
+        module: nn.Module = getattr(self.root, name)
+        return next((m for m in module.modules() if isinstance(m, Part)), module)
+
+    def is_plain(self, owner: nn.Module) -> bool:
+        return type(owner) in (Part, Weights) and is_unhooked(owner)
+
+    def reads_in_place(self, model: Model, half: Half, leaves: Mapping[str, Leaf], x: Any) -> bool:
+        """Also: no part is wrapped, or has other layers, as one of another module may."""
+        parts = {name: getattr(self.root, name) for name in model.layers(half).parts()}
+        expected = model.layers(half).parts()
+        plain = all(self.is_plain(part) and part.layers == expected[name] for name, part in parts.items())
+        return plain and super().reads_in_place(model, half, leaves, x)
+
+    def called(self, model: Model) -> Model:
+        fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
+        return CalledModel(**fields, parts={half: self.parts_of(model, half) for half in HALVES.values()})
+
+    def parts_of(self, model: Model, half: Half) -> list[nn.Module]:
+        """The modules that compute a half one after the other, with what wraps them."""
+        return [getattr(self.root, name) for name in getattr(model, half.name).parts()]

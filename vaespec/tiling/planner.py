@@ -101,7 +101,7 @@ def estimate(model: Model, half: Half, shape: tuple[int, ...], plan: MemoryPlan,
     B, *item = shape
     items = [(1, *item)] * B if plan.slicing else [shape]
     results = [_results(ops, layers, one, plan) for one in items[:2]]  # every other item takes as much as the second
-    result = sum(part.size for part in results[-1]) * ops.bytes_per_number * len(items)
+    result = sum(part.size for part in results[-1]) * ops.result_itemsize * len(items)
     ops.briefly(result)  # the parts and the whole joined from them, both for a moment
     return Estimate(model.ops.memory().used, ops.peak_bytes, result, ops.stored_bytes, plan)
 
