@@ -10,23 +10,23 @@ from diffusers.models.autoencoders.vae import Decoder
 from diffusers.training_utils import EMAModel
 from support.configs import relative_l2
 from support.pipelines import make_vae
-from support.training_pairs import PROCESSES, SUBJECTS, distance, gradients, loss, one_rank, pictures, step
+from support.training_pairs import PROCESSES, SUBJECTS, distance, gradients, loss, one_rank, pictures, step, wide
 from torch import nn
 
 GRADIENTS = 1e-6
-"""The largest relative L2 distance of gradients in float32."""
+"""The largest relative L2 distance of gradients."""
 
 each_subject = pytest.mark.parametrize("subject", SUBJECTS)
 
 
 def decoded(vae: nn.Module) -> torch.Tensor:
     with torch.no_grad():
-        return vae.decode(torch.ones(1, 4, 8, 8)).sample
+        return vae.decode(torch.ones(1, 4, 8, 8, dtype=vae.dtype)).sample
 
 
 @each_subject
 def test_one_step_has_the_gradients_of_diffusers(subject):
-    assert distance(step(SUBJECTS[subject](), pictures()), step(make_vae(), pictures())) <= GRADIENTS
+    assert distance(step(wide(SUBJECTS[subject]), pictures()), step(wide(make_vae), pictures())) <= GRADIENTS
 
 
 @pytest.fixture
@@ -34,6 +34,12 @@ def accelerator():
     yield accelerate.Accelerator(cpu=True)
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@each_subject
+def test_one_step_in_float32_is_no_less_accurate_than_in_diffusers(subject):
+    exact, x = step(wide(make_vae), pictures()), pictures(dtype=torch.float32)
+    assert distance(step(SUBJECTS[subject](), x), exact) <= 1.5 * distance(step(make_vae(), x), exact)
 
 
 @each_subject
@@ -46,7 +52,7 @@ def test_accelerate_prepares_a_vae_and_trains_it_one_step(subject, accelerator):
         optimizer.zero_grad()
         return found, decoded(accelerator.unwrap_model(vae))
 
-    ours, theirs = trained(SUBJECTS[subject]()), trained(make_vae())
+    ours, theirs = trained(wide(SUBJECTS[subject])), trained(wide(make_vae))
     assert distance(ours[0], theirs[0]) <= GRADIENTS
     assert relative_l2(ours[1], theirs[1]) <= 2e-6
     assert relative_l2(theirs[1], decoded(make_vae())) > 1e-3  # the step shows
@@ -55,7 +61,7 @@ def test_accelerate_prepares_a_vae_and_trains_it_one_step(subject, accelerator):
 def test_two_processes_train_one_step_with_the_gradients_of_diffusers(tmp_path):
     torch.multiprocessing.spawn(one_rank, (str(tmp_path),), nprocs=PROCESSES)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in range(PROCESSES)]
-    whole = step(make_vae(), pictures(PROCESSES))
+    whole = step(wide(make_vae), pictures(PROCESSES))
     for subject in SUBJECTS:
         for found in ranks:
             assert distance(found[subject], found["diffusers"]) <= GRADIENTS, subject
@@ -82,7 +88,7 @@ def test_an_average_of_weights_is_taken_and_put_in(subject):
         average.restore(vae.parameters())
         return trained, mean, decoded(vae)
 
-    ours, theirs = averaged(SUBJECTS[subject]()), averaged(make_vae())
+    ours, theirs = averaged(wide(SUBJECTS[subject])), averaged(wide(make_vae))
     for found, expected in zip(ours, theirs, strict=True):
         assert relative_l2(found, expected) <= 5e-6
     assert relative_l2(theirs[0], theirs[1]) > 1e-3
@@ -100,7 +106,7 @@ def test_a_scaler_of_gradients_takes_one_step(subject):
         scaler.update()
         return found, decoded(vae)
 
-    ours, theirs = scaled(SUBJECTS[subject]()), scaled(make_vae())
+    ours, theirs = scaled(wide(SUBJECTS[subject])), scaled(wide(make_vae))
     assert distance(ours[0], theirs[0]) <= GRADIENTS
     assert relative_l2(ours[1], theirs[1]) <= 2e-6
 
@@ -108,13 +114,13 @@ def test_a_scaler_of_gradients_takes_one_step(subject):
 @each_subject
 @pytest.mark.parametrize("grad", [True, False])
 def test_autocast_costs_no_more_than_in_diffusers(subject, grad):
-    """Under autocast to bfloat16, against float32."""
+    """Under autocast to bfloat16, against float64."""
 
     def cast(vae):
         with torch.set_grad_enabled(grad), torch.autocast("cpu", torch.bfloat16):
-            return vae(pictures()).sample.detach().float()
+            return vae(pictures(dtype=torch.float32)).sample.detach().float()
 
-    ours, theirs, exact = cast(SUBJECTS[subject]()), cast(make_vae()), make_vae()(pictures()).sample.detach()
+    ours, theirs, exact = cast(SUBJECTS[subject]()), cast(make_vae()), wide(make_vae)(pictures()).sample.detach()
     assert relative_l2(ours, exact) <= 1.5 * relative_l2(theirs, exact)
     assert relative_l2(ours, theirs) <= 2 * relative_l2(theirs, exact)
     assert relative_l2(theirs, exact) > 1e-4  # autocast was on
@@ -124,11 +130,11 @@ def test_autocast_costs_no_more_than_in_diffusers(subject, grad):
 def test_gradients_under_autocast_are_close_to_those_of_diffusers(subject):
     def cast(vae):
         with torch.autocast("cpu", torch.bfloat16):
-            value = loss(vae, pictures())
+            value = loss(vae, pictures(dtype=torch.float32))
         value.backward()
         return gradients(vae)
 
-    exact, theirs = step(make_vae(), pictures()), cast(make_vae())
+    exact, theirs = step(wide(make_vae), pictures()), cast(make_vae())
     assert distance(cast(SUBJECTS[subject]()), exact) <= 1.5 * distance(theirs, exact)
 
 
@@ -148,7 +154,7 @@ def kept(vae: nn.Module) -> tuple[dict[str, torch.Tensor], int]:
 
 @each_subject
 def test_gradient_checkpointing_keeps_the_gradients_and_less_memory(subject):
-    vae, plain = SUBJECTS[subject](), SUBJECTS[subject]()
+    vae, plain = wide(SUBJECTS[subject]), wide(SUBJECTS[subject])
     for each in (vae, plain):
         each.train()
     vae.enable_gradient_checkpointing()
@@ -179,4 +185,4 @@ def test_no_subject_is_computed_by_diffusers(subject, monkeypatch):
 
     monkeypatch.setattr(Decoder, "forward", forbidden)
     decoded(SUBJECTS[subject]())
-    loss(SUBJECTS[subject](), pictures())
+    loss(wide(SUBJECTS[subject]), pictures())

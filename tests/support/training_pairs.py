@@ -35,9 +35,14 @@ def our_module() -> nn.Module:
 SUBJECTS: dict[str, Callable[[], nn.Module]] = {"installed": installed, "class": our_class, "module": our_module}
 
 
-def pictures(batch: int = 2) -> torch.Tensor:
+def wide(make: Callable[[], nn.Module]) -> nn.Module:
+    """The VAE in float64: in float32 the rounding of either side is as large as what gradients may differ by."""
+    return make().double()
+
+
+def pictures(batch: int = 2, dtype: torch.dtype = torch.float64) -> torch.Tensor:
     """(batch, 3, 32, 32) in [-1, 1]; each is another part of one picture."""
-    whole = picture(64) * 2 - 1
+    whole = (picture(64) * 2 - 1).to(dtype)
     return torch.cat([whole[..., 8 * item : 8 * item + 32, 4 * item : 4 * item + 32] for item in range(batch)])
 
 
@@ -75,7 +80,7 @@ def one_rank(rank: int, folder: str) -> None:
     torch.distributed.init_process_group("gloo", init_method=store, rank=rank, world_size=PROCESSES)
     found = {}
     for name, make in {"diffusers": make_vae, **SUBJECTS}.items():
-        vae = nn.parallel.DistributedDataParallel(make())
+        vae = nn.parallel.DistributedDataParallel(wide(make))
         found[name] = step(vae, pictures(PROCESSES)[rank : rank + 1])
     torch.save(found, f"{folder}/{rank}.pt")
     torch.distributed.destroy_process_group()
