@@ -106,13 +106,7 @@ class Live:
         recorded = _is_recorded(x, leaves.values())
         tiling = _differentiable(tiling, half) if recorded else tiling
         model = self._placed(model, half, leaves, x, recorded, tiling)
-        check = as_images if half.source == "images" else as_latents
-        try:
-            return execution.run(model, half, check(x, model.config, model.ops), tiling, tiled=tiled)
-        except NonFiniteError as error:
-            warnings.warn(f"a result is returned although {error}", NonFiniteWarning, stacklevel=4)
-        model = model.replace(ops=UncheckedOps(model.ops))
-        return execution.run(model, half, check(x, model.config, model.ops), tiling, tiled=tiled)
+        return returned(model, half, x, tiling, tiled=tiled)
 
     def placed(self, model: Model, tiling: Tiling) -> Model:
         """The model on the parameters as they are now, each looked up when it is read."""
@@ -169,6 +163,17 @@ class Live:
     def _leaves(self, layers: Sequential) -> dict[str, Leaf]:
         """The parameters of the layers by name, with their owners now."""
         return {name: Leaf.of(self, name, row.shape) for name, row in layers.parameters()}
+
+
+def returned(model: Model, half: Half, x: Any, tiling: Tiling, *, tiled: bool = False) -> Tensor:
+    """The result of a run, even if it is not finite: then a NonFiniteWarning names the layer."""
+    check = as_images if half.source == "images" else as_latents
+    try:
+        return execution.run(model, half, check(x, model.config, model.ops), tiling, tiled=tiled)
+    except NonFiniteError as error:
+        warnings.warn(f"a result is returned although {error}", NonFiniteWarning, stacklevel=5)
+    model = model.replace(ops=UncheckedOps(model.ops))
+    return execution.run(model, half, check(x, model.config, model.ops), tiling, tiled=tiled)
 
 
 class LiveParams(Mapping[str, Tensor]):

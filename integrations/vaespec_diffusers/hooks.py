@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from vaespec.ops import Array, Layer, Ops
@@ -46,6 +47,14 @@ def is_known(hook: Any) -> bool:
     return type(hook).__module__ in KNOWN and not hasattr(hook, "new_forward")
 
 
+def devices_of(hook: Any) -> set[str]:
+    """Return the devices to which a hook brings weights."""
+    each = getattr(hook, "hooks", (hook,))
+    places = [getattr(h, "execution_device", None) for h in each]
+    places += [getattr(getattr(h, "group", None), "onload_device", None) for h in each]
+    return {str(torch.device(place)) for place in places if place is not None}
+
+
 class Hooks:
     """Which modules of a VAE are entered now. Modules are entered before their first layer, and left after their last.
 
@@ -68,9 +77,9 @@ class Hooks:
             self._leave_all_but(needed)
         for module in needed:
             if not any(module is entered for entered in self._entered):
-                self._entered.append(module)
                 for hook in self._hooks(module):
                     hook.pre_forward(module)
+                self._entered.append(module)
         # The memory as it is now: when the hooks are left, they give the parameters another, or none.
         return {name: tensor.detach() for name, tensor in parameters(self.vae, names).items()}
 
@@ -106,14 +115,21 @@ def parameters(vae: nn.Module, names: list[str]) -> dict[str, Tensor]:
 class FetchedParams(Mapping[str, Tensor]):
     """The parameters of a VAE with hooks, for a run of HookedLayers: an empty mapping, so that none is converted.
 
-    Each can be looked up nevertheless, to learn which of them is not finite.
+    Each can be looked up nevertheless, to learn which of them is not finite, and is kept then.
     """
 
     def __init__(self, hooks: Hooks) -> None:
         self.hooks = hooks
+        self._found: dict[str, Tensor] = {}
+
+    def of(self, layer: Layer) -> dict[str, Tensor]:
+        """Enter the hooks of a layer, and return its parameters."""
+        return {name: self._found.get(name, tensor) for name, tensor in self.hooks.enter(layer).items()}
 
     def __getitem__(self, name: str) -> Tensor:
-        return self.hooks.fetch([name])[name]
+        if name not in self._found:
+            self._found |= self.hooks.fetch([name])
+        return self._found[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(())
@@ -126,16 +142,18 @@ class FetchedParams(Mapping[str, Tensor]):
 class HookedLayer:
     """A layer that fetches its own parameters, from modules whose hooks it enters.
 
-    It does so only if it is given no parameters: a plan, which runs on shapes, gives some.
+    It does so only if it is given no parameters: a plan, which runs on shapes, gives some. `ops` converts parameters
+    for the engine, which has none of the FetchedParams.
     """
 
     layer: Layer
-    hooks: Hooks
+    fetched: FetchedParams
     ops: TorchOps
 
     def __call__(self, x: Array, params: Mapping[str, Array], ops: Ops) -> Array:
         if not params:
-            _, params = self.ops.inference_ops(self.hooks.enter(self.layer))
+            tensors = self.fetched.of(self.layer)
+            params = tensors if params is self.fetched else self.ops.inference_ops(tensors)[1]
         return self.layer(x, params, ops)
 
     def parameters(self) -> Iterator[tuple[str, Parameter]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any, Literal, Self
 
@@ -11,6 +12,7 @@ from vaespec.config_checks import brief
 from vaespec.errors import InputError
 from vaespec.registry import choose_backend, make_ops
 from vaespec_diffusers.models import PLAIN, Computed, computed_class
+from vaespec_diffusers.reasons import decodes_by_itself
 from vaespec_diffusers.reports import Report
 from vaespec_diffusers.settings import ATTRIBUTES, Settings, initial
 
@@ -31,9 +33,10 @@ class Handle:
         vae.__class__ = computed_class(self._plain)
         if settings.tiling.enabled:
             vae.use_tiling = True
-        self._pipe = pipe if hasattr(pipe, "upcast_vae") and "upcast_vae" not in vars(pipe) else None
-        if self._pipe is not None:
-            self._pipe.upcast_vae = self._upcast_vae
+        upcasts = hasattr(pipe, "upcast_vae") and "upcast_vae" not in vars(pipe)
+        self._pipe = weakref.ref(pipe) if upcasts else lambda: None  # a pipeline that is deleted is freed at once
+        if upcasts:
+            pipe.upcast_vae = self._upcast_vae
 
     def __enter__(self) -> Self:
         return self
@@ -62,16 +65,18 @@ class Handle:
         del self.vae._vaespec
         for name, value in self._before.items():
             setattr(self.vae, name, value)
-        if self._pipe is not None:
-            vars(self._pipe).pop("upcast_vae", None)
+        if (pipe := self._pipe()) is not None:
+            vars(pipe).pop("upcast_vae", None)
 
     def _upcast_vae(self) -> None:
         """Leave the VAE in float16: its decode widens one layer at a time what float16 cannot hold.
 
-        A pipeline calls this to cast the whole VAE to float32. It does, if it has another VAE by now.
+        A pipeline calls this to cast the whole VAE to float32. It does, if it has another VAE by now, or if diffusers
+        would decode.
         """
-        if getattr(self._pipe, "vae", None) is not self.vae:
-            type(self._pipe).upcast_vae(self._pipe)  # type: ignore[union-attr]
+        pipe: Any = self._pipe()
+        if pipe is not None and not (pipe.vae is self.vae and decodes_by_itself(self.vae)):
+            type(pipe).upcast_vae(pipe)
 
 
 def install(

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules import module as global_hooks
 from torch.nn.utils import parametrize
 
-from vaespec.architecture import Half
+from vaespec.architecture import DECODER, Half
 from vaespec.errors import InputError
 from vaespec.layers import GROUP_NORM_EPS
 from vaespec.processors import as_processor
-from vaespec_diffusers.hooks import hooks_of, is_known
+from vaespec_diffusers.hooks import devices_of, hooks_of, is_known
 
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 """Attributes of a module, and with "_global" before them of PyTorch, that hold its hooks."""
@@ -42,11 +42,19 @@ def reason_for_diffusers(vae: Any, half: Half, x: Tensor) -> str:
     if any(getattr(global_hooks, f"_global{kind}") for kind in HOOKS):
         return "hooks are registered for every module"
     modules = modules_read(vae, half)
+    devices = {device for module in modules.values() for hook in hooks_of(module) for device in devices_of(hook)}
+    if len(devices) > 1:
+        return f"its layers are on several devices, {' and '.join(sorted(devices))}"
     tensors = [x, *(p for module in modules.values() for p in module._parameters.values() if p is not None)]
     recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     activation = type(get_activation(vae.config.act_fn))
     found = (problem for name, module in modules.items() for problem in _problems(name, module, recorded, activation))
     return next(found, "")
+
+
+def decodes_by_itself(vae: nn.Module) -> bool:
+    """Whether vaespec computes what the VAE decodes, and not diffusers, perhaps compiled."""
+    return "decode" not in vars(vae) and not reason_for_diffusers(vae, DECODER, torch.empty(0))
 
 
 def _problems(name: str, module: nn.Module, recorded: bool, activation: type) -> Iterator[str]:

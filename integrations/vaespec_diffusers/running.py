@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from vaespec.architecture import Half
 from vaespec.errors import InputError, VaespecError
-from vaespec.inputs import as_images, as_latents
 from vaespec.layers import Sequential
 from vaespec.model import Model
 from vaespec.tiling import execution
@@ -24,44 +23,24 @@ from vaespec_diffusers.hooks import FetchedParams, HookedLayer, Hooks, hooks_of,
 from vaespec_diffusers.reasons import modules_read
 from vaespec_diffusers.reports import Call
 from vaespec_diffusers.settings import Settings, Switches
-from vaespec_torch.live import Live
+from vaespec_torch.live import returned
 from vaespec_torch.ops import TorchOps
-from vaespec_torch.owners import CheckpointingOps, Compute
 
 
-class VaeLive(Live):
-    """Runs halves of a model on the parameters of diffusers' modules, whose hooks are entered around each layer."""
-
-    def is_plain(self, owner: nn.Module) -> bool:
-        return super().is_plain(owner) and not hooks_of(owner)
-
-    def call(self, owner: nn.Module, x: Tensor, compute: Compute) -> Tensor:
-        """Compute with what the owner has now: a module of diffusers would pad and compute by itself."""
-        return compute(x, owner.weight, owner.bias)  # type: ignore[arg-type]
-
-    def called(self, model: Model) -> Model:
-        """The model as it is run for a gradient: with diffusers' switch of gradient checkpointing."""
-        if not (torch.is_grad_enabled() and _is_checkpointing(self.root)):
-            return model
-        ops: Any = model.ops
-        inner = ops if isinstance(ops, TorchOps) else ops.ops  # beneath a padding
-        checkpointing = CheckpointingOps.like(inner)
-        return model.replace(ops=checkpointing if inner is ops else replace(ops, ops=checkpointing))
-
-    def run_hooked(self, model: Model, half: Half, x: Any, tiling: Tiling, *, tiled: bool = False) -> Tensor:
-        """The result of `run` if hooks bring the parameters, and no gradient is wanted."""
-        layers = model.layers(half).layers
-        with closing(Hooks(self.root, hold=tiling.enabled and not tiling.blends)) as hooks:
-            first = next(iter(hooks.enter(layers[0]).values()))
-            ops = TorchOps(str(first.device), str(first.dtype).removeprefix("torch."), self.precision)
-            hooked = Sequential(tuple(HookedLayer(layer, hooks, ops) for layer in layers))
-            model = model.replace(**{half.name: hooked}, params=FetchedParams(hooks), ops=tiling.padded(ops))
-            check = as_images if half.source == "images" else as_latents
-            return execution.run(model, half, check(x, model.config, model.ops), tiling, tiled=tiled)
-
-
-def _is_checkpointing(vae: nn.Module) -> bool:
-    return any(getattr(module, "gradient_checkpointing", False) for module in (vae.encoder, vae.decoder))
+def run_hooked(
+    vae: nn.Module, precision: str, model: Model, half: Half, x: Any, tiling: Tiling, *, tiled: bool = False
+) -> Tensor:
+    """Run half of a VAE whose weights are brought by hooks, and of which no gradient is wanted."""
+    layers = model.layers(half).layers
+    with closing(Hooks(vae, hold=tiling.enabled and not tiling.blends)) as hooks:
+        first = next(iter(hooks.enter(layers[0]).values()))
+        ops, fetched = (
+            TorchOps(str(first.device), str(first.dtype).removeprefix("torch."), precision),
+            FetchedParams(hooks),
+        )
+        hooked = Sequential(tuple(HookedLayer(layer, fetched, ops) for layer in layers))
+        model = model.replace(**{half.name: hooked}, params=fetched, ops=tiling.padded(ops))
+        return returned(model, half, x, tiling, tiled=tiled)
 
 
 def compute(vae: Any, settings: Settings, half: Half, x: Tensor, tiled: bool = False) -> Tensor:
@@ -75,9 +54,8 @@ def compute(vae: Any, settings: Settings, half: Half, x: Tensor, tiled: bool = F
             tiling.on_plan(plan)
 
     model = settings.model_now(vae)
-    live = settings.kept("live", lambda: VaeLive(vae, precision=settings.precision, compile=settings.compile))
     hooked = hooks_of_whole(vae) or any(map(hooks_of, modules_read(vae, half).values()))
-    run = live.run_hooked if hooked else live.run
+    run = partial(run_hooked, vae, settings.precision) if hooked else settings.live(vae).run
     start = time.perf_counter()
     y: Tensor = run(model, half, x, replace(tiling, on_plan=on_plan), tiled=tiled)
     call = Call(

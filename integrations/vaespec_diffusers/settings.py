@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from vaespec.processors import as_processor, with_processors
 from vaespec.settings import RunSettings
 from vaespec.tiling.planner import as_bytes
 from vaespec.tiling.settings import Tiling
+from vaespec_diffusers.live import VaeLive
 from vaespec_diffusers.reports import Call, Report
 from vaespec_torch.ops import TorchOps
 
@@ -76,6 +78,12 @@ class Settings:
         layers = {name: with_processors(getattr(model, name), chosen) for name in HALVES}
         changed: Model = self.kept((model.config, *chosen.values()), lambda: model.replace(**layers))
         return changed
+
+    def live(self, vae: Any) -> VaeLive:
+        """Return what runs the VAE, always the same, with what it has compiled. It does not keep the VAE alive."""
+        root: Any = weakref.proxy(vae)
+        live: VaeLive = self.kept(id(vae), lambda: VaeLive(root, precision=self.precision, compile=self.compile))
+        return live
 
     def tiling_of(self, vae: Any) -> Tiling:
         """Return the tiling of the next run, with the VAE's attributes as they are now."""

@@ -9,6 +9,7 @@ from diffusers.hooks.group_offloading import ModuleGroup
 from support.installed import TOLERANCE, decoded, distance, tiny_vae
 
 import vaespec_diffusers
+from vaespec.errors import NonFiniteWarning
 
 CPU = torch.device("cpu")
 PARTS = [{}, {"tiling": "exact"}]
@@ -97,3 +98,30 @@ def test_a_gradient_through_offloaded_weights_is_left_to_diffusers():
         vae.decode(z).sample.sum().backward()
     assert z.grad.abs().sum() > 0
     assert handle.report().calls[0].computed_by == "diffusers"
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "highest"}, {"tiling": "exact"}], ids=str)
+def test_a_weight_that_is_not_finite_is_named(options):
+    vae = tiny_vae()
+    with torch.no_grad():
+        vae.decoder.conv_in.bias[0] = float("nan")
+    accelerate.cpu_offload(vae, CPU)
+    with (
+        vaespec_diffusers.install(vae, **options),
+        pytest.warns(NonFiniteWarning, match=r"the weight decoder\.conv_in\.bias"),
+    ):
+        assert decoded(vae).isnan().any()
+    assert all(p.is_meta for p in vae.parameters())
+
+
+@pytest.mark.parametrize("options", [{}, {"precision": "highest"}, {"tiling": "exact"}], ids=str)
+def test_a_layer_whose_result_is_not_finite_is_named(options):
+    vae = tiny_vae()
+    with torch.no_grad():
+        vae.decoder.up_blocks[0].upsamplers[0].conv.weight.fill_(3e38)
+    accelerate.cpu_offload(vae, CPU)
+    with (
+        vaespec_diffusers.install(vae, **options),
+        pytest.warns(NonFiniteWarning, match=r"conv2d after reading decoder\.up_blocks\.0\.upsamplers\.0\.conv\."),
+    ):
+        decoded(vae)

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import weakref
 
 import diffusers
 import pytest
@@ -80,6 +81,15 @@ def test_a_copy_computes_with_vaespec_on_its_own_parameters(copied, installed):
     assert other.padding == vae.padding
     assert "engine" in str(other.report())
     assert "bands" in str(other.report()) or not installed
+
+
+def test_a_vae_that_is_deleted_is_freed_at_once():
+    vae = tiny_vae()
+    vaespec_diffusers.install(vae)
+    decoded(vae)
+    alive = weakref.ref(vae)
+    del vae
+    assert alive() is None
 
 
 def test_tiling_without_a_mode_keeps_the_mode_that_was_given():

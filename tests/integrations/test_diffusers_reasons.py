@@ -133,3 +133,26 @@ def test_a_compiled_decode_is_diffusers_own_code():
         torch._dynamo.reset()
         assert torch.equal(torch.compile(vae.decode, backend=backend)(latents()).sample, expected)
     assert len(graphs) == 1
+
+
+class Pipe:
+    """Stands for a pipeline that casts its VAE before it decodes."""
+
+    def __init__(self, vae):
+        self.vae = vae
+
+    def upcast_vae(self):
+        self.vae.to(torch.float32)
+
+
+@pytest.mark.parametrize("change", [None, wrap], ids=["vaespec decodes", "diffusers decodes"])
+def test_a_pipeline_casts_a_float16_vae_to_float32_only_if_diffusers_decodes(change):
+    pipe = Pipe(tiny_vae().half())
+    with vaespec_diffusers.install(pipe):
+        if change is not None:
+            change(pipe.vae)
+        pipe.upcast_vae()
+        assert pipe.vae.dtype == (torch.float16 if change is None else torch.float32)
+    pipe.upcast_vae()
+    assert pipe.vae.dtype == torch.float32
+    assert vars(pipe).keys() == {"vae"}
