@@ -110,10 +110,9 @@ class Live:
 
     def placed(self, model: Model, tiling: Tiling) -> Model:
         """The model on the parameters as they are now, each looked up when it is read."""
-        names = iter(model.table())
-        leaf = Leaf.of(self, next(names), ())
-        device, dtype = self._place([leaf], None)
-        return self._in_place(model, device, dtype, tiling)
+        names = tuple(model.table())
+        device, dtype = self._place([Leaf.of(self, names[0], ())], None)
+        return self._in_place(model, names, device, dtype, tiling)
 
     def _placed(
         self, model: Model, half: Half, leaves: Mapping[str, Leaf], x: Any, recorded: bool, tiling: Tiling
@@ -121,7 +120,7 @@ class Live:
         """The model for a run: on the parameters in place, or on their owners."""
         device, dtype = self._place(leaves.values(), x)
         if not recorded and self.reads_in_place(model, half, leaves, x):
-            return self._in_place(model, device, dtype, tiling)
+            return self._in_place(model, tuple(leaves), device, dtype, tiling)
         ops = tiling.padded(ModuleOps(str(device), dtype, self.precision))
         ops = unchecked(ops, dtype, model.config.force_upcast) if recorded else ops
         owners = {name: Owner(leaf.owner, leaf.shape, self.call) for name, leaf in leaves.items()}
@@ -147,15 +146,17 @@ class Live:
         dtype = reduce(torch.promote_types, dtypes)
         return torch.device(device), str(dtype).removeprefix("torch.")
 
-    def _in_place(self, model: Model, device: torch.device, dtype: str, tiling: Tiling) -> Model:
-        """The model on the parameters themselves; kept, since to compile it takes long."""
-        key = (id(model.encoder), id(model.decoder), device, dtype, tiling.padding)
+    def _in_place(
+        self, model: Model, names: tuple[str, ...], device: torch.device, dtype: str, tiling: Tiling
+    ) -> Model:
+        """The model on the named parameters themselves; kept, since to compile it takes long."""
+        key = (id(model.encoder), id(model.decoder), names, device, dtype, tiling.padding)
         if key not in self._models:
             if len(self._models) >= MODELS:
                 self._models.clear()
             ops = TorchOps(str(device), dtype, self.precision)
             padded = tiling.padded(ops.with_compiler() if self.compile else ops)
-            self._models[key] = model.replace(params=LiveParams(self, model), ops=padded)
+            self._models[key] = model.replace(params=LiveParams(self, names), ops=padded)
         if self._models[key].config != model.config:
             self._models[key] = self._models[key].replace(config=model.config)
         return self._models[key]
@@ -177,10 +178,10 @@ def returned(model: Model, half: Half, x: Any, tiling: Tiling, *, tiled: bool = 
 
 
 class LiveParams(Mapping[str, Tensor]):
-    """The parameters of a module under the model's names, each looked up when it is read."""
+    """Parameters of a module under the model's names, each looked up when it is read."""
 
-    def __init__(self, live: Live, model: Model) -> None:
-        self.live, self.names = live, tuple(model.table())
+    def __init__(self, live: Live, names: tuple[str, ...]) -> None:
+        self.live, self.names = live, names
 
     def __getitem__(self, name: str) -> Tensor:
         try:

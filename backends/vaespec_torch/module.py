@@ -41,9 +41,8 @@ class AutoencoderKLModule(Guarded, RunSettings, nn.Module):
 
     def __init__(self, model: Model, tiling: Tiling | None = None) -> None:
         super().__init__()
-        compiled = getattr(model.ops, "compiles", False)
         self._tiling, self._outline = tiling or Tiling(), model.replace(params={})
-        self._live = LiveParts(self, precision=model.ops.precision, compile=compiled)  # type: ignore[attr-defined]
+        self._live = LiveParts(self, model)
         ops = ModuleOps.like(model.ops)
         halves = (getattr(model, name) for name in HALVES)
         parts = {name: Part(layers, ops) for half in halves for name, layers in half.parts().items()}
@@ -117,7 +116,7 @@ class AutoencoderKLModule(Guarded, RunSettings, nn.Module):
         whole = not (tiled or self._tiling.enabled or self._tiling.slicing)
         if not (whole and is_transformed(x)):
             return self._live.run(self._outline, half, x, self._tiling, tiled=tiled)
-        for part in self._live.parts_of(self._outline, half):
+        for part in self._live.parts(half):
             x = part(x)
         return x
 

@@ -29,12 +29,13 @@ class Part(nn.Module):
 
     def __init__(self, layers: Sequential, ops: ModuleOps) -> None:
         super().__init__()
-        self.ops: Any
-        self.layers, self.ops, self.kind = layers, ops, type(ops)
-        self.force_upcast: bool | None = None
+        self.ops: Any = ops
+        self.update(layers, Tiling(), None, type(ops))
 
     def update(self, layers: Sequential, tiling: Tiling, force_upcast: bool | None, kind: type[ModuleOps]) -> None:
         """Take the settings of the module."""
+        rows = [(name, name.partition(".")[2].rpartition("."), row.shape) for name, row in layers.parameters()]
+        self._places = [(name, path, leaf, shape) for name, (path, _, leaf), shape in rows]
         self.layers, self.ops, self.kind = layers, tiling.padded(kind.like(self.ops)), kind
         self.force_upcast = force_upcast
 
@@ -50,10 +51,9 @@ class Part(nn.Module):
         They are looked up anew each time: parametrizations, FSDP and offloading put others in their place.
         """
         found: dict[str, Any] = {}
-        for name, row in self.layers.parameters():
-            path, _, leaf = name.partition(".")[2].rpartition(".")
+        for name, path, leaf, shape in self._places:
             owner = self.get_submodule(path)
-            found[name] = Owner(owner, row.shape, _enter) if path else getattr(owner, leaf)
+            found[name] = Owner(owner, shape, _enter) if path and leaf in ("weight", "bias") else getattr(owner, leaf)
         return found
 
 
@@ -94,7 +94,12 @@ class CalledModel(Model):
 
 
 class LiveParts(Live):
-    """Runs the halves of an AutoencoderKLModule: `root` has a Part, or what wraps it, for each word of `parts`."""
+    """Runs the halves of a model: `root` has a Part, or what wraps it, for each of the `names` of its parts."""
+
+    def __init__(self, root: nn.Module, model: Model) -> None:
+        compiled = getattr(model.ops, "compiles", False)
+        super().__init__(root, precision=model.ops.precision, compile=compiled)  # type: ignore[attr-defined]
+        self.names = {name: tuple(getattr(model, name).parts()) for name in HALVES}
 
     def owner(self, path: str) -> nn.Module:
         name, _, rest = path.partition(".")
@@ -117,8 +122,8 @@ class LiveParts(Live):
 
     def called(self, model: Model) -> Model:
         fields = {field.name: getattr(model, field.name) for field in dataclasses.fields(model)}
-        return CalledModel(**fields, parts={half: self.parts_of(model, half) for half in HALVES.values()})
+        return CalledModel(**fields, parts={half: self.parts(half) for half in HALVES.values()})
 
-    def parts_of(self, model: Model, half: Half) -> list[nn.Module]:
+    def parts(self, half: Half) -> list[nn.Module]:
         """The modules that compute a half one after the other, with what wraps them."""
-        return [getattr(self.root, name) for name in getattr(model, half.name).parts()]
+        return [getattr(self.root, name) for name in self.names[half.name]]

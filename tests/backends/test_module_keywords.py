@@ -102,3 +102,13 @@ def test_without_return_dict_results_are_tuples_of_one(backend):
     for options in ({}, {"generator": None}, {"generator": torch.Generator()}):  # pipelines give a generator
         (sample,) = module.decode(z, return_dict=False, **options)
         np.testing.assert_array_equal(array(sample), array(module.decode(z).sample))
+
+
+@each_module
+def test_the_padding_of_the_model_goes_along(backend):
+    vae, z = tiny(backend), latents(backend)
+    zeros = array(vae.module().decode(z).sample)
+    vae.set_padding(("zeros", "circular"))
+    sample = array(vae.module().decode(z).sample)
+    assert not np.array_equal(sample, zeros)
+    np.testing.assert_allclose(sample, array(vae.decode(z).sample), atol=1e-4)

@@ -98,7 +98,7 @@ def test_unknown_paddings_are_refused(wrong):
     assert vae.padding == ("zeros", "zeros")
 
 
-def test_tiles_and_modules_refuse_circular_padding():
+def test_tiles_refuse_circular_padding():
     vae = model("sd", "torch")
     vae.set_padding("circular")
     with pytest.raises(InputError, match=r"blended tiles cannot be padded with their other end"):
@@ -108,5 +108,3 @@ def test_tiles_and_modules_refuse_circular_padding():
     with pytest.raises(InputError, match=r"blended tiles cannot be padded with their other end"):
         blending.set_padding("circular")
     assert blending.padding == ("zeros", "zeros")
-    with pytest.raises(InputError, match=r"a module pads with zeros: set_padding\('zeros'\) first"):
-        vae.module()
