@@ -20,8 +20,6 @@ from vaespec.tiling import planner
 from vaespec.tiling.planner import Allowance, MemoryPlan, as_bytes
 from vaespec.tiling.settings import Tiling
 
-RGB = 3  # bytes of a pixel that was read
-
 
 @dataclass(frozen=True)
 class Task:
@@ -111,9 +109,12 @@ def picture_tasks(model: Model, pictures: Sequence[PictureFile], pad: Pad, halve
     """The tasks of pictures to encode, and to decode again if that half is named."""
     for picture in pictures:
         height, width = framed_size(picture.height, picture.width, model.config, pad)
-        held = RGB * picture.height * picture.width
+        pixel = model.config.in_channels * picture.value_bytes
+        held = pixel * picture.height * picture.width
         if (height, width) != (picture.height, picture.width):
-            held += RGB * height * width
+            held += pixel * height * width
+        if DECODER in halves and model.config.out_channels != model.config.in_channels:  # read again, to compare
+            held += model.config.out_channels * picture.value_bytes * picture.height * picture.width
         for half in halves:
             yield Task(picture.path, half, half.input_shape(model.config, 1, height, width), held)
 
@@ -132,7 +133,7 @@ def _too_large_to_read(
 ) -> Iterable[tuple[Path, MemoryLimitError]]:
     allowance = Allowance.of(model, tiling, weights)
     for picture in pictures:
-        need = allowance.held + picture.reading_bytes
+        need = allowance.held + picture.reading_bytes[model.config.in_channels]
         if need > allowance.most:
             size = f"{picture.width} x {picture.height} px"
             yield picture.path, allowance.refusal(need, "to read the picture", f"all of its {size} decoded")

@@ -10,6 +10,7 @@ import typer
 
 from vaespec.backend import PRECISIONS
 from vaespec.cli.picture_files import FORMATS, Pad
+from vaespec.cli.picture_writing import Depth
 from vaespec.errors import InputError
 from vaespec.tiling import planner
 
@@ -43,6 +44,14 @@ Source = Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCES)]
 OutputFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 OutputFolder = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write to; created if it does not exist.")
+]
+OutputDepth = Annotated[
+    Depth,
+    typer.Option(
+        "--depth",
+        help="Depth of the pictures that are written. 8, 16: PNG of so many bits per channel. float: TIFF of 32-bit "
+        "floats in which 0 is black and 1 white, not clipped.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 

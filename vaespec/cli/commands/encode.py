@@ -53,6 +53,7 @@ def encode(
     paths.require_apart(pictures, [output])
     opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
     model = outline(opened, backend, device, dtype, precision)
+    picture_files.require_channels(model.config, model.config.in_channels)
     headers = picture_files.fitting(headers, model.config, pad, failures)
     if not raw:
         require_scale(model.config, weights, "--raw for latents that are not scaled")
@@ -85,7 +86,7 @@ def _encode(
         limits.apply(vae, step)
         for name, picture, seed in work:
             with failures.caught(str(picture)):
-                pixels = picture_files.read(picture)
+                pixels = picture_files.read(picture, vae.config.in_channels, step.say)
                 with name_in_errors(picture):
                     z = _latents(vae, picture_files.framed(pixels, vae.config, pad), seed, raw)
                 tensors[name] = np.ascontiguousarray(vae.to_numpy(z)[0])
@@ -96,7 +97,7 @@ def _encode(
 
 
 def _latents(vae: AutoencoderKL, pixels: np.ndarray, seed: int | None, raw: bool) -> Array:
-    """Encodes one picture (H, W, 3) to (1, C, h, w)."""
+    """Encodes one picture (H, W, C) to (1, C, h, w)."""
     seeds = None if seed is None else [seed]
     if not raw:
         return vae.encode_latents(Pixels.of(pixels), seed=seeds)
