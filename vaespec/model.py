@@ -189,8 +189,7 @@ class Model:
     def _unchecked(self, half: Half, params: Mapping[str, Array], x: Array) -> Array:
         """The result of a half with the given params, which may be of another dtype than the model's."""
         layers = self.layers(half)
-        first, _ = next(layers.parameters())
-        return layers(x, params, unchecked(self.ops, params[first].dtype, self.config.force_upcast))
+        return layers(x, params, unchecked(self.ops, layers, params, self.config.force_upcast))
 
     def functional(self) -> Functional:
         """See AutoencoderKL.functional."""

@@ -19,12 +19,18 @@ def upcast(ops: Any) -> Any:
     return ops if ops.wide_maps else UpcastOps(ops)
 
 
-def unchecked(ops: ReferenceOps, dtype: Any, force_upcast: bool | None) -> ReferenceOps:
-    """The ops for a run with weights of this dtype whose result nobody checks, such as a function that is traced.
+def unchecked(
+    ops: ReferenceOps, layers: Layer, params: Mapping[str, Any], force_upcast: bool | None, *, wide: bool = False
+) -> Any:
+    """The ops for layers whose result nobody checks, such as a function that is traced: an overflow is not seen.
 
-    Float16 is upcast unless `force_upcast`, the field of the config, is False: an overflow could not be seen.
+    So they are upcast if the params are float16, unless `force_upcast`, the field of the config, is False; then the
+    result is float16, or float32 if `wide`, for other layers to go on with.
     """
-    return upcast(ops) if force_upcast is not False and dtype_name(dtype) == "float16" else ops
+    first, _ = next(layers.parameters())
+    if force_upcast is False or dtype_name(params[first].dtype) != "float16":
+        return ops
+    return UpcastOps(ops, wide) if wide else upcast(ops)
 
 
 @dataclass(frozen=True)
@@ -32,10 +38,12 @@ class UpcastOps:
     """The operations of `ops`, which store float16, but feature maps are float32 from `from_nchw` to `to_nchw`.
 
     Weights stay as they are. Each is widened when an operation uses it, and the wide copy is freed after that. An
-    operation of `ops` computes in the dtype of the maps and weights that it is given.
+    operation of `ops` computes in the dtype of the maps and weights that it is given. The result of the model is
+    float16 again, unless `wide_result`.
     """
 
     ops: ReferenceOps
+    wide_result: bool = False
 
     wide_maps = True
 
@@ -62,7 +70,7 @@ class UpcastOps:
 
     def to_nchw(self, x: Array) -> Array:
         y, xp = self.ops.to_nchw(x), self.ops.xp
-        return y if y.dtype == xp.float16 else xp.astype(y, xp.float16)
+        return y if self.wide_result or y.dtype == xp.float16 else xp.astype(y, xp.float16)
 
     def conv2d(self, x: Array, w: Array, b: Array, *, stride: int, padding: Padding) -> Array:
         return self._widened(partial(self.ops.conv2d, stride=stride, padding=padding), x, w, b)

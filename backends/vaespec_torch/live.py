@@ -23,7 +23,7 @@ from vaespec.tiling import execution
 from vaespec.tiling.settings import Tiling
 from vaespec.upcast import unchecked
 from vaespec_torch.ops import TorchOps
-from vaespec_torch.owners import Compute, ModuleOps, Owner
+from vaespec_torch.owners import Compute, ModuleOps, Owner, stored
 
 MODELS = 8
 """How many models are kept with what was compiled for them: one for each device, dtype and padding of a module."""
@@ -44,10 +44,7 @@ class Leaf(NamedTuple):
 
     def stored(self) -> Tensor | None:
         """The tensor beneath it, without a call of a parametrization; None if the owner has not got it now."""
-        if parametrize.is_parametrized(self.owner, self.attribute):
-            return next(self.owner.parametrizations[self.attribute].parameters())  # type: ignore[index, union-attr]
-        tensor = getattr(self.owner, self.attribute, None)
-        return tensor if isinstance(tensor, Tensor) else None
+        return stored(self.owner, self.attribute)
 
 
 class Live:
@@ -122,8 +119,8 @@ class Live:
         if not recorded and self.reads_in_place(model, half, leaves, x):
             return self._in_place(model, tuple(leaves), device, dtype, tiling)
         ops = tiling.padded(ModuleOps(str(device), dtype, self.precision))
-        ops = unchecked(ops, dtype, model.config.force_upcast) if recorded else ops
         owners = {name: Owner(leaf.owner, leaf.shape, self.call) for name, leaf in leaves.items()}
+        ops = unchecked(ops, model.layers(half), owners, model.config.force_upcast) if recorded else ops
         return self.called(model.replace(params=owners, ops=ops))
 
     def reads_in_place(self, model: Model, half: Half, leaves: Mapping[str, Leaf], x: Any) -> bool:

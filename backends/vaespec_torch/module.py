@@ -24,7 +24,7 @@ from vaespec.weights import as_path, save_folder
 from vaespec_torch.live import is_transformed
 from vaespec_torch.names import find_in_wrappers, leave_out_wrappers
 from vaespec_torch.owners import CheckpointingOps, ModuleOps
-from vaespec_torch.parts import LiveParts, Part
+from vaespec_torch.parts import LiveParts, Part, through
 from vaespec_torch.registered import register, replace_parameters
 
 
@@ -116,9 +116,7 @@ class AutoencoderKLModule(Guarded, RunSettings, nn.Module):
         whole = not (tiled or self._tiling.enabled or self._tiling.slicing)
         if not (whole and is_transformed(x)):
             return self._live.run(self._outline, half, x, self._tiling, tiled=tiled)
-        for part in self._live.parts(half):
-            x = part(x)
-        return x
+        return through(self._live.parts(half), x)
 
     # -- where it is, and what it holds --------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.checkpoint import checkpoint
 
 from vaespec.ops import Layer, Padding
@@ -34,9 +35,9 @@ class Owner:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weight now."""
-        weight: Tensor = self.module.weight  # type: ignore[assignment]
-        return weight.dtype
+        """The dtype of the weight now; float32 if the module has not got it."""
+        weight = stored(self.module, "weight")
+        return torch.float32 if weight is None else weight.dtype
 
     def converted(self, convert: Callable[[Tensor], Tensor]) -> Owner:
         """The same owner, whose weight and bias are converted before each use."""
@@ -86,6 +87,14 @@ class CheckpointingOps(ModuleOps):
 
     def run(self, layer: Layer, x: Tensor, params: Mapping[str, Any]) -> Tensor:
         return checkpoint(super().run, layer, x, params, use_reentrant=False)
+
+
+def stored(owner: nn.Module, attribute: str) -> Tensor | None:
+    """The tensor beneath a parameter, without a call of a parametrization; None if the owner has not got it now."""
+    if parametrize.is_parametrized(owner, attribute):
+        return next(owner.parametrizations[attribute].parameters())  # type: ignore[index, union-attr]
+    tensor = getattr(owner, attribute, None)
+    return tensor if isinstance(tensor, Tensor) else None
 
 
 def _owned(compute: Callable[..., Tensor], x: Tensor, w: Any, b: Any) -> Tensor:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,11 +39,15 @@ class Part(nn.Module):
         self.layers, self.ops, self.kind = layers, tiling.padded(kind.like(self.ops)), kind
         self.force_upcast = force_upcast
 
-    def forward(self, x: Tensor, bands: Callable[[Sequential], Stream] | None = None) -> Tensor:
-        """Run the layers, in bands of rows if a function is given that makes them: (B, C, H, W) -> (B, C, H, W)."""
+    def forward(self, x: Tensor, bands: Callable[[Sequential], Stream] | None = None, *, wide: bool = False) -> Tensor:
+        """Run the layers, in bands of rows if a function is given that makes them: (B, C, H, W) -> (B, C, H, W).
+
+        If float16 is upcast and `wide`, the result is float32, for the next part to go on with.
+        """
+        params = self._params()
         if bands is not None:
-            return torch.cat(list(bands(self.layers)(x, self._params())), dim=2)
-        return self.layers(x, self._params(), unchecked(self.ops, x.dtype, self.force_upcast))
+            return torch.cat(list(bands(self.layers)(x, params)), dim=2)
+        return self.layers(x, params, unchecked(self.ops, self.layers, params, self.force_upcast, wide=wide))
 
     def _params(self) -> dict[str, Any]:
         """For each name the owner of the parameter, to be called; for the part's own parameters, the tensor.
@@ -65,6 +69,13 @@ class Weights(nn.Module):
         return compute(x, weight, getattr(self, "bias", None))
 
 
+def through(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
+    """Call the parts of a half one after the other; if they are float16, what is between them may be float32."""
+    for part in parts[:-1]:
+        x = part(x, wide=True) if x.dtype == torch.float16 else part(x)
+    return parts[-1](x)
+
+
 def _enter(owner: nn.Module, x: Tensor, compute: Compute) -> Tensor:
     return owner(x, compute)
 
@@ -77,9 +88,7 @@ class CalledModel(Model):
 
     def run(self, half: Half, x: Tensor, compile: Any = None) -> Tensor:
         """See Model.run; an error names no layer."""
-        for part in self.parts[half]:
-            x = part(x)
-        return self._returned(half, x)
+        return self._returned(half, through(self.parts[half], x))
 
     def stream(self, half: Half, x: Any, bands: Bands) -> Iterator[Tensor]:
         """See Model.stream; each part works in bands within its call, and returns the whole."""

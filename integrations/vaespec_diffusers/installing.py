@@ -31,8 +31,6 @@ class Handle:
         self._installed = True
         vae._vaespec = settings
         vae.__class__ = computed_class(self._plain)
-        if settings.tiling.enabled:
-            vae.use_tiling = True
         upcasts = hasattr(pipe, "upcast_vae") and "upcast_vae" not in vars(pipe)
         self._pipe = weakref.ref(pipe) if upcasts else lambda: None  # a pipeline that is deleted is freed at once
         if upcasts:
@@ -103,7 +101,9 @@ def install(
     settings = Settings(initial(tiling, max_memory, padding), precision, bool(compile))
     make_ops(choose_backend("torch"), "cpu", "float32", precision)  # says which precisions there are
     settings.tiling_of(vae).check(settings.model(vae))
-    return Handle(vae, None if pipe_or_vae is vae else pipe_or_vae, settings)
+    handle = Handle(vae, None if pipe_or_vae is vae else pipe_or_vae, settings)
+    vae.use_tiling = vae.use_tiling if tiling is None else bool(tiling)
+    return handle
 
 
 def _vae_of(given: Any) -> Any:

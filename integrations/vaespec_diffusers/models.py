@@ -33,6 +33,11 @@ class Computed(nn.Module):
 
     _vaespec: Settings | None = None
 
+    @classmethod
+    def from_single_file(cls, path: AnyPath, **options: Unpack[SingleFile]) -> Self:
+        """Load one file of any container and dialect: see `vaespec_diffusers.single_file`, which has the options."""
+        return single_file.load(cls, path, **options)
+
     # -- encode and decode ---------------------------------------------------------------------------------
 
     def encode(self, x: Tensor, return_dict: bool = True) -> Any:
@@ -55,7 +60,8 @@ class Computed(nn.Module):
         self, half: Half, x: Tensor, return_dict: bool, theirs: Callable[..., Any], *, tiled: bool = False
     ) -> Any:
         """The output for x, as vaespec computes it or else as diffusers' method does, `theirs`."""
-        if is_transformed(x) and not self._settings.pads:  # PyTorch compiles or traces: diffusers' code, as it expects
+        pads = self._vaespec is not None and self._vaespec.pads
+        if is_transformed(x) and not pads:  # PyTorch compiles or traces: diffusers' code, as it expects
             return theirs(x, return_dict=return_dict)
         if reason := reason_for_diffusers(self, half, x):
             return running.leave_to_diffusers(self, self._settings, half, x, reason, theirs, return_dict)
@@ -98,6 +104,9 @@ class Computed(nn.Module):
         tiling, model = self._settings.tiling_of(self), self._settings.model(self)
         planned = {"max_memory": max_memory, "offload_folder": offload_folder, "on_plan": on_plan}
         options: dict[str, Any] = {name: value for name, value in planned.items() if value is not None} | dict(bands)
+        if tile_sample_min_size is not None and tile_latent_min_size is None:
+            sizes, f = tile_sample_min_size, model.config.downsampling_factor
+            tile_latent_min_size = sizes // f if isinstance(sizes, int) else [size // f for size in sizes]
         tiling = replace(
             tiling,
             tile_sample_min_size=tile_sample_min_size or tiling.tile_sample_min_size,
@@ -153,21 +162,11 @@ class AutoencoderKL(Computed, diffusers.AutoencoderKL):
     # A saved pipeline names the module and the class of its VAE: those of diffusers, for everybody to load.
     __module__ = diffusers.AutoencoderKL.__module__
 
-    @classmethod
-    def from_single_file(cls, path: AnyPath, **options: Unpack[SingleFile]) -> Self:
-        """Load one file of any container and dialect; see `vaespec_diffusers.single_file`."""
-        return single_file.load(cls, path, **options)
-
 
 class AutoencoderKLFlux2(Computed, diffusers.AutoencoderKLFlux2):
     """diffusers' AutoencoderKLFlux2, computed by vaespec."""
 
     __module__ = diffusers.AutoencoderKLFlux2.__module__
-
-    @classmethod
-    def from_single_file(cls, path: AnyPath, **options: Unpack[SingleFile]) -> Self:
-        """Load one file of any container and dialect; see `vaespec_diffusers.single_file`."""
-        return single_file.load(cls, path, **options)
 
 
 PLAIN = (diffusers.AutoencoderKL, diffusers.AutoencoderKLFlux2)

@@ -34,10 +34,8 @@ def run_hooked(
     layers = model.layers(half).layers
     with closing(Hooks(vae, hold=tiling.enabled and not tiling.blends)) as hooks:
         first = next(iter(hooks.enter(layers[0]).values()))
-        ops, fetched = (
-            TorchOps(str(first.device), str(first.dtype).removeprefix("torch."), precision),
-            FetchedParams(hooks),
-        )
+        ops = TorchOps(str(first.device), str(first.dtype).removeprefix("torch."), precision)
+        fetched = FetchedParams(hooks)
         hooked = Sequential(tuple(HookedLayer(layer, fetched, ops) for layer in layers))
         model = model.replace(**{half.name: hooked}, params=fetched, ops=tiling.padded(ops))
         return returned(model, half, x, tiling, tiled=tiled)
