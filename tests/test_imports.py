@@ -23,6 +23,16 @@ def test_importing_vaespec_loads_no_framework_no_pillow_and_no_command_line_libr
     assert loaded_by("import vaespec") == set()
 
 
+def test_the_integration_with_diffusers_loads_no_other_framework():
+    code = (
+        "import diffusers, torch, vaespec_diffusers\n"
+        "vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=2)\n"
+        "vaespec_diffusers.install(vae)\n"
+        "with torch.no_grad(): vae.decode(torch.zeros(1, 4, 4, 4))"
+    )
+    assert not loaded_by(code) & (FRAMEWORKS - {"torch"})
+
+
 def test_listing_the_backends_imports_no_framework():
     assert loaded_by("import vaespec; assert len(vaespec.backends()) >= 4") == set()
 

@@ -1,0 +1,215 @@
+"""`install` borrows a VAE: `restore` gives it back as it was, and nothing is held twice meanwhile."""
+
+from __future__ import annotations
+
+import gc
+import pickle
+import tracemalloc
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from support.configs import relative_l2
+from support.pipelines import build, make_vae, run
+
+import vaespec
+import vaespec_diffusers
+from vaespec import VaespecError
+
+METHODS = ("encode", "decode", "forward", "_encode", "_decode", "tiled_encode", "tiled_decode", "enable_tiling", "to")
+
+
+def traits(vae: torch.nn.Module) -> dict[str, object]:
+    """Everything that shows on a VAE: its own attributes, its class, and what its methods are bound to."""
+    methods = {name: (getattr(vae, name).__func__, getattr(vae, name).__self__ is vae) for name in METHODS}
+    modules = {name: type(module) for name, module in vae.named_modules()}
+    forwards = {name: module.forward.__func__ for name, module in vae.named_modules() if name}
+    attributes = {name: id(value) for name, value in vae.__dict__.items()}
+    return {"class": type(vae), **methods, "modules": modules, "forwards": forwards, "attributes": attributes}
+
+
+def storages(vae: torch.nn.Module) -> dict[str, int]:
+    return {name: tensor.data_ptr() for name, tensor in vae.state_dict().items()}
+
+
+def decoded(vae: torch.nn.Module) -> torch.Tensor:
+    with torch.no_grad():
+        return vae.decode(torch.ones(1, vae.config.latent_channels, 8, 8)).sample
+
+
+@pytest.mark.parametrize("kind", ["sd", "flux", "flux2"])
+@pytest.mark.parametrize("options", [{}, {"tiling": "exact"}, {"padding": "circular"}], ids=["", "exact", "circular"])
+def test_restore_leaves_the_vae_as_it_was(kind, options):
+    vae = make_vae(kind)
+    before, state = traits(vae), {name: tensor.clone() for name, tensor in vae.state_dict().items()}
+    picture = decoded(vae)
+    handle = vaespec_diffusers.install(vae, **options)
+    decoded(vae)
+    handle.restore()
+    assert traits(vae) == before
+    assert vae.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in vae.state_dict().items())
+    assert torch.equal(decoded(vae), picture)
+
+
+def test_the_state_dict_of_an_installed_vae_is_unchanged():
+    vae, plain = make_vae(), make_vae()
+    vaespec_diffusers.install(vae)
+    decoded(vae)
+    assert list(vae.state_dict()) == list(plain.state_dict())
+    assert all(torch.equal(tensor, plain.state_dict()[name]) for name, tensor in vae.state_dict().items())
+    assert [name for name, _ in vae.named_modules()] == [name for name, _ in plain.named_modules()]
+
+
+def test_parameters_have_the_same_storage_before_during_and_after():
+    vae = make_vae()
+    before, objects = storages(vae), {name: id(parameter) for name, parameter in vae.named_parameters()}
+    with vaespec_diffusers.install(vae):
+        decoded(vae)
+        assert storages(vae) == before
+        assert {name: id(parameter) for name, parameter in vae.named_parameters()} == objects
+    assert storages(vae) == before
+
+
+def held_by_tensors() -> int:
+    """Bytes of all storages that some tensor in this process holds."""
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@pytest.mark.filterwarnings("ignore")  # gc finds objects that warn when they are looked at
+@pytest.mark.parametrize("options", [{}, {"tiling": "exact"}], ids=["whole", "exact"])
+def test_an_installed_vae_holds_less_than_a_hundredth_of_the_model_besides(options):
+    vae = make_vae(block_out_channels=(128, 256))
+    size = sum(tensor.nbytes for tensor in vae.state_dict().values())
+    decoded(vae)
+    tracemalloc.start()
+    before, (python, _) = held_by_tensors(), tracemalloc.get_traced_memory()
+    handle = vaespec_diffusers.install(vae, **options)
+    decoded(vae)
+    after, (grown, _) = held_by_tensors(), tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    handle.restore()
+    assert size > 10e6
+    assert after - before < 0.01 * size
+    assert grown - python < 0.01 * size
+
+
+def test_the_context_manager_restores_after_an_error():
+    vae = make_vae()
+    before = traits(vae)
+    with pytest.raises(RuntimeError, match="mine"), vaespec_diffusers.install(vae):
+        raise RuntimeError("mine")
+    assert traits(vae) == before
+
+
+def test_restoring_twice_is_restoring_once():
+    vae = make_vae()
+    before, handle = traits(vae), vaespec_diffusers.install(vae)
+    handle.restore()
+    handle.restore()
+    assert traits(vae) == before
+
+
+def test_a_restored_vae_can_be_installed_again():
+    vae = make_vae()
+    expected = decoded(vae)
+    for _ in range(2):
+        with vaespec_diffusers.install(vae):
+            assert relative_l2(decoded(vae), expected) <= 2e-6
+
+
+@pytest.mark.parametrize("again", ["the vae", "its pipeline"])
+def test_installing_twice_is_an_error_that_says_so(again):
+    pipe = build("sd")
+    with vaespec_diffusers.install(pipe) as handle:
+        with pytest.raises(VaespecError, match="already"):
+            vaespec_diffusers.install(pipe if again == "its pipeline" else pipe.vae)
+        assert relative_l2(run(pipe, "sd"), run(build("sd"), "sd")) <= 2e-6
+        assert handle.report() is not None
+
+
+def test_two_pipelines_share_one_installed_vae():
+    vae = make_vae()
+    first, second = build("sd", vae), build("sd-img2img", vae)
+    expected = {"sd": run(first, "sd"), "sd-img2img": run(second, "sd-img2img")}
+    handle = vaespec_diffusers.install(first)
+    with pytest.raises(VaespecError, match="already"):
+        vaespec_diffusers.install(second)
+    for pipe, name in ((first, "sd"), (second, "sd-img2img")):
+        assert relative_l2(run(pipe, name), expected[name]) <= 2e-6
+    handle.restore()
+    for pipe, name in ((first, "sd"), (second, "sd-img2img")):
+        assert np.array_equal(run(pipe, name), expected[name])
+    with vaespec_diffusers.install(second):
+        assert relative_l2(run(first, "sd"), expected["sd"]) <= 2e-6
+
+
+def test_a_pipeline_made_from_another_shares_its_installed_vae():
+    pipe = build("sd")
+    vaespec_diffusers.install(pipe)
+    other = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
+    other.set_progress_bar_config(disable=True)
+    assert relative_l2(run(other, "sd-img2img"), run(build("sd-img2img"), "sd-img2img")) <= 2e-6
+
+
+class Bare:
+    """A pipeline that has lost its VAE."""
+
+    vae = None
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "sdxl", 3, Bare(), torch.nn.Linear(2, 2), diffusers.AutoencoderTiny, diffusers.AutoencoderTiny()]
+)
+def test_what_is_no_vae_of_ours_is_refused_in_one_sentence(wrong):
+    with pytest.raises(VaespecError) as caught:
+        vaespec_diffusers.install(wrong)
+    assert "\n" not in str(caught.value)
+    assert ("has no VAE" if isinstance(wrong, Bare) else "AutoencoderKL") in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize(
+    "options", [{"tiling": "neat"}, {"padding": "mirror"}, {"max_memory": "much"}, {"precision": "some"}]
+)
+def test_a_wrong_option_leaves_the_vae_as_it_was(options):
+    vae = make_vae()
+    before = traits(vae)
+    with pytest.raises(VaespecError, match=str(next(iter(options.values())))):
+        vaespec_diffusers.install(vae, **options)
+    assert traits(vae) == before
+
+
+def test_the_report_says_what_ran_with_its_memory_and_time():
+    vae = make_vae()
+    handle = vaespec_diffusers.install(vae)
+    decoded(vae)
+    text = str(handle.report())
+    assert "decode" in text
+    assert "encode" not in text.replace("decode", "")
+
+
+@pytest.mark.parametrize("padding", ["circular", ("zeros", "circular")])
+def test_an_installed_padding_is_that_of_the_model(padding):
+    vae = make_vae()
+    plain = vaespec.load(vae, backend="torch")
+    plain.set_padding(padding)
+    with vaespec_diffusers.install(vae, padding=padding):
+        assert relative_l2(decoded(vae), plain.decode(torch.ones(1, 4, 8, 8)).sample) <= 2e-6
+
+
+def test_a_model_from_memory_computes_on_any_backend():
+    vae = make_vae("flux2")
+    for backend in ("numpy", "torch"):
+        ours = vaespec.load(vae, backend=backend)
+        assert relative_l2(np.asarray(ours.decode(np.ones((1, 4, 8, 8), np.float32)).sample), decoded(vae)) <= 2e-6
+
+
+def test_an_installed_vae_can_be_pickled():
+    vae = make_vae()
+    expected = decoded(vae)
+    vaespec_diffusers.install(vae)
+    assert relative_l2(decoded(pickle.loads(pickle.dumps(vae))), expected) <= 2e-6
