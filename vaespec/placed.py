@@ -19,10 +19,11 @@ from vaespec.copying import Portable
 from vaespec.dtypes import STORAGE_DTYPES, dtype_name
 from vaespec.errors import InputError
 from vaespec.model import Model
+from vaespec.namespace import device_name
 from vaespec.ops import Array
 from vaespec.processors import assign
 from vaespec.reference import ReferenceOps
-from vaespec.registry import as_portable, choose_backend, make_ops
+from vaespec.registry import as_portable, choose_backend, default_dtype, make_ops
 from vaespec.tiling import execution
 from vaespec.tiling.banded import Bands
 from vaespec.tiling.planner import Estimate, MemoryPlan, as_bytes
@@ -32,8 +33,10 @@ from vaespec.weights import require_complete
 
 
 class Placement(TypedDict, total=False):
-    """Where a model runs: the backend's name (default: the best here), its device (its best), the dtype (float32).
+    """Where a model runs: the backend (default: the best here), its device (its best), the dtype (float32).
 
+    `backend` is a name that `vaespec.backends()` lists, or any namespace of the Array API, such as array_api_strict or
+    cupy: the module, or its import path. "reference" and namespaces compute in their widest float, float64 for most.
     `precision`: "default" is what the framework makes of float32 (on some devices TF32 or bfloat16 products),
     "highest" is float32 throughout. `compile`: the framework compiles each half before its first run, PyTorch for a
     family of shapes (on CUDA as CUDA graphs), MLX for each shape; JAX always compiles. On a CPU it pays for gradients
@@ -41,8 +44,8 @@ class Placement(TypedDict, total=False):
     computes (precision="highest", float64). Raises BackendError if the backend has no compiler.
     """
 
-    backend: str | None
-    device: str | None
+    backend: Any
+    device: Any
     dtype: Any
     precision: str
     compile: bool
@@ -81,17 +84,17 @@ class PlacedModel(Portable):
         config: AutoencoderConfig,
         weights: Mapping[str, np.ndarray],
         *,
-        backend: str | None = None,
-        device: str | None = None,
-        dtype: Any = "float32",
+        backend: Any = None,
+        device: Any = None,
+        dtype: Any = None,
         precision: str = "default",
         compile: bool = False,
     ) -> None:
         require_complete(weights, config)
         self.precision, self._compile = precision, compile
-        self._backend, self._device = choose_backend(backend), device
+        self._backend, self._device = choose_backend(backend), device_name(device)
         self._tiling = Tiling()
-        self._model = Model.place(config, weights, self._ops(dtype))
+        self._model = Model.place(config, weights, self._ops(dtype, default_dtype(self._backend)))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_backend": as_portable(self._backend)}
@@ -120,28 +123,33 @@ class PlacedModel(Portable):
                 dtype = place
             else:
                 device = place
-        self._device = self._device if device is None else str(device)
-        self._model = self._model.move(self._ops(dtype or self.dtype))
+        self._device = self._device if device is None else device_name(device)
+        self._model = self._model.move(self._ops(dtype, self.dtype))
         return self
 
     def with_backend(
         self,
-        backend: str,
+        backend: Any,
         *,
-        device: str | None = None,
+        device: Any = None,
         dtype: Any = None,
         precision: str | None = None,
         compile: bool = False,
     ) -> Self:
-        """A copy of this model on another backend, compiled only if `compile`; weights are converted one at a time."""
+        """A copy of this model on another backend, compiled only if `compile`; weights are converted one at a time.
+
+        The dtype stays, but for the reference and namespaces, which compute in their widest float unless one is given.
+        """
         moved = copy.copy(self)
         moved.precision, moved._compile = precision or self.precision, compile
-        moved._backend, moved._device = choose_backend(backend), device
-        moved._model = self._model.move(moved._ops(dtype or self.dtype))
+        moved._backend, moved._device = choose_backend(backend), device_name(device)
+        moved._model = self._model.move(moved._ops(dtype, default_dtype(moved._backend, self.dtype)))
         return moved
 
-    def _ops(self, dtype: Any) -> ReferenceOps:
-        ops = make_ops(self._backend, self._device, dtype_name(dtype), self.precision, compile=self._compile)
+    def _ops(self, dtype: Any, default: str) -> ReferenceOps:
+        """The operations for a dtype, `default` if it is None."""
+        name = default if dtype is None else dtype_name(dtype)
+        ops = make_ops(self._backend, self._device, name, self.precision, compile=self._compile)
         return self._tiling.padded(ops)
 
     # -- in which parts ------------------------------------------------------------------------------------

@@ -53,10 +53,10 @@ class CpuOps(ReferenceOps):
     def shape_ops(self) -> CpuMemoryOps:
         return CpuMemoryOps(self, self.forms, self.arithmetic.itemsize)
 
-    def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
-        """Run a layer, with the threads of BLAS limited once for all its strips."""
+    def apply(self, function: Callable[[Any, Mapping[str, Array]], Any], x: Any, params: Mapping[str, Array]) -> Any:
+        """Compute with the threads of BLAS limited once for all strips."""
         with single_threaded_blas():
-            return layer(x, params, self)
+            return function(x, params)
 
     def from_numpy(self, a: Array) -> Array:
         """Copy, so that the model does not change with its source."""

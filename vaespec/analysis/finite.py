@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vaespec.analysis.observe import WatchedOps
+from vaespec.analysis.observe import WatchedOps, WatchedParams
 from vaespec.dtypes import all_finite
 from vaespec.layers import Params
 from vaespec.ops import Array, Layer
@@ -14,7 +14,7 @@ def first_nonfinite(model: Layer, x: Array, params: Params, ops: ReferenceOps) -
     for name, _ in model.parameters():
         if not all_finite(params[name]):
             return f"the weight {name}"
-    watched = _WatchedParams(params)
+    watched = WatchedParams(params)
     try:
         model(x, watched, WatchedOps(ops, _require_finite))
     except _NonFiniteResultError as error:
@@ -30,13 +30,3 @@ def _require_finite(op: str, y: Array) -> Array:
 
 class _NonFiniteResultError(Exception):
     """Carries the name of the operation."""
-
-
-class _WatchedParams(dict[str, Array]):
-    """Parameters that remember the last name that was read: it names the layer at work."""
-
-    last = ""
-
-    def __getitem__(self, name: str) -> Array:
-        self.last = name
-        return super().__getitem__(name)
