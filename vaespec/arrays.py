@@ -84,7 +84,9 @@ def to_host(x: Any) -> np.ndarray:
             if a.dtype != object:
                 return a
     because = f" ({str(reason).splitlines()[0].rstrip('.')})" if str(reason or "") else ""
-    raise InputError(f"a {type(x).__name__} on {device_of(x)} cannot be read as NumPy{because}: give arrays with values.")
+    raise InputError(
+        f"a {type(x).__name__} on {device_of(x)} cannot be read as NumPy{because}: give arrays with values."
+    )
 
 
 def _from_cpu(x: Any) -> np.ndarray:

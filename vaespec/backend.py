@@ -14,7 +14,10 @@ class Backend(Protocol):
 
     name: str
     framework: str  # the distribution that it needs
-    dtypes: tuple[str, ...]
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes that it stores: an attribute, or a property."""
 
     def devices(self) -> tuple[str, ...]:
         """The devices that can be used, best first; imports the framework."""

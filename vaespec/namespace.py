@@ -58,6 +58,7 @@ class NamespaceBackend(Portable):
         return self.dtypes[0]
 
     def devices(self) -> tuple[str, ...]:
+        """The names of the devices, the default one first."""
         return tuple(_devices(self.xp))
 
     def ops(self, device: str, dtype: str, precision: str) -> ReferenceOps:
@@ -83,15 +84,18 @@ class NamespaceOps(ReferenceOps):
     """
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
+        """layer(x, params, self), computed at once."""
         return self.materialize(super().run(layer, x, params))
 
     def materialize(self, x: Array) -> Array:
+        """x, computed if the namespace defers."""
         return x.persist() if hasattr(x, "persist") else x
 
     def _pad(self, x: Array, padding: Padding) -> Array:
         return _in_one_piece(super()._pad(x, padding))
 
     def concat(self, parts: Sequence[Array], axis: int) -> Array:
+        """The parts joined along an axis, in one piece."""
         return _in_one_piece(super().concat(parts, axis))
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,7 +108,7 @@ def _in_one_piece(x: Array) -> Array:
 
 def _device(xp: Any, name: str | None) -> Any:
     """The device of that name. Raises BackendError if the namespace does not have it here."""
-    devices = {None: None, **_devices(xp)}
+    devices: dict[str | None, Any] = {None: None} | _devices(xp)
     if name not in devices:
         raise BackendError(f"{_name(xp)} has no device {name!r} here: move the model with to('cpu') before pickling.")
     return devices[name]

@@ -1,35 +1,28 @@
-"""PlacedModel: a model on a backend, and the settings that say how it is run."""
+"""PlacedModel: a model on a backend: where it runs, its config and its weights."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from inspect import signature
-from typing import Any, Literal, Self, TypedDict, Unpack
+from typing import Any, Self, TypedDict
 
 import numpy as np
 
 from vaespec import families
-from vaespec.architecture import half_of
-from vaespec.attention import FusedQKV, LoRA, Processor
 from vaespec.config import AutoencoderConfig
 from vaespec.copying import Portable
 from vaespec.dtypes import STORAGE_DTYPES, dtype_name
 from vaespec.errors import InputError
+from vaespec.in_memory import canonical
 from vaespec.model import Model
 from vaespec.namespace import device_name
 from vaespec.ops import Array
-from vaespec.processors import assign
 from vaespec.reference import ReferenceOps
 from vaespec.registry import as_portable, choose_backend, default_dtype, make_ops
-from vaespec.tiling import execution
-from vaespec.tiling.banded import Bands
-from vaespec.tiling.planner import Estimate, MemoryPlan, as_bytes
+from vaespec.settings import RunSettings
 from vaespec.tiling.settings import Tiling
-from vaespec.tiling.stores import Place
-from vaespec.weights import require_complete
 
 
 class Placement(TypedDict, total=False):
@@ -64,25 +57,18 @@ def require_known(function: Callable[..., Any], given: Mapping[str, Any]) -> Non
         raise InputError(f"{function.__name__} has no {name}=: it takes {known}.")
 
 
-def _setting(name: str, doc: str) -> property:
-    """An attribute that reads a field of the model's Tiling, and replaces it when set, as in diffusers."""
-
-    def put(vae: PlacedModel, value: Any) -> None:
-        vae._tiling = replace(vae._tiling, **{name: value})
-
-    return property(lambda vae: getattr(vae._tiling, name), put, doc=doc)
-
-
-class PlacedModel(Portable):
+class PlacedModel(RunSettings, Portable):
     """A model with weights on a backend: where it runs, in which parts, with which padding and attention.
 
-    `weights` are canonical: diffusers' names, convolutions OIHW, NumPy. Raises WeightMapError if any is missing.
+    `config` may be diffusers' own, or any mapping of its fields. `weights`, which are copied, are arrays of any
+    framework, in any float, on any device, by diffusers' names, convolutions OIHW: diffusers' state_dict(). Raises
+    WeightMapError if any is missing or of another shape, InputError if one cannot be read or has a LoRA beside it.
     """
 
     def __init__(
         self,
-        config: AutoencoderConfig,
-        weights: Mapping[str, np.ndarray],
+        config: AutoencoderConfig | Mapping[str, Any],
+        weights: Mapping[str, Any],
         *,
         backend: Any = None,
         device: Any = None,
@@ -90,11 +76,12 @@ class PlacedModel(Portable):
         precision: str = "default",
         compile: bool = False,
     ) -> None:
-        require_complete(weights, config)
+        config = AutoencoderConfig.from_dict(config)
+        named = canonical(weights, config)
         self.precision, self._compile = precision, compile
         self._backend, self._device = choose_backend(backend), device_name(device)
         self._tiling = Tiling()
-        self._model = Model.place(config, weights, self._ops(dtype, default_dtype(self._backend)))
+        self._model = Model.place(config, named, self._ops(dtype, default_dtype(self._backend)))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_backend": as_portable(self._backend)}
@@ -152,91 +139,6 @@ class PlacedModel(Portable):
         ops = make_ops(self._backend, self._device, name, self.precision, compile=self._compile)
         return self._tiling.padded(ops)
 
-    # -- in which parts ------------------------------------------------------------------------------------
-
-    use_slicing = _setting("slicing", "Whether to work on one item of the batch at a time.")
-    use_tiling = _setting("enabled", "Whether to work on parts of an image.")
-    tile_sample_min_size = _setting("tile_sample_min_size", "The size of blended tiles in px; None: sample_size.")
-    tile_latent_min_size = _setting("tile_latent_min_size", "The size of blended tiles in latents; None: px // f.")
-    tile_overlap_factor = _setting("tile_overlap_factor", "The share of a blended tile that the next one overlaps.")
-
-    def enable_slicing(self) -> None:
-        """Work on one item of the batch at a time: the memory of one item, the results of the whole batch."""
-        self.use_slicing = True
-
-    def disable_slicing(self) -> None:
-        """Work on the whole batch at once."""
-        self.use_slicing = False
-
-    def enable_tiling(
-        self,
-        use_tiling: bool | Literal["blend", "exact", "auto"] = True,
-        *,
-        tile_sample_min_size: int | Sequence[int] | None = None,
-        tile_latent_min_size: int | Sequence[int] | None = None,
-        tile_overlap_factor: float | Sequence[float] = 0.25,
-        max_memory: int | str | None = None,
-        offload_folder: Place | None = None,
-        on_plan: Callable[[MemoryPlan], object] | None = None,
-        **bands: Unpack[Bands],
-    ) -> None:
-        """Work on parts of an image: with the memory of one tile, or, with "exact", of a few rows, and no seams.
-
-        True or "blend": tiles that are faded into each other, as in diffusers. Tiles have `tile_sample_min_size` px
-        (one number, or height and width; by default the config's sample_size) and share `tile_overlap_factor` of that
-        with the next. "exact": bands of rows, with the results of the whole image, without gradients; see `Bands`.
-        "auto": the whole image if memory allows, else slices of the batch, else bands. `max_memory`, bytes or "2GiB",
-        is the most that the device, or on a CPU the process, may hold at one time, by default most of the free memory:
-        for "auto", and for the options of "exact" that `bands` leave open. Bands that memory cannot hold go to
-        temporary files in `offload_folder` (by default TMPDIR, or /tmp); files in a folder that is memory, a tmpfs,
-        count as memory. `on_plan(plan)` is called before each run with the MemoryPlan, whose text and `folder` say
-        where. Raises InputError for tiles that do not join, bands without rows, and a folder that does not exist; a
-        run raises MemoryLimitError, an InputError, if an image needs more than max_memory.
-        """
-        mode: Any = "blend" if use_tiling in (True, False) else use_tiling
-        tiling = replace(
-            self._tiling,
-            enabled=bool(use_tiling),
-            mode=mode,
-            tile_sample_min_size=tile_sample_min_size,
-            tile_latent_min_size=tile_latent_min_size,
-            tile_overlap_factor=tile_overlap_factor,
-            max_memory=None if max_memory is None else as_bytes(max_memory),
-            offload_folder=offload_folder,
-            on_plan=on_plan,
-            bands=bands,
-        )
-        tiling.check(self._model)  # before the first image
-        self._tiling = tiling
-
-    def disable_tiling(self) -> None:
-        """Work on whole images."""
-        self.use_tiling = False
-
-    def set_padding(self, padding: str | Sequence[str]) -> None:
-        """Pad maps with "zeros", or with "circular", the rows or columns of the other end, for textures without a seam.
-
-        One word, or two for (height, width). Raises InputError for "circular" with blended tiles, whose borders are not
-        those of the image.
-        """
-        self._tiling = replace(self._tiling, padding=padding)
-        self._model = self._model.replace(ops=self._tiling.padded(self._model.ops))
-
-    padding = property(lambda self: self._tiling.padding, set_padding, doc="The padding of (height, width).")
-
-    def estimate_memory(self, shape: Sequence[int], direction: Literal["encode", "decode"] = "decode") -> Estimate:
-        """The memory needed to encode, or decode to, images of this shape (B, C, H, W), in the parts that are set.
-
-        Its `plan` says where bands are stored: `plan.folder` is the folder of temporary files, None without files.
-        Within 15 % if NumPy's engine computes; on other backends the memory inside kernels is partly unknown and left
-        out. Raises InputError for another shape, and wherever the run would.
-        """
-        half, f = half_of(direction), self.config.downsampling_factor
-        if len(shape) != 4 or min(shape) < 1 or min(shape[2:]) < f:
-            raise InputError(f"images of shape {tuple(shape)}: expected (B, C, height, width), at least {f} x {f} px.")
-        B, _, H, W = shape
-        return execution.estimate(self._model, half, half.input_shape(self.config, B, H, W), self._tiling)
-
     # -- config and weights ----------------------------------------------------------------------------------
 
     @property
@@ -264,42 +166,3 @@ class PlacedModel(Portable):
     def to_numpy(self, array: Array) -> np.ndarray:
         """A result of this model, an array of its backend, as NumPy; bfloat16 as ml_dtypes' type."""
         return self._model.ops.to_numpy(array)
-
-    # -- attention -------------------------------------------------------------------------------------------
-
-    @property
-    def attn_processors(self) -> dict[str, Processor]:
-        """The processor of each attention layer, by diffusers' path: the layer's name and `.processor`."""
-        return {f"{layer.name}.processor": layer.processor for layer in self._model.attention_layers()}
-
-    def set_attn_processor(
-        self, processor: str | Processor | Mapping[str, str | Processor], _remove_lora: bool = False
-    ) -> None:
-        """Choose how attention is computed: "sdpa" (the backend's own), "eager", "chunked", "fused" or "lora".
-
-        Or an object of vaespec.attention (`Chunked(size=256)`, `LoRA(rank=8)`, your own Processor), or a processor of
-        diffusers, or a mapping with one for each key of `attn_processors`. A LoRA that is replaced by another kind is
-        left out (see `fuse_lora`). `_remove_lora` is accepted and ignored. Raises InputError for an unknown processor.
-        """
-        self._model = self._model.with_processors(assign(processor, self._model.attention_layers()))
-
-    def set_default_attn_processor(self) -> None:
-        """Use eager attention in every layer, diffusers' default; vaespec's own default is "sdpa"."""
-        self.set_attn_processor("eager")
-
-    def fuse_qkv_projections(self) -> None:
-        """Compute queries, keys and values by one linear map, and attention as before. Raises InputError for a LoRA."""
-        for key, processor in self.attn_processors.items():
-            if isinstance(processor, LoRA):
-                raise InputError(f"{key} is a LoRA, which updates each projection: fuse_lora() first.")
-        processors = self.attn_processors.items()
-        self.set_attn_processor({key: p if isinstance(p, FusedQKV) else FusedQKV(core=p) for key, p in processors})
-
-    def unfuse_qkv_projections(self) -> None:
-        """Undo `fuse_qkv_projections`; layers that are not fused stay as they are."""
-        processors = self.attn_processors.items()
-        self.set_attn_processor({key: p.core if isinstance(p, FusedQKV) else p for key, p in processors})
-
-    def fuse_lora(self) -> None:
-        """Add every LoRA to the weights, and compute without it from then on."""
-        self._model = self._model.with_fused_lora()

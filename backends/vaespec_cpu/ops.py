@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import cached_property
+from typing import Any
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
 from vaespec.dtypes import storage_dtype
-from vaespec.ops import Layer, Padding
+from vaespec.ops import Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 from vaespec_cpu.attention import Chunk, attend
