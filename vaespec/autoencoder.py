@@ -6,11 +6,11 @@ import copy
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal, Self, Unpack
+from typing import Any, Self, Unpack
 
 from vaespec import latents, weights
 from vaespec.analysis.observe import activations
-from vaespec.architecture import DECODER, ENCODER, HALVES, half_of
+from vaespec.architecture import DECODER, ENCODER, HALVES
 from vaespec.config import AutoencoderConfig
 from vaespec.dtypes import dtype_name
 from vaespec.errors import BackendError, InputError, WeightFileError
@@ -202,16 +202,19 @@ class AutoencoderKL(PlacedModel):
         z = self._denormalized(z) if normalized else z
         return execution.stream(self._model, DECODER, as_latents(z, self._model.config, self._model.ops), self._tiling)
 
-    def activations(self, x: Any, half: Literal["encoder", "decoder"]) -> Iterator[tuple[str, Array]]:
+    def activations(self, x: Any, half: str) -> Iterator[tuple[str, Array]]:
         """(name, result) of every layer of the encoder for images x, or of the decoder for latents x, in order.
 
         Names are diffusers' module names ("decoder.up_blocks.0.resnets.1.conv1", and "decoder.up_blocks.0.resnets.1"
         for what a resnet returns), which its forward hooks see too; an activation is named after the norm before it
         ("….norm1.silu"). Results are arrays of the backend, maps as (B, C, H, W) and attention's tokens as (B, N, C),
         computed when they are requested, by operations of the framework one after the other: on the whole input, with
-        the model's padding and processors, without tiling. NaN and infinity in them raise no error.
+        the model's padding and processors, without tiling. NaN and infinity in them raise no error. `half` is "encoder"
+        or "decoder"; raises InputError for any other, and for a wrong input.
         """
-        side = HALVES[half] if half in HALVES else half_of(half)
+        directions = {side.verb: side for side in HALVES.values()}
+        if (side := (HALVES | directions).get(half)) is None:
+            raise InputError(f"half={half!r}: expected encoder or decoder.")
         check = as_images if side is ENCODER else as_latents
         source = check(x, self._model.config, self._model.ops)
         return activations(self._model.layers(side), source[...], self._model.params, self._model.ops)

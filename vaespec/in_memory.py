@@ -31,8 +31,8 @@ def config_and_weights(model: Any, strict: bool = True) -> tuple[AutoencoderConf
     read = getattr(vae, "weights", getattr(vae, "state_dict", None))
     if not hasattr(vae, "config") or not callable(read):
         raise InputError(
-            f'the source is a {type(model).__name__}: give "tiny", a path, owner/name on the hub, or a model in memory, '
-            "which has a vae, or a config and a state_dict()."
+            f"the source is a {type(model).__name__}: give a path, owner/name on the hub, or a model in memory, which "
+            "has a vae, or a config and a state_dict()."
         )
     config = AutoencoderConfig.from_dict(vae.config)
     weights = read()

@@ -45,7 +45,7 @@ class NamespaceBackend(Portable):
     def __init__(self, xp: Any, name: str | None = None) -> None:
         self.xp = _standard(xp)
         self.name = name or _name(self.xp)
-        self.framework = _name(self.xp).partition(".")[0]
+        self.framework = _name(self.xp).removeprefix("array_api_compat.").partition(".")[0]
 
     @property
     def dtypes(self) -> tuple[str, ...]:

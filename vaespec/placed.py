@@ -81,7 +81,7 @@ class PlacedModel(RunSettings, Portable):
         self.precision, self._compile = precision, compile
         self._backend, self._device = choose_backend(backend), device_name(device)
         self._tiling = Tiling()
-        self._model = Model.place(config, named, self._ops(dtype, default_dtype(self._backend)))
+        self._model = Model.place(config, named, self._ops(dtype))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_backend": as_portable(self._backend)}
@@ -111,7 +111,7 @@ class PlacedModel(RunSettings, Portable):
             else:
                 device = place
         self._device = self._device if device is None else device_name(device)
-        self._model = self._model.move(self._ops(dtype, self.dtype))
+        self._model = self._model.move(self._ops(self.dtype if dtype is None else dtype))
         return self
 
     def with_backend(
@@ -130,12 +130,13 @@ class PlacedModel(RunSettings, Portable):
         moved = copy.copy(self)
         moved.precision, moved._compile = precision or self.precision, compile
         moved._backend, moved._device = choose_backend(backend), device_name(device)
-        moved._model = self._model.move(moved._ops(dtype, default_dtype(moved._backend, self.dtype)))
+        moved._model = self._model.move(
+            moved._ops(default_dtype(moved._backend, self.dtype) if dtype is None else dtype)
+        )
         return moved
 
-    def _ops(self, dtype: Any, default: str) -> ReferenceOps:
-        """The operations for a dtype, `default` if it is None."""
-        name = default if dtype is None else dtype_name(dtype)
+    def _ops(self, dtype: Any) -> ReferenceOps:
+        name = None if dtype is None else dtype_name(dtype)
         ops = make_ops(self._backend, self._device, name, self.precision, compile=self._compile)
         return self._tiling.padded(ops)
 

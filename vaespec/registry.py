@@ -176,12 +176,14 @@ def default_dtype(backend: Backend, otherwise: str = "float32") -> str:
     return str(getattr(backend, "default_dtype", otherwise))
 
 
-def make_ops(backend: Backend, device: Any, dtype: str, precision: str, *, compile: bool = False) -> ReferenceOps:
+def make_ops(
+    backend: Backend, device: Any, dtype: str | None, precision: str, *, compile: bool = False
+) -> ReferenceOps:
     """The backend's operations; BackendError if it lacks the device, the dtype, the precision or a compiler.
 
-    `device` is a name, or an object of the framework; None is the best device.
+    `device` is a name, or an object of the framework; None is the best device, as for a dtype it is `default_dtype`.
     """
-    device = device_name(device)
+    device, dtype = device_name(device), dtype or default_dtype(backend)
     if dtype not in backend.dtypes:
         raise BackendError(f"backend {backend.name!r} has no dtype {dtype!r}: choose {', '.join(backend.dtypes)}.")
     if precision not in PRECISIONS:

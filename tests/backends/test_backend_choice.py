@@ -141,8 +141,9 @@ def test_an_empty_environment_variable_chooses_nothing(monkeypatch):
 
 def test_an_unknown_backend_in_the_environment_is_refused_with_the_variables_name(monkeypatch):
     monkeypatch.setenv("VAESPEC_BACKEND", "cupy")
+    names = "numpy, jax, mlx, reference, torch"
     with pytest.raises(
-        BackendError, match=rf"^VAESPEC_BACKEND: no backend named 'cupy': choose {', '.join(BACKENDS)}\.$"
+        BackendError, match=f"^VAESPEC_BACKEND: no backend named 'cupy': choose {names}, or the import path"
     ):
         AutoencoderKL.from_config(TINY)
 

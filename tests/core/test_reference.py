@@ -68,3 +68,38 @@ def test_rows_of_a_map_that_was_upsampled_are_rows_of_the_array(backend, precisi
     assert ops.concat([joined], axis=0) is joined
     rows = np.concatenate([expected[:, :, 3:5], 0 * expected[:, :, :1]], axis=2)
     np.testing.assert_array_equal(outer.to_numpy(ops.to_nchw(joined)), rows)
+
+
+class Watching(ReferenceOps):
+    """Overrides `run` as its docstring says: it looks at each layer, and at what it returns."""
+
+    seen: list[tuple[str, tuple[int, ...]]] = []
+
+    def run(self, layer, x, params):
+        y = super().run(layer, x, params)
+        assert dict(layer.parameters()).keys() <= params.keys()
+        assert self.to_numpy(self.to_nchw(x)).ndim == self.to_numpy(self.to_nchw(y)).ndim == 4
+        self.seen.append((layer.name, y.shape))
+        return y
+
+
+class WatchingBackend:
+    name = "watching"
+    framework = "numpy"
+    dtypes = ("float32",)
+
+    def devices(self):
+        return ("cpu",)
+
+    def ops(self, device, dtype, precision):
+        return Watching(np, dtype)
+
+
+def test_a_backend_that_overrides_run_to_look_at_layers_passes_the_suite():
+    """Whatever is not a layer of a model (a single operation, a band of rows) is computed by `apply`."""
+    Watching.seen.clear()
+    report = conformance_report(BackendSubject(WatchingBackend()))
+    assert [outcome.check for outcome in report.outcomes if outcome.status != "pass"] == []
+    assert {"decoder.conv_in", "decoder.conv_act", "decoder.mid_block.attentions.0"} <= {
+        name for name, _ in Watching.seen
+    }

@@ -21,15 +21,15 @@ def open_weights(weights: str, family: str | None, strict: bool = True) -> Loade
         return load_weights(autoencoder.locate(weights), family, strict=strict)
 
 
-def outline(opened: Loaded, backend: str | None, device: str | None, dtype: str, precision: str) -> Model:
+def outline(opened: Loaded, backend: str | None, device: str | None, dtype: str | None, precision: str) -> Model:
     """The model that `place` will return, without weights."""
-    ops = make_ops(choose_backend(backend), device, dtype_name(dtype), precision)
+    ops = make_ops(choose_backend(backend), device, dtype and dtype_name(dtype), precision)
     ops.from_numpy(np.zeros(1, np.float32))  # with its first array a framework takes memory, which plans have to count
     return Model.outline(*opened, ops)
 
 
 def place(
-    weights: str, opened: Loaded, backend: str | None, device: str | None, dtype: str, precision: str
+    weights: str, opened: Loaded, backend: str | None, device: str | None, dtype: str | None, precision: str
 ) -> AutoencoderKL:
     """Reads weights to a backend."""
     with progress(f"loading {weights}"):
@@ -41,7 +41,7 @@ def open_model(
     family: str | None,
     backend: str | None,
     device: str | None,
-    dtype: str,
+    dtype: str | None,
     precision: str,
     strict: bool = True,
 ) -> AutoencoderKL:

@@ -41,7 +41,7 @@ def compare(
     strict: options.Strict = True,
     backend: options.BackendName = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.Dtype = None,
     precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:

@@ -36,7 +36,7 @@ def encode(
     strict: options.Strict = True,
     backend: options.BackendName = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.Dtype = None,
     precision: options.Precision = "default",
     max_memory: options.MaxMemory = None,
     offload_folder: options.OffloadFolder = None,
