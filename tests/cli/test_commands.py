@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import WEIGHTS_FILE
-from support.models import BACKENDS
 from support.workplace import COMMANDS, MODEL, files, picture, pixels, run, vae
 
 import vaespec
