@@ -105,6 +105,20 @@ def halves_among(names: Container[str], config: AutoencoderConfig) -> tuple[str,
     return tuple(present) or tuple(HALVES)
 
 
+def parameters_among(
+    names: Container[str], config: AutoencoderConfig, halves: tuple[str, ...] | None = None
+) -> dict[str, Parameter]:
+    """The parameters of the halves, by default of those that have one in `names`; both if there are none.
+
+    A half alone may lack FLUX.2's statistics: then they are none of its parameters.
+    """
+    halves = halves or halves_among(names, config)
+    table, statistics = parameters(config, halves), dict(_latent_statistics(config))
+    if len(halves) == len(HALVES) or any(name in names for name in statistics):
+        return table
+    return {name: row for name, row in table.items() if name not in statistics}
+
+
 def count_parameters(config: AutoencoderConfig) -> int:
     """The number of trained numbers; FLUX.2's batch-norm statistics are not among them."""
     table = parameters(config).values()

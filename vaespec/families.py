@@ -82,6 +82,13 @@ def scaling(candidates: Iterable[str]) -> dict[str, Any] | None:
     return scales[0] if agree and (scales[0]["scaling_factor"] is not None) else None
 
 
+def patches(candidates: Iterable[str]) -> dict[str, Any]:
+    """FLUX.2's fields if all candidates are of its kind; half of a VAE may not show them."""
+    fields = ("patch_size", "batch_norm_eps", "batch_norm_momentum")
+    kinds = [{field: getattr(config(name), field) for field in fields} for name in candidates]
+    return kinds[0] if kinds and all(kind == kinds[0] for kind in kinds) else {}
+
+
 def sample_size(candidates: Iterable[str]) -> dict[str, Any]:
     """The sample_size on which all candidates agree; SAMPLE_SIZE if they differ, since only tiles depend on it."""
     sizes = {config(name).sample_size for name in candidates}

@@ -46,6 +46,11 @@ def _affine(z: Array, config: AutoencoderConfig, statistics: Mapping[str, Array]
     xp = array_namespace(z)
     if config.patch_size is not None:
         assert config.batch_norm_eps is not None  # the config checked it
+        if "bn.running_mean" not in statistics:
+            raise InputError(
+                "these weights are half of a model, without bn.running_mean and bn.running_var, which normalize the "
+                "latents: load the whole model, or add them from its weights()."
+            )
         mean, var = (widen(statistics[f"bn.{name}"], xp) for name in ("running_mean", "running_var"))
         return _per_channel(mean), _per_channel(xp.sqrt(var + config.batch_norm_eps))
     if config.scaling_factor is None:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 
 from vaespec.analysis.finite import first_nonfinite
-from vaespec.architecture import DECODER, ENCODER, HALVES, Half, halves_among, parameters
+from vaespec.architecture import DECODER, ENCODER, HALVES, Half, halves_among, parameters, parameters_among
 from vaespec.attention import Attention, LoRA, Processor
 from vaespec.config import AutoencoderConfig
 from vaespec.copying import in_memory_order
@@ -50,7 +50,7 @@ class Model:
     @classmethod
     def place(cls, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], ops: ReferenceOps) -> Self:
         """A model with canonical weights. A half without any weights is left empty."""
-        table = parameters(config, halves_among(weights, config))
+        table = parameters_among(weights, config)
         return cls.outline(config, weights, ops).replace(params=ops.load_params(weights, table))
 
     @classmethod
@@ -146,9 +146,13 @@ class Model:
     # -- parameters --------------------------------------------------------------------------------------------
 
     def table(self) -> dict[str, Parameter]:
-        """The rows of `params`: the tensors of the config, with those that processors have added or fused."""
-        statistics = parameters(self.config, halves=())
-        return dict([*self.encoder.parameters(), *self.decoder.parameters()]) | statistics
+        """The rows of `params`: the tensors of the config, with those that processors have added or fused.
+
+        Half a model may lack FLUX.2's statistics.
+        """
+        statistics = parameters(self.config, halves=()).items()
+        layers = [*self.encoder.parameters(), *self.decoder.parameters()]
+        return dict([*layers, *((name, row) for name, row in statistics if name in self.params or not self.params)])
 
     def weights(self) -> dict[str, np.ndarray]:
         """See AutoencoderKL.weights."""
@@ -161,7 +165,7 @@ class Model:
                 )
             projections = {name: weights.pop(name) for name, _ in layer.processor.parameters(layer)}
             weights |= layer.processor.release(layer, projections)
-        canonical = parameters(self.config, halves_among(weights, self.config))
+        canonical = parameters_among(weights, self.config)
         return {name: np.array(weights[name], order="C") for name in canonical}  # copies: safe to change
 
     def with_params(self, params: Mapping[str, Array]) -> Self:

@@ -19,7 +19,7 @@ from support.workplace import NARROW, error, run, saved, vae
 
 from vaespec import families, parameters
 from vaespec.errors import VaespecError
-from vaespec.weights import load_file, save_file
+from vaespec.weights import digest, load_file, save_file
 from vaespec.weights.containers import open_tensors, write_safetensors
 from vaespec.weights.inspect import inspect_weights
 
@@ -125,6 +125,43 @@ def test_metadata_are_shown_but_long_or_unprintable_values_only_by_name():
     assert document_of("m.safetensors")["metadata"] == metadata
     line = next(line for line in run("info", "m.safetensors").stdout.splitlines() if line.startswith("metadata"))
     assert set(line.replace(",", "").split()) == {"metadata", "format=pt", "license", "colour"}
+
+
+def test_the_sha256_of_the_weights_tells_files_of_the_same_numbers_from_others(tmp_path):
+    weights = tagged(PLAIN)
+    written(tmp_path, weights, "plain.safetensors")
+    written(tmp_path, stored(PLAIN, tmp_path, "mlx", "vae."), "renamed.safetensors")
+    weights["decoder.conv_in.bias"].view(np.uint32)[3] ^= 1
+    written(tmp_path, weights, "damaged.safetensors")
+    plain, renamed, damaged = (
+        document_of(f"{name}.safetensors", *options)
+        for name, *options in (("plain",), ("renamed", "--dialect", "mlx"), ("damaged",))
+    )
+    assert plain["sha256"] == renamed["sha256"] == digest(tagged(PLAIN))
+    assert damaged["sha256"] == digest(weights) != plain["sha256"]
+    assert f"sha256       {plain['sha256']}\n" in run("info", "plain.safetensors").stdout
+    assert document_of("plain.safetensors", "--no-digest")["sha256"] is None
+    assert "sha256" not in run("info", "plain.safetensors", "--no-digest").stdout
+
+
+def test_a_half_that_was_saved_alone_is_described(tmp_path):
+    tensors = stored(PLAIN, tmp_path, "ldm")
+    half = {name.removeprefix("decoder."): a for name, a in tensors.items() if name.startswith("decoder.")}
+    written(tmp_path, half, "half.safetensors")
+    document = document_of("half.safetensors")
+    assert (document["halves"], document["bare"], document["problems"]) == (["decoder"], True, [])
+    assert (document["dialect"], document["tensors"]) == ("ldm", len(half))
+    assert "halves       decoder (bare names)\n" in run("info", "half.safetensors").stdout
+
+
+def test_a_tensor_that_cannot_be_read_is_a_problem(tmp_path):
+    np.savez_compressed("packed.npz", **stored(PLAIN, tmp_path))
+    raw = bytearray(Path("packed.npz").read_bytes())
+    raw[len(raw) // 2] ^= 255
+    Path("packed.npz").write_bytes(raw)
+    document = document_of("packed.npz", code=1)
+    assert document["sha256"] is None
+    assert "packed.npz" in document["problems"][0]
 
 
 @pytest.mark.parametrize(("name", "reason"), [("kl-f4", "its shapes"), ("sd1", "it has cond_stage_model.transformer.")])

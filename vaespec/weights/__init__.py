@@ -4,6 +4,7 @@ Canonical weights are NumPy arrays under diffusers' names, with kernels in OIHW.
 """
 
 from vaespec.weights.fit import require_complete
+from vaespec.weights.hashing import digest
 from vaespec.weights.load import load_file, load_folder, load_weights
 from vaespec.weights.locate import Reading
 from vaespec.weights.save import save_file, save_folder
@@ -12,6 +13,7 @@ from vaespec.weights.sources import as_path, fetch_named, find, single_file
 __all__ = [
     "Reading",
     "as_path",
+    "digest",
     "fetch_named",
     "find",
     "load_file",

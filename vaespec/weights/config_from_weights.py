@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from contextlib import suppress
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from dataclasses import dataclass
 from vaespec import families, strict_json
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import ConfigError, WeightFileError, WeightMapError
+from vaespec.escaping import escaped
 from vaespec.weights.locate import VaeInFile
+
+LOG = logging.getLogger("vaespec")
 
 CONFIG_KEY = "vaespec.config"  # in the metadata of a file
 
@@ -57,7 +61,8 @@ def infer_config(vae: VaeInFile, family: str | None = None) -> AutoencoderConfig
     structure = infer_structure(vae)
     candidates = families.matching(structure, vae.file, visible_fields(vae))
     if family is None:
-        agreed = (families.scaling(candidates) or {}) | families.sample_size(candidates)
+        _warn_of_quant_conv(vae, structure, candidates)
+        agreed = (families.scaling(candidates) or {}) | families.sample_size(candidates) | families.patches(candidates)
         config = families.config(candidates[0]) if len(candidates) == 1 else structure.replace(**agreed)
         scale = stored_scale(vae)
         scaling = dict.fromkeys(families.SCALING) | {"scaling_factor": scale}
@@ -74,9 +79,28 @@ def infer_config(vae: VaeInFile, family: str | None = None) -> AutoencoderConfig
     return config
 
 
+def _warn_of_quant_conv(vae: VaeInFile, structure: AutoencoderConfig, candidates: tuple[str, ...]) -> None:
+    """Warns of a half without a quant convolution that every family of its other layers has: it was saved without."""
+    name = "quant_conv" if "encoder" in vae.halves else "post_quant_conv"
+    if len(vae.halves) < len(FIELDS) and not candidates and not structure[f"use_{name}"]:
+        shown = tuple(field for field in visible_fields(vae) if field != f"use_{name}")
+        if others := families.matching(structure, vae.file, shown):
+            LOG.warning(
+                "%s has no %s, which %s have: if it is of one of them, add it, since without it the results are wrong.",
+                escaped(str(vae.file.path)),
+                name,
+                ", ".join(others),
+            )
+
+
 def visible_fields(vae: VaeInFile) -> tuple[str, ...]:
-    """The fields of the structure that are visible in the halves of the file."""
-    return sum((FIELDS[half] for half in vae.halves), FIELDS_OF_BOTH)
+    """The fields of the structure that are visible in the halves of the file.
+
+    The patches of FLUX.2 are visible in its statistics, which a half alone may lack.
+    """
+    fields = sum((FIELDS[half] for half in vae.halves), FIELDS_OF_BOTH)
+    hidden = len(vae.halves) < len(FIELDS) and not vae.has("bn.running_mean")
+    return tuple(field for field in fields if field != "patch_size") if hidden else fields
 
 
 def stored_scale(vae: VaeInFile) -> float | None:

@@ -7,6 +7,7 @@ stays. {i} and {j} are indices, {side} is encoder or decoder, and {flip_i} is th
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -242,3 +243,14 @@ OTHER_MODELS = {
     "encoder.layers.": "an AutoencoderTiny (TAESD)",
     ".to_qkv.": "an autoencoder with linear attention",
 }
+
+# Beginnings of names in files without a VAE -> what has such names.
+OTHER_FILES = (
+    (re.compile(r"model\.diffusion_model\."), "a diffusion model whose VAE was left out"),
+    (
+        re.compile(r"(?:input|double|single|joint|transformer)_blocks\."),
+        "a diffusion model",
+    ),
+    (re.compile(r"(?:text_model|cond_stage_model|conditioner|text_encoders)\."), "a text encoder"),
+    (re.compile(r"(?:\w*(?:en|de)coder\.)?\d+\.conv\.\d+\.|taesd_"), "an AutoencoderTiny (TAESD)"),
+)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vaespec.architecture import halves_among, parameters
+from vaespec.architecture import parameters, parameters_among
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import WeightFileError, WeightMapError
 from vaespec.escaping import escaped
@@ -18,7 +18,7 @@ from vaespec.weights.config_from_weights import choose_config
 from vaespec.weights.containers import plain_problem, with_inputs
 from vaespec.weights.layouts import canonical_shape
 from vaespec.weights.listing import shortened
-from vaespec.weights.locate import BLOCKS, VaeInFile
+from vaespec.weights.locate import VaeInFile
 
 LOG = logging.getLogger("vaespec")
 
@@ -50,7 +50,7 @@ def fit(vae: VaeInFile, config: AutoencoderConfig | None = None, family: str | N
     """Choose the config (see `choose_config`) and compare the file with it. Reads no tensor."""
     config, disagreements = choose_config(vae, config, family)
     model = parameters(config)
-    table = model if len(vae.halves) == len(BLOCKS) else parameters(config, vae.halves)
+    table = parameters_among(list(filter(vae.has, model)), config, vae.halves)
     present = {name: stored for name in table if (stored := vae.stored(name)) in vae.file}
     maps = {stored: table[name].shape[1] for name, stored in present.items() if table[name].role in ("conv", "linear")}
     vae = replace(vae, file=with_inputs(vae.file, maps))
@@ -79,7 +79,8 @@ def require_fit(vae: VaeInFile, fitted: Fit, strict: bool) -> None:
         raise WeightFileError(fitted.not_plain)
     refused = refused_names(vae, fitted, strict)
     if problems := [*fitted.misfits, *shortened([f"unexpected  {name}" for name in refused])]:
-        head = f'{vae.file.path} does not fit the config (dialect "{vae.dialect.name}"):'
+        without = f'; the file\'s own names are without "{vae.halves[0]}."' if vae.bare else ""
+        head = f'{vae.file.path} does not fit the config (dialect "{vae.dialect.name}"{without}):'
         if not fitted.misfits and refused != refused_names(vae, fitted, strict=False):
             problems.append("strict=False, or --no-strict, leaves out unexpected tensors")
         raise WeightMapError(head, *problems)
@@ -104,7 +105,7 @@ def require_complete(weights: Mapping[str, np.ndarray], config: AutoencoderConfi
     """Raises WeightMapError unless these canonical weights are exactly those of the model, or of one half of it."""
     if isinstance(weights, CanonicalWeights):
         return  # compared when the file was opened
-    table = parameters(config, halves_among(weights, config))
+    table = parameters_among(weights, config)
     missing = [f"missing     {name}" for name in table if name not in weights]
     shapes = [
         f"shape       {name}   given {weights[name].shape}, config wants {row.shape}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Unpack
 
@@ -17,6 +17,7 @@ from vaespec.weights.config_from_weights import infer_structure, visible_fields
 from vaespec.weights.containers import TensorFile, open_tensors
 from vaespec.weights.fit import Fit, fit, refused_names
 from vaespec.weights.folders import FolderFiles, choose
+from vaespec.weights.hashing import digest
 from vaespec.weights.locate import Reading, VaeInFile, locate_as
 
 
@@ -24,9 +25,12 @@ from vaespec.weights.locate import Reading, VaeInFile, locate_as
 class Inspection:
     """`tensors`, `bytes` and `dtypes` (how many numbers of each) are the model's; `metadata` is the file's.
 
+    `halves` are "encoder" and "decoder", or one of them; `bare` is True if the names do not begin with it.
+
     `ignored` are the names under the prefix that loading leaves out, `others` counts the rest of a full checkpoint.
     `families` maps each family of this structure to the reason. `problems` say why loading would refuse the file: then
-    fields that cannot be determined are None or empty. `checked` is True if every tensor was read.
+    fields that cannot be determined are None or empty. `checked` is True if NaN and infinity were looked for, and
+    `sha256` is the weights' `digest`, if every tensor was read.
     """
 
     path: Path
@@ -36,6 +40,7 @@ class Inspection:
     dialect: str | None = None
     layout: str | None = None
     halves: tuple[str, ...] = ()
+    bare: bool = False
     tensors: int = 0
     bytes: int = 0
     dtypes: dict[str, int] = field(default_factory=dict)
@@ -45,12 +50,20 @@ class Inspection:
     others: int = 0
     problems: tuple[str, ...] = ()
     checked: bool = False
+    sha256: str | None = None
 
 
 def inspect_weights(
-    path: Path, family: str | None = None, *, check: bool = False, **options: Unpack[Reading]
+    path: Path,
+    family: str | None = None,
+    *,
+    check: bool = False,
+    hashed: bool = False,
+    **options: Unpack[Reading],
 ) -> Inspection:
-    """Inspect a file or a folder by its headers; `check` also reads every tensor, if there are no other problems.
+    """Inspect a file or a folder by its headers, and if there are no problems, by its tensors, one at a time.
+
+    `check` looks for NaN and infinity in every tensor, `hashed` computes their SHA-256; without both none is read.
 
     Names that training left beside the model are ignored, and with `strict=False` unexpected ones too. Raises
     WeightFileError if it cannot be opened; ConfigError and InputError for a wrong family or dialect.
@@ -72,28 +85,23 @@ def inspect_weights(
     vae = fitted.vae
     refused = refused_names(vae, fitted, options.get("strict", True))
     problems = [fitted.not_plain] if fitted.not_plain is not None else [*fitted.misfits, *map(_unexpected, refused)]
-    if check and not problems:
-        return _inspection(vae, fitted, _problems_of_values(vae, fitted), checked=True)
-    return _inspection(vae, fitted, problems, refused)
+    inspection = _inspection(vae, fitted, problems, refused)
+    return _with_values(inspection, vae, fitted, check) if (check or hashed) and not problems else inspection
 
 
 def _unexpected(name: str) -> str:
     return f"unexpected  {name}"
 
 
-def _problems_of_values(vae: VaeInFile, fitted: Fit) -> list[str]:
-    weights = CanonicalWeights(vae, fitted.table, allow_nonfinite=False)
+def _with_values(inspection: Inspection, vae: VaeInFile, fitted: Fit, check: bool) -> Inspection:
+    weights = CanonicalWeights(vae, fitted.table, allow_nonfinite=not check)
     try:
-        for name in weights:
-            weights[name]
-    except (NonFiniteError, WeightMapError) as error:
-        return list(map(str, error.args))
-    return []
+        return replace(inspection, checked=check, sha256=digest(weights))
+    except (NonFiniteError, WeightMapError, WeightFileError) as error:
+        return replace(inspection, checked=check, problems=tuple(map(str, error.args)))
 
 
-def _inspection(
-    vae: VaeInFile, fitted: Fit | None, problems: list[str], refused: tuple[str, ...] = (), checked: bool = False
-) -> Inspection:
+def _inspection(vae: VaeInFile, fitted: Fit | None, problems: list[str], refused: tuple[str, ...] = ()) -> Inspection:
     names = [] if fitted is None else [name for name in map(vae.stored, fitted.table) if name in vae.file]
     own, others = vae.unread(set(names))
     dtypes = _dtypes(vae.file, names)
@@ -105,6 +113,7 @@ def _inspection(
         dialect=vae.dialect.name,
         layout=vae.layout.conv,
         halves=vae.halves,
+        bare=vae.bare,
         tensors=len(names),
         bytes=sum(count * numpy_dtype(dtype).itemsize for dtype, count in dtypes.items()),
         dtypes=dtypes,
@@ -113,7 +122,6 @@ def _inspection(
         ignored=() if fitted is None else tuple(name for name in own if name not in refused),
         others=len(others),
         problems=tuple(problems),
-        checked=checked,
     )
 
 

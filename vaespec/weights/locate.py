@@ -11,9 +11,20 @@ from typing import TypedDict, Unpack
 from vaespec.config_checks import MAX_LAYERS, MAX_LEVELS
 from vaespec.errors import WeightMapError
 from vaespec.layouts import Layout
+from vaespec.weights.bare_halves import with_named_halves
 from vaespec.weights.beside import is_beside, without_copies
 from vaespec.weights.containers import TensorFile, open_tensors
-from vaespec.weights.dialects import DIALECTS, DIFFUSIONKIT, EMA, MLX, OTHER_MODELS, OWN, Dialect, known_dialect
+from vaespec.weights.dialects import (
+    DIALECTS,
+    DIFFUSIONKIT,
+    EMA,
+    MLX,
+    OTHER_FILES,
+    OTHER_MODELS,
+    OWN,
+    Dialect,
+    known_dialect,
+)
 from vaespec.weights.forms import refuse_adapter_alone, refuse_other_forms
 from vaespec.weights.layouts import Shape, detect, oihw_shape
 from vaespec.weights.listing import shortened
@@ -55,7 +66,8 @@ class VaeInFile:
     """The VAE in a file, addressed by canonical names. `halves` are "encoder" and "decoder", or one of them.
 
     `levels` is its number of resolutions; with `ema` the moving average is read instead of the weights. `inner` are the
-    prefixes of other VAEs in the file that begin with `prefix`.
+    prefixes of other VAEs in the file that begin with `prefix`. `bare` is True if the file's own names are without the
+    name of the half.
     """
 
     file: TensorFile
@@ -66,6 +78,7 @@ class VaeInFile:
     levels: int = 1
     ema: bool = False
     inner: tuple[str, ...] = ()
+    bare: bool = False
 
     def stored(self, name: str) -> str:
         """The name in the file if it has one, or else what it would be, by the other tensors of the same layer.
@@ -137,7 +150,8 @@ def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = No
 
     Raises WeightMapError if there is no VAE, more than one, or another kind of autoencoder.
     """
-    file = unwrapped(file, prefix)
+    named = with_named_halves(file)
+    is_bare, file = named is not file, unwrapped(named, prefix)
     prefixes = _prefixes(file)
     prefix = _chosen(file, prefixes, prefix)
     parts = tuple(f"{prefix}{part}." for part in OWN)
@@ -148,7 +162,8 @@ def locate(file: TensorFile, prefix: str | None = None, dialect: str | None = No
     kernels = [(key, file.shape(key)) for key in file if key.startswith(own) and RESNET_KERNEL.search(key)]
     names = _dialect(file, prefix, halves, kernels) if dialect is None else known_dialect(dialect)
     inner = tuple(other for other in without_copies(prefixes) if other != prefix and other.startswith(prefix))
-    vae = VaeInFile(file, prefix, names, detect(kernels, names.layout, file.path), halves, inner=inner)
+    layout = detect(kernels, names.layout, file.path)
+    vae = VaeInFile(file, prefix, names, layout, halves, inner=inner, bare=is_bare)
     vae = replace(vae, levels=_levels(vae))
     if not use_ema:
         return vae
@@ -167,10 +182,11 @@ def _prefixes(file: TensorFile) -> list[str]:
     _refuse_other_models(file, "")
     if not file:
         raise WeightMapError(f"no VAE in {file.path}: it has no tensors; give the file of the model's weights.")
+    other = next((what for pattern, what in OTHER_FILES if any(map(pattern.match, file))), None)
     names = ", ".join(sorted(file)[:3]) + ", ..." * (len(file) > 3)
     raise WeightMapError(
-        f"no VAE in {file.path}: no name of a tensor ({names}) contains encoder.conv_in or decoder.conv_in; give the "
-        "file of the VAE."
+        f"no VAE in {file.path}: no name of a tensor ({names}) contains encoder.conv_in or decoder.conv_in"
+        f"{f', but some are those of {other}' if other else ''}; give the file of the VAE."
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from vaespec.architecture import halves_among, parameters
+from vaespec.architecture import parameters_among
 from vaespec.config import UNFINISHED, AutoencoderConfig
 from vaespec.dtypes import storage_dtype
 from vaespec.errors import InputError, NonFiniteError, WeightFileError
@@ -138,7 +138,7 @@ def _stored(
     config: AutoencoderConfig, weights: Mapping[str, np.ndarray], dialect: Dialect, prefix: str, dtype: str | None
 ) -> dict[str, np.ndarray]:
     """The tensors of a file: the dialect's names, shapes and layout."""
-    table = parameters(config, halves_among(weights, config))
+    table = parameters_among(weights, config)
     return {
         prefix + dialect.stored(name, config.levels): _as_stored(weights[name], name, row, dialect, dtype)
         for name, row in table.items()

@@ -18,7 +18,7 @@ _ANY = "|".join(WRAPPERS)
 FIRST_LAYER = re.compile(rf"(.*\.|)(?:encoder|decoder)\.(?:(?:{_ANY})\.)*conv_in\.")
 
 
-class Unwrapped(TensorFile):
+class Renamed(TensorFile):
     """A file under other names: `names` maps each name of this view to the file's own."""
 
     def __init__(self, file: TensorFile, names: Mapping[str, str]) -> None:
@@ -60,7 +60,7 @@ def unwrapped(file: TensorFile, request: str | None) -> TensorFile:
             f"{file.path}: {twins[0]} and {twins[1]} are both {own[twins[1]]} without the names of wrappers "
             "(torch.compile, FSDP, DDP): save the model once."
         )
-    return Unwrapped(file, {own.get(name, name): name for name in file})
+    return Renamed(file, {own.get(name, name): name for name in file})
 
 
 def bare(name: str) -> str:

@@ -119,7 +119,7 @@ def _require_free(target: Path, read: Sequence[Path], folder: bool, force: bool)
 def _require_whole(source: str, config: AutoencoderConfig, arrays: CanonicalWeights) -> None:
     """Raises InputError for weights that diffusers would read wrongly, or not at all, from a folder."""
     require_scale(config, source, "name a .safetensors file (in a folder, diffusers would take 0.18215)")
-    if lacking := parameters(config).keys() - arrays.keys():
+    if lacking := [name for name, row in parameters(config).items() if row.trained and name not in arrays]:
         raise InputError(
             f"{source} is half a VAE, without {min(lacking)}: a folder for diffusers needs both halves; "
             "name a .safetensors file."

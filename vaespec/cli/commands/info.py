@@ -38,6 +38,9 @@ def info(
     ema: options.Ema = False,
     strict: options.Strict = True,
     check: Annotated[bool, typer.Option("--check", help="Read every tensor, and look for NaN and infinity.")] = False,
+    digest: Annotated[
+        bool, typer.Option("--digest/--no-digest", help="Read every tensor, and show the SHA-256 of the weights.")
+    ] = True,
     plan: Annotated[bool, typer.Option("--plan", help="Show how the backend computes each convolution.")] = False,
     backend: options.BackendName = None,
     device: options.Device = None,
@@ -45,14 +48,15 @@ def info(
     precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:
-    """Describe weights from their headers: format, config, problems, and the cost of encode and decode.
+    """Describe weights: format, config, SHA-256, problems, and the cost of encode and decode.
 
-    The exit code is 1 if the weights cannot be loaded; the problems are listed.
+    The SHA-256 is the same for the same numbers in any format and dtype. The exit code is 1 if the weights cannot be
+    loaded; the problems are listed.
     """
     image, path = _parse(size), autoencoder.locate(source)
     with progress(f"inspecting {source}"):
         inspection = inspect_weights(
-            path, family, check=check, prefix=prefix, dialect=dialect, use_ema=ema, strict=strict
+            path, family, check=check, hashed=digest, prefix=prefix, dialect=dialect, use_ema=ema, strict=strict
         )
     costs: dict[str, Cost] = {}
     plans: Plans = {}
@@ -135,11 +139,13 @@ def _file_facts(source: str, inspection: Inspection) -> dict[str, str]:
         facts |= {
             "dialect": f"{inspection.dialect}, kernels {inspection.layout}",
             "prefix": inspection.prefix or "none",
-            "halves": " and ".join(inspection.halves),
+            "halves": " and ".join(inspection.halves) + " (bare names)" * inspection.bare,
             "tensors": str(inspection.tensors or "unknown"),
             "stored": f"{dtypes} ({text.size(inspection.bytes)})" if dtypes else "unknown",
             "families": "; ".join(_families(inspection.families)) or "none of the published ones",
         }
+    if inspection.sha256 is not None:
+        facts["sha256"] = inspection.sha256
     if ignored := text.ignored(inspection.ignored, inspection.others):
         facts["ignored"] = ignored
     if inspection.checked and not inspection.problems:
