@@ -313,7 +313,7 @@ def test_a_model_runs_on_the_backend_of_the_options(command, loads):
     run(*command)
     assert loads == [
         placement,
-        {"backend": None, "device": None, "dtype": "float32", "precision": "default"},
+        {"backend": None, "device": None, "dtype": None, "precision": "default"},
     ]
 
 
