@@ -279,7 +279,7 @@ class AutoencoderKL(PlacedModel):
         """
         if not hasattr(self._backend, "module"):
             raise BackendError(f"backend {self.backend!r} has no module class: use functional() instead.")
-        if "circular" in self.padding:
+        if set(self.padding) != {"zeros"}:
             raise InputError("a module pads with zeros: set_padding('zeros') first, or use functional().")
         return self._backend.module(self._model)
 

@@ -16,6 +16,7 @@ from vaespec.errors import ConfigError, UnknownFieldError
 # AutoencoderKLFlux2 has class defaults of its own, and lacks some fields of AutoencoderKL (scaling_factor, ...).
 FLUX2_ONLY = ("decoder_block_out_channels", "batch_norm_eps", "batch_norm_momentum", "patch_size")
 FLUX2_LACKS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+FORCE_UPCAST = "force_upcast"
 UNFINISHED = "_unfinished"  # the key of a config.json whose weights were being replaced
 CLASSES = ("AutoencoderKL", "AutoencoderKLFlux2", "FlaxAutoencoderKL")  # all other classes have other layers
 FLUX2_DEFAULTS: dict[str, Any] = {
@@ -30,10 +31,9 @@ FLUX2_DEFAULTS: dict[str, Any] = {
     "batch_norm_momentum": 0.1,
     "patch_size": (2, 2),
 }
-# What a null means where it is accepted. diffusers 0.42 builds no layer for it, since Python takes it for false; the
-# other two change no layer, and get their defaults.
+# What a null means where it is accepted. diffusers 0.42 builds no layer for it, since Python takes it for false;
+# sample_size changes no layer, and gets its default.
 NULLS: dict[str, Any] = {
-    "force_upcast": True,
     "use_quant_conv": False,
     "use_post_quant_conv": False,
     "mid_block_add_attention": False,
@@ -58,6 +58,8 @@ class AutoencoderConfig(Mapping[str, Any]):
     A field that an older `config.json` lacks gets its default: the value that models of that age used.
     If `patch_size` is set, the model is FLUX.2: latents are patchified and batch-normalized instead of scaled.
     If `scaling_factor` is None, it is unknown: raw latents work, and methods that need the scale raise an error.
+    `force_upcast` says how a float16 model computes: True, in float32; False, in float16; None, which stands for a
+    config that does not say, in float16, and in float32 if that overflows (see `vaespec.upcast`).
 
     NumPy's numbers and arrays count as Python's. Raises ConfigError if no model can be built from the fields, or if it
     would be far larger than any that exists (see `vaespec.config_checks`).
@@ -78,7 +80,7 @@ class AutoencoderConfig(Mapping[str, Any]):
     shift_factor: float | None = None
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
-    force_upcast: bool = True
+    force_upcast: bool | None = None
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
@@ -158,6 +160,8 @@ class AutoencoderConfig(Mapping[str, Any]):
             raise ConfigError("this config is of a model that was not saved to its end: save the model again.")
         is_flux2 = "AutoencoderKLFlux2" in _classes(values)
         given = {name: plain(value) for name, value in values.items() if not name.startswith("_")}
+        if _defaulted(FORCE_UPCAST, values):  # nobody said so: diffusers filled it in
+            given[FORCE_UPCAST] = None
         known = {field.name for field in dataclasses.fields(cls)}
         if unknown := sorted(name for name in given.keys() - known if not _is_note(name, given[name])):
             raise ConfigError(_quantized(given) or _unknown(unknown, known))
@@ -184,8 +188,13 @@ class AutoencoderConfig(Mapping[str, Any]):
             raise ConfigError(f"{path} cannot be read as JSON ({reason}): write it again.") from None
 
     def to_dict(self) -> dict[str, Any]:
-        """The content of the `config.json` that diffusers' class of the same name reads."""
+        """The content of the `config.json` that diffusers' class of the same name reads.
+
+        Without `force_upcast` if it is None; diffusers reads that as its default, True.
+        """
         listed = {name: list(value) if isinstance(value, tuple) else value for name, value in self.items()}
+        if self.force_upcast is None:
+            del listed[FORCE_UPCAST]
         return {"_class_name": self.class_name, **listed}
 
     def replace(self, **changes: Any) -> Self:
@@ -208,6 +217,12 @@ def _classes(values: Mapping[str, Any]) -> list[str]:
             )
         named += names
     return named
+
+
+def _defaulted(field: str, values: Mapping[str, Any]) -> bool:
+    """Whether a config in diffusers' memory says that a field got the default of its class."""
+    names = plain(values.get("_use_default_values"))
+    return isinstance(names, tuple) and any(isinstance(name, str) and name == field for name in names)
 
 
 def _is_note(name: str, value: object) -> bool:

@@ -66,7 +66,7 @@ def require_types(fields: Mapping[str, Any]) -> None:
         if not _is_count(fields[name], most):
             raise _error(name, fields[name], f"a positive integer, {most:,} at most")
     for name in ("force_upcast", "use_quant_conv", "use_post_quant_conv", "mid_block_add_attention"):
-        if not isinstance(fields[name], bool):
+        if not isinstance(fields[name], bool) and not (name == "force_upcast" and fields[name] is None):
             raise _error(name, fields[name], "true or false")
     for name in ("block_out_channels", "decoder_block_out_channels"):
         if fields[name] is not None or name == "block_out_channels":

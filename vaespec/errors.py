@@ -37,7 +37,15 @@ class MemoryLimitError(InputError):
 
 
 class NonFiniteError(VaespecError, ArithmeticError):
-    """NaN or infinity in an input, a weight or a result."""
+    """NaN or infinity in an input, a weight or a result; `culprit` is the layer or weight behind a result, in words."""
+
+    def __init__(self, message: str, culprit: str = "") -> None:
+        super().__init__(message)
+        self.culprit = culprit
+
+
+class Float16OverflowWarning(UserWarning):
+    """A layer overflowed in float16, so that half of a model is computed in float32 from then on."""
 
 
 class WeightFileError(VaespecError, OSError):

@@ -43,10 +43,12 @@ class ValidatedInput:
 def as_images(x: Any, config: AutoencoderConfig, ops: ReferenceOps) -> ValidatedInput:
     """Images (B, in_channels, H, W) in [-1, 1], at least f × f px: floats of any framework, or Pillow pictures.
 
-    Raises InputError for a wrong rank, channel count, size or dtype.
+    Pictures become grey, RGB or RGBA for a model of 1, 3 or 4 channels. Raises InputError for a wrong rank, channel
+    count, size or dtype.
     """
     if pictures.is_picture(x) or (isinstance(x, list | tuple) and x and all(map(pictures.is_picture, x))):
-        x = pictures.Pixels(x if isinstance(x, list | tuple) else [x])
+        channels = config.in_channels if config.in_channels in pictures.CHANNELS else 3  # which is refused below
+        x = pictures.Pixels(x if isinstance(x, list | tuple) else [x], channels)
     return _as_map(x, "images", config.in_channels, config.downsampling_factor, ops)
 
 

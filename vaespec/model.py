@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
+from vaespec.analysis import finite
 from vaespec.analysis.finite import first_nonfinite
 from vaespec.architecture import DECODER, ENCODER, HALVES, Half, halves_among, parameters, parameters_among
 from vaespec.attention import Attention, LoRA, Processor
 from vaespec.config import AutoencoderConfig
 from vaespec.copying import in_memory_order
-from vaespec.errors import BackendError, InputError, NonFiniteError, VaespecError
+from vaespec.errors import BackendError, Float16OverflowWarning, InputError, NonFiniteError, VaespecError
 from vaespec.layers import Sequential
 from vaespec.ops import Array
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
@@ -24,9 +26,12 @@ from vaespec.posterior import DiagonalGaussian
 from vaespec.processors import attention_layers, with_processors
 from vaespec.reference import ReferenceOps
 from vaespec.trained import adopt
+from vaespec.upcast import unchecked, upcast
 
 Run = Callable[[Array, Mapping[str, Array]], Array]
 Stream = Callable[[Any, Mapping[str, Array]], Iterator[Array]]
+Bands = Callable[[Any], Callable[[Sequential], Stream]]
+"""bands(ops)(layers) -> a function of x and params that yields the result of the layers in bands of rows."""
 
 
 class Functional(NamedTuple):
@@ -39,13 +44,18 @@ class Functional(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """`params` are arrays of `ops`, in its layouts, by the names that `table` lists."""
+    """`params` are arrays of `ops`, in its layouts, by the names that `table` lists.
+
+    `overflowed` are the names of the halves that overflowed in float16, and are computed in float32 from then on: what
+    a run finds out about these weights, and what models with the same weights share.
+    """
 
     config: AutoencoderConfig
     encoder: Sequential
     decoder: Sequential
     params: Mapping[str, Array]
     ops: ReferenceOps
+    overflowed: set[str] = field(default_factory=set)
 
     @classmethod
     def place(cls, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], ops: ReferenceOps) -> Self:
@@ -57,13 +67,16 @@ class Model:
     def outline(cls, config: AutoencoderConfig, names: Container[str], ops: ReferenceOps) -> Self:
         """A model without params, to plan with, that has the halves whose weights are named."""
         present = halves_among(names, config)
-        layers = {name: half.build(config) if name in present else Sequential(()) for name, half in HALVES.items()}
+        layers: dict[str, Any] = {
+            name: half.build(config) if name in present else Sequential(()) for name, half in HALVES.items()
+        }
         return cls(config, **layers, params={}, ops=ops)
 
     def move(self, ops: ReferenceOps) -> Self:
         """This model on other ops; weights are converted one at a time."""
         table = self.table()
-        return self.replace(params=ops.load_params(self.ops.export_params(self.params, table), table), ops=ops)
+        params = ops.load_params(self.ops.export_params(self.params, table), table)
+        return self.replace(params=params, ops=ops, overflowed=set())
 
     def replace(self, **changes: Any) -> Self:
         """This model with other fields that fit the rest, such as ops that accept the same params."""
@@ -89,38 +102,86 @@ class Model:
         return {half: self.ops.compile(self.layers(half)) for half in halves}
 
     def run(self, half: Half, x: Array, compile: Callable[[Sequential], Run] | None = None) -> Array:
-        """The encoder's moments or the decoder's images, with the model's own params.
+        """The encoder's moments or the decoder's images, with the model's own params, on the model's own ops.
 
         `compile` makes a function of the layers, by default as the ops do. Raises NonFiniteError, which names a layer.
         """
         layers = self.layers(half)
         compiled = self.compiled[half] if compile is None else compile(layers)
+        y: Array = self._finite(half, lambda: compiled(x, self.params), x, finite.run_whole)
+        return y
 
-        def reason() -> str:
-            culprit = first_nonfinite(layers, x, self.params, self.ops)
-            return f"NaN or infinity first appears in {culprit or 'the conversion of the result'}"
+    def stream(self, half: Half, x: Any, bands: Bands) -> Iterator[Array]:
+        """The result of `run` in bands of rows, from the top down. Raises NonFiniteError, which names a layer."""
+        results = bands(self.ops)(self.layers(half))(x, self.params)
 
-        return self._finite(half, lambda: compiled(x, self.params), reason)
+        def in_bands(layers: Any, x: Any, params: Mapping[str, Array], ops: Any) -> None:
+            for _ in bands(ops)(layers)(x, params):
+                pass
 
-    def stream(self, half: Half, x: Any, bands: Callable[[Sequential], Stream]) -> Iterator[Array]:
-        """The result of `run` in bands of rows, from the top down. `bands` makes a function of the layers.
-
-        Raises NonFiniteError without a layer's name: to find it takes a run of the whole, and perhaps too much memory.
-        """
-        results = bands(self.layers(half))(x, self.params)
-        reason = "run a part of the input without tiling to learn the layer"
-        while (y := self._finite(half, lambda: next(results, None), lambda: reason)) is not None:
+        while (y := self._finite(half, lambda: next(results, None), x, in_bands)) is not None:
             yield y
 
-    def _finite(self, half: Half, compute: Callable[[], Array | None], reason: Callable[[], str]) -> Array | None:
-        """The result of `compute`. Raises NonFiniteError with the reason if it holds NaN or infinity."""
+    def _finite(self, half: Half, compute: Callable[[], Array | None], x: Any, run: finite.Run) -> Array | None:
+        """The result of `compute`. Raises NonFiniteError if it is not finite, with the layer that `run` shows."""
         with np.errstate(over="ignore", invalid="ignore"):  # reported by the error
             y = compute()
             if y is None or self.ops.all_finite(y):
                 return y
-            narrow = self.ops.dtype == "float16"
-            hint = "; float16 is too narrow for many models: try bfloat16 or float32" if narrow else ""
-            raise NonFiniteError(f"the {half.result} are not finite: {reason()}{hint}.")
+            del y
+            wide, narrow = self.ops.inference_ops({})[0].wide_maps, self.ops.dtype == "float16"
+            # maps were wide, unless a gradient was recorded
+            candidates = (upcast(self.ops), self.ops) if wide and narrow else (self.ops,)
+            found = (first_nonfinite(self.layers(half), x, self.params, ops, run) for ops in candidates)
+            culprit = next(filter(None, found), "the conversion of the result")
+        hint = "; float16 is too narrow for many models: try bfloat16 or float32" if narrow else ""
+        hint += ", or register_to_config(force_upcast=True)" if narrow and not wide else ""
+        raise NonFiniteError(
+            f"the {half.result} are not finite: NaN or infinity first appears in {culprit}{hint}.", culprit
+        )
+
+    # -- float16 -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def in_float32(self) -> Self:
+        """This model, with the same params, on ops whose maps are float32."""
+        return self.replace(ops=upcast(self.ops))
+
+    def computing(self, half: Half) -> Self:
+        """This model as it computes a half: in float32 if it is float16 and its config, or an overflow before, says so.
+
+        A config that says False is obeyed even then.
+        """
+        says = self.config.force_upcast
+        needed = says or (says is None and half.name in self.overflowed)
+        return self.in_float32 if needed and self.ops.dtype == "float16" else self
+
+    def may_overflow(self, half: Half, error: NonFiniteError) -> bool:
+        """Whether a half that ended with this error is worth another run in float32: nothing said how to compute it."""
+        silent = self.config.force_upcast is None and half.name not in self.overflowed
+        return silent and self.ops.dtype == "float16" and bool(error.culprit)
+
+    def remember_overflow(self, half: Half, culprit: str) -> None:
+        """Computes a half in float32 from now on. The first time, a Float16OverflowWarning names the culprit."""
+        if half.name in self.overflowed:
+            return
+        self.overflowed.add(half.name)
+        warnings.warn(
+            f"the {half.name} overflows in float16, first in {culprit}, and is computed in float32 from now on: "
+            "register_to_config(force_upcast=True) computes it so at once, and bfloat16 needs no wider numbers.",
+            Float16OverflowWarning,
+            stacklevel=2,
+        )
+
+    def require_size(self, half: Half, shape: tuple[int, ...], parts: str = "") -> None:
+        """Raises InputError if a feature map for an input of this shape is too small for the padding of the ops.
+
+        `parts` names what the shape is of, if that is not the input.
+        """
+        *_, height, width = shape
+        f, unit = (self.config.downsampling_factor, "px") if half is ENCODER else (1, "latents")
+        what = f"{parts or half.source} of {height} x {width}{f' {unit}' if parts or half is ENCODER else ''}"
+        self.ops.require_size(height // f, width // f, what)
 
     def layers(self, half: Half) -> Sequential:
         """The encoder or the decoder. Raises InputError if it has no weights."""
@@ -131,11 +192,17 @@ class Model:
 
     def encode(self, params: Mapping[str, Array], x: Array) -> AutoencoderKLOutput:
         """Images -> posterior, computed with the given params: a pure function, which a framework may trace."""
-        return AutoencoderKLOutput(DiagonalGaussian(self.layers(ENCODER)(x, params, self.ops)))
+        return AutoencoderKLOutput(DiagonalGaussian(self._unchecked(ENCODER, params, x)))
 
     def decode(self, params: Mapping[str, Array], z: Array) -> DecoderOutput:
         """Latents -> images: a pure function as well."""
-        return DecoderOutput(self.layers(DECODER)(z, params, self.ops))
+        return DecoderOutput(self._unchecked(DECODER, params, z))
+
+    def _unchecked(self, half: Half, params: Mapping[str, Array], x: Array) -> Array:
+        """The result of a half with the given params, which may be of another dtype than the model's."""
+        self.require_size(half, x.shape)
+        layers = self.layers(half)
+        return layers(x, params, unchecked(self.ops, layers, params, self.config.force_upcast))
 
     def functional(self) -> Functional:
         """See AutoencoderKL.functional."""
@@ -170,7 +237,8 @@ class Model:
 
     def with_params(self, params: Mapping[str, Array]) -> Self:
         """See AutoencoderKL.with_params."""
-        return self.replace(params={**self.params, **adopt(params, self.table(), self.params, self.ops)})
+        params = {**self.params, **adopt(params, self.table(), self.params, self.ops)}
+        return self.replace(params=params, overflowed=set())
 
     # -- attention ---------------------------------------------------------------------------------------------
 

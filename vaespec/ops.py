@@ -21,6 +21,9 @@ Array = Any
 Padding = tuple[tuple[int, int], tuple[int, int]]
 """Rows and columns added around a map: ((above, below), (left, right))."""
 
+Sides = tuple[tuple[int, ...], tuple[int, ...]]
+"""Positions of rows, or of columns, that are repeated around a map: (before the first one, after the last one)."""
+
 Chunk = tuple[Array, Array, Array]
 """(m, l, o): what a chunk of keys gives for some queries. See Specification.chunked_attention."""
 
@@ -123,6 +126,13 @@ class BandableOps(Ops, Protocol):
     def divide_chunks(self, merged: Chunk, like: Array) -> Array: ...
 
     # -- parts of arrays -----------------------------------------------------------------------------------------
+
+    def pad_rows(self, x: Array, above: int, below: int, *, stride: int) -> Array:
+        """A map with the rows that a convolution of this stride pads it with.
+
+        If x is a part of a map, on one device or in one band, and its rows end where those of the map do, these are
+        zeros or copies of rows in x. Rows of the other end (`wraps_rows`) have to be in x already.
+        """
 
     def rows(self, x: Array, start: int, stop: int) -> Array:
         """Rows start … stop - 1 of a map, along its height."""

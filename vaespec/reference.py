@@ -16,10 +16,10 @@ from array_api_compat import array_namespace
 from vaespec.arrays import on_device, own_namespace, to_host
 from vaespec.copying import Portable
 from vaespec.deprecation import warn_renamed
-from vaespec.dtypes import NUMPY_DTYPES, all_finite
+from vaespec.dtypes import NUMPY_DTYPES, all_finite, widen
 from vaespec.layouts import OIHW, Layout
 from vaespec.machine import MemoryUse, host_memory
-from vaespec.ops import Array, Layer, Padding
+from vaespec.ops import Array, Layer, Padding, Sides
 from vaespec.parameter import Parameter
 from vaespec.specification import Specification
 
@@ -36,6 +36,7 @@ class ReferenceOps(Portable, Specification):
     linear_layout = "OI"
     fixed_shapes = False  # whether every new shape costs a compilation
     wraps_rows = False  # whether convolutions continue at the other end of a map: see vaespec.tiling.padding
+    wide_maps = False  # whether maps are float32 or wider even if the dtype has 16 bits: see vaespec.upcast
 
     def __init__(self, xp: Any, dtype: str = "float64", device: Any = None) -> None:
         self.xp = xp
@@ -169,7 +170,24 @@ class ReferenceOps(Portable, Specification):
         """The backend's own array -> a copy that is placed and ordered as by `load_params`."""
         return self.copy(self.cast(x))
 
+    def widen(self, weight: Array) -> Array:
+        """A weight -> the same numbers in float32 if it has 16 bits, as something that the operations take for it."""
+        return widen(weight, self.xp)
+
     # -- parts of arrays, for bands and padding --------------------------------------------------------------------
+
+    def padded(self, ops: Any) -> Any:
+        """Other ops, padding as these do: see vaespec.tiling.padding."""
+        return ops
+
+    def pad_rows(self, x: Array, above: int, below: int, *, stride: int) -> Array:
+        """A map with the rows that a convolution of this stride pads it with: zeros."""
+        x = self.to_array(x)
+        zeros = [self.zeros_like(self.rows(x, 0, 1))]
+        return self.concat([*zeros * above, x, *zeros * below], axis=self.map_layout.index("H"))
+
+    def require_size(self, height: int, width: int, what: str) -> None:
+        """Raises InputError if a map of this size cannot be padded; `what` names the input that leads to such a map."""
 
     def rows(self, x: Array, start: int, stop: int) -> Array:
         """Rows start … stop - 1 of a map, along its height."""
@@ -181,6 +199,15 @@ class ReferenceOps(Portable, Specification):
 
     def zeros_like(self, x: Array) -> Array:
         return self.xp.zeros_like(x)
+
+    def surround(self, x: Array, *, axis: str, sides: Sides) -> Array:
+        """A map with copies of some of its rows (axis "H") or columns ("W") in front of the first and behind the last.
+
+        `sides` are the positions of these rows, in front and behind.
+        """
+        at, x = self.map_layout.index(axis), self.to_array(x)
+        before, after = ([x[(slice(None),) * at + (slice(i, i + 1), ...)] for i in side] for side in sides)
+        return self.concat([*before, x, *after], axis=at)
 
     def to_array(self, x: Array) -> Array:
         """x as an array: a map that the backend deferred is computed. Gradients pass, unlike through `materialize`."""

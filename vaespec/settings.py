@@ -95,10 +95,14 @@ class RunSettings:
         self.use_tiling = False
 
     def set_padding(self, padding: str | Sequence[str]) -> None:
-        """Pad maps with "zeros", or with "circular", the rows or columns of the other end, for textures without a seam.
+        """Choose how feature maps continue beyond their borders, where convolutions pad: one word, or (height, width).
 
-        One word, or two for (height, width). Raises InputError for "circular" with blended tiles, whose borders are not
-        those of the image.
+        "zeros"; "reflect", mirrored at the border row, which is not repeated; "replicate", with the border row
+        repeated; "circular", with the rows of the other end, for textures without a seam. Weights do not show with
+        which padding they were trained. As with PyTorch's `padding_mode` in diffusers' model, the zeros below and right
+        of convolutions of stride 2 stay, unless the padding is "circular", and each blended tile is padded at its own
+        borders. Raises InputError for any other word, and for "circular" with blended tiles; a run raises InputError if
+        "reflect" has fewer than 2 rows or columns to mirror.
         """
         self._tiling = replace(self._tiling, padding=padding)
         self._model = self._model.replace(ops=self._tiling.padded(self._model.ops))

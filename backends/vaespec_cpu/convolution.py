@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vaespec.ops import Padding
-from vaespec_cpu.lazy import LazyMap, Upsampled2x, window
+from vaespec.ops import Padding, Sides
+from vaespec_cpu.lazy import LazyMap, Surrounded, Upsampled2x, window
 from vaespec_cpu.memory import Array, Scratch, fresh
 from vaespec_cpu.threads import STRIP_ELEMENTS, cores, side_by_side
 from vaespec_cpu.winograd import DOUBLED, F2, F4, HALVED, Algorithm
@@ -217,17 +217,38 @@ def tiled(algorithm: Algorithm, stride: int = 1) -> Form:
 
 
 def doubled(task: Task, source: LazyMap, w: Array, b: Array, residual: Array | None, scratch: Scratch) -> Array:
-    """Convolve an upsampled map, from the map before upsampling.
+    """Convolve an upsampled map, from the map before upsampling."""
+    upsampling = before_upsampling(source, task.padding)
+    assert upsampling is not None
+    small, before, skipped = upsampling
+    return tiled_conv2d(DOUBLED, small, w, b, residual, before, task.result, scratch, skipped)
 
-    The first output row is row source.above + 1 - padding_above of all that the algorithm gives.
+
+def before_upsampling(source: LazyMap, padding: Padding) -> tuple[LazyMap, tuple[int, int], int] | None:
+    """Return what `doubled` reads for a map with so many zeros around it; None if that is no map upsampled by 2.
+
+    That is the map before upsampling, its zeros (above, left), and how many rows of results to leave out. Where the
+    upsampled map is surrounded by rows and columns of its own, so is this one, by those they were upsampled from.
     """
-    assert isinstance(source, Upsampled2x)
-    skipped = source.above + 1 - task.before[0]
-    return tiled_conv2d(DOUBLED, LazyMap(source.x), w, b, residual, (1, 1), task.result, scratch, skipped)
+    around = source if isinstance(source, Surrounded) else Surrounded(source.x, source)
+    upsampled, (zero_rows, zero_columns) = around.source, padding
+    above, below = (zeros + len(own) for zeros, own in zip(zero_rows, around.rows, strict=True))
+    sides = tuple(zeros + len(own) for zeros, own in zip(zero_columns, around.columns, strict=True))
+    if not isinstance(upsampled, Upsampled2x) or sides != (1, 1) or not upsampled.ends((above, below)):
+        return None
+    rows, columns = _halved(around.rows, upsampled.above), _halved(around.columns, 0)
+    small = Surrounded(upsampled.x, LazyMap(upsampled.x), rows, columns)
+    return small, (1 - len(rows[0]), 1 - len(columns[0])), upsampled.above + 1 - above
+
+
+def _halved(sides: Sides, first: int) -> Sides:
+    """The positions before upsampling of rows or columns, counted from the `first` of all."""
+    before, after = (tuple((first + i) // 2 for i in side) for side in sides)
+    return before, after
 
 
 def _cost_of_doubled(task: Task) -> float | None:
-    if not task.doubled or task.kernel != (3, 3) or task.stride > 1 or task.padding[1] != (1, 1):
+    if not task.doubled or task.kernel != (3, 3) or task.stride > 1:
         return None
     return _cost_of_tiles(DOUBLED, task.result, task.inputs, task.outputs)
 

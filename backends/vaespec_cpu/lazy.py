@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
+from vaespec.ops import Sides
 from vaespec_cpu.memory import Array, fresh
 from vaespec_cpu.threads import side_by_side
 
@@ -121,6 +123,46 @@ class Upsampled2x(PendingMap):
         """Whether x itself ends at each side that is padded with zeros (above, below)."""
         above, below = zeros
         return not (above and self.above) and not (below and self.above + self.height < 2 * self.x.shape[1])
+
+
+@dataclass(frozen=True)
+class Surrounded(PendingMap):
+    """A map with some of its `rows` and `columns` repeated around it: the positions of those in front, and behind."""
+
+    source: LazyMap
+    rows: Sides = ((), ())
+    columns: Sides = ((), ())
+
+    @classmethod
+    def of(cls, source: LazyMap, axis: str, sides: Sides) -> Surrounded:
+        """Surround a map, or a map that is surrounded along the other axis, with rows ("H") or columns ("W")."""
+        surrounded = source if isinstance(source, Surrounded) else cls(source.x, source)
+        return replace(surrounded, rows=sides) if axis == "H" else replace(surrounded, columns=sides)
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """(B, H, W, C) of the map that readers see."""
+        B, H, W, C = self.source.shape
+        return B, H + sum(map(len, self.rows)), W + sum(map(len, self.columns)), C
+
+    def fill(self, item: int, rows: slice, columns: slice, out: Array) -> None:
+        """Write a part of an item into `out` (rows, columns, C)."""
+        _, H, W, _ = self.source.shape
+        for (i, of_rows), (j, of_columns) in product(_pieces(rows, self.rows, H), _pieces(columns, self.columns, W)):
+            self.source.fill(item, of_rows, of_columns, out[i, j])
+
+
+def _pieces(part: slice, sides: Sides, length: int) -> Iterator[tuple[slice, slice]]:
+    """Yield the pieces of a part of a surrounded axis: where each stands in the part, and in the `length` inside."""
+    (before, after), step = sides, part.step or 1
+    positions = range(part.start, part.stop, step)
+    first, last = (len(range(part.start, min(part.stop, len(before) + n), step)) for n in (0, length))
+    if first < last:
+        start = positions[first] - len(before)
+        yield slice(first, last), slice(start, start + step * (last - first - 1) + 1, step)
+    for i in (*range(first), *range(last, len(positions))):
+        repeated = before[positions[i]] if i < first else after[positions[i] - len(before) - length]
+        yield slice(i, i + 1), slice(repeated, repeated + 1)
 
 
 class Convolved:

@@ -52,10 +52,8 @@ class LazyOps(CpuOps):
         """Return rows of a map; rows of an upsampled map are not computed yet."""
         return x.rows(start, stop) if isinstance(x, Upsampled2x) else super().rows(whole(x), start, stop)
 
-    def to_array(self, x: Map) -> Array:
+    def materialize(self, x: Map) -> Array:
         return whole(x)
-
-    materialize = to_array
 
     def from_nchw(self, x: Any) -> Array:
         return super().from_nchw(self.as_numpy(x))

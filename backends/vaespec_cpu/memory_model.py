@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from vaespec.analysis.cost import FakeArray
-from vaespec.analysis.memory import MemoryOps
-from vaespec.ops import Padding
+from vaespec.analysis.memory import MemoryOps, surrounded_shape
+from vaespec.ops import Padding, Sides
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 from vaespec_cpu.convolution import DIRECT, Form, Task, choose_form
@@ -17,7 +17,7 @@ class CpuMemoryOps(MemoryOps):
     """MemoryOps that also count what the form of a convolution holds, of `forms` and numbers of `itemsize` bytes."""
 
     def __init__(self, ops: ReferenceOps, forms: Mapping[str, Form], itemsize: int) -> None:
-        super().__init__(ops)
+        super().__init__(ops, itemsize)
         self.forms, self.itemsize = forms, itemsize
         self.chosen: dict[Task, tuple[str, int]] = {}  # bands have few shapes, and a choice takes long
 
@@ -25,15 +25,20 @@ class CpuMemoryOps(MemoryOps):
         """Assume the usual padding k // 2, on which the scratch memory hardly depends."""
         y = super().conv2d(x, w, b, stride=stride, padding=padding)
         (B, C, H, W), (O, _, kh, kw) = x.shape, w.shape
-        s, k = 1 if y.shape[2] > H // 2 else 2, kh // 2
-        task = Task.of((B, H, W, C), (kh, kw, C, O), s, ((k, k), (k, k)))
+        k = kh // 2
+        task = Task.of((B, H, W, C), (kh, kw, C, O), stride, ((k, k), (k, k)))
         if task not in self.chosen:
             form = choose_form(task, self.forms).form
             self.chosen[task] = form, self.forms[form].scratch(task)
         form, scratch = self.chosen[task]
         computed = x.size if form == DIRECT and isinstance(x, FakePendingMap) else 0  # that form reads arrays only
+        wide = self.wide_weight(w)
         self.briefly(self.itemsize * (scratch + computed))
+        del wide
         return y
+
+    def surround(self, x: FakeArray, *, axis: str, sides: Sides) -> FakeArray:
+        return FakePendingMap(surrounded_shape(x.shape, axis, sides), x.memory)
 
 
 class LazyMemoryOps(CpuMemoryOps):

@@ -11,12 +11,12 @@ import array_api_compat.numpy as array_namespace
 import numpy as np
 
 from vaespec.dtypes import storage_dtype
-from vaespec.ops import Padding
+from vaespec.ops import Padding, Sides
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 from vaespec_cpu.attention import Chunk, attend
-from vaespec_cpu.convolution import EXACT, FAST, Form, FormChoice, Task, choose_form
-from vaespec_cpu.lazy import Activation, LazyMap, Normalized, Upsampled2x
+from vaespec_cpu.convolution import EXACT, FAST, Form, FormChoice, Task, before_upsampling, choose_form
+from vaespec_cpu.lazy import Activation, LazyMap, Normalized, Surrounded, Upsampled2x, whole
 from vaespec_cpu.memory import Array, Scratch, fresh, give_back
 from vaespec_cpu.memory_model import CpuMemoryOps
 from vaespec_cpu.threads import on_every_core, side_by_side, single_threaded_blas
@@ -31,6 +31,7 @@ class CpuOps(ReferenceOps):
     map_layout = "NHWC"
     conv_layout = "HWIO"
     linear_layout = "IO"
+    wide_maps = True
 
     def __init__(self, dtype: str, precision: str = "default") -> None:
         super().__init__(array_namespace, dtype, "cpu")
@@ -72,6 +73,9 @@ class CpuOps(ReferenceOps):
     def from_host(self, a: Array) -> Array:
         return a
 
+    def to_array(self, x: Array | LazyMap) -> Array:
+        return whole(x)
+
     def convolution_form(
         self, x: tuple[int, ...], w: tuple[int, ...], *, stride: int, padding: Padding, doubled: bool = False
     ) -> FormChoice:
@@ -104,10 +108,14 @@ class CpuOps(ReferenceOps):
     ) -> Array:
         """Convolve in the form that costs least, and add a residual of the result's shape, if any."""
         source = LazyMap(x) if isinstance(x, Array) else x
-        doubled = isinstance(source, Upsampled2x) and source.ends(padding[0])
+        doubled = before_upsampling(source, padding) is not None
         task = Task.of(source.shape, w.shape, stride, padding, doubled=doubled)
         run = self.forms[choose_form(task, self.forms).form].run
         return run(task, source, self._wide(w), self._wide(b), residual, self.scratch or Scratch(self.arithmetic))
+
+    def surround(self, x: Array | LazyMap, *, axis: str, sides: Sides) -> Surrounded:
+        """Surround a map while it is read, so that it is not copied."""
+        return Surrounded.of(x if isinstance(x, LazyMap) else LazyMap(whole(x)), axis, sides)
 
     def group_norm(self, x: Array, scale: Array, shift: Array, *, groups: int, eps: float) -> Array:
         return self.lazy_group_norm(x, scale, shift, groups=groups, eps=eps).whole()
@@ -175,7 +183,7 @@ class CpuOps(ReferenceOps):
         """A weight in the dtype of the arithmetic; kernels are converted once for all bands of a map."""
         if x.dtype == self.arithmetic or self.scratch is None or x.ndim < 4:
             return x.astype(self.arithmetic, copy=False)
-        return self.scratch.again(f"wide {x.shape}", x, make=lambda: x.astype(self.arithmetic))
+        return self.scratch.again(f"wide {x.shape[:2]}", x, make=lambda: x.astype(self.arithmetic))
 
     def activation(self, name: str) -> Activation:
         """The activation of that name, in the form that follows a norm."""

@@ -17,6 +17,7 @@ from vaespec.noise import Seed
 from vaespec.outputs import AutoencoderKLOutput, DecoderOutput
 from vaespec.posterior import DiagonalGaussian
 from vaespec.reference import ReferenceOps
+from vaespec.upcast import unchecked
 from vaespec_mlx.quantized import QuantizedWeight
 
 
@@ -26,13 +27,14 @@ class Part(nn.Module):
     `m.encoder(x)` are the moments before quant_conv; `m.decoder(z)` takes latents after post_quant_conv.
     """
 
-    def __init__(self, layers: Sequential, ops: ReferenceOps) -> None:
+    def __init__(self, layers: Sequential, ops: ReferenceOps, force_upcast: bool | None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._layers, self._ops = layers, ops
+        self._layers, self._ops, self._force_upcast = layers, ops, force_upcast
 
-    def __call__(self, x: mx.array) -> mx.array:
-        """Run the layers: (B, C, H, W) -> (B, C, H, W)."""
-        return self._layers(x, self._arrays(), self._ops)
+    def __call__(self, x: mx.array, wide: bool = False) -> mx.array:
+        """Run the layers: (B, C, H, W) -> (B, C, H, W). If float16 is upcast and `wide`, the result is float32."""
+        arrays = self._arrays()
+        return self._layers(x, arrays, unchecked(self._ops, self._layers, arrays, self._force_upcast, wide=wide))
 
     def _arrays(self) -> dict[str, Any]:
         """The parameters by name, looked up anew each time: training and `nn.quantize` replace them."""
@@ -62,7 +64,8 @@ class AutoencoderKLModule(Guarded, nn.Module):
         tree = tree_unflatten([(name, model.ops.copy(model.params[name])) for name in rows])
         for half in HALVES.values():
             for name, layers in getattr(model, half.name).parts().items():
-                self[name] = _filled(Part(layers, model.ops), tree[name], name, quantized)
+                part = Part(layers, model.ops, model.config.force_upcast)
+                self[name] = _filled(part, tree[name], name, quantized)
 
     def encode(self, x: mx.array, return_dict: bool = True) -> AutoencoderKLOutput | tuple[DiagonalGaussian]:
         """Images (B, C, H, W) in [-1, 1] -> posterior."""
@@ -96,9 +99,10 @@ class AutoencoderKLModule(Guarded, nn.Module):
 
     def _run(self, half: Half, x: mx.array) -> mx.array:
         """Call the parts of a half. Raises InputError if the model does not have it."""
-        for part in self._model.layers(half).parts():
-            x = self[part](x)
-        return x
+        *first, last = self._model.layers(half).parts()
+        for part in first:
+            x = self[part](x, wide=True)
+        return self[last](x)
 
 
 def _filled(module: nn.Module, tree: Mapping[str, Any], name: str, quantized: set[str]) -> nn.Module:

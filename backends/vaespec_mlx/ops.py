@@ -125,6 +125,10 @@ class MlxOps(ReferenceOps):
         x = self.copy(self.cast(x))
         return _evaluated(self.engine.ordered(x, mx.contiguous)) if self.on_engine else x
 
+    def widen(self, weight: mx.array | QuantizedWeight) -> mx.array | QuantizedWeight:
+        """A quantized weight is multiplied in the dtype of the tokens."""
+        return weight if isinstance(weight, QuantizedWeight) else super().widen(weight)
+
     def from_nchw(self, x: mx.array) -> mx.array:
         return x.transpose(0, 2, 3, 1)
 

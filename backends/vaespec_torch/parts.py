@@ -64,6 +64,17 @@ class ModuleOps(TorchOps):
     def linear(self, t: Tensor, w: Any, b: Any) -> Tensor:
         return _owned(super().linear, t, w, b)
 
+    def widen(self, weight: Any) -> Any:
+        """A module widens what it owns within its own call, since a hook may bring it there."""
+        widen = super().widen
+        if isinstance(weight, Tensor):
+            return widen(weight)
+
+        def call(x: Tensor, compute: Compute) -> Tensor:
+            return weight(x, lambda x, w, b: compute(x, widen(w), None if b is None else widen(b)))
+
+        return call
+
 
 class CheckpointingOps(ModuleOps):
     """Computes each layer again for the gradient, and keeps only its input: less memory for a third more time."""
@@ -74,4 +85,4 @@ class CheckpointingOps(ModuleOps):
 
 def _owned(compute: Compute, x: Tensor, w: Any, b: Any) -> Tensor:
     """Compute with a weight and a bias, within the call of the module that owns them, if there is one."""
-    return w(x, compute) if isinstance(w, nn.Module) else compute(x, w, b)
+    return compute(x, w, b) if isinstance(w, Tensor) else w(x, compute)

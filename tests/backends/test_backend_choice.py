@@ -277,9 +277,7 @@ def test_an_operation_is_listed_as_native_if_the_backend_has_a_kernel_for_it(bac
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
-    with pytest.raises(
-        BackendError, match=r"^no backend named 'tensorflow': choose numpy, jax, mlx, reference, torch"
-    ):
+    with pytest.raises(BackendError, match=r"^no backend named 'tensorflow': choose numpy, jax, mlx, reference, torch"):
         AutoencoderKL.from_config(TINY, backend="tensorflow")
 
 

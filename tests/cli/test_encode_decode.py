@@ -196,3 +196,41 @@ def test_latents_that_are_not_finite_are_reported():
         safe_open("latents.safetensors", framework="numpy").metadata(),
     )
     assert "NaN" in error("decode", "nan.safetensors", *MODEL)
+
+
+# -- padding -------------------------------------------------------------------------------------------------------
+
+
+def test_padding_is_chosen_for_encode_decode_and_roundtrip():
+    picture("cat.png", 16, 12)
+    padding = ("--padding", "reflect,replicate")
+    run("encode", "cat.png", *padding, *MODEL)
+    padded = vae()
+    padded.set_padding(("reflect", "replicate"))
+    with Image.open("cat.png") as cat:
+        latents = padded.encode_latents(cat)
+        zeros = vae().encode_latents(cat)
+    np.testing.assert_array_equal(load_file("latents.safetensors")["0-cat"], latents[0])
+    assert np.abs(zeros - latents).max() > 1e-3
+    run("decode", "latents.safetensors", "--output", "decoded", *padding, *MODEL)
+    run("roundtrip", "cat.png", "--output", "direct", *padding, *MODEL)
+    difference = pixels("decoded/cat-vae.png").astype(int) - pixels("direct/cat-vae.png")
+    assert np.abs(difference).max() <= 1  # scaling and back rounds
+
+
+@pytest.mark.parametrize("words", ["mirror", "reflect,", "zeros,zeros,zeros", ""])
+def test_a_padding_of_unknown_words_is_a_usage_error(words):
+    picture("cat.png")
+    assert "'circular'" in run("roundtrip", "cat.png", "--padding", words, *MODEL, code=2).stderr
+
+
+def test_a_picture_too_small_for_its_padding_is_left_out_and_listed():
+    picture("flat.png", 16, 4), picture("cat.png", 16, 12)
+    said = run("encode", "flat.png", "cat.png", "--padding", "reflect", *MODEL, code=1).stderr
+    assert "flat.png: images of 4 x 16 px: a feature map would have 1 row, but padding 'reflect'" in said
+    assert list(load_file("latents.safetensors")) == ["1-cat"]
+    run("encode", "flat.png", "cat.png", *MODEL)
+    said = run("decode", "latents.safetensors", "--padding", "reflect", *MODEL, code=1).stderr
+    assert "tensor '0-flat': latents of 1 x 4: a feature map would have 1 row, but padding 'reflect'" in said
+    assert Path("cat-vae.png").exists()
+    assert not Path("flat-vae.png").exists()

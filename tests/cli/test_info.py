@@ -47,6 +47,11 @@ def test_config_parameters_and_cost_are_shown():
     assert "none of the published ones" in text
 
 
+def test_weights_do_not_show_their_padding_and_info_says_so():
+    assert "--padding reflect" in run("info", "weights").stdout
+    assert "set_padding" in json.loads(run("info", "weights", "--json").stdout)["padding"]
+
+
 def test_the_scale_of_a_single_file_is_unknown():
     saved(narrow((32, 32), norm_num_groups=32), Path("wide"))
     assert "scale unknown" in run("info", "wide/diffusion_pytorch_model.safetensors").stdout

@@ -130,7 +130,7 @@ def test_weights_larger_than_the_limit_are_refused_before_they_are_read(monkeypa
 def test_the_pictures_own_bytes_count_beside_the_bands(streams):
     """A picture that is padded takes more memory than the same one without: padding holds a second copy."""
     model = outline(open_weights("weights", None), "numpy", None, "float32", "default")
-    header = PictureFile(Path("cat.png"), 1000, 999, 0)
+    header = PictureFile(Path("cat.png"), 1000, 999, {3: 0})
     (plain,) = picture_tasks(model, [header], Pad.FLOOR, [ENCODER])
     (padded,) = picture_tasks(model, [header], Pad.EDGE, [ENCODER])
     assert plain.held == 3 * 1000 * 999

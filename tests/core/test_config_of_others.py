@@ -20,7 +20,7 @@ def test_the_state_of_an_ema_model_is_no_part_of_the_config(tmp_path):
     ema.save_pretrained(tmp_path)
     assert {"decay", "power", "optimization_step"} < json.loads((tmp_path / "config.json").read_text()).keys()
     vae = AutoencoderKL.from_pretrained(tmp_path, backend="numpy")
-    assert vae.config == AutoencoderConfig.from_dict(dict(model.config))
+    assert vae.config == AutoencoderConfig.from_dict(dict(model.config)).replace(force_upcast=True)  # as it wrote
     vae.save_pretrained(tmp_path / "ours")
     assert "decay" not in json.loads((tmp_path / "ours" / "config.json").read_text())
 

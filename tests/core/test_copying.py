@@ -46,7 +46,7 @@ SETTINGS = {
     "exact tiling": lambda vae: vae.enable_tiling("exact", band_rows=2),
     "blended tiling": lambda vae: vae.enable_tiling(tile_sample_min_size=8),
     "slicing": lambda vae: vae.enable_slicing(),
-    "circular padding": lambda vae: vae.set_padding(("circular", "zeros")),
+    "padding": lambda vae: vae.set_padding(("circular", "reflect")),
     "LoRA": lambda vae: vae.set_attn_processor(LoRA(rank=2)),
     "fused projections": lambda vae: vae.fuse_qkv_projections(),
     "chunks": lambda vae: vae.set_attn_processor(Chunked(size=3)),

@@ -9,7 +9,7 @@ from support.models import model
 from vaespec.architecture import decoder, encoder
 from vaespec.processors import with_processors
 from vaespec.tiling.banded import BandedOps
-from vaespec.tiling.padding import CircularOps
+from vaespec.tiling.padding import PaddingOps
 
 CLOSE = {"float64": 1e-12, "float32": 2e-6}
 """Relative L2 between bands and the whole."""
@@ -40,10 +40,12 @@ def run(ops, params, layers, x: np.ndarray) -> np.ndarray:
     return inner.to_numpy(ops.compile(layers)(inner.from_numpy(x), params))
 
 
-def difference(name: str, backend: str, direction: str, size, *, circular=None, dtype=None, batch=1, **bands) -> float:
+def difference(
+    name: str, backend: str, direction: str, size, *, padding=("zeros", "zeros"), dtype=None, batch=1, **bands
+) -> float:
     """Relative L2 between the results of BandedOps(…, **bands) and of the whole."""
     ops, params = placed(name, backend, dtype)
-    ops = CircularOps(ops, *circular) if circular else ops
+    ops = PaddingOps(ops, *padding)
     x = source(name, direction, *size, batch)
     whole = layers(name, direction)
     return relative_l2(run(BandedOps(ops, **bands), params, whole, x), run(ops, params, whole, x))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from functools import cache
+from functools import cache, partial
 
 import diffusers
 import numpy as np
 import torch
+import torch.nn.functional as F
 from support.configs import CONFIGS, drawn_weights, images, sizes, uniform
 
 from vaespec import AutoencoderConfig
@@ -32,6 +34,24 @@ def weighted(config: AutoencoderConfig) -> tuple[torch.nn.Module, dict[str, np.n
 def oracle(name: str) -> tuple[torch.nn.Module, dict[str, np.ndarray]]:
     """The model and weights of a named config; shared between tests, so not to be changed."""
     return weighted(CONFIGS[name])
+
+
+def with_padding(model: torch.nn.Module, height: str, width: str) -> torch.nn.Module:
+    """A copy of diffusers' model in which every convolution that pads has a padding_mode, for each axis its own."""
+    padded = copy.deepcopy(model)
+    for conv in padded.modules():
+        if isinstance(conv, torch.nn.Conv2d) and conv.padding != (0, 0):
+            if height == width:
+                conv.padding_mode = height
+            else:
+                conv._conv_forward = partial(_conv_forward, conv, height, width)
+    return padded
+
+
+def _conv_forward(conv, height, width, x, weight, bias):
+    for sides, mode in (((0, 0, 1, 1), height), ((1, 1, 0, 0), width)):
+        x = F.pad(x, sides, mode=mode.replace("zeros", "constant"))
+    return F.conv2d(x, weight, bias, conv.stride)
 
 
 @torch.no_grad()

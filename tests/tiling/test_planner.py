@@ -47,7 +47,7 @@ def ran(monkeypatch) -> list[tuple]:
     seen, run, stream = [], Model.run, Model.stream
 
     def streamed(self, half, x, bands):
-        banded = bands.__self__
+        banded = bands(self.ops).__self__
         seen.append((x.shape, banded.band_rows, banded.chunk, str(banded.store)))
         return stream(self, half, x, bands)
 

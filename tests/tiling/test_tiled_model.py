@@ -161,12 +161,13 @@ def test_wrong_options_of_tiling_are_refused_and_change_nothing(models):
         assert not ours.use_tiling
 
 
-def test_a_nonfinite_result_in_bands_is_reported_without_a_run_of_the_whole(models, monkeypatch):
+def test_a_nonfinite_result_in_bands_names_the_layer_without_a_run_of_the_whole(models, monkeypatch):
     ours, _ = models
     ours.enable_tiling("exact", band_rows=4)
     huge = np.full((1, CONFIG.latent_channels, 9, 5), 1e308)
-    monkeypatch.setattr("vaespec.model.first_nonfinite", None)
-    with pytest.raises(NonFiniteError, match=r"the images are not finite: .* without tiling to learn the layer"):
+    monkeypatch.setattr("vaespec.analysis.finite.run_whole", None)
+    words = r"the images are not finite: .* in the normalize after reading decoder\.mid"
+    with pytest.raises(NonFiniteError, match=words):
         ours.decode(huge)
 
 

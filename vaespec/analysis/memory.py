@@ -8,9 +8,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from vaespec.analysis.cost import CostOps, FakeArray
+from vaespec.analysis.cost import Allocation, CostOps, FakeArray
 from vaespec.dtypes import storage_dtype
-from vaespec.ops import Chunk, Padding
+from vaespec.ops import Chunk, Padding, Sides
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 
@@ -29,14 +29,16 @@ class MemoryOps(CostOps):
 
     `stored_bytes` is the most that stores outside the device held at one time: see `Elsewhere`. If `stores_count`, what
     they hold is memory of the process as well: files in memory. Raises CeilingError above `ceiling` bytes.
+    `itemsize` is that of a number of a map, by default as it is stored.
     """
 
     map_layout = "NCHW"
     conv_layout = "OIHW"
     wraps_rows = False
 
-    def __init__(self, ops: ReferenceOps) -> None:
-        super().__init__(storage_dtype(ops.dtype).itemsize)
+    def __init__(self, ops: ReferenceOps, itemsize: int = 0) -> None:
+        self.result_itemsize = storage_dtype(ops.dtype).itemsize
+        super().__init__(itemsize or self.result_itemsize)
         self.ops = ops
         self.fixed_shapes, self.on_host = ops.fixed_shapes, ops.on_host
         self.elsewhere = self.stored_bytes = 0
@@ -61,9 +63,26 @@ class MemoryOps(CostOps):
 
     # -- what the backend's operations hold while they compute --------------------------------------------------
 
+    def to_nchw(self, x: FakeArray) -> FakeArray:
+        """A result that is stored in fewer bytes than maps is an array of its own."""
+        same = self.bytes_per_number == self.result_itemsize
+        return x if same else FakeArray(x.shape, Allocation(self, x.size * self.result_itemsize))
+
+    def wide_weight(self, w: Parameter) -> FakeArray | None:
+        """The copy of a weight in the dtype of the maps, while an operation uses it; None if it is stored so."""
+        return None if self.bytes_per_number == self.result_itemsize else self.array(*w.shape)
+
     def conv2d(self, x: FakeArray, w: Parameter, b: Parameter, *, stride: int, padding: Padding) -> FakeArray:
+        wide = self.wide_weight(w)
         y = super().conv2d(x, w, b, stride=stride, padding=padding)
         self.briefly(self.ops.workspace("conv2d", x.shape, y.shape, w.shape))
+        del wide
+        return y
+
+    def linear(self, t: FakeArray, w: Parameter, b: Parameter | None) -> FakeArray:
+        wide = self.wide_weight(w)
+        y = super().linear(t, w, b)
+        del wide
         return y
 
     def attention(self, q: FakeArray, k: FakeArray, v: FakeArray, *, scale: float) -> FakeArray:
@@ -110,6 +129,13 @@ class MemoryOps(CostOps):
     def divide_chunks(self, merged: Chunk, like: FakeArray) -> FakeArray:
         return self.array(*like.shape)
 
+    def pad_rows(self, x: FakeArray, above: int, below: int, *, stride: int) -> FakeArray:
+        B, C, H, W = x.shape
+        return self.array(B, C, above + H + below, W) if above or below else x
+
+    def surround(self, x: FakeArray, *, axis: str, sides: Sides) -> FakeArray:
+        return self.array(*surrounded_shape(x.shape, axis, sides))
+
     def zeros_like(self, x: FakeArray) -> FakeArray:
         return self.array(*x.shape)
 
@@ -122,6 +148,11 @@ class MemoryOps(CostOps):
         shape = list(parts[0].shape)
         shape[axis] = sum(part.shape[axis] for part in parts)
         return self.array(*shape)
+
+
+def surrounded_shape(shape: tuple[int, ...], axis: str, sides: Sides) -> tuple[int, ...]:
+    """Return the shape (B, C, H, W) of a map with rows or columns around it."""
+    return tuple(n + (name == axis) * sum(map(len, sides)) for name, n in zip("NCHW", shape, strict=True))
 
 
 class Elsewhere:

@@ -2,7 +2,8 @@
 
 An interval holds the positions on one axis that a single input position can influence through convolutions; the other
 axis has the same reach. Group norm and attention reach every position, and are left out: the reach is the halo that a
-tile needs if tiles share statistics and attention.
+tile needs if tiles share statistics and attention. At the border of an image it is no larger if maps are padded by
+reflection or replication, which repeat rows and columns that the kernel reads anyway.
 """
 
 from __future__ import annotations

@@ -14,13 +14,11 @@ from vaespec.cli.failures import Failures
 from vaespec.cli.latents_file import Latents
 from vaespec.cli.picture_files import Pad, PictureFile, framed_size
 from vaespec.dtypes import storage_dtype
-from vaespec.errors import MemoryLimitError
+from vaespec.errors import InputError, MemoryLimitError
 from vaespec.model import Model
 from vaespec.tiling import planner
 from vaespec.tiling.planner import Allowance, MemoryPlan, as_bytes
 from vaespec.tiling.settings import Tiling
-
-RGB = 3  # bytes of a pixel that was read
 
 
 @dataclass(frozen=True)
@@ -54,19 +52,30 @@ class Limits:
     def require(self, model: Model, tasks: Iterable[Task]) -> None:
         """Raises the MemoryLimitError with the greatest need of the tasks. `model` has no params.
 
-        It is a forecast: what the process holds later cannot be known exactly, and the runs check it again.
+        It is a forecast: what the process holds later cannot be known exactly, and the runs check it again. Tasks whose
+        input is too small for the padding are left out: their runs say so.
         """
-        if refusals := self._refusals(model, [], tasks):
+        if refusals := self._refusals(model, [], [task for task in tasks if not _too_small(model, task)]):
             raise max(refusals.values(), key=_need)
 
     def affordable(
         self, model: Model, pictures: Sequence[PictureFile], tasks: Iterable[Task], failures: Failures
     ) -> list[PictureFile]:
-        """The pictures for whose reading and tasks the memory suffices, as `require` forecasts it.
+        """The pictures that the padding allows, and for whose reading and tasks the memory suffices (see `require`).
 
         The others are noted as failures. Raises the MemoryLimitError with the greatest need if no picture is left.
         """
-        refusals = self._refusals(model, pictures, tasks)
+        tasks = list(tasks)
+        small: dict[Path, InputError] = {}
+        for task in tasks:
+            if error := _too_small(model, task):
+                small.setdefault(task.path, error)
+        for path, error in small.items():
+            with failures.caught(str(path)):
+                raise error
+        pictures = [picture for picture in pictures if picture.path not in small]
+        failures.require_any(pictures)
+        refusals = self._refusals(model, pictures, [task for task in tasks if task.path not in small])
         left = [picture for picture in pictures if picture.path not in refusals]
         if not left and not failures.found:
             raise max(refusals.values(), key=_need)
@@ -103,6 +112,15 @@ def _refusal(model: Model, task: Task, tiling: Tiling, held: int) -> MemoryLimit
     return None
 
 
+def _too_small(model: Model, task: Task) -> InputError | None:
+    """The error of a task whose input is too small for the padding."""
+    try:
+        model.require_size(task.half, task.shape)
+    except InputError as error:
+        return error
+    return None
+
+
 def _need(refusal: MemoryLimitError) -> int:
     return refusal.enough
 
@@ -111,9 +129,12 @@ def picture_tasks(model: Model, pictures: Sequence[PictureFile], pad: Pad, halve
     """The tasks of pictures to encode, and to decode again if that half is named."""
     for picture in pictures:
         height, width = framed_size(picture.height, picture.width, model.config, pad)
-        held = RGB * picture.height * picture.width
+        pixel = model.config.in_channels * picture.value_bytes
+        held = pixel * picture.height * picture.width
         if (height, width) != (picture.height, picture.width):
-            held += RGB * height * width
+            held += pixel * height * width
+        if DECODER in halves and model.config.out_channels != model.config.in_channels:  # read again, to compare
+            held += model.config.out_channels * picture.value_bytes * picture.height * picture.width
         for half in halves:
             yield Task(picture.path, half, half.input_shape(model.config, 1, height, width), held)
 
@@ -132,7 +153,7 @@ def _too_large_to_read(
 ) -> Iterable[tuple[Path, MemoryLimitError]]:
     allowance = Allowance.of(model, tiling, weights)
     for picture in pictures:
-        need = allowance.held + picture.reading_bytes
+        need = allowance.held + picture.reading_bytes[model.config.in_channels]
         if need > allowance.most:
             size = f"{picture.width} x {picture.height} px"
             yield picture.path, allowance.refusal(need, "to read the picture", f"all of its {size} decoded")

@@ -10,8 +10,11 @@ import typer
 
 from vaespec.backend import PRECISIONS
 from vaespec.cli.picture_files import FORMATS, Pad
+from vaespec.cli.picture_writing import Depth
 from vaespec.errors import InputError
 from vaespec.tiling import planner
+from vaespec.tiling.padding import PADDINGS
+from vaespec.tiling.settings import Tiling
 
 _MODEL, _POSTERIOR = "Model", "Posterior"
 
@@ -24,6 +27,21 @@ def _max_memory(size: str | None) -> str | None:
         except InputError as error:
             raise typer.BadParameter(str(error)) from None
     return size
+
+
+def _padding(words: str) -> str:
+    """Raises a usage error for words that name no padding."""
+    try:
+        Tiling(padding=padding_of(words))
+    except InputError as error:
+        raise typer.BadParameter(str(error)) from None
+    return words
+
+
+def padding_of(words: str) -> str | list[str]:
+    """Splits the words of --padding: one, or two for (height, width)."""
+    parts = [word.strip() for word in words.split(",")]
+    return parts if len(parts) > 1 else parts[0]
 
 
 def _folder(folder: Path | None) -> Path | None:
@@ -43,6 +61,14 @@ Source = Annotated[str, typer.Argument(metavar="SOURCE", help=_SOURCES)]
 OutputFile = Annotated[Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")]
 OutputFolder = Annotated[
     Path, typer.Option("--output", "-o", metavar="DIR", help="The folder to write to; created if it does not exist.")
+]
+OutputDepth = Annotated[
+    Depth,
+    typer.Option(
+        "--depth",
+        help="Depth of the pictures that are written. 8, 16: PNG of so many bits per channel. float: TIFF of 32-bit "
+        "floats in which 0 is black and 1 white, not clipped.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document instead of a table.")]
 
@@ -127,6 +153,18 @@ MaxMemory = Annotated[
         "are computed in bands of rows, with the same result. By default most of the free memory.",
         rich_help_panel=_MODEL,
         show_default=False,
+    ),
+]
+
+PaddingMode = Annotated[
+    str,
+    typer.Option(
+        "--padding",
+        metavar="WORD[,WORD]",
+        callback=_padding,
+        help=f"How feature maps continue beyond their borders: {', '.join(PADDINGS[:-1])} or {PADDINGS[-1]}, or two of "
+        "them for height,width. Weights do not show with which padding they were trained.",
+        rich_help_panel=_MODEL,
     ),
 ]
 

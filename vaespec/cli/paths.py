@@ -46,10 +46,10 @@ def require_apart(inputs: Sequence[Path], outputs: Iterable[Path]) -> None:
                 raise InputError(f"{output} would replace the input {source}: choose another --output.")
 
 
-def picture_outputs(folder: Path, sources: Sequence[Path]) -> list[Path]:
-    """Returns folder/NAME-vae.png for every source. Raises InputError if two sources have one output."""
+def picture_outputs(folder: Path, sources: Sequence[Path], suffix: str = ".png") -> list[Path]:
+    """Returns folder/NAME-vae and the suffix for every source. Raises InputError if two sources have one output."""
     require_folder(folder)
-    outputs = [folder / f"{source.stem}-vae.png" for source in sources]
+    outputs = [folder / f"{source.stem}-vae{suffix}" for source in sources]
     owners = defaultdict(list)
     for source, output in zip(sources, outputs, strict=True):
         owners[str(output).casefold()].append(source)  # in some file systems, a and A are one name
@@ -57,7 +57,7 @@ def picture_outputs(folder: Path, sources: Sequence[Path]) -> list[Path]:
         if len(set(shared)) < len(shared):
             raise InputError(f"{shared[0]} is given twice: name each picture once.")
         if len(shared) > 1:
-            names, output = " and ".join(map(str, shared)), folder / f"{shared[0].stem}-vae.png"
+            names, output = " and ".join(map(str, shared)), folder / f"{shared[0].stem}-vae{suffix}"
             raise InputError(f"{names} would be written to one file, {output}: run them apart, with other folders.")
     require_apart(sources, outputs)
     return outputs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from enum import StrEnum
@@ -16,12 +16,15 @@ import numpy as np
 
 from vaespec.autoencoder import AutoencoderKL
 from vaespec.cli.failures import Failures, name_in_errors
-from vaespec.cli.paths import written
+from vaespec.cli.picture_writing import Depth
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
+from vaespec.escaping import escaped
 from vaespec.files import open_at_once
 from vaespec.ops import Array
-from vaespec.pictures import as_rgb, header_size, reading, reading_bytes, to_pixels
+from vaespec.pictures import CHANNELS, as_pixels, header_size, reading, reading_bytes, to_pixels, value_bytes
+from vaespec.pictures.tiff import FloatTiff
+from vaespec.pictures.tiff import opened as float_tiff
 from vaespec.weights.containers.safetensors import SAFETENSORS
 
 if TYPE_CHECKING:
@@ -50,19 +53,23 @@ class Pad(StrEnum):
 class PictureFile:
     """What a picture's header says: its size after the rotation that its EXIF demands, and the bytes to read it.
 
+    `reading_bytes` holds them by the model's count of channels; `value_bytes` are those of each value that was read.
     The header serves for plans; the picture may be replaced before its pixels are read, whose size is the right one.
     """
 
     path: Path
     height: int
     width: int
-    reading_bytes: int
+    reading_bytes: Mapping[int, int]
+    value_bytes: int = 1
 
 
 def read_header(path: Path) -> PictureFile:
     """Reads only the header, so that a wrong file is reported before any work. Raises InputError."""
     with _opened(path) as (picture, size):
-        return PictureFile(path, *header_size(picture), reading_bytes(picture, size))
+        needs = {channels: reading_bytes(picture, size, channels) for channels in CHANNELS}
+        value = value_bytes(picture)
+        return PictureFile(path, *header_size(picture), needs, value)  # the size last: for it Pillow may read a PNG
 
 
 def read_headers(paths: Sequence[Path], failures: Failures) -> list[PictureFile]:
@@ -81,11 +88,13 @@ def read_headers(paths: Sequence[Path], failures: Failures) -> list[PictureFile]
     return headers
 
 
-def require_rgb(config: AutoencoderConfig) -> None:
-    """Raises InputError if the model's images are not RGB."""
-    if (config.in_channels, config.out_channels) != (3, 3):
+def require_channels(config: AutoencoderConfig, *counts: int) -> None:
+    """Raises InputError if the counts, of the channels of the model's images, are not those of pictures."""
+    if not set(counts) <= set(CHANNELS):
         channels = f"{config.in_channels} channels in and {config.out_channels} out"
-        raise InputError(f"the weights have {channels}, but pictures have 3: use the Python API.")
+        raise InputError(
+            f"the weights have {channels}, but pictures have 3, or 1 (grey) or 4 (with alpha): use the Python API."
+        )
 
 
 def require_fit(picture: PictureFile, config: AutoencoderConfig, pad: Pad | None) -> None:
@@ -103,9 +112,8 @@ def fitting(
 ) -> list[PictureFile]:
     """The pictures that are not smaller than f; the others are noted as failures.
 
-    Raises InputError if the model's images are not RGB, SomeFailedError if no picture is left.
+    Raises SomeFailedError if no picture is left.
     """
-    require_rgb(config)
     large_enough = []
     for picture in pictures:
         with failures.caught(str(picture.path)):
@@ -124,14 +132,17 @@ def is_picture(path: Path) -> bool:
         return False
 
 
-def read(path: Path) -> np.ndarray:
-    """Reads a picture as (H, W, 3) uint8, rotated as its EXIF demands (see `pictures.as_rgb`). Raises InputError."""
+def read(path: Path, channels: int = 3, say: Callable[[str], None] = lambda line: None) -> np.ndarray:
+    """Reads a picture as (H, W, channels) uint8, uint16 or float32, as a viewer shows it: see `pictures.as_pixels`.
+
+    `say` gets a line about what was not kept. Raises InputError.
+    """
     with (
         name_in_errors(path),
         _opened(path) as (picture, _),
         _silent_libtiff() if picture.format == "TIFF" else nullcontext(),
     ):
-        return as_rgb(picture)
+        return as_pixels(picture, channels, lambda line: say(escaped(f"{path}: {line}")))
 
 
 def framed_size(height: int, width: int, config: AutoencoderConfig, pad: Pad) -> tuple[int, int]:
@@ -143,25 +154,24 @@ def framed_size(height: int, width: int, config: AutoencoderConfig, pad: Pad) ->
 
 
 def framed(picture: np.ndarray, config: AutoencoderConfig, pad: Pad) -> np.ndarray:
-    """Pads a picture (H, W, 3) to the size that the encoder gets."""
+    """Pads a picture (H, W, C) to the size that the encoder gets."""
     height, width, _ = picture.shape
     framed_height, framed_width = framed_size(height, width, config, pad)
     missing = (0, framed_height - height), (0, framed_width - width), (0, 0)
     return np.pad(picture, missing, mode="edge") if any(map(any, missing)) else picture
 
 
-def joined(bands: Iterable[Array], vae: AutoencoderKL, height: int, width: int) -> np.ndarray:
-    """Joins bands of an image, top down, to (H, W, 3) uint8, cropped to height x width; frees each before the next."""
-    rows = (np.ascontiguousarray(to_pixels(vae.to_numpy(band))[0, :, :width]) for band in bands)
-    return np.concatenate(list(rows))[:height]
-
-
-def write(path: Path, pixels: np.ndarray) -> None:
-    """Writes (H, W, 3) uint8 as a PNG, complete or not at all; creates its folder."""
-    from PIL import Image
-
-    with written(path) as part:
-        Image.fromarray(pixels).save(part, format="PNG")
+def decoded_rows(
+    bands: Iterable[Array], vae: AutoencoderKL, height: int, width: int, depth: Depth
+) -> Iterator[np.ndarray]:
+    """The rows (h, W, C) of bands of an image, top down, cropped to height x width; frees each before the next."""
+    left = height
+    for band in bands:
+        rows = np.ascontiguousarray(to_pixels(vae.to_numpy(band), depth)[0, :left, :width])
+        del band
+        left -= len(rows)
+        if len(rows):
+            yield rows
 
 
 @contextmanager
@@ -183,24 +193,29 @@ def _silent_libtiff() -> Iterator[None]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[tuple[Image, int]]:
-    """A picture, its header read, and the size of its file in bytes."""
+def _opened(path: Path) -> Iterator[tuple[Image | FloatTiff, int]]:
+    """A picture, its header read, and the size of its file in bytes. A TIFF that Pillow cannot open is a FloatTiff."""
     from PIL import Image, UnidentifiedImageError
 
     with reading(str(path)), _regular_file(path) as file:
         size = file.seek(0, os.SEEK_END)
         try:
             Image.init()
-            picture = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+            opened = Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
         except UnidentifiedImageError:
-            file.seek(0)
-            raise InputError(_no_picture(path, file.read(START))) from None
-        with picture:
+            floats = float_tiff(file)
+            if floats is None:
+                file.seek(0)
+                raise InputError(_no_picture(path, file.read(START))) from None
+            _require_plausible(path, floats, size)
+            yield floats, size
+            return
+        with opened as picture:
             _require_plausible(path, picture, size)
             yield picture, size
 
 
-def _require_plausible(path: Path, picture: Image, size: int) -> None:
+def _require_plausible(path: Path, picture: Image | FloatTiff, size: int) -> None:
     """Raises InputError if a few bytes announce more pixels than any picture but one of a single colour has in them."""
     need = reading_bytes(picture, size)
     if need > max(ANY_PICTURE, MAX_RATIO * size):

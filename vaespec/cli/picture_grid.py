@@ -26,5 +26,10 @@ def picture_grid(rows: Sequence[Mapping[str, np.ndarray]]) -> np.ndarray:
 
 
 def amplified(difference: np.ndarray, factor: float) -> np.ndarray:
-    """Returns factor · |difference| as a picture (H, W, 3) uint8; differences are in levels from 0 to 255."""
-    return np.minimum(np.abs(difference) * factor, 255).astype(np.uint8)
+    """Returns factor · |difference| as a picture (H, W, 3) uint8; differences (H, W, C) are in levels from 0 to 255.
+
+    Of four channels, each colour is shown with alpha's difference if that is greater.
+    """
+    shown = np.minimum(np.abs(difference) * factor, 255).astype(np.uint8)
+    shown = np.maximum(shown[..., :3], shown[..., 3:]) if shown.shape[2] == 4 else shown
+    return np.broadcast_to(shown, (*shown.shape[:2], 3))

@@ -103,8 +103,7 @@ class BandedOps:
         def rows(start: int, stop: int) -> Array:
             return self.ops.from_nchw(x[:, :, start:stop, :])
 
-        B, C, H, W = x.shape
-        return Map((B, C, H, W), self._most_rows(B * C * W), rows, ())
+        return Map(x.shape, self._most_rows(x.shape[0] * x.shape[1] * x.shape[3]), rows, ())
 
     def to_nchw(self, x: Map) -> Map:
         return x.derive(lambda start, stop, read: self.ops.to_nchw(read(start, stop)))
@@ -170,7 +169,7 @@ class BandedOps:
 
         def rows(start: int, stop: int, *reads: Read) -> Array:
             first, last = stride * start - above, stride * (stop - 1) - above + kernel["H"]
-            band, borders = self._read_with_halo(H, first, last, stride * max(0, tallest - (stop - start)), *reads)
+            band, borders = self._read_with_halo(H, first, last, max(0, tallest - (stop - start)), stride, *reads)
             y = self.ops.conv2d(band, w, b, stride=stride, padding=(borders, sides))
             self.report(2 * math.prod(w.shape) * B * (stop - start) * wd)
             return self.ops.rows(y, 0, stop - start) if tallest else y
@@ -182,26 +181,27 @@ class BandedOps:
         return y
 
     def _read_with_halo(
-        self, length: int, first: int, last: int, spare: int, read: Read, *other_ends: Read
+        self, length: int, first: int, last: int, spare: int, stride: int, read: Read, *other_ends: Read
     ) -> tuple[Array, tuple[int, int]]:
-        """Rows first … last - 1 of a map with `length` rows, and how many rows of zeros to pad them with.
+        """Rows first … last - 1 of a map with `length` rows, and how many rows are left for the convolution to pad.
 
-        The padding is for the rows above 0 and below length - 1. It is (0, 0) if the result has those rows: if the map
-        wraps, from readers of its `other_ends`; if shapes are fixed, zeros, and `spare` more below.
+        Rows beyond a map that wraps are its `other_ends`. Fixed shapes are padded here, by `spare` results more.
         """
         above, below = max(0, -first), max(0, last - length)
         band = read(max(0, first), min(last, length))
-        if not other_ends and not self.ops.fixed_shapes:
-            return band, (above, below)
-        band = self.ops.to_array(band)
-        zeros = [self.ops.zeros_like(self.ops.rows(band, 0, 1))]
-        top, bottom = zeros * above, zeros * below
         if other_ends:
             from_bottom, from_top = other_ends
-            top = [self.ops.to_array(from_bottom(length - above, length))] if above else []
-            bottom = [self.ops.to_array(from_top(0, below))] if below else []
-        parts = [*top, band, *bottom, *zeros * spare]
-        return self.ops.concat(parts, axis=self.ops.map_layout.index("H")), (0, 0)
+            top = [from_bottom(length - above, length)] if above else []
+            bottom = [from_top(0, below)] if below else []
+            band, above, below = self._joined([*top, band, *bottom]), 0, 0
+        if self.ops.fixed_shapes:
+            band = self.ops.to_array(self.ops.pad_rows(band, above, below, stride=stride))
+            zeros = [self.ops.zeros_like(self.ops.rows(band, 0, 1))] * (stride * spare)
+            band, above, below = self._joined([band, *zeros]), 0, 0
+        return band, (above, below)
+
+    def _joined(self, bands: list[Array]) -> Array:
+        return self.ops.concat(list(map(self.ops.to_array, bands)), axis=self.ops.map_layout.index("H"))
 
     # -- norms, and what is elementwise --------------------------------------------------------------------
 

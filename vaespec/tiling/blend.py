@@ -50,10 +50,10 @@ def blended(run: Callable[[Array], Array], x: Array, cuts: tuple[Cut, Cut]) -> A
     return xp.concat(bands, axis=HEIGHT)
 
 
-def fits(x: Array, cuts: tuple[Cut, Cut]) -> bool:
-    """Whether x is no larger than one tile, and need not be cut."""
+def fits(shape: tuple[int, ...], cuts: tuple[Cut, Cut]) -> bool:
+    """Whether an array of this shape is no larger than one tile, and need not be cut."""
     rows, columns = cuts
-    return bool(rows.tile >= x.shape[HEIGHT] and columns.tile >= x.shape[WIDTH])
+    return rows.tile >= shape[HEIGHT] and columns.tile >= shape[WIDTH]
 
 
 def fade(a: Array, b: Array, extent: int, axis: int) -> Array:

@@ -36,6 +36,10 @@ class Cut(NamedTuple):
         starts = range(0, size - self.least + 1, self.stride)
         return [slice(start, min(start + self.tile, size)) for start in starts]
 
+    def thinnest(self, size: int) -> int:
+        """The smallest of the tiles of an axis of `size`."""
+        return min(tile.stop - tile.start for tile in self.tiles(size))
+
 
 @dataclass(frozen=True)
 class TileGeometry:

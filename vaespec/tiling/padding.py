@@ -1,37 +1,68 @@
-"""CircularOps: the model on a torus, for textures that repeat without a seam."""
+"""PaddingOps: convolutions that continue a map beyond its borders with rows and columns of the map itself."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
+from vaespec.errors import InputError
 from vaespec.ops import Array, Layer, Padding
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
-from vaespec.tiling.stores import cut
+
+Positions = Callable[[int, int, int], tuple[Sequence[int], Sequence[int]]]
+"""positions(n, before, after) -> which of n rows stand before the first, and which behind the last."""
+
+SOURCES: Mapping[str, Positions] = {
+    "circular": lambda n, before, after: (range(n - before, n), range(after)),
+    "reflect": lambda n, before, after: (range(before, 0, -1), range(n - 2, n - 2 - after, -1)),
+    "replicate": lambda n, before, after: ((0,) * before, (n - 1,) * after),
+}
+"""Where a map continues: at its other end; mirrored at its border, which is not repeated; with its border repeated."""
+
+PADDINGS = ("zeros", *SOURCES)
+"""PyTorch's names of `padding_mode`."""
 
 
 @dataclass(frozen=True)
-class CircularOps:
-    """The operations of `ops`, but convolutions continue at the other end of a map instead of padding with zeros.
+class PaddingOps:
+    """The operations of `ops`, but convolutions pad with rows and columns of the map, as `height` and `width` say.
 
-    `wraps_rows`: above the first row comes the last, below the last row the first. `wraps_columns`: likewise, left and
-    right. On an axis that does not wrap, the padding is zeros.
+    Each is one of PADDINGS. Convolutions of stride 2 wrap around if it is "circular", else they pad with zeros, which
+    diffusers adds apart from the convolution, whatever the `padding_mode`.
     """
 
     ops: ReferenceOps
-    wraps_rows: bool = False
-    wraps_columns: bool = True
+    height: str = "zeros"
+    width: str = "zeros"
 
     def __getattr__(self, name: str) -> Any:
         if name == "ops":  # not set yet, while a copy is made
             raise AttributeError(name)
         return getattr(self.ops, name)
 
+    @property
+    def wraps_rows(self) -> bool:
+        """Whether rows continue at the other end of a map: bands read them there."""
+        return self.height == "circular"
+
+    def require_size(self, height: int, width: int, what: str) -> None:
+        """Raises InputError if a map of this size cannot be padded; `what` names the input that leads to such a map."""
+        for name, size, padding in (("row", height, self.height), ("column", width, self.width)):
+            if padding == "reflect" and size < 2:
+                raise InputError(
+                    f"{what}: a feature map would have {size} {name}, but padding 'reflect' mirrors at least 2 {name}s;"
+                    " use larger images or tiles, or padding 'replicate'."
+                )
+
+    def padded(self, ops: Any) -> Any:
+        """Other ops, with this padding."""
+        return replace(self, ops=ops)
+
     def compile(self, model: Layer) -> Callable[[Array, Mapping[str, Array]], Array]:
         """A function (x, params) -> model(x, params, self), compiled as `ops` compiles."""
-        return self.ops.compile(_PaddedLayer(model, self.wraps_rows, self.wraps_columns))
+        return self.ops.compile(_PaddedLayer(model, self.height, self.width))
 
     def inference_ops(self, params: Mapping[str, Array]) -> tuple[Self, Mapping[str, Array]]:
         """(ops, params) that compute one run: the inference ops of `ops`, with this padding."""
@@ -40,35 +71,51 @@ class CircularOps:
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
         """layer(x, params, self), in the way that `ops` runs a layer."""
-        return self.ops.run(_PaddedLayer(layer, self.wraps_rows, self.wraps_columns), x, params)
+        return self.ops.run(_PaddedLayer(layer, self.height, self.width), x, params)
 
     def conv2d(self, x: Array, w: Array, b: Array, *, stride: int, padding: Padding) -> Array:
-        """The convolution of `ops`, after the axes that wrap are padded with rows or columns from the other end."""
-        rows, columns = padding
-        if self.wraps_rows:
-            x, rows = self._wrap(x, "H", *rows), (0, 0)
-        if self.wraps_columns:
-            x, columns = self._wrap(x, "W", *columns), (0, 0)
-        return self.ops.conv2d(x, w, b, stride=stride, padding=(rows, columns))
+        """The convolution of `ops`, after the map was padded with what are not zeros."""
+        x, zeros = self._pad(x, stride, padding)
+        return self.ops.conv2d(x, w, b, stride=stride, padding=zeros)
 
-    def _wrap(self, x: Array, side: str, before: int, after: int) -> Array:
-        """A map with its last `before` rows ("H") or columns ("W") also in front, its first `after` also behind."""
-        axis, x = self.ops.map_layout.index(side), self.ops.to_array(x)
-        n = x.shape[axis]
-        parts = [cut(x, axis, n - before, n), x, cut(x, axis, 0, after)]
-        return self.ops.concat(parts, axis=axis) if before or after else x
+    def pad_rows(self, x: Array, above: int, below: int, *, stride: int) -> Array:
+        """A map with the rows that `conv2d` pads it with."""
+        x, ((above, below), _) = self._pad(x, stride, ((above, below), (0, 0)))
+        return self.ops.pad_rows(x, above, below, stride=stride)
+
+    def _pad(self, x: Array, stride: int, padding: Padding) -> tuple[Array, Padding]:
+        """A map for a convolution, with its own rows and columns around it, and the zeros that are left to add."""
+        zeros = list(padding)
+        for i, (axis, mode) in enumerate((("H", self.height), ("W", self.width))):
+            if any(padding[i]) and (mode == "circular" or (mode != "zeros" and stride == 1)):
+                x = self.ops.to_array(x) if mode == "circular" else x  # for the same bits whole and in bands
+                before, after = SOURCES[mode](self._side(x, axis), *padding[i])
+                x = self.ops.surround(x, axis=axis, sides=(tuple(before), tuple(after)))
+                zeros[i] = (0, 0)
+        return x, (zeros[0], zeros[1])
+
+    def _side(self, x: Array, axis: str) -> int:
+        """The height ("H") or the width ("W") of a map. Raises InputError if it is too small for the padding."""
+        height, width = (x.shape[self.ops.map_layout.index(side)] for side in "HW")
+        self.require_size(height, width, "inputs")
+        return height if axis == "H" else width
 
 
 @dataclass(frozen=True)
 class _PaddedLayer:
-    """A layer that puts CircularOps on top of the ops that it is given, so that a backend can compile or run it."""
+    """A layer that puts PaddingOps on top of the ops that it is given, so that a backend can compile or run it."""
 
     layer: Layer
-    wraps_rows: bool
-    wraps_columns: bool
+    height: str
+    width: str
+
+    @property
+    def name(self) -> Any:
+        """The name of the layer inside, for ops that look at layers."""
+        return getattr(self.layer, "name", "")
 
     def __call__(self, x: Array, params: Mapping[str, Array], ops: Any) -> Array:
-        return self.layer(x, params, CircularOps(ops, self.wraps_rows, self.wraps_columns))
+        return self.layer(x, params, PaddingOps(ops, self.height, self.width))
 
     def parameters(self) -> Iterator[tuple[str, Parameter]]:
         return self.layer.parameters()

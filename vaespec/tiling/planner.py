@@ -98,10 +98,10 @@ def estimate(model: Model, half: Half, shape: tuple[int, ...], plan: MemoryPlan,
     inner, _ = model.ops.inference_ops({})
     ops, layers = shape_ops(inner), model.layers(half)
     ops.ceiling, ops.stores_count = most, ops.on_host and plan.in_memory
-    B, *item = shape
+    padded, (B, *item) = inner.padded(ops), shape
     items = [(1, *item)] * B if plan.slicing else [shape]
-    results = [_results(ops, layers, one, plan) for one in items[:2]]  # every other item takes as much as the second
-    result = sum(part.size for part in results[-1]) * ops.bytes_per_number * len(items)
+    results = [_results(padded, layers, one, plan) for one in items[:2]]  # every other item takes as much as the second
+    result = sum(part.size for part in results[-1]) * ops.result_itemsize * len(items)
     ops.briefly(result)  # the parts and the whole joined from them, both for a moment
     return Estimate(model.ops.memory().used, ops.peak_bytes, result, ops.stored_bytes, plan)
 
@@ -161,9 +161,11 @@ def choose(model: Model, half: Half, shape: tuple[int, ...], tiling: Tiling, com
     """The parts that the settings name; if they leave a choice, the quickest plan within the limit of memory.
 
     Without `max_memory` the limit is most of the free memory. The run begins when `coming` bytes more than now are
-    held. Raises MemoryLimitError with the least sufficient limit, InputError if there is no room for files.
+    held. Raises MemoryLimitError with the least sufficient limit, InputError if there is no room for files, or if the
+    input is too small for the padding.
     """
     task = f"to {half.verb} {' x '.join(map(str, shape))}"
+    model.require_size(half, shape)
     if not tiling.enabled:
         return MemoryPlan(tiling.slicing)
     if tiling.mode == "exact" and tiling.max_memory is None and tiling.offload_folder is None:

@@ -8,16 +8,17 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vaespec.config import AutoencoderConfig
+from vaespec.config_checks import brief
 from vaespec.errors import InputError
 from vaespec.model import Model
 from vaespec.reference import ReferenceOps
 from vaespec.tiling.banded import BandedOps, Bands
 from vaespec.tiling.geometry import TileGeometry
-from vaespec.tiling.padding import CircularOps
+from vaespec.tiling.padding import PADDINGS, PaddingOps
 from vaespec.tiling.stores import Place
 
 Mode = Literal["blend", "exact", "auto"]
-PADDINGS = ("zeros", "circular")
+_CHOICES = f"{', '.join(map(repr, PADDINGS[:-1]))} or {PADDINGS[-1]!r}"
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Tiling:
     `mode`, if `enabled`: blended tiles of `tile_…` sizes, exact bands of rows (with the options `bands`), or the
     quickest of whole images, slices and bands that needs at most `max_memory` bytes, with files in `offload_folder` for
     bands that memory cannot hold; `on_plan` is called with the plan before a run. `slicing`: one item of the batch at a
-    time. `padding`: how maps continue beyond their borders, one word or two for (height, width).
+    time. `padding`: how maps continue beyond their borders, one word of PADDINGS or two for (height, width).
     """
 
     enabled: bool = False
@@ -49,12 +50,12 @@ class Tiling:
         options = [*self.bands, *(name for name, value in planned.items() if value is not None)]
         if self.mode == "blend" and options:
             raise InputError(f"{', '.join(options)}: only bands have it; use enable_tiling('exact', ...) or 'auto'.")
-        axes = (self.padding, self.padding) if isinstance(self.padding, str) else tuple(self.padding)
-        if len(axes) != 2 or not set(axes) <= set(PADDINGS):
-            raise InputError(f"padding {self.padding!r}: choose 'zeros' or 'circular', or two of them (height, width).")
-        object.__setattr__(self, "padding", axes)
+        axes = (self.padding, self.padding) if isinstance(self.padding, str) else self.padding
+        if not isinstance(axes, list | tuple) or len(axes) != 2 or any(word not in PADDINGS for word in axes):
+            raise InputError(f"padding {brief(self.padding)}: choose {_CHOICES}, or two of them (height, width).")
+        object.__setattr__(self, "padding", tuple(axes))
         if self.blends:
-            self._require_zeros()
+            self._refuse_circular()
 
     @property
     def blends(self) -> bool:
@@ -63,7 +64,7 @@ class Tiling:
 
     def tiles(self, config: AutoencoderConfig) -> TileGeometry:
         """Blended tiles for this config. Raises InputError if they do not join, or if the padding is circular."""
-        self._require_zeros()
+        self._refuse_circular()
         return TileGeometry.from_config(
             config, self.tile_sample_min_size, self.tile_latent_min_size, self.tile_overlap_factor
         )
@@ -79,10 +80,11 @@ class Tiling:
 
     def padded(self, ops: ReferenceOps) -> ReferenceOps:
         """`ops` with convolutions that pad as the settings say."""
-        ops = ops.ops if isinstance(ops, CircularOps) else ops
-        rows, columns = (padding == "circular" for padding in self.padding)
-        return CircularOps(ops, rows, columns) if rows or columns else ops  # type: ignore[return-value]
+        ops = ops.ops if isinstance(ops, PaddingOps) else ops
+        height, width = self.padding
+        padded = (height, width) != ("zeros", "zeros")
+        return PaddingOps(ops, height, width) if padded else ops  # type: ignore[return-value]
 
-    def _require_zeros(self) -> None:
+    def _refuse_circular(self) -> None:
         if "circular" in self.padding:
             raise InputError("blended tiles cannot be padded with their other end: use enable_tiling('exact').")

@@ -17,13 +17,17 @@ Weights = dict[str, np.ndarray]
 
 
 def narrow(widths: tuple[int, ...], **fields: object) -> AutoencoderConfig:
-    """A config with one level for each width, and attention in the mid block only, unless block types are given."""
+    """A config with one level for each width, and attention in the mid block only, unless block types are given.
+
+    Float16 is never upcast: the checks look at float16 itself.
+    """
     blocks = {
         "block_out_channels": widths,
         "down_block_types": ("DownEncoderBlock2D",) * len(widths),
         "up_block_types": ("UpDecoderBlock2D",) * len(widths),
     }
-    return AutoencoderConfig(**{**blocks, "norm_num_groups": 4, "sample_size": 16, **fields})  # type: ignore[arg-type]
+    fixed = {"norm_num_groups": 4, "sample_size": 16, "force_upcast": False}
+    return AutoencoderConfig(**{**blocks, **fixed, **fields})  # type: ignore[arg-type]
 
 
 CONFIGS = {

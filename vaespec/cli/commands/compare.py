@@ -9,13 +9,14 @@ import numpy as np
 import typer
 
 from vaespec.autoencoder import AutoencoderKL
-from vaespec.cli import options, paths, picture_files
+from vaespec.cli import options, paths, picture_files, picture_writing
 from vaespec.cli.console import print_json, print_lines, print_table, progress
 from vaespec.cli.failures import name_in_errors
 from vaespec.cli.loading import open_model, placement
 from vaespec.cli.picture_grid import amplified, picture_grid
 from vaespec.errors import InputError
 from vaespec.pictures import Pixels, to_pixels
+from vaespec.pictures.values import with_channels
 
 FACTOR = 20  # of the differences, so that seams can be seen
 LEVELS = 127.5  # of 255, for a difference of 1 in [-1, 1]
@@ -43,6 +44,7 @@ def compare(
     device: options.Device = None,
     dtype: options.Dtype = None,
     precision: options.Precision = "default",
+    padding: options.PaddingMode = "zeros",
     as_json: options.Json = False,
 ) -> None:
     """Encode and decode a picture untiled, in blended tiles and in exact bands. Write all results and differences.
@@ -51,17 +53,23 @@ def compare(
     """
     if not tiling:
         raise typer.BadParameter("choose a comparison: --tiling.", param_hint="--tiling")
+    if "circular" in padding:
+        raise typer.BadParameter(
+            f"{padding}: blended tiles cannot be padded with their other end; choose another padding.",
+            param_hint="--padding",
+        )
     paths.require_file(output, ".png")
     paths.require_apart([picture], [output])
     header = picture_files.read_header(picture)
-    vae = open_model(weights, family, backend, device, dtype, precision, strict)
-    picture_files.require_rgb(vae.config)
+    vae = open_model(weights, family, backend, device, dtype, precision, strict, padding)
+    picture_files.require_channels(vae.config, vae.config.in_channels, vae.config.out_channels)
     picture_files.require_fit(header, vae.config, pad=None)
-    pixels = picture_files.read(picture)
+    with progress("reading") as step:
+        pixels = picture_files.read(picture, vae.config.in_channels, step.say)
     with name_in_errors(picture):
         images = _images(vae, pixels, tile or _tile(vae, min(pixels.shape[:2])))
     errors = _errors(images)
-    picture_files.write(output, _page(images, errors))
+    picture_writing.write(output, _page(images, errors))
     _report(picture, output, errors, vae, as_json)
 
 
@@ -98,7 +106,7 @@ def _errors(images: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 def _page(images: dict[str, np.ndarray], errors: dict[str, np.ndarray]) -> np.ndarray:
     """Draws the results, and below them the differences."""
     (untiled,) = images.keys() - errors.keys()
-    results = {name: to_pixels(image)[0] for name, image in images.items()}
+    results = {name: with_channels(to_pixels(image)[0], 3) for name, image in images.items()}
     blank = {f"differences x {FACTOR}": np.full_like(results[untiled], 255)}
     differences = {
         f"mean {np.abs(error).mean():.2g}, max {np.abs(error).max():.2g} of 255": amplified(

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from vaespec.autoencoder import AutoencoderKL
-from vaespec.cli import options, paths, picture_files, text
+from vaespec.cli import options, paths, picture_files, picture_writing, text
 from vaespec.cli.console import print_facts, print_json, progress
 from vaespec.cli.loading import open_model, placement
 from vaespec.cli.picture_grid import amplified, picture_grid
@@ -32,7 +32,7 @@ def demo(
     with progress("encode and decode"):
         original = picture_files.read(picture_files.PHOTOGRAPH)
         result, document = _measure(vae, original)
-    picture_files.write(output, _side_by_side(original, result, document["psnr"]))
+    picture_writing.write(output, _side_by_side(original, result, document["psnr"]))
     document["output"] = str(output)
     if as_json:
         print_json(document)

@@ -38,6 +38,7 @@ def encode(
     device: options.Device = None,
     dtype: options.Dtype = None,
     precision: options.Precision = "default",
+    padding: options.PaddingMode = "zeros",
     max_memory: options.MaxMemory = None,
     offload_folder: options.OffloadFolder = None,
     as_json: options.Json = False,
@@ -52,12 +53,13 @@ def encode(
     paths.require_file(output, ".safetensors")
     paths.require_apart(pictures, [output])
     opened, limits = open_weights(weights, family, strict), Limits(max_memory, offload_folder)
-    model = outline(opened, backend, device, dtype, precision)
+    model = outline(opened, backend, device, dtype, precision, padding)
+    picture_files.require_channels(model.config, model.config.in_channels)
     headers = picture_files.fitting(headers, model.config, pad, failures)
     if not raw:
         require_scale(model.config, weights, "--raw for latents that are not scaled")
     headers = limits.affordable(model, headers, picture_tasks(model, headers, pad, [ENCODER]), failures)
-    vae = place(weights, opened, backend, device, dtype, precision)
+    vae = place(weights, opened, backend, device, dtype, precision, padding)
     good = {header.path for header in headers}
     names = latents_file.tensor_names(pictures)
     work = [task for task in zip(names, pictures, seeds, strict=True) if task[1] in good]
@@ -85,7 +87,7 @@ def _encode(
         limits.apply(vae, step)
         for name, picture, seed in work:
             with failures.caught(str(picture)):
-                pixels = picture_files.read(picture)
+                pixels = picture_files.read(picture, vae.config.in_channels, step.say)
                 with name_in_errors(picture):
                     z = _latents(vae, picture_files.framed(pixels, vae.config, pad), seed, raw)
                 tensors[name] = np.ascontiguousarray(vae.to_numpy(z)[0])
@@ -96,7 +98,7 @@ def _encode(
 
 
 def _latents(vae: AutoencoderKL, pixels: np.ndarray, seed: int | None, raw: bool) -> Array:
-    """Encodes one picture (H, W, 3) to (1, C, h, w)."""
+    """Encodes one picture (H, W, C) to (1, C, h, w)."""
     seeds = None if seed is None else [seed]
     if not raw:
         return vae.encode_latents(Pixels.of(pixels), seed=seeds)

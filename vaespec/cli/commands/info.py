@@ -23,6 +23,9 @@ from vaespec.weights.inspect import Inspection, inspect_weights
 
 MAX_PROBLEMS = 20  # problems that are printed; --json has them all
 MAX_VALUE = 40  # characters of a metadata value that is printed
+PADDING_UNKNOWN = (
+    "not shown by weights: zeros, unless they were trained with another; then give --padding reflect, or set_padding"
+)
 
 Plans = dict[str, list[PlannedConvolution]]
 
@@ -103,6 +106,7 @@ def _document(
     return {
         **dataclasses.asdict(dataclasses.replace(inspection, config=None)),
         **described,
+        "padding": None if config is None else PADDING_UNKNOWN,
         "source": source,
         "path": str(inspection.path),
         "parameters": None if config is None else count_parameters(config),
@@ -177,6 +181,7 @@ def _config_facts(config: AutoencoderConfig) -> dict[str, str]:
         "quant convs": f"{_yes(config.use_quant_conv)}, post {_yes(config.use_post_quant_conv)}",
         "norm, act": f"{config.norm_num_groups} groups, {config.activation}",
         "latents": _scaling(config),
+        "padding": PADDING_UNKNOWN,
         "parameters": f"{count_parameters(config):,}",
     }
 
