@@ -14,7 +14,7 @@ from typing import Literal
 from vaespec.attention import Attention
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
-from vaespec.layers import Conv, GroupNorm, NormAct, Resnet, Sequential, Upsample, downsample, pointwise
+from vaespec.layers import Conv, Downsample, GroupNorm, NormAct, Resnet, Sequential, Upsample, pointwise
 from vaespec.ops import Layer
 from vaespec.parameter import Parameter
 
@@ -28,7 +28,7 @@ def encoder(config: AutoencoderConfig) -> Sequential:
         block = f"encoder.down_blocks.{level}"
         layers += _stage(config, block, before, width, config.layers_per_block, block_type.startswith("Attn"))
         if level < config.levels - 1:
-            layers += [downsample(f"{block}.downsamplers.0", width)]
+            layers += [Downsample(f"{block}.downsamplers.0", width)]
         before = width
     layers += _middle(config, "encoder.mid_block", widths[-1])
     layers += _head(config, "encoder", widths[-1], moments)
@@ -148,7 +148,7 @@ def _middle(config: AutoencoderConfig, block: str, width: int) -> list[Layer]:
 def _head(config: AutoencoderConfig, half: str, width: int, out_channels: int) -> list[Layer]:
     """Norm, activation, convolution. The activation is SiLU whatever act_fn says (as in diffusers 0.42)."""
     norm = GroupNorm(f"{half}.conv_norm_out", width, config.norm_num_groups)
-    return [NormAct(norm, "silu"), Conv(f"{half}.conv_out", width, out_channels)]
+    return [NormAct(norm, "silu", f"{half}.conv_act"), Conv(f"{half}.conv_out", width, out_channels)]
 
 
 def _resnet(config: AutoencoderConfig, name: str, in_channels: int, out_channels: int) -> Resnet:

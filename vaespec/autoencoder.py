@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any, Self, Unpack
 
 from vaespec import latents, weights
-from vaespec.architecture import DECODER, ENCODER
+from vaespec.analysis.observe import activations
+from vaespec.architecture import DECODER, ENCODER, HALVES
 from vaespec.config import AutoencoderConfig
 from vaespec.dtypes import dtype_name
-from vaespec.errors import BackendError, WeightFileError
+from vaespec.errors import BackendError, InputError, WeightFileError
+from vaespec.in_memory import config_and_weights
 from vaespec.initialize import initialize
 from vaespec.inputs import as_diffusion_latents, as_images, as_latents, require_finite_scaled
 from vaespec.model import Functional
@@ -201,6 +203,23 @@ class AutoencoderKL(PlacedModel):
         z = self._denormalized(z) if normalized else z
         return execution.stream(self._model, DECODER, as_latents(z, self._model.config, self._model.ops), self._tiling)
 
+    def activations(self, x: Any, half: str) -> Iterator[tuple[str, Array]]:
+        """(name, result) of every layer of the encoder for images x, or of the decoder for latents x, in order.
+
+        Names are diffusers' module names ("decoder.up_blocks.0.resnets.1.conv1", and "decoder.up_blocks.0.resnets.1"
+        for what a resnet returns), which its forward hooks see too; an activation is named after the norm before it
+        ("….norm1.silu"). Results are arrays of the backend, maps as (B, C, H, W) and attention's tokens as (B, N, C),
+        computed when they are requested, by operations of the framework one after the other: on the whole input, with
+        the model's padding and processors, without tiling. NaN and infinity in them raise no error. `half` is "encoder"
+        or "decoder"; raises InputError for any other, and for a wrong input.
+        """
+        directions = {side.verb: side for side in HALVES.values()}
+        if (side := (HALVES | directions).get(half)) is None:
+            raise InputError(f"half={half!r}: expected encoder or decoder.")
+        check = as_images if side is ENCODER else as_latents
+        source = check(x, self._model.config, self._model.ops)
+        return activations(self._model.layers(side), source[...], self._model.params, self._model.ops)
+
     def _denormalized(self, z: Any) -> Array:
         z = as_diffusion_latents(z, self._model.config, self._model.ops)[...]
         z = latents.denormalize(z, self.config, self._model.params)
@@ -269,16 +288,23 @@ class AutoencoderKL(PlacedModel):
 
 
 def load(
-    source: AnyPath = "tiny", *, family: str | None = None, strict: bool = True, **placement: Unpack[Placement]
+    source: Any = "tiny", *, family: str | None = None, strict: bool = True, **placement: Unpack[Placement]
 ) -> AutoencoderKL:
     """Load "tiny" (the embedded weights), a diffusers folder, a single file, or "owner/name", a repository of the hub.
 
-    `family` may complete the config of weights without a config.json. A pipeline stands for its VAE. Addresses on the
-    hub, of a repository, a folder or a file, are fetched too; what is on the disk comes first. `strict=False` leaves
-    out tensors that are not the model's (see `AutoencoderKL.from_single_file`).
+    `source` may also be a model in memory: diffusers' AutoencoderKL or AutoencoderKLFlux2, a pipeline, which stands for
+    its VAE, a module of ours, or an AutoencoderKL. Its weights are copied; the dtype is float32 unless one is given.
+    `family` may complete the config of weights without a config.json. Addresses on the hub, of a repository, a folder
+    or a file, are fetched too; what is on the disk comes first. `strict=False` leaves out tensors that are not the
+    model's (see `AutoencoderKL.from_single_file`).
     """
     require_known(load, placement)
-    return AutoencoderKL(*weights.load_weights(locate(source), family, strict=strict), **placement)
+    if isinstance(source, str | os.PathLike):
+        return AutoencoderKL(*weights.load_weights(locate(source), family, strict=strict), **placement)
+    config, held = config_and_weights(source, strict)
+    if family is not None:
+        raise InputError(f"family={family!r} is for files without a config: a model in memory has its own.")
+    return AutoencoderKL(config, held, **placement)
 
 
 def locate(source: AnyPath) -> Path:

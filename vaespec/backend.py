@@ -14,7 +14,10 @@ class Backend(Protocol):
 
     name: str
     framework: str  # the distribution that it needs
-    dtypes: tuple[str, ...]
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The dtypes that it stores: an attribute, or a property."""
 
     def devices(self) -> tuple[str, ...]:
         """The devices that can be used, best first; imports the framework."""
@@ -31,6 +34,7 @@ class Backend(Protocol):
     # native: tuple[str, ...]                 the operations of ops.KERNELS for which it has kernels of its own
     # switches: dict[str, str]                environment variables that change results -> what happens if unset
     # accelerators() -> tuple[str, ...]       devices other than the CPU, listed without importing the framework
+    # default_dtype: str                      the dtype of a model for which none is requested, float32 if left out
     # module(model) -> Any                    the Model as an object of the framework's module class
     # containers: tuple[Container, ...]       kinds of files that only the framework can read, as rows of the table in
     #                                         vaespec.weights.containers; made without importing the framework

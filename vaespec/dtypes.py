@@ -19,7 +19,7 @@ KNOWN_DTYPES = NUMPY_DTYPES | ML_DTYPES
 
 def widen(x: Any, xp: Any) -> Any:
     """16-bit floats -> float32; wider dtypes stay. xp is the namespace of x."""
-    return x if x.dtype in (xp.float32, xp.float64) else xp.astype(x, xp.float32)
+    return x if x.dtype in (xp.float32, getattr(xp, "float64", None)) else xp.astype(x, xp.float32)
 
 
 def narrow(x: Any, like: Any, xp: Any) -> Any:

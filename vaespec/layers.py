@@ -69,10 +69,11 @@ class GroupNorm:
 
 @dataclass(frozen=True)
 class NormAct:
-    """Group normalization, then the activation."""
+    """Group normalization, then the activation. Inside another layer, it needs no name."""
 
     norm: GroupNorm
     activation: str
+    name: str = ""
 
     def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
         act = getattr(ops, self.activation)
@@ -155,9 +156,22 @@ class Upsample:
         return self.conv().parameters()
 
 
-def downsample(name: str, channels: int) -> Conv:
+@dataclass(frozen=True)
+class Downsample:
     """A 3 × 3 convolution of stride 2 with zeros below and right only: n -> floor(n / 2)."""
-    return Conv(f"{name}.conv", channels, channels, stride=2, padding=BELOW_AND_RIGHT)
+
+    name: str
+    channels: int
+
+    def __call__(self, x: Array, params: Params, ops: Ops) -> Array:
+        return self.conv()(x, params, ops)
+
+    def conv(self) -> Conv:
+        """The convolution."""
+        return Conv(f"{self.name}.conv", self.channels, self.channels, stride=2, padding=BELOW_AND_RIGHT)
+
+    def parameters(self) -> Table:
+        return self.conv().parameters()
 
 
 @dataclass(frozen=True)

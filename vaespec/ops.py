@@ -10,7 +10,7 @@ A backend may hold feature maps in any order of axes, because the model never lo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from vaespec.parameter import Parameter
@@ -90,7 +90,7 @@ class Ops(Protocol):
         """softmax(scale · Q Kᵀ) V, with at most size × size weights in memory at one time."""
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
-        """layer(x, params, self): the place to look at each layer, or to do something before and after it."""
+        """layer(x, params, self), for each layer of the model in turn."""
 
 
 class BandableOps(Ops, Protocol):
@@ -108,6 +108,9 @@ class BandableOps(Ops, Protocol):
 
     def inference_ops(self, params: Mapping[str, Array]) -> tuple[BandableOps, Mapping[str, Array]]:
         """(ops, params) that compute one run, without gradients."""
+
+    def apply(self, function: Callable[[Any, Mapping[str, Array]], Any], x: Any, params: Mapping[str, Array]) -> Any:
+        """function(x, params), in the framework's settings."""
 
     # -- group norm and attention in parts ---------------------------------------------------------------------
 

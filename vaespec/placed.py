@@ -14,18 +14,21 @@ from vaespec.config import AutoencoderConfig
 from vaespec.copying import Portable
 from vaespec.dtypes import STORAGE_DTYPES, dtype_name
 from vaespec.errors import InputError
+from vaespec.in_memory import canonical
 from vaespec.model import Model
+from vaespec.namespace import device_name
 from vaespec.ops import Array
 from vaespec.reference import ReferenceOps
-from vaespec.registry import as_portable, choose_backend, make_ops
+from vaespec.registry import as_portable, choose_backend, default_dtype, make_ops
 from vaespec.settings import RunSettings
 from vaespec.tiling.settings import Tiling
-from vaespec.weights import require_complete
 
 
 class Placement(TypedDict, total=False):
-    """Where a model runs: the backend's name (default: the best here), its device (its best), the dtype (float32).
+    """Where a model runs: the backend (default: the best here), its device (its best), the dtype (float32).
 
+    `backend` is a name that `vaespec.backends()` lists, or any namespace of the Array API, such as array_api_strict or
+    cupy: the module, or its import path. "reference" and namespaces compute in their widest float, float64 for most.
     `precision`: "default" is what the framework makes of float32 (on some devices TF32 or bfloat16 products),
     "highest" is float32 throughout. `compile`: the framework compiles each half before its first run, PyTorch for a
     family of shapes (on CUDA as CUDA graphs), MLX for each shape; JAX always compiles. On a CPU it pays for gradients
@@ -33,8 +36,8 @@ class Placement(TypedDict, total=False):
     computes (precision="highest", float64). Raises BackendError if the backend has no compiler.
     """
 
-    backend: str | None
-    device: str | None
+    backend: Any
+    device: Any
     dtype: Any
     precision: str
     compile: bool
@@ -56,25 +59,28 @@ def require_known(function: Callable[..., Any], given: Mapping[str, Any]) -> Non
 class PlacedModel(RunSettings, Portable):
     """A model with weights on a backend: where it runs, in which parts, with which padding and attention.
 
-    `weights` are canonical: diffusers' names, convolutions OIHW, NumPy. Raises WeightMapError if any is missing.
+    `config` may be diffusers' own, or any mapping of its fields. `weights`, which are copied, are arrays of any
+    framework, in any float, on any device, by diffusers' names, convolutions OIHW: diffusers' state_dict(). Raises
+    WeightMapError if any is missing or of another shape, InputError if one cannot be read or has a LoRA beside it.
     """
 
     def __init__(
         self,
-        config: AutoencoderConfig,
-        weights: Mapping[str, np.ndarray],
+        config: AutoencoderConfig | Mapping[str, Any],
+        weights: Mapping[str, Any],
         *,
-        backend: str | None = None,
-        device: str | None = None,
-        dtype: Any = "float32",
+        backend: Any = None,
+        device: Any = None,
+        dtype: Any = None,
         precision: str = "default",
         compile: bool = False,
     ) -> None:
-        require_complete(weights, config)
+        config = AutoencoderConfig.from_dict(config)
+        named = canonical(weights, config)
         self.precision, self._compile = precision, compile
-        self._backend, self._device = choose_backend(backend), device
+        self._backend, self._device = choose_backend(backend), device_name(device)
         self._tiling = Tiling()
-        self._model = Model.place(config, weights, self._ops(dtype))
+        self._model = Model.place(config, named, self._ops(dtype))
 
     def __getstate__(self) -> dict[str, Any]:
         return super().__getstate__() | {"_backend": as_portable(self._backend)}
@@ -103,28 +109,34 @@ class PlacedModel(RunSettings, Portable):
                 dtype = place
             else:
                 device = place
-        self._device = self._device if device is None else str(device)
-        self._model = self._model.move(self._ops(dtype or self.dtype))
+        self._device = self._device if device is None else device_name(device)
+        self._model = self._model.move(self._ops(self.dtype if dtype is None else dtype))
         return self
 
     def with_backend(
         self,
-        backend: str,
+        backend: Any,
         *,
-        device: str | None = None,
+        device: Any = None,
         dtype: Any = None,
         precision: str | None = None,
         compile: bool = False,
     ) -> Self:
-        """A copy of this model on another backend, compiled only if `compile`; weights are converted one at a time."""
+        """A copy of this model on another backend, compiled only if `compile`; weights are converted one at a time.
+
+        The dtype stays, but for the reference and namespaces, which compute in their widest float unless one is given.
+        """
         moved = copy.copy(self)
         moved.precision, moved._compile = precision or self.precision, compile
-        moved._backend, moved._device = choose_backend(backend), device
-        moved._model = self._model.move(moved._ops(dtype or self.dtype))
+        moved._backend, moved._device = choose_backend(backend), device_name(device)
+        moved._model = self._model.move(
+            moved._ops(default_dtype(moved._backend, self.dtype) if dtype is None else dtype)
+        )
         return moved
 
     def _ops(self, dtype: Any) -> ReferenceOps:
-        ops = make_ops(self._backend, self._device, dtype_name(dtype), self.precision, compile=self._compile)
+        name = None if dtype is None else dtype_name(dtype)
+        ops = make_ops(self._backend, self._device, name, self.precision, compile=self._compile)
         return self._tiling.padded(ops)
 
     # -- config and weights ----------------------------------------------------------------------------------

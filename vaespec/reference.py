@@ -7,13 +7,16 @@ if its arrays are not those of the Array API standard. What it does not override
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from vaespec.arrays import on_device, own_namespace, to_host
 from vaespec.copying import Portable
 from vaespec.deprecation import warn_renamed
-from vaespec.dtypes import all_finite, widen
+from vaespec.dtypes import NUMPY_DTYPES, all_finite, widen
 from vaespec.layouts import OIHW, Layout
 from vaespec.machine import MemoryUse, host_memory
 from vaespec.ops import Array, Layer, Padding, Sides
@@ -68,7 +71,18 @@ class ReferenceOps(Portable, Specification):
         return self, params
 
     def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
-        return layer(x, params, self)
+        """layer(x, params, self), in the framework's settings. Called with the layers of a model alone, and with maps.
+
+        The place to look at each layer, or to do something before and after it.
+        """
+        return self.apply(lambda x, params: layer(x, params, self), x, params)
+
+    def apply(self, function: Callable[[Any, Mapping[str, Array]], Any], x: Any, params: Mapping[str, Array]) -> Any:
+        """function(x, params), in the framework's settings: the place to set its device and its precision.
+
+        Layers, bands of rows and single operations are computed here.
+        """
+        return function(x, params)
 
     def materialize(self, x: Array) -> Array:
         return x
@@ -85,12 +99,19 @@ class ReferenceOps(Portable, Specification):
 
     def is_array(self, x: object) -> bool:
         """Whether x is this backend's own kind of array."""
-        return hasattr(x, "__array_namespace__") and x.__array_namespace__() is self.xp
+        return own_namespace(x) is self._namespace
+
+    @cached_property
+    def _namespace(self) -> Any:
+        """The namespace that the arrays of `xp` name as theirs."""
+        return array_namespace(self.xp.asarray(0))
 
     def from_numpy(self, a: np.ndarray) -> Array:
         """A NumPy array -> the backend's own array on this device, in this dtype: a copy."""
-        dtype = getattr(self.xp, self.dtype)
-        return self.xp.asarray(np.asarray(a, order="C"), dtype=dtype, device=self.device, copy=True)
+        dtype, a = getattr(self.xp, self.dtype), np.asarray(a, order="C")
+        with np.errstate(over="ignore"):  # numbers beyond float16 become infinity, which the caller reports
+            a = a if a.dtype.name in NUMPY_DTYPES else a.astype(np.float32)  # few namespaces know ml_dtypes
+            return self.xp.asarray(a, dtype=dtype, device=self.device, copy=True)
 
     def from_dlpack(self, x: Any) -> Array:
         """Another framework's array -> the backend's own, without a copy if both can use the same memory."""
@@ -98,15 +119,18 @@ class ReferenceOps(Portable, Specification):
 
     def cast(self, x: Array) -> Array:
         """The backend's own array -> the same values on this device, in this dtype."""
-        return self.xp.astype(x, getattr(self.xp, self.dtype))
+        with np.errstate(over="ignore"):  # as in from_numpy
+            return self.xp.astype(on_device(x, self.device), getattr(self.xp, self.dtype))
 
     def to_numpy(self, x: Array) -> np.ndarray:
         """The backend's own array -> NumPy, same values."""
-        return np.asarray(x)
+        return to_host(x)
 
     def from_host(self, a: np.ndarray) -> Array:
         """The inverse of `to_numpy`: the same values in the dtype of `a`, on this device."""
-        return self.xp.asarray(a, device=self.device)
+        if a.dtype.name in NUMPY_DTYPES:
+            return self.xp.asarray(a, device=self.device)
+        return self.xp.asarray(a.astype(np.float32), dtype=getattr(self.xp, a.dtype.name), device=self.device)
 
     def from_nchw(self, x: Array) -> Array:
         return x

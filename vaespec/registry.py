@@ -1,7 +1,8 @@
 """The registry of backends: which are installed, and which one a model runs on.
 
 A backend is an object with an entry point in the group `vaespec.backends` (ours are registered like anybody else's), or
-one that is registered at run time. Listing backends imports no framework; choosing one imports only its own.
+one that is registered at run time, or any namespace of the Array API, as an object or by its import path; NumPy's has
+the name "reference". Listing backends imports no framework; choosing one imports only its own.
 """
 
 from __future__ import annotations
@@ -13,13 +14,19 @@ from functools import cache
 from importlib import metadata
 from typing import Any
 
+import numpy as np
+
 from vaespec.backend import MEMBERS, PRECISIONS, Backend
 from vaespec.copying import Call
 from vaespec.errors import BackendError
+from vaespec.namespace import NamespaceBackend, device_name, imported_namespace
 from vaespec.ops import KERNELS
 from vaespec.reference import ReferenceOps
 
 GROUP = "vaespec.backends"
+REFERENCE = NamespaceBackend(np, "reference")
+"""The specification itself."""
+
 PREFERENCE = ("cuda", "tpu", "gpu", "mps")
 """Kinds of accelerators, best first. On NVIDIA's GPUs, PyTorch ("cuda") comes before JAX ("gpu"); on a Mac, MLX ("gpu")
 comes before PyTorch ("mps")."""
@@ -73,7 +80,7 @@ def register_backend(backend: Backend) -> None:
 
 def backends() -> list[BackendInfo]:
     """Every known backend, numpy first, whether its framework is installed or not."""
-    names = sorted({*_entry_points(), *_registered}, key=lambda name: (name != "numpy", name))
+    names = sorted({*_entry_points(), *_registered, REFERENCE.name}, key=lambda name: (name != "numpy", name))
     return [_row(name) for name in names]
 
 
@@ -110,10 +117,16 @@ def _info(name: str, backend: Backend, providers: str) -> BackendInfo:
 # -- choosing ----------------------------------------------------------------------------------------------------------
 
 
-def choose_backend(name: str | None = None) -> Backend:
-    """The backend `name`, else that of VAESPEC_BACKEND, else that of the best accelerator, else numpy."""
-    if name:
-        return _installed_backend(name)
+def choose_backend(backend: Any = None) -> Backend:
+    """The backend of that name, else that of VAESPEC_BACKEND, else that of the best accelerator, else numpy.
+
+    `backend` may also be a namespace of the Array API, or its import path if no backend has that name. Raises
+    BackendError if there is no such backend, or if it lacks what the specification needs.
+    """
+    if backend is not None and not isinstance(backend, str):
+        return NamespaceBackend(backend)
+    if backend:
+        return _installed_backend(backend)
     variable = os.environ.get("VAESPEC_BACKEND")
     if not variable:
         return _installed_backend(_best_accelerated() or "numpy")
@@ -127,9 +140,14 @@ def get_backend(name: str) -> Backend:
     """The backend `name`, even if its framework is missing; BackendError if it is unknown or cannot be loaded."""
     if name in _registered:
         return _registered[name]
+    if name == REFERENCE.name:
+        return REFERENCE
     points = _entry_points().get(name, ())
     if not points:
-        raise BackendError(f"no backend named {name!r}: choose {', '.join(info.name for info in backends())}.")
+        if namespace := imported_namespace(name):
+            return namespace
+        known = ", ".join(info.name for info in backends())
+        raise BackendError(f"no backend named {name!r}: choose {known}, or the import path of an Array API namespace.")
     if len(points) > 1:
         raise BackendError(f"backend {name!r} is provided by {_providers(name)}: uninstall one of them.")
     provider = _distribution(points[0])
@@ -153,10 +171,19 @@ def as_portable(backend: Backend) -> Any:
     return Call(choose_backend, backend.name) if installed else backend
 
 
+def default_dtype(backend: Backend, otherwise: str = "float32") -> str:
+    """The dtype of a model for which none is requested: float64 for the reference, `otherwise` for most backends."""
+    return str(getattr(backend, "default_dtype", otherwise))
+
+
 def make_ops(
-    backend: Backend, device: str | None, dtype: str, precision: str, *, compile: bool = False
+    backend: Backend, device: Any, dtype: str | None, precision: str, *, compile: bool = False
 ) -> ReferenceOps:
-    """The backend's operations; BackendError if it lacks the device, the dtype, the precision or a compiler."""
+    """The backend's operations; BackendError if it lacks the device, the dtype, the precision or a compiler.
+
+    `device` is a name, or an object of the framework; None is the best device, as for a dtype it is `default_dtype`.
+    """
+    device, dtype = device_name(device), dtype or default_dtype(backend)
     if dtype not in backend.dtypes:
         raise BackendError(f"backend {backend.name!r} has no dtype {dtype!r}: choose {', '.join(backend.dtypes)}.")
     if precision not in PRECISIONS:
@@ -176,6 +203,8 @@ def make_ops(
 def _installed_backend(name: str) -> Backend:
     """The backend `name`; BackendError if its framework is missing."""
     backend = get_backend(name)
+    if isinstance(backend, NamespaceBackend):
+        return backend
     if _framework_version(backend.framework) is None:
         raise BackendError(_not_installed(name, backend.framework))
     return backend
@@ -242,6 +271,8 @@ def _providers(name: str) -> str:
     """The distributions that provide a backend: one, unless two use the same name."""
     if name in _registered:
         return "this process"
+    if name == REFERENCE.name:
+        return "vaespec"
     return " and ".join(sorted(map(_distribution, _entry_points().get(name, ()))))
 
 

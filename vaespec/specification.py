@@ -47,15 +47,15 @@ class Specification:
 
     def _pad(self, x: Array, padding: Padding) -> Array:
         """x with rows and columns of zeros around it; the standard has no `pad`."""
-        for axis, (before, after) in zip((2, 3), padding, strict=True):
-            shape = list(x.shape)
-            parts = []
-            for width in (before, after):
-                shape[axis] = width
-                parts.append(self.xp.zeros(tuple(shape), dtype=x.dtype, device=self.device))
-            if before or after:
-                x = self.xp.concat((parts[0], x, parts[1]), axis=axis)
+        for axis, widths in zip((2, 3), padding, strict=True):
+            before, after = ([self._zeros(x, axis, width)] if width else [] for width in widths)
+            x = self.xp.concat((*before, x, *after), axis=axis) if before or after else x
         return x
+
+    def _zeros(self, x: Array, axis: int, width: int) -> Array:
+        """`width` rows or columns of zeros, to be joined to x along `axis`."""
+        shape = (*x.shape[:axis], width, *x.shape[axis + 1 :])
+        return self.xp.zeros(shape, dtype=x.dtype, device=self.device)
 
     def group_norm(self, x: Array, scale: Array, shift: Array, *, groups: int, eps: float) -> Array:
         """y = γ · (x - μ) / √(σ² + ε) + β; μ, σ² per sample and group of C / groups channels, σ² biased.

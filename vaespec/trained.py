@@ -29,7 +29,7 @@ def adopt(given: Any, table: Mapping[str, Parameter], like: Mapping[str, Array],
     of `like`, arrays of `ops`. What is not trained (FLUX.2's statistics) may be left out. Raises InputError for other
     names or shapes, and for what is no array of floats.
     """
-    params = _flattened(given)
+    params = flattened(given)
     _require_same_shapes(params, {name: _shape(x) for name, x in like.items()}, table)
     return {name: _placed(name, x, table[name], ops) for name, x in params.items()}
 
@@ -39,7 +39,7 @@ def without(words: Collection[str], name: str) -> str:
     return ".".join(word for word in name.split(".") if word not in words)
 
 
-def _flattened(given: Any) -> dict[str, Any]:
+def flattened(given: Any) -> dict[str, Any]:
     """The leaves by name, without the words of wrappers. Raises InputError for two of one name."""
     try:
         pairs = dict(given)

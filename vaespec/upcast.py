@@ -105,6 +105,11 @@ class _UpcastLayer:
 
     layer: Layer
 
+    @property
+    def name(self) -> Any:
+        """The name of the layer inside, for ops that look at layers."""
+        return getattr(self.layer, "name", "")
+
     def __call__(self, x: Array, params: Mapping[str, Array], ops: Any) -> Array:
         return self.layer(x, params, upcast(ops))
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from copy import copy
 from functools import cached_property
+from typing import Any
 
 import array_api_compat.numpy as array_namespace
 import numpy as np
 
 from vaespec.dtypes import storage_dtype
-from vaespec.ops import Layer, Padding, Sides
+from vaespec.ops import Padding, Sides
 from vaespec.parameter import Parameter
 from vaespec.reference import ReferenceOps
 from vaespec_cpu.attention import Chunk, attend
@@ -54,10 +55,10 @@ class CpuOps(ReferenceOps):
     def shape_ops(self) -> CpuMemoryOps:
         return CpuMemoryOps(self, self.forms, self.arithmetic.itemsize)
 
-    def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
-        """Run a layer, with the threads of BLAS limited once for all its strips."""
+    def apply(self, function: Callable[[Any, Mapping[str, Array]], Any], x: Any, params: Mapping[str, Array]) -> Any:
+        """Compute with the threads of BLAS limited once for all strips."""
         with single_threaded_blas():
-            return layer(x, params, self)
+            return function(x, params)
 
     def from_numpy(self, a: Array) -> Array:
         """Copy, so that the model does not change with its source."""

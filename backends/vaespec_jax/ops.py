@@ -124,10 +124,10 @@ class JaxOps(ReferenceOps):
             return self, params
         return self.engine.ops(), self.engine.params(params)
 
-    def run(self, layer: Layer, x: Array, params: Mapping[str, Array]) -> Array:
+    def apply(self, function: Callable[[Any, Mapping[str, Array]], Any], x: Any, params: Mapping[str, Array]) -> Any:
         """At the highest precision, run every product inside, and of its gradients, at that precision."""
         with jax.default_matmul_precision("highest") if self.precision == "highest" else nullcontext():
-            return on_auto_axes(lambda x, params: layer(x, params, self), x, params)
+            return on_auto_axes(function, x, params)
 
     def all_finite(self, x: Array) -> bool:
         if isinstance(x, jax.core.Tracer):  # which has no values yet

@@ -78,9 +78,9 @@ class MlxOps(ReferenceOps):
             return _EvaluatingOps(self), params
         return self.engine.ops(), self.engine.params(params)
 
-    def run(self, layer: Layer, x: mx.array, params: Mapping[str, mx.array]) -> mx.array:
+    def apply(self, function: Callable[[Any, Mapping[str, Any]], Any], x: Any, params: Mapping[str, Any]) -> Any:
         with mx.stream(self.device):
-            return layer(x, params, self)
+            return function(x, params)
 
     def from_numpy(self, a: np.ndarray) -> mx.array:
         with np.errstate(over="ignore"):  # numbers beyond float16 become infinity, which the caller reports

@@ -88,10 +88,10 @@ class TorchOps(ReferenceOps):
             return ChannelsLastOps.like(self), params
         return self, params
 
-    def run(self, layer: Layer, x: Tensor, params: Mapping[str, Tensor]) -> Tensor:
+    def apply(self, function: Callable[[Any, Mapping[str, Tensor]], Any], x: Any, params: Mapping[str, Tensor]) -> Any:
         switched = self.precision == "highest" and not torch.compiler.is_compiling()
         with true_float32() if switched else nullcontext():
-            return layer(x, params, self)
+            return function(x, params)
 
     def from_numpy(self, a: np.ndarray) -> Tensor:
         return as_tensor(a).to(device=self.device, dtype=self.storage, copy=True)  # a copy: its source may change

@@ -141,8 +141,9 @@ def test_an_empty_environment_variable_chooses_nothing(monkeypatch):
 
 def test_an_unknown_backend_in_the_environment_is_refused_with_the_variables_name(monkeypatch):
     monkeypatch.setenv("VAESPEC_BACKEND", "cupy")
+    names = "numpy, jax, mlx, reference, torch"
     with pytest.raises(
-        BackendError, match=rf"^VAESPEC_BACKEND: no backend named 'cupy': choose {', '.join(BACKENDS)}\.$"
+        BackendError, match=f"^VAESPEC_BACKEND: no backend named 'cupy': choose {names}, or the import path"
     ):
         AutoencoderKL.from_config(TINY)
 
@@ -239,7 +240,7 @@ def test_a_registered_backend_hides_an_installed_one():
 
 def test_backends_are_listed_numpy_first_with_what_they_need():
     register_backend(Missing())
-    assert [info.name for info in backends()] == ["numpy", *sorted({*BACKENDS[1:], "cuneiform"})]
+    assert [info.name for info in backends()] == ["numpy", *sorted({*BACKENDS[1:], "cuneiform", "reference"})]
     torch_row = described("torch")
     assert torch_row.version == metadata.version("torch")
     assert torch_row.distribution == "vaespec"
@@ -276,7 +277,7 @@ def test_an_operation_is_listed_as_native_if_the_backend_has_a_kernel_for_it(bac
 
 
 def test_an_unknown_backend_is_refused_with_the_known_ones():
-    with pytest.raises(BackendError, match=rf"^no backend named 'tensorflow': choose {', '.join(BACKENDS)}\.$"):
+    with pytest.raises(BackendError, match=r"^no backend named 'tensorflow': choose numpy, jax, mlx, reference, torch"):
         AutoencoderKL.from_config(TINY, backend="tensorflow")
 
 

@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 from safetensors.numpy import load_file, save_file
 from support.checkpoints import WEIGHTS_FILE
-from support.models import BACKENDS
 from support.workplace import COMMANDS, MODEL, files, picture, pixels, run, vae
 
 import vaespec
@@ -219,7 +218,7 @@ def test_the_table_of_backends_has_a_row_for_each_and_names_its_fallback_ops():
         "gelu",
         "add",
     ]
-    assert run("backends").stdout.endswith(f"\n\nfrom vaespec: {', '.join(BACKENDS)}\n")
+    assert run("backends").stdout.endswith("\nfrom vaespec: numpy, jax, mlx, reference, torch\n")
 
 
 def test_devices_of_a_kind_are_counted_in_the_table_and_listed_in_the_json(monkeypatch):
@@ -254,6 +253,29 @@ def test_environment_variables_that_change_numbers_are_reported_if_they_are_set(
 def test_the_backend_of_the_environment_is_reported_even_if_it_does_not_exist(monkeypatch, chosen, words):
     monkeypatch.setenv("VAESPEC_BACKEND", chosen)
     assert f"\nVAESPEC_BACKEND={chosen}: {words}.\n" in run("backends").stdout
+
+
+def test_the_reference_and_a_namespace_are_backends_by_name_and_by_import_path():
+    picture("cat.png")
+    for name in ("reference", "array_api_strict"):
+        document = json.loads(run("roundtrip", "cat.png", "-w", "weights", "--backend", name, "--json").stdout)
+        assert document["backend"] == name
+
+
+def test_an_import_path_that_is_no_namespace_is_refused():
+    picture("cat.png")
+    result = run("roundtrip", "cat.png", "-w", "weights", "--backend", "json", code=1)
+    assert "error: json is no Array API namespace" in result.stderr
+
+
+def test_the_list_of_backends_says_that_any_namespace_will_do_and_imports_none(monkeypatch):
+    monkeypatch.setenv("VAESPEC_BACKEND", "wave")  # a module of the standard library
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    text = " ".join(run("backends").stdout.split())
+    assert rows()["reference"].split()[:3] == ["reference", "yes", "numpy"]
+    assert "any other Array API namespace is a backend too, by its import path: --backend array_api_strict" in text
+    assert "VAESPEC_BACKEND=wave: used if no backend is named, if this module is an Array API namespace." in text
+    assert "wave" not in sys.modules
 
 
 def test_the_list_of_backends_is_readable_in_a_hundred_columns(monkeypatch):
@@ -292,7 +314,7 @@ def test_a_model_runs_on_the_backend_of_the_options(command, loads):
     run(*command)
     assert loads == [
         placement,
-        {"backend": None, "device": None, "dtype": "float32", "precision": "default"},
+        {"backend": None, "device": None, "dtype": None, "precision": "default"},
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support.depth import first
 from typer.testing import CliRunner
@@ -70,6 +71,15 @@ def test_the_ports_of_the_page_pass(index, tmp_path, monkeypatch):
         code += "\n\ndef build(config, weights):\n    return DiffusersPort(config, weights)\n"
     (tmp_path / "my_port.py").write_text(code)
     assert "my_port.py:build: partial." in examined("--port", "my_port.py:build", "--level", "L3,L5")
+
+
+def test_the_comparison_of_activations_runs_as_the_page_shows_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (code,) = (block for block in blocks(PORT_THE_VAE) if "activations" in block)
+    exec(code, {})
+    with np.load("activations.npz") as saved:
+        assert saved["decoder.conv_out"].shape == (1, 3, 32, 48)
+        assert saved["decoder.conv_in"].dtype == np.float64
 
 
 @each_page

@@ -17,6 +17,7 @@ from safetensors.torch import save_file
 from support.configs import TINY, images, uniform
 from support.models import BACKENDS, FINEST, array, each_backend, tiny
 
+import vaespec
 from vaespec import AutoencoderKL
 
 DTYPES = ("float32", "float16", "bfloat16", "float64")
@@ -94,6 +95,27 @@ def test_a_model_owns_its_weights(backend, dtype):
     before = state(vae)
     for a in weights.values():
         a[...] = 7
+    assert state(vae) == before
+
+
+@each_dtype
+@each_backend
+def test_a_model_loaded_from_memory_owns_its_weights(backend, dtype):
+    held = place("torch", dtype).module()
+    vae = place(backend, dtype)
+    loaded = vaespec.load(held, backend=vae.backend, device="cpu", dtype=dtype)
+    before = state(loaded)
+    for tensor in tensors(held).values():
+        overwrite(tensor)
+    assert state(loaded) == before
+
+
+@each_backend
+def test_activations_are_not_kept(backend):
+    vae, z = place(backend, "float32"), uniform("z", (1, 4, 2, 3))
+    before = state(vae)
+    for _, y in list(vae.activations(z, "decoder")):
+        overwrite(y)
     assert state(vae) == before
 
 
@@ -345,6 +367,8 @@ def test_to_numpy_shows_the_memory_of_an_array(backend):
 
 ROWS = {
     "`AutoencoderKL(config, weights)`": test_a_model_owns_its_weights,
+    "`load(pipe)`": test_a_model_loaded_from_memory_owns_its_weights,
+    "`vae.activations(x, half)`": test_activations_are_not_kept,
     "`vae.weights()`": test_weights_are_copies_in_every_call,
     "`vae.functional().params`": test_the_params_of_functional_are_copies_in_every_call,
     "`vae.module()`": test_a_module_owns_its_parameters,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import numpy as np
 import pytest
 from support.configs import uniform
@@ -10,6 +12,7 @@ from support.models import BACKENDS
 from vaespec import ReferenceOps
 from vaespec.reference import OLD_NAMES
 from vaespec.registry import get_backend, make_ops
+from vaespec_conformance import BackendSubject, Selection, run_conformance
 
 
 def test_a_hook_overridden_by_its_old_name_is_called_and_warns_with_the_new():
@@ -68,3 +71,40 @@ def test_rows_of_a_map_that_was_upsampled_are_rows_of_the_array(backend, precisi
     assert ops.concat([joined], axis=0) is joined
     rows = np.concatenate([expected[:, :, 3:5], 0 * expected[:, :, :1]], axis=2)
     np.testing.assert_array_equal(outer.to_numpy(ops.to_nchw(joined)), rows)
+
+
+class Watching(ReferenceOps):
+    """Overrides `run` as its docstring says: it looks at each layer, and at what it returns."""
+
+    seen: ClassVar[list[tuple[str, tuple[int, ...]]]] = []
+
+    def run(self, layer, x, params):
+        y = super().run(layer, x, params)
+        assert dict(layer.parameters()).keys() <= params.keys()
+        assert self.to_numpy(self.to_nchw(x)).ndim == self.to_numpy(self.to_nchw(y)).ndim == 4
+        self.seen.append((layer.name, y.shape))
+        return y
+
+
+class WatchingBackend:
+    name = "watching"
+    framework = "numpy"
+    dtypes = ("float32",)
+
+    def devices(self):
+        return ("cpu",)
+
+    def ops(self, device, dtype, precision):
+        return Watching(np, dtype)
+
+
+def test_a_backend_that_overrides_run_to_look_at_layers_passes_the_suite():
+    """Whatever is not a layer of a model (a single operation, a band of rows) is computed by `apply`."""
+    Watching.seen.clear()
+    checks = ("structure.conv2d", "structure.split", "ops.group_norm", "interop.dtype", "interop.arguments")
+    checks += ("blocks.attention", "model.decode", "tiling.banded_decode")
+    report = run_conformance(BackendSubject(WatchingBackend()), profile="quick", selection=Selection(checks=checks))
+    assert {result.status for result in report.results} <= {"pass", "undeclared"}
+    assert {"decoder.conv_in", "decoder.conv_act", "decoder.mid_block.attentions.0"} <= {
+        name for name, _ in Watching.seen
+    }

@@ -10,7 +10,8 @@ from support.oracle import oracle
 from vaespec import AutoencoderConfig, AutoencoderKL, BackendError, ReferenceOps, backends
 from vaespec.registry import get_backend, make_ops
 
-BACKENDS = tuple(info.name for info in backends() if info.distribution == "vaespec")
+BACKENDS = tuple(info.name for info in backends() if info.distribution == "vaespec" and info.name != "reference")
+"""The adapters; tests/backends/test_namespaces.py has the reference, and other namespaces of the Array API."""
 NATIVE = {name: "default" if name == "numpy" else "highest" for name in BACKENDS}
 """The precision in which every operation is the framework's own; tests/backends/test_engine.py has the other."""
 

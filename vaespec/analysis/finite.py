@@ -52,8 +52,11 @@ class _CheckedOps:
     def inference_ops(self, params: Params) -> tuple[Self, Params]:
         return self, params
 
+    def apply(self, function: Callable[[Any, Params], Any], x: Any, params: Params) -> Any:
+        return self.ops.apply(function, x, params)
+
     def run(self, layer: Layer, x: Array, params: Params) -> Array:
-        return layer(x, params, self)
+        return self.apply(lambda x, params: layer(x, params, self), x, params)
 
     def __getattr__(self, name: str) -> Any:
         op = getattr(self.ops, name)

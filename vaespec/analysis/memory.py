@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import numpy as np
@@ -94,6 +94,9 @@ class MemoryOps(CostOps):
 
     def inference_ops(self, params: Mapping[str, Any]) -> tuple[Self, Mapping[str, Any]]:
         return self, params
+
+    def apply(self, function: Callable[[Any, Mapping[str, Any]], Any], x: Any, params: Mapping[str, Any]) -> Any:
+        return function(x, params)
 
     def materialize(self, x: Any) -> Any:
         return x

@@ -24,10 +24,10 @@ def open_weights(weights: str, family: str | None, strict: bool = True) -> Loade
 
 
 def outline(
-    opened: Loaded, backend: str | None, device: str | None, dtype: str, precision: str, padding: str = "zeros"
+    opened: Loaded, backend: str | None, device: str | None, dtype: str | None, precision: str, padding: str = "zeros"
 ) -> Model:
     """The model that `place` will return, without weights."""
-    ops = make_ops(choose_backend(backend), device, dtype_name(dtype), precision)
+    ops = make_ops(choose_backend(backend), device, dtype and dtype_name(dtype), precision)
     ops.from_numpy(np.zeros(1, np.float32))  # with its first array a framework takes memory, which plans have to count
     return Model.outline(*opened, Tiling(padding=padding_of(padding)).padded(ops))
 
@@ -37,7 +37,7 @@ def place(
     opened: Loaded,
     backend: str | None,
     device: str | None,
-    dtype: str,
+    dtype: str | None,
     precision: str,
     padding: str = "zeros",
 ) -> AutoencoderKL:
@@ -53,7 +53,7 @@ def open_model(
     family: str | None,
     backend: str | None,
     device: str | None,
-    dtype: str,
+    dtype: str | None,
     precision: str,
     strict: bool = True,
     padding: str = "zeros",

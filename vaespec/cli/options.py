@@ -108,7 +108,8 @@ BackendName = Annotated[
         "--backend",
         "-b",
         metavar="NAME",
-        help="A backend that `vaespec backends` lists; by default the best one of this machine.",
+        help="A backend that `vaespec backends` lists, or the import path of an Array API namespace, e.g. "
+        "array_api_strict; by default the best one of this machine.",
         rich_help_panel=_MODEL,
         show_default=False,
     ),
@@ -123,7 +124,14 @@ Device = Annotated[
     ),
 ]
 Dtype = Annotated[
-    str, typer.Option("--dtype", metavar="NAME", help="Dtype of the weights and results.", rich_help_panel=_MODEL)
+    str | None,
+    typer.Option(
+        "--dtype",
+        metavar="NAME",
+        help="Dtype of the weights and results; by default float32, for reference and namespaces float64.",
+        rich_help_panel=_MODEL,
+        show_default=False,
+    ),
 ]
 Precision = Annotated[
     str,

@@ -26,8 +26,7 @@ from typing import Any, TypedDict, TypeVar
 
 from vaespec.analysis.cost import CostOps
 from vaespec.errors import InputError
-from vaespec.ops import Array, BandableOps, Layer, Ops, Padding
-from vaespec.parameter import Parameter
+from vaespec.ops import Array, BandableOps, Layer, Padding
 from vaespec.tiling.lazy import Lazy, Map, Tokens, merged_statistics, spans
 from vaespec.tiling.stores import NewStore, Place, Read, cut, new_store
 
@@ -148,9 +147,9 @@ class BandedOps:
         return t
 
     def _bands(self, read: Read, length: int, most: int) -> Iterator[tuple[int, Array]]:
-        """(rows, band) from the top down, at most `most` rows each, computed as `ops` runs a layer."""
+        """(rows, band) from the top down, at most `most` rows each, computed in the settings of `ops`."""
         for start, stop in spans(length, most):
-            band = self.ops.run(_ReadBand(read), (start, stop), {})
+            band = self.ops.apply(lambda rows, _: read(*rows), (start, stop), {})
             yield stop - start, self.ops.materialize(band)
 
     def _most_rows(self, numbers: int) -> int:
@@ -317,19 +316,6 @@ class BandedOps:
             m, l, o = map(self.ops.materialize, self.ops.merge_chunks((m, l, o), chunk) if start else chunk)
             self.report(4 * B * n * (stop - start) * C)
         return self.ops.divide_chunks((m, l, o), q)
-
-
-@dataclass(frozen=True)
-class _ReadBand:
-    """A layer (start, stop) -> rows start … stop - 1, so that `ops.run` sets up what it does for a layer."""
-
-    read: Read
-
-    def __call__(self, x: tuple[int, int], params: Mapping[str, Array], ops: Ops) -> Array:
-        return self.read(*x)
-
-    def parameters(self) -> Iterator[tuple[str, Parameter]]:
-        return iter(())
 
 
 class _Progress:

@@ -109,6 +109,11 @@ class _PaddedLayer:
     height: str
     width: str
 
+    @property
+    def name(self) -> Any:
+        """The name of the layer inside, for ops that look at layers."""
+        return getattr(self.layer, "name", "")
+
     def __call__(self, x: Array, params: Mapping[str, Array], ops: Any) -> Array:
         return self.layer(x, params, PaddingOps(ops, self.height, self.width))
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from vaespec.analysis.rounding import predicted_error, rounded
 from vaespec.attention import Attention
-from vaespec.layers import Resnet, Sequential, Upsample, downsample
+from vaespec.layers import Downsample, Resnet, Sequential, Upsample
 from vaespec.ops import Layer
 from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.checks.table import check_rows
@@ -33,7 +33,7 @@ LAYERS: dict[str, tuple[str, Layer]] = {
     ),
     "downsample": (
         "Downsampling turns n into ⌊n / 2⌋, for odd n as well: zeros are added below and on the right only.",
-        downsample("layer", C),
+        Downsample("layer", C),
     ),
     "upsample": (
         "Upsampling turns n into 2 n: each pixel is repeated, then the map is convolved.",

@@ -10,7 +10,7 @@ import numpy as np
 
 from vaespec.analysis.rounding import rounded
 from vaespec.attention import Attention
-from vaespec.layers import Conv, Resnet, Table, Upsample
+from vaespec.layers import Downsample, Resnet, Table, Upsample
 from vaespec.ops import Layer
 from vaespec.reference import ReferenceOps
 from vaespec_conformance.mutants.mutant import (
@@ -118,11 +118,9 @@ def attention_without_residual(ops: Any, layer: Any, x: Any, params: Any) -> Any
     return ops.add(layer(x, params, ops), -1 * x)
 
 
-@_layer(Conv, "blocks.downsample", "model.encode")
+@_layer(Downsample, "blocks.downsample", "model.encode")
 def downsample_rounds_odd_sizes_up(ops: Any, layer: Any, x: Any, params: Any) -> Any:
     """Maps of odd size are padded to an even size before they are downsampled."""
-    if layer.stride == 1:
-        return layer(x, params, ops)
     a = map_numbers(ops, x)
     return layer(as_map(ops, np.pad(a, ((0, 0), (0, 0), (0, a.shape[2] % 2), (0, a.shape[3] % 2)))), params, ops)
 
@@ -139,8 +137,6 @@ def eager_layers_in_bfloat16(ops: ReferenceOps) -> ReferenceOps:
     compile, run = type(ops).compile, type(ops).run
 
     def rounding(self: Any, layer: Any, x: Any, params: Any) -> Any:
-        if layer is None or not hasattr(layer, "parameters"):
-            return run(self, layer, x, params)
         return run(self, layer, as_map(self, rounded(map_numbers(self, x), "bfloat16")), params)
 
     return with_methods(ops, run=rounding, compile=lambda self, model: compile(ops, model))

@@ -11,7 +11,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from vaespec.backend import Backend
 from vaespec.layouts import OIHW
+from vaespec.namespace import NamespaceBackend
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging.registry import Check
 from vaespec_conformance.subjects.subjects import BackendSubject, Subject
@@ -108,9 +110,18 @@ def _recorded(subject: BackendSubject, check: Check, case: Case, dtype: str) -> 
     return None
 
 
+def _source(backend: Backend) -> tuple[str, str]:
+    """The import that finds a backend again, and the expression that creates it."""
+    if isinstance(backend, NamespaceBackend):
+        return "from vaespec.registry import choose_backend", f"choose_backend({backend.name!r})"
+    kind = type(backend)
+    return f"from {kind.__module__} import {kind.__qualname__}", f"{kind.__qualname__}()"
+
+
 def _written(subject: BackendSubject, call: RecordedCall, dtype: str) -> str:
     names = ARGUMENTS.get(call.op, ("x",))
-    backend, device = type(subject.backend), subject.device or subject.backend.devices()[0]
+    place, made = _source(subject.backend)
+    device = subject.device or subject.backend.devices()[0]
     arrays = dict(zip(names, (*call.arrays, *call.weights), strict=True))
     listed = ", ".join(names) + ("," if len(names) == 1 else "")
     numbers = {name: value if isinstance(value, int | tuple) else float(value) for name, value in call.numbers.items()}
@@ -118,9 +129,9 @@ def _written(subject: BackendSubject, call: RecordedCall, dtype: str) -> str:
     return "\n".join(
         [
             "import math\n\nimport numpy as np" if "math." in "".join(FORMULAS[call.op]) else "import numpy as np",
-            f"from {backend.__module__} import {backend.__qualname__}",
+            place,
             "",
-            f"ops = {backend.__qualname__}().ops({device!r}, {dtype!r}, {subject.precision!r})",
+            f"ops = {made}.ops({device!r}, {dtype!r}, {subject.precision!r})",
             "rng, put = np.random.default_rng(1), ops.from_numpy",
             *(f"{name} = {_drawn(a)}" for name, a in arrays.items()),
             f"{listed} = (ops.to_numpy(put(a)).astype(float) for a in ({listed}))",

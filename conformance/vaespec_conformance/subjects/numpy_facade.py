@@ -163,5 +163,5 @@ class OpsFacade:
         return [self.ops.from_numpy(OIHW.convert(w, self.ops.layout)) for w in weights]
 
     def _run(self, call: Callable[[], Any]) -> Any:
-        """Calls through ops.run, in which a backend sets its device and precision."""
-        return self.ops.run(lambda x, params, ops: call(), None, {})  # type: ignore[arg-type]  # a layer without x
+        """Calls through ops.apply, in which a backend sets its device and precision."""
+        return self.ops.apply(lambda x, params: call(), None, {})

@@ -7,6 +7,8 @@ import os
 import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from importlib.util import find_spec
 
 from vaespec.cli.console import print_json, print_lines, print_table
 from vaespec.cli.options import Json
@@ -38,7 +40,7 @@ def _row(info: BackendInfo) -> list[str]:
         framework,
         _devices(info.devices),
         " ".join(info.dtypes),
-        " ".join(fallback) or ("none" if info.ops else ""),
+        "all" if len(fallback) == len(info.ops) > 0 else " ".join(fallback) or ("none" if info.ops else ""),
     ]
 
 
@@ -52,13 +54,26 @@ def _notes(infos: Sequence[BackendInfo]) -> Iterator[str]:
     """Notes on problems, on variables of the environment, and on the packages that provide the backends."""
     yield from (info.problem for info in infos if info.problem)
     if chosen := os.environ.get("VAESPEC_BACKEND"):
-        known = chosen in (info.name for info in infos)
-        yield f"VAESPEC_BACKEND={chosen}: {'used if no backend is named' if known else 'there is no such backend'}."
+        yield f"VAESPEC_BACKEND={chosen}: {_chosen(chosen, infos)}."
     for info in infos:
         for name, switch in info.switches.items():
             if switch.value is not None:
                 yield f"{info.name}: {name}={switch.value} ({switch.default})."
+    yield (
+        "any other Array API namespace is a backend too, by its import path: --backend array_api_strict, or in Python "
+        "backend=array_api_strict."
+    )
     providers = defaultdict(list)
     for info in infos:
         providers[info.distribution].append(info.name)
     yield from (f"from {distribution}: {', '.join(names)}" for distribution, names in providers.items())
+
+
+def _chosen(name: str, infos: Sequence[BackendInfo]) -> str:
+    """What becomes of a name in VAESPEC_BACKEND, in words; of a dotted path, the packages around it are imported."""
+    if name in (info.name for info in infos):
+        return "used if no backend is named"
+    with suppress(ImportError, ValueError):  # the parent of a path is imported, and may be missing
+        if all(word.isidentifier() for word in name.split(".")) and find_spec(name):
+            return "used if no backend is named, if this module is an Array API namespace"
+    return "there is no such backend"

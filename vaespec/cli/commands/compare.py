@@ -42,7 +42,7 @@ def compare(
     strict: options.Strict = True,
     backend: options.BackendName = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.Dtype = None,
     precision: options.Precision = "default",
     padding: options.PaddingMode = "zeros",
     as_json: options.Json = False,

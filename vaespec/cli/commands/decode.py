@@ -32,7 +32,7 @@ def decode(
     strict: options.Strict = True,
     backend: options.BackendName = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.Dtype = None,
     precision: options.Precision = "default",
     padding: options.PaddingMode = "zeros",
     max_memory: options.MaxMemory = None,

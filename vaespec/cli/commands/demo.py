@@ -22,7 +22,7 @@ def demo(
     output: options.OutputFile = Path("vaespec-demo.png"),
     backend: options.BackendName = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.Dtype = None,
     precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:

@@ -47,7 +47,7 @@ def info(
     plan: Annotated[bool, typer.Option("--plan", help="Show how the backend computes each convolution.")] = False,
     backend: options.BackendName = None,
     device: options.Device = None,
-    dtype: options.Dtype = "float32",
+    dtype: options.Dtype = None,
     precision: options.Precision = "default",
     as_json: options.Json = False,
 ) -> None:
