@@ -98,4 +98,4 @@ def sample_size(candidates: Iterable[str]) -> dict[str, Any]:
 def scaling_candidates(structure: AutoencoderConfig) -> str:
     """The families with this structure and their scaling factors, in words."""
     known = [f"{n} ({config(n).scaling_factor})" for n in matching(structure) if config(n).scaling_factor is not None]
-    return f"their shapes fit {', '.join(known)}" if known else "no published family with a scale has these shapes"
+    return f"the shapes fit {', '.join(known)}" if known else "no published family with a scale has these shapes"

@@ -63,8 +63,26 @@ def test_a_single_file_for_the_other_class_or_with_an_unknown_option_is_refused(
     file = folder / "diffusion_pytorch_model.safetensors"
     with pytest.raises(InputError, match=r"is AutoencoderKL.s: load it with vaespec_diffusers\.AutoencoderKL\."):
         vaespec_diffusers.AutoencoderKLFlux2.from_single_file(file, config=folder)
-    with pytest.raises(InputError, match="from_single_file has no dtype=: it takes config"):
-        vaespec_diffusers.AutoencoderKL.from_single_file(file, dtype="float16")
+    with pytest.raises(InputError, match="from_single_file has no original_config=: it takes config"):
+        vaespec_diffusers.AutoencoderKL.from_single_file(file, original_config="v1.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("torch_dtype", "float16"), ("dtype", torch.float16), ("dtype", "float16")]
+)
+def test_the_dtype_of_a_single_file_has_both_names_of_diffusers(folder, name, dtype):
+    file = folder / "diffusion_pytorch_model.safetensors"
+    vae = vaespec_diffusers.AutoencoderKL.from_single_file(file, config=folder, **{name: dtype})
+    assert vae.dtype is torch.float16
+    with pytest.raises(InputError, match="torch_dtype='fp16': choose float32, float64, float16, bfloat16 or auto"):
+        vaespec_diffusers.AutoencoderKL.from_single_file(file, config=folder, **{name: "fp16"})
+
+
+def test_a_single_file_without_the_scale_that_a_pipeline_needs_is_warned_of(folder):
+    file = folder / "diffusion_pytorch_model.safetensors"
+    config = json.loads((folder / "config.json").read_text()) | {"scaling_factor": None}
+    with pytest.warns(UserWarning, match=r"scaling factor of .* is not known .*: give family= or config=\."):
+        vaespec_diffusers.AutoencoderKL.from_single_file(file, config=config)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda vae: pickle.loads(pickle.dumps(vae))])

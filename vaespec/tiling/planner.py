@@ -152,7 +152,7 @@ class Allowance(NamedTuple):
         allowed = f"max_memory of {_gib(self.most)}" if self.given else f"the {_gib(self.most)} that may be used"
         return MemoryLimitError(
             f"{allowed} is too little {task}: {_gib(enough, up=True)} would do, {_gib(self.held)} of which are held "
-            f"before, with {how}; allow that much, or use smaller images.",
+            f"already, with {how}; allow that much, or use smaller images.",
             enough,
         )
 
@@ -253,5 +253,7 @@ def _unusable(folder: object, error: OSError) -> InputError:
 
 
 def _gib(count: int, up: bool = False) -> str:
-    """A number of bytes in GiB, rounded down, or up, so that it is enough."""
+    """A number of bytes in GiB, rounded down, or up, so that it is enough; in bytes if it is less than 0.01 GiB."""
+    if count < 2**30 / 100:
+        return f"{count:,} bytes"
     return f"{(math.ceil if up else math.floor)(count / 2**30 * 100) / 100:.2f} GiB"
