@@ -149,7 +149,8 @@ class Allowance(NamedTuple):
     def refusal(self, need: int, task: str, how: object) -> MemoryLimitError:
         """The error for a task that needs more than is allowed."""
         enough = need + self.slack
-        allowed = f"max_memory of {_gib(self.most)}" if self.given else f"the {_gib(self.most)} that may be used"
+        most = _gib(self.most) if self.most > 2**30 / 100 else f"{self.most:,} bytes"  # 4, meant as GiB, shows
+        allowed = f"max_memory of {most}" if self.given else f"the {most} that may be used"
         return MemoryLimitError(
             f"{allowed} is too little {task}: {_gib(enough, up=True)} would do, {_gib(self.held)} of which are held "
             f"already, with {how}; allow that much, or use smaller images.",
@@ -253,7 +254,5 @@ def _unusable(folder: object, error: OSError) -> InputError:
 
 
 def _gib(count: int, up: bool = False) -> str:
-    """A number of bytes in GiB, rounded down, or up, so that it is enough; in bytes if it is less than 0.01 GiB."""
-    if count < 2**30 / 100:
-        return f"{count:,} bytes"
+    """A number of bytes in GiB, rounded down, or up, so that it is enough."""
     return f"{(math.ceil if up else math.floor)(count / 2**30 * 100) / 100:.2f} GiB"

@@ -67,6 +67,7 @@ def infer_config(vae: VaeInFile, family: str | None = None) -> AutoencoderConfig
         scale = stored_scale(vae)
         scaling = dict.fromkeys(families.SCALING) | {"scaling_factor": scale}
         return config if scale is None else config.replace(**scaling)
+    family = families.spelled(family)
     config = families.config(family)
     if wrong := [*_differences(config, structure, vae), *_scale_difference(config, vae)]:
         raise WeightMapError(
