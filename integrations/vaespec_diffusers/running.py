@@ -62,7 +62,7 @@ def compute(vae: Any, settings: Settings, half: Half, x: Tensor, tiled: bool = F
         half.verb,
         _computed_by(y),
         str(plans[0]) if plans else "blended tiles" if tiled or tiling.blends else str(MemoryPlan(tiling.slicing)),
-        tuple(x.shape),
+        tuple(getattr(x, "shape", ())),  # a picture has none
         str(y.dtype).removeprefix("torch."),
         str(y.device),
         time.perf_counter() - start,

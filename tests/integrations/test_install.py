@@ -10,6 +10,7 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from support.configs import relative_l2
 from support.pipelines import build, make_vae, run
 
@@ -267,3 +268,16 @@ def test_a_handle_and_its_report_show_what_they_are():
     assert repr(handle.report()).endswith("(a gradient is recorded; torch.no_grad() is faster if none is wanted)")
     handle.restore()
     assert repr(handle) == "Handle(AutoencoderKL, restored)"
+
+
+def test_an_installed_vae_takes_pictures_and_arrays_with_and_without_a_gradient():
+    vae = make_vae()
+    handle = vaespec_diffusers.install(vae)
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    picture = Image.fromarray(pixels)
+    array = (pixels.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
+    means = [vae.encode(x).latent_dist.mean.detach() for x in (torch.tensor(array), array, picture)]
+    with torch.no_grad():
+        means += [vae.encode(x).latent_dist.mean for x in (array, picture)]
+    assert max(relative_l2(mean, means[0]) for mean in means) <= 2e-6
+    assert str(handle.report()).splitlines()[-1].startswith("encode a picture, float32 on cpu: engine, one piece, ")
