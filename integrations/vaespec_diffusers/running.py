@@ -110,8 +110,8 @@ def _computed_by(y: Tensor) -> str:
 
 
 def _memory(model: Model, half: Half, call: Call, tiling: Tiling) -> int | None:
-    """The bytes that a run needed besides the weights, as estimated; None for one with gradients, which is unknown."""
-    if call.computed_by == "autograd":
+    """The bytes that a run needed besides the weights, as estimated; None for gradients and pictures: unknown."""
+    if call.computed_by == "autograd" or not call.shape:
         return None
     model = model.replace(ops=tiling.padded(TorchOps(call.device, call.dtype)))
     try:
