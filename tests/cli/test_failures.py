@@ -107,6 +107,13 @@ def test_a_folder_without_permission_is_reported(monkeypatch):
     assert "no permission" in error("roundtrip", "cat.png", *MODEL)
 
 
+def test_a_wrong_choice_names_the_value_and_the_choices():
+    assert (
+        "Invalid value for '--depth': '32' is not one of '8', '16'"
+        in run("roundtrip", "a.png", "--depth", "32", code=2).stderr
+    )
+
+
 @pytest.mark.parametrize("place", ["demo.jpg", "demo"])
 def test_the_demo_writes_only_a_png(place):
     assert "name it demo.png" in error("demo", "--output", place)
