@@ -77,7 +77,7 @@ def _require_loaded(vae: Any) -> None:
     """Raises InputError if diffusers' group offloading has the weights in files: its tensors hold anything meanwhile."""
     for module in vae.modules() if hasattr(vae, "modules") else ():
         registry = getattr(module, "_diffusers_hook", None)
-        group = getattr(registry and registry.get_hook("group_offloading"), "group", None)
+        group: Any = getattr(registry and registry.get_hook("group_offloading"), "group", None)
         if getattr(group, "offload_to_disk_path", None) is not None:
             raise InputError(
                 f"the weights of the model are in files in {group.offload_to_disk_path}, as diffusers' group "

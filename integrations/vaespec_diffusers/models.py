@@ -172,14 +172,14 @@ class StandsFor(type):
         return hash(plain_class(cls))
 
 
-class AutoencoderKL(Computed, diffusers.AutoencoderKL, metaclass=StandsFor):
+class AutoencoderKL(Computed, diffusers.AutoencoderKL, metaclass=StandsFor):  # type: ignore[metaclass]
     """diffusers' AutoencoderKL, computed by vaespec: for `from_pretrained(..., vae=)` of a pipeline."""
 
     # A saved pipeline names the module and the class of its VAE: those of diffusers, for everybody to load.
     __module__ = diffusers.AutoencoderKL.__module__
 
 
-class AutoencoderKLFlux2(Computed, diffusers.AutoencoderKLFlux2, metaclass=StandsFor):
+class AutoencoderKLFlux2(Computed, diffusers.AutoencoderKLFlux2, metaclass=StandsFor):  # type: ignore[metaclass]
     """diffusers' AutoencoderKLFlux2, computed by vaespec."""
 
     __module__ = diffusers.AutoencoderKLFlux2.__module__

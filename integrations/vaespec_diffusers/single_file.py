@@ -24,11 +24,13 @@ class SingleFile(TypedDict, total=False):
     `config` may also be the path of a config.json, or of its folder. A pipeline needs the scaling factor, which few
     files show: give `family` or `config`.
 
-    `torch_dtype` and `device`: of the parameters, by default float32 on the CPU; torch_dtype="auto" keeps the file's.
+    `dtype` and `device`: of the parameters, by default float32 on the CPU; dtype="auto" keeps the file's. `torch_dtype`
+    is the older name of `dtype`, as in diffusers.
     """
 
     config: AutoencoderConfig | Mapping[str, Any] | AnyPath | None
     family: str | None
+    dtype: torch.dtype | str | None
     torch_dtype: torch.dtype | str | None
     device: torch.device | str | None
     prefix: str | None
@@ -41,14 +43,16 @@ class SingleFile(TypedDict, total=False):
 def load(cls: Any, path: AnyPath, **options: Unpack[SingleFile]) -> Any:
     """Return a VAE of this class, in evaluation mode, with the file's weights, read one tensor at a time.
 
-    Raises InputError for an unknown option, half a model, or a file for the other class; WeightFileError and
+    Raises InputError for an unknown option, two dtypes, half a model, or a file for the other class; WeightFileError and
     WeightMapError as `vaespec.AutoencoderKL.from_single_file`.
     """
     if unknown := sorted(options.keys() - SingleFile.__annotations__.keys()):
         raise InputError(f"from_single_file has no {unknown[0]}=: it takes {', '.join(SingleFile.__annotations__)}.")
     given: dict[str, Any] = dict(options)
     config, family = given.pop("config", None), given.pop("family", None)
-    dtype, device = given.pop("torch_dtype", None), given.pop("device", None)
+    dtype, older, device = given.pop("dtype", None), given.pop("torch_dtype", None), given.pop("device", None)
+    if None not in (dtype, older):
+        raise InputError(f"dtype={dtype} and torch_dtype={older}: give one of them; torch_dtype is the older name.")
     config, read = weights.load_file(weights.single_file(path), _config(config), family, **given)
     if config.class_name != cls.__name__:
         raise InputError(f"{path} is {config.class_name}'s: load it with vaespec_diffusers.{config.class_name}.")
@@ -56,7 +60,7 @@ def load(cls: Any, path: AnyPath, **options: Unpack[SingleFile]) -> Any:
         raise InputError(f"{path} has no {missing[0]}, which diffusers' class needs: load it with vaespec.load.")
     with torch.device("meta"):
         vae: Any = cls.from_config(config.to_dict())
-    tensors = {name: _placed(as_tensor(read[name]), dtype, device) for name in read}
+    tensors = {name: _placed(as_tensor(read[name]), dtype or older, device) for name in read}
     vae.load_state_dict(tensors, strict=True, assign=True)
     return vae.eval()
 
