@@ -74,7 +74,7 @@ def canonical(weights: Mapping[str, Any], config: AutoencoderConfig) -> Mapping[
 
 
 def _require_loaded(vae: Any) -> None:
-    """Raises InputError if diffusers' group offloading has the weights in files: its tensors hold anything meanwhile."""
+    """Raises InputError if diffusers' group offloading has put the weights into files: tensors are arbitrary then."""
     for module in vae.modules() if hasattr(vae, "modules") else ():
         registry = getattr(module, "_diffusers_hook", None)
         group: Any = getattr(registry and registry.get_hook("group_offloading"), "group", None)

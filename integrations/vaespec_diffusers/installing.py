@@ -68,7 +68,7 @@ class Handle:
 
 
 class KeepFloat16:
-    """Takes the place of a pipeline's `upcast_vae`, which casts the whole VAE to float32 before a decode.
+    """What takes the place of a pipeline's `upcast_vae`, which casts the whole VAE to float32 before a decode.
 
     A float16 VAE stays as it is, since its decode widens one layer at a time what float16 cannot hold. It is cast
     nevertheless if the pipeline has another VAE by now, or if diffusers would decode.
@@ -78,6 +78,7 @@ class KeepFloat16:
         self._pipe = weakref.ref(pipe)  # so that a pipeline that is deleted is freed at once
 
     def __call__(self) -> None:
+        """Cast the VAE, unless vaespec decodes."""
         pipe: Any = self._pipe()
         if pipe is not None and not (isinstance(pipe.vae, Computed) and decodes_by_itself(pipe.vae)):
             type(pipe).upcast_vae(pipe)
@@ -100,9 +101,10 @@ def install(
 
     The VAE keeps its parameters, device, dtype, hooks, switches and attention processors, and may be changed by
     diffusers' methods at any time. `tiling="exact"` or "auto" (with `max_memory`, bytes or "2GiB") takes the place of
-    blended tiles: `enable_tiling()` without a mode keeps it. `max_memory` alone means "auto". `padding`: "zeros", "circular" and so on, one word or two
-    for (height, width). `precision`: "default" or "highest", float32 without TF32. `compile`: torch.compile where
-    vaespec's layers run on PyTorch. Other options are in `pipe.vae.enable_tiling`.
+    blended tiles: `enable_tiling()` without a mode keeps it. `max_memory` alone means "auto". `padding`: "zeros",
+    "reflect", "replicate" or "circular", one word or two for (height, width). `precision`: "default" or "highest",
+    float32 without TF32. `compile`: torch.compile where vaespec's layers run on PyTorch. Other options are in
+    `pipe.vae.enable_tiling`.
 
     A pipeline that calls its `upcast_vae` before it decodes leaves a float16 VAE in float16, which decodes without
     overflow. One that casts the VAE by itself (SDXL's image to image, before it encodes) still does.

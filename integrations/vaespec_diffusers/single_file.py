@@ -43,8 +43,8 @@ class SingleFile(TypedDict, total=False):
 def load(cls: Any, path: AnyPath, **options: Unpack[SingleFile]) -> Any:
     """Return a VAE of this class, in evaluation mode, with the file's weights, read one tensor at a time.
 
-    Raises InputError for an unknown option, two dtypes, half a model, or a file for the other class; WeightFileError and
-    WeightMapError as `vaespec.AutoencoderKL.from_single_file`.
+    Raises InputError for an unknown option, two dtypes, half a model, or a file for the other class; WeightFileError
+    and WeightMapError as `vaespec.AutoencoderKL.from_single_file`.
     """
     if unknown := sorted(options.keys() - SingleFile.__annotations__.keys()):
         raise InputError(f"from_single_file has no {unknown[0]}=: it takes {', '.join(SingleFile.__annotations__)}.")

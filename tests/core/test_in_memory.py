@@ -228,7 +228,7 @@ def test_what_cannot_be_loaded_is_refused_in_one_sentence(make, words):
 def test_a_source_whose_weights_are_in_files_meanwhile_is_refused(tmp_path):
     model, cpu = theirs(), torch.device("cpu")
     apply_group_offloading(model, cpu, cpu, offload_type="leaf_level", offload_to_disk_path=str(tmp_path))
-    with pytest.raises(InputError, match="are in files in .*, as diffusers' group offloading leaves them: load"):
+    with pytest.raises(InputError, match=r"are in files in .*, as diffusers' group offloading leaves them: load"):
         vaespec.load(model)
 
 
