@@ -14,7 +14,7 @@ from vaespec.architecture import DECODER, ENCODER, HALVES
 from vaespec.config import AutoencoderConfig
 from vaespec.dtypes import dtype_name
 from vaespec.errors import BackendError, InputError, WeightFileError
-from vaespec.in_memory import config_and_weights
+from vaespec.in_memory import config_and_weights, padding_of
 from vaespec.initialize import initialize
 from vaespec.inputs import as_diffusion_latents, as_images, as_latents, require_finite_scaled
 from vaespec.model import Functional
@@ -293,10 +293,10 @@ def load(
     """Load "tiny" (the embedded weights), a diffusers folder, a single file, or "owner/name", a repository of the hub.
 
     `source` may also be a model in memory: diffusers' AutoencoderKL or AutoencoderKLFlux2, a pipeline, which stands for
-    its VAE, a module of ours, or an AutoencoderKL. Its weights are copied; the dtype is float32 unless one is given.
-    `family` may complete the config of weights without a config.json. Addresses on the hub, of a repository, a folder
-    or a file, are fetched too; what is on the disk comes first. `strict=False` leaves out tensors that are not the
-    model's (see `AutoencoderKL.from_single_file`).
+    its VAE, a module of ours, or an AutoencoderKL. Its weights are copied, and it is padded as it was; the dtype is
+    float32 unless one is given. `family` may complete the config of weights without a config.json. Addresses on the
+    hub, of a repository, a folder or a file, are fetched too; what is on the disk comes first. `strict=False` leaves
+    out tensors that are not the model's (see `AutoencoderKL.from_single_file`).
     """
     require_known(load, placement)
     if isinstance(source, str | os.PathLike):
@@ -304,7 +304,9 @@ def load(
     config, held = config_and_weights(source, strict)
     if family is not None:
         raise InputError(f"family={family!r} is for files without a config: a model in memory has its own.")
-    return AutoencoderKL(config, held, **placement)
+    vae = AutoencoderKL(config, held, **placement)
+    vae.set_padding(padding_of(source))
+    return vae
 
 
 def locate(source: AnyPath) -> Path:

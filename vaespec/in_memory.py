@@ -16,6 +16,7 @@ from vaespec.trained import flattened
 from vaespec.weights import require_complete
 from vaespec.weights.canonical import CanonicalWeights
 
+ZEROS = ("zeros", "zeros")
 QKV = ("to_q", "to_k", "to_v")
 
 
@@ -38,11 +39,27 @@ def config_and_weights(model: Any, strict: bool = True) -> tuple[AutoencoderConf
         config = AutoencoderConfig.from_dict(vae.config)
     except ConfigError as error:
         raise ConfigError(f"the config of this {type(vae).__name__}: {error}") from None
+    _require_loaded(vae)
     weights = read()
     if strict:
         return config, weights
     table = parameters(config)
     return config, {name: x for name, x in _plain(weights).items() if name in table}
+
+
+def padding_of(model: Any) -> Any:
+    """How a model in memory pads: as it was set, or by the padding_mode of its convolutions. Weights do not show it.
+
+    Raises InputError if its convolutions differ.
+    """
+    vae = getattr(model, "vae", model)
+    own = getattr(vae, "padding", ZEROS)
+    modules = vae.modules() if hasattr(vae, "modules") else ()
+    padding = [m for m in modules if hasattr(m, "padding_mode") and tuple(m.padding) != (0, 0)]
+    modes = sorted({m.padding_mode for m in padding})
+    if len(modes) > 1:
+        raise InputError(f"the convolutions of the model pad with {' and '.join(modes)}: expected one padding_mode.")
+    return modes[0] if modes and own == ZEROS else own
 
 
 def canonical(weights: Mapping[str, Any], config: AutoencoderConfig) -> Mapping[str, np.ndarray]:
@@ -57,6 +74,18 @@ def canonical(weights: Mapping[str, Any], config: AutoencoderConfig) -> Mapping[
         _require_values(name, x)
     require_complete(plain, config)
     return {name: _host(name, x) for name, x in plain.items()}  # here: MLX's arrays belong to the thread
+
+
+def _require_loaded(vae: Any) -> None:
+    """Raises InputError if diffusers' group offloading has put the weights into files: tensors are arbitrary then."""
+    for module in vae.modules() if hasattr(vae, "modules") else ():
+        registry = getattr(module, "_diffusers_hook", None)
+        group: Any = getattr(registry and registry.get_hook("group_offloading"), "group", None)
+        if getattr(group, "offload_to_disk_path", None) is not None:
+            raise InputError(
+                f"the weights of the model are in files in {group.offload_to_disk_path}, as diffusers' group "
+                "offloading leaves them: load the model from its own files."
+            )
 
 
 def _host(name: str, x: Any) -> np.ndarray:

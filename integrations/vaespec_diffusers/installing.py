@@ -30,9 +30,9 @@ class Handle:
         vae._vaespec = settings
         vae.__class__ = computed_class(vae.__class__)
         upcasts = hasattr(pipe, "upcast_vae") and "upcast_vae" not in vars(pipe)
-        self._pipe = weakref.ref(pipe) if upcasts else lambda: None  # a pipeline that is deleted is freed at once
+        self._pipe = weakref.ref(pipe) if upcasts else lambda: None
         if upcasts:
-            pipe.upcast_vae = self._upcast_vae
+            pipe.upcast_vae = KeepFloat16(pipe)
 
     def __repr__(self) -> str:
         state = "installed; restore() undoes it" if self._installed else "restored"
@@ -63,15 +63,26 @@ class Handle:
     def _installed(self) -> bool:
         return getattr(self.vae, "_vaespec", None) is self._settings
 
-    def _upcast_vae(self) -> None:
-        """Leave the VAE in float16: its decode widens one layer at a time what float16 cannot hold.
 
-        A pipeline calls this to cast the whole VAE to float32. It does, if it has another VAE by now, or if diffusers
-        would decode.
-        """
+class KeepFloat16:
+    """What takes the place of a pipeline's `upcast_vae`, which casts the whole VAE to float32 before a decode.
+
+    A float16 VAE stays as it is, since its decode widens one layer at a time what float16 cannot hold. It is cast
+    nevertheless if the pipeline has another VAE by now, or if diffusers would decode.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self._pipe = weakref.ref(pipe)  # so that a pipeline that is deleted is freed at once
+
+    def __call__(self) -> None:
+        """Cast the VAE, unless vaespec decodes."""
         pipe: Any = self._pipe()
-        if pipe is not None and not (pipe.vae is self.vae and self._installed and decodes_by_itself(self.vae)):
+        if pipe is not None and not (isinstance(pipe.vae, Computed) and decodes_by_itself(pipe.vae)):
             type(pipe).upcast_vae(pipe)
+
+    def __reduce__(self) -> Any:
+        """The copy of a pipeline keeps its own VAE in float16."""
+        return KeepFloat16, (self._pipe(),)
 
 
 def install(
@@ -89,7 +100,7 @@ def install(
     diffusers' methods at any time. `tiling="exact"` or "auto" (with `max_memory`, bytes or "2GiB") takes the place of
     blended tiles: `enable_tiling()` without a mode keeps it. True or "blend": blended tiles;
     False: whole images; None: as the VAE is set. `max_memory` is all that the process, on a GPU the device, may hold,
-    the rest of the pipeline too; by default most of the free memory. `padding`: "zeros", "reflect", "replicate" or
+    the rest of the pipeline too; alone it means "auto". `padding`: "zeros", "reflect", "replicate" or
     "circular", one word or two for (height, width). `precision`: "default" or "highest", float32 without TF32.
     `compile`: torch.compile where vaespec's layers run on PyTorch. Other options are in `pipe.vae.enable_tiling`.
 
@@ -106,7 +117,7 @@ def install(
     make_ops(choose_backend("torch"), "cpu", "float32", precision)  # says which precisions there are
     settings.tiling_of(vae).check(settings.model(vae))
     handle = Handle(vae, None if pipe_or_vae is vae else pipe_or_vae, settings)
-    vae.use_tiling = vae.use_tiling if tiling is None else bool(tiling)
+    vae.use_tiling = settings.tiling.enabled if (tiling, max_memory) != (None, None) else vae.use_tiling
     return handle
 
 

@@ -14,6 +14,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from vaespec.architecture import DECODER, ENCODER, Half
+from vaespec.errors import InputError
 from vaespec.tiling.banded import Bands
 from vaespec.tiling.planner import Estimate, MemoryPlan
 from vaespec.tiling.stores import Place
@@ -60,6 +61,8 @@ class Computed(nn.Module):
         self, half: Half, x: Tensor, return_dict: bool, theirs: Callable[..., Any], *, tiled: bool = False
     ) -> Any:
         """The output for x, as vaespec computes it or else as diffusers' method does, `theirs`."""
+        if not isinstance(x, Tensor):
+            raise InputError(f"{half.verb} of a {type(x).__name__}: expected a tensor of {half.source}.")
         pads = self._vaespec is not None and self._vaespec.pads
         if is_transformed(x) and not pads:  # PyTorch compiles or traces: diffusers' code, as it expects
             return theirs(x, return_dict=return_dict)
@@ -156,14 +159,27 @@ class Computed(nn.Module):
         return (_blank, (plain,), dict(vars(self))) if named else super().__reduce_ex__(protocol)
 
 
-class AutoencoderKL(Computed, diffusers.AutoencoderKL):
+class StandsFor(type):
+    """The type of our classes. Each is equal to the class of diffusers that it stands for, and has its hash.
+
+    `from_pipe` hands a model to another pipeline only if its class is among those expected, and a subclass is not.
+    """
+
+    def __eq__(cls, other: object) -> bool:
+        return cls is other or other is plain_class(cls)
+
+    def __hash__(cls) -> int:
+        return hash(plain_class(cls))
+
+
+class AutoencoderKL(Computed, diffusers.AutoencoderKL, metaclass=StandsFor):  # type: ignore[metaclass]
     """diffusers' AutoencoderKL, computed by vaespec: for `from_pretrained(..., vae=)` of a pipeline."""
 
     # A saved pipeline names the module and the class of its VAE: those of diffusers, for everybody to load.
     __module__ = diffusers.AutoencoderKL.__module__
 
 
-class AutoencoderKLFlux2(Computed, diffusers.AutoencoderKLFlux2):
+class AutoencoderKLFlux2(Computed, diffusers.AutoencoderKLFlux2, metaclass=StandsFor):  # type: ignore[metaclass]
     """diffusers' AutoencoderKLFlux2, computed by vaespec."""
 
     __module__ = diffusers.AutoencoderKLFlux2.__module__
@@ -177,12 +193,12 @@ PLAIN = (diffusers.AutoencoderKL, diffusers.AutoencoderKLFlux2)
 def computed_class(plain: Any) -> Any:
     """Return the class that computes with vaespec, for one of diffusers' classes or a class made from it."""
     ours = {diffusers.AutoencoderKL: AutoencoderKL, diffusers.AutoencoderKLFlux2: AutoencoderKLFlux2}
-    return ours.get(plain) or type(plain.__name__, (Computed, plain), {"__module__": plain.__module__})
+    return ours.get(plain) or StandsFor(plain.__name__, (Computed, plain), {"__module__": plain.__module__})
 
 
 def plain_class(computed: Any) -> Any:
     """Return the class that `computed_class` was given."""
-    return next(base for base in computed.__mro__ if issubclass(base, PLAIN) and not issubclass(base, Computed))
+    return next(base for base in computed.__mro__ if not issubclass(base, Computed))
 
 
 def _blank(plain: Any) -> Any:

@@ -128,14 +128,17 @@ class Switches(RunSettings):
 
 
 def initial(tiling: Any, max_memory: int | str | None, padding: Any) -> Tiling:
-    """Return the tiling that `install` is given. Raises InputError for an unknown mode, or options without a mode."""
+    """Return the tiling that `install` is given: "auto" if there is a limit alone. InputError for an unknown mode."""
+    tiling = "auto" if tiling is None and max_memory is not None else tiling
     known = (None, True, False, "blend", "exact", "auto")
     if not any(tiling is choice or (isinstance(tiling, str) and tiling == choice) for choice in known):
         raise InputError(
             f"tiling={tiling!r}: choose True or 'blend', 'exact', 'auto', False, or None for what the VAE is set to."
         )
     if max_memory is not None and tiling not in ("exact", "auto"):
-        raise InputError(f"max_memory={max_memory!r}: only tiling='exact' and 'auto' have a limit; give one of them.")
+        raise InputError(
+            f"max_memory={max_memory!r} with tiling={tiling!r}: only 'exact' and 'auto' have a limit; give one of them."
+        )
     return Tiling(
         mode=tiling if isinstance(tiling, str) else "blend",  # type: ignore[arg-type]
         enabled=bool(tiling),

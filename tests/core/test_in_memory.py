@@ -18,6 +18,7 @@ import numpy as np
 import peft
 import pytest
 import torch
+from diffusers.hooks import apply_group_offloading
 from support.configs import TINY, relative_l2, uniform
 from support.models import BACKENDS
 from support.oracle import weighted
@@ -95,6 +96,24 @@ def test_modules_and_models_of_ours_are_sources():
         assert distance(vaespec.load(source, backend="numpy")) <= TOLERANCE
     vae.fuse_qkv_projections()
     assert distance(vaespec.load(vae.module(), backend="numpy")) <= TOLERANCE
+
+
+@pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])
+def test_a_source_is_padded_as_it_was(mode):
+    model = theirs()
+    for conv in model.modules():
+        if isinstance(conv, torch.nn.Conv2d):
+            conv.padding_mode = mode
+    with torch.no_grad():
+        expected = model.decode(torch.tensor(latents())).sample.numpy()
+    vae = vaespec.load(model, backend="torch")
+    for ours in (vae, vaespec.load(vae, backend="numpy"), vaespec.load(vae.module(), backend="numpy")):
+        assert ours.padding == (mode, mode)
+    assert relative_l2(ours.decode(latents()).sample, expected) <= TOLERANCE
+    assert relative_l2(expected, their_images()) > 1e-2
+    model.decoder.conv_in.padding_mode = "zeros"
+    with pytest.raises(InputError, match=f"pad with {mode} and zeros: expected one padding_mode"):
+        vaespec.load(model)
 
 
 # -- weights --------------------------------------------------------------------------------------------------------
@@ -205,6 +224,13 @@ def test_what_cannot_be_loaded_is_refused_in_one_sentence(make, words):
     with pytest.raises(InputError, match=words) as refused:
         vaespec.load(make())
     assert "\n" not in str(refused.value)
+
+
+def test_a_source_whose_weights_are_in_files_meanwhile_is_refused(tmp_path):
+    model, cpu = theirs(), torch.device("cpu")
+    apply_group_offloading(model, cpu, cpu, offload_type="leaf_level", offload_to_disk_path=str(tmp_path))
+    with pytest.raises(InputError, match=r"are in files in .*, as diffusers' group offloading leaves them: load"):
+        vaespec.load(model)
 
 
 def test_a_family_is_for_files_without_a_config():

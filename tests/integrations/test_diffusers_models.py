@@ -49,11 +49,13 @@ def test_a_pipeline_names_diffusers_class():
     assert _fetch_class_library_tuple(tiny_vae(vaespec_diffusers.AutoencoderKL)) == ("diffusers", "AutoencoderKL")
 
 
+@pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("dtype", [None, torch.float16, "auto"], ids=str)
-def test_a_single_file_is_loaded_in_any_dialect(folder, dtype):
+def test_a_single_file_is_loaded_in_any_dialect(folder, dtype, option):
     source = vaespec.load(folder)
     source.save_single_file(folder / "vae.safetensors", dialect="ldm")
-    vae = vaespec_diffusers.AutoencoderKL.from_single_file(folder / "vae.safetensors", config=folder, torch_dtype=dtype)
+    options = {"config": folder, option: dtype}
+    vae = vaespec_diffusers.AutoencoderKL.from_single_file(folder / "vae.safetensors", **options)
     assert vae.dtype == (torch.float16 if dtype is torch.float16 else torch.float32)
     assert (vae.training, vae.device.type, vae.config["sample_size"]) == (False, "cpu", 16)
     assert distance(decoded(vae.float()), decoded(tiny_vae())) < (2e-2 if dtype is torch.float16 else TOLERANCE)
@@ -65,6 +67,8 @@ def test_a_single_file_for_the_other_class_or_with_an_unknown_option_is_refused(
         vaespec_diffusers.AutoencoderKLFlux2.from_single_file(file, config=folder)
     with pytest.raises(InputError, match="from_single_file has no original_config=: it takes config"):
         vaespec_diffusers.AutoencoderKL.from_single_file(file, original_config="v1.yaml")
+    with pytest.raises(InputError, match=r"dtype=torch\.float16 and torch_dtype=torch\.float32: give one"):
+        vaespec_diffusers.AutoencoderKL.from_single_file(file, dtype=torch.float16, torch_dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

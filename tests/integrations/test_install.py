@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import pickle
 import tracemalloc
@@ -17,6 +18,7 @@ from support.pipelines import build, make_vae, run
 import vaespec
 import vaespec_diffusers
 from vaespec import VaespecError
+from vaespec_diffusers.models import PLAIN, computed_class
 
 METHODS = ("encode", "decode", "forward", "_encode", "_decode", "tiled_encode", "tiled_decode", "enable_tiling", "to")
 
@@ -76,7 +78,8 @@ def test_parameters_have_the_same_storage_before_during_and_after():
 def held_by_tensors() -> int:
     """Bytes of all storages that some tensor in this process holds."""
     gc.collect()
-    tensors = [each for each in gc.get_objects() if isinstance(each, torch.Tensor)]
+    kinds = (torch.Tensor, torch.nn.Parameter)  # others, which torch.compile leaves behind, have no storage
+    tensors = [each for each in gc.get_objects() if type(each) in kinds]
     return sum({t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}.values())
 
 
@@ -156,6 +159,74 @@ def test_a_pipeline_made_from_another_shares_its_installed_vae():
     other = diffusers.StableDiffusionImg2ImgPipeline(**pipe.components, requires_safety_checker=False)
     other.set_progress_bar_config(disable=True)
     assert relative_l2(run(other, "sd-img2img"), run(build("sd-img2img"), "sd-img2img")) <= 2e-6
+
+
+@pytest.mark.parametrize("ours", ["installed", "our class"])
+def test_a_pipeline_hands_its_vae_to_another(ours, tmp_path):
+    pipe = build("sdxl")
+    if ours == "installed":
+        vaespec_diffusers.install(pipe)
+    else:
+        pipe.vae.save_pretrained(tmp_path)
+        pipe.vae = vaespec_diffusers.AutoencoderKL.from_pretrained(tmp_path)
+    other = diffusers.StableDiffusionXLImg2ImgPipeline.from_pipe(pipe)
+    other.set_progress_bar_config(disable=True)
+    assert other.vae is pipe.vae
+    assert relative_l2(run(other, "sdxl-img2img"), run(build("sdxl-img2img"), "sdxl-img2img")) <= 2e-6
+
+
+def test_our_classes_are_equal_to_those_that_they_stand_for():
+    pairs = [(getattr(vaespec_diffusers, plain.__name__), plain) for plain in PLAIN]
+    pairs.append((computed_class(Mine), Mine))
+    for ours, plain in pairs:
+        assert (ours, hash(ours)) == (plain, hash(plain))
+        assert [ours == other for other, _ in pairs] == [ours is other for other, _ in pairs]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda pipe: pickle.loads(pickle.dumps(pipe))])
+def test_a_copy_of_a_pipeline_keeps_its_own_vae_in_float16(copied):
+    pipe = build("sdxl").to(torch.float16)
+    vaespec_diffusers.install(pipe)
+    other = copied(pipe)
+    other.upcast_vae()
+    assert (pipe.vae.dtype, other.vae.dtype) == (torch.float16, torch.float16)
+    other.vae = make_vae("sdxl").half()
+    with pytest.warns(FutureWarning, match="upcast_vae"):
+        other.upcast_vae()
+    assert (pipe.vae.dtype, other.vae.dtype) == (torch.float16, torch.float32)
+
+
+@pytest.mark.parametrize(("options", "most"), [({}, 30), ({"tiling": "auto"}, 30), ({"tiling": "exact"}, 30)])
+def test_a_limit_alone_is_the_limit_of_auto(options, most):
+    vae = make_vae()
+    expected = decoded(vae)
+    with vaespec_diffusers.install(vae, max_memory=f"{most}GiB", **options) as handle:
+        assert relative_l2(decoded(vae), expected) <= 2e-6
+        assert vae._settings.tiling.max_memory == most << 30
+        assert vae._settings.tiling.mode == options.get("tiling", "auto")
+        assert ("bands" in str(handle.report())) == (options == {"tiling": "exact"})
+    assert not vae.use_tiling
+
+
+@pytest.mark.parametrize("tiling", [True, False, "blend"])
+def test_a_limit_of_what_has_none_is_refused(tiling):
+    with pytest.raises(VaespecError, match=f"with tiling={tiling!r}: only 'exact' and 'auto' have a limit"):
+        vaespec_diffusers.install(make_vae(), tiling=tiling, max_memory="4GiB")
+
+
+@pytest.mark.parametrize(
+    "wrong", [None, "picture", 3, np.ones((1, 4, 8, 8), np.float32)], ids=lambda x: type(x).__name__
+)
+def test_what_is_no_tensor_is_refused(wrong):
+    vae = make_vae()
+    vaespec_diffusers.install(vae)
+    for method, what in ((vae.encode, "images"), (vae.decode, "latents"), (vae.tiled_decode, "latents")):
+        with pytest.raises(VaespecError, match=f"of a {type(wrong).__name__}: expected a tensor of {what}"):
+            method(wrong)
+
+
+class Mine(diffusers.AutoencoderKL):
+    """A user's own VAE."""
 
 
 class Bare:
