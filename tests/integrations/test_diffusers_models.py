@@ -135,5 +135,5 @@ def test_the_report_says_what_ran():
     first, second = vae.report().calls
     assert first[:6] == ("decode", "engine", "one piece", (1, 4, 8, 12), "float32", "cpu")
     assert first.memory > 8 * 12 * 4 * 16 * 4
-    assert (second.computed_by, second.memory) == ("autograd", None)
+    assert (second.computed_by, second.parts, second.memory) == ("autograd", "one piece", None)
     assert str(vae.report()).startswith("decode 1 x 4 x 8 x 12, float32 on cpu: engine, one piece, ")
