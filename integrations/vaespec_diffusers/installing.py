@@ -98,11 +98,12 @@ def install(
 
     The VAE keeps its parameters, device, dtype, hooks, switches and attention processors, and may be changed by
     diffusers' methods at any time. `tiling="exact"` or "auto" (with `max_memory`, bytes or "2GiB") takes the place of
-    blended tiles: `enable_tiling()` without a mode keeps it. True or "blend": blended tiles;
-    False: whole images; None: as the VAE is set. `max_memory` is all that the process, on a GPU the device, may hold,
-    the rest of the pipeline too; alone it means "auto". `padding`: "zeros", "reflect", "replicate" or
-    "circular", one word or two for (height, width). `precision`: "default" or "highest", float32 without TF32.
-    `compile`: torch.compile where vaespec's layers run on PyTorch. Other options are in `pipe.vae.enable_tiling`.
+    blended tiles: `enable_tiling()` without a mode keeps it. True or "blend": blended tiles; False: whole images; None:
+    as the VAE is set, but large images on a CPU in exact bands, which have the same numbers. `max_memory` is all that
+    the process, on a GPU the device, may hold, the rest of the pipeline too; alone it means "auto". `padding`: "zeros",
+    "reflect", "replicate" or "circular", one word or two for (height, width). `precision`: "default" or "highest",
+    float32 without TF32. `compile`: torch.compile where vaespec's layers run on PyTorch. Other options are in
+    `pipe.vae.enable_tiling`.
 
     A pipeline that calls its `upcast_vae` before it decodes leaves a float16 VAE in float16, which decodes without
     overflow. One that casts the VAE by itself (SDXL's image to image, before it encodes) still does.
@@ -113,7 +114,7 @@ def install(
     vae = _new(_vae_of(pipe_or_vae))
     if compile not in (True, False):
         raise InputError(f"compile={brief(compile)}: choose True or False.")
-    settings = Settings(initial(tiling, max_memory, padding), precision, bool(compile))
+    settings = Settings(initial(tiling, max_memory, padding), precision, bool(compile), whole=tiling is False)
     make_ops(choose_backend("torch"), "cpu", "float32", precision)  # says which precisions there are
     settings.tiling_of(vae).check(settings.model(vae))
     handle = Handle(vae, None if pipe_or_vae is vae else pipe_or_vae, settings)

@@ -144,7 +144,7 @@ class Computed(nn.Module):
 
     def estimate_memory(self, shape: Sequence[int], direction: Literal["encode", "decode"] = "decode") -> Estimate:
         """The memory needed to encode, or decode to, images of this shape; see `vaespec.AutoencoderKL`."""
-        return running.switches(self, self._settings).estimate_memory(shape, direction)
+        return running.switches(self, self._settings, shape).estimate_memory(shape, direction)
 
     def report(self) -> Report:
         """What the last hundred calls of encode and decode ran, and how long it took."""

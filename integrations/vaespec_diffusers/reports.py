@@ -11,7 +11,7 @@ class Call(NamedTuple):
 
     `computed_by`: "engine" (vaespec's, on a CPU), "torch" (vaespec's layers on PyTorch's operations), "autograd" (the
     same, recorded for a gradient) or "diffusers" (diffusers' own code). `parts`: what was in work at one time, in
-    words; empty for diffusers. `shape`: the input's; empty for a picture. `seconds` on the clock; on CUDA until the
+    words; empty for diffusers. `shape`: the input's. `seconds` on the clock; on CUDA until the
     work was queued. `memory`: bytes that the run needed besides the weights, as estimated; None if unknown. `reason`:
     why it was "autograd" or "diffusers".
     """
@@ -27,7 +27,7 @@ class Call(NamedTuple):
     reason: str = ""
 
     def __str__(self) -> str:
-        what = f"{self.verb} {' x '.join(map(str, self.shape)) or 'a picture'}, {self.dtype} on {self.device}"
+        what = f"{self.verb} {' x '.join(map(str, self.shape))}, {self.dtype} on {self.device}"
         how = f"{self.computed_by}, {self.parts}" if self.parts else self.computed_by
         needed = "" if self.memory is None else f", about {self.memory / 2**20:.1f} MiB"
         return f"{what}: {how}, {self.seconds:.3f} s{needed}" + (f" ({self.reason})" if self.reason else "")

@@ -38,12 +38,14 @@ CONVOLUTIONS_IN = {f"{half}.conv_in.weight" for half in HALVES}
 class Settings:
     """The `tiling` has the mode, the limits and the padding; the five ATTRIBUTES stay with the VAE.
 
+    `whole`: whether large images are computed whole too, if no tiling is enabled.
     `before`: what those were before an installation; None for a VAE of our own class, which was never another.
     """
 
     tiling: Tiling = field(default_factory=Tiling)
     precision: str = "default"
     compile: bool = False
+    whole: bool = False
     before: dict[str, Any] | None = None
     calls: deque[tuple[Call, Callable[[], int | None]]] = field(default_factory=partial(deque, maxlen=100))
     warned: set[str] = field(default_factory=set)

@@ -11,13 +11,13 @@ import diffusers
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from support.configs import relative_l2
 from support.pipelines import build, make_vae, run
 
 import vaespec
 import vaespec_diffusers
 from vaespec import VaespecError
+from vaespec_diffusers import running
 from vaespec_diffusers.models import PLAIN, computed_class
 
 METHODS = ("encode", "decode", "forward", "_encode", "_decode", "tiled_encode", "tiled_decode", "enable_tiling", "to")
@@ -343,14 +343,16 @@ def test_a_handle_and_its_report_show_what_they_are():
     assert repr(handle) == "Handle(AutoencoderKL, restored)"
 
 
-def test_an_installed_vae_takes_pictures_and_arrays_with_and_without_a_gradient():
-    vae = make_vae()
-    handle = vaespec_diffusers.install(vae)
-    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    array = (pixels.astype(np.float32) / 127.5 - 1).transpose(2, 0, 1)[None]
-    means = [vae.encode(x).latent_dist.mean.detach() for x in (torch.tensor(array), array, picture)]
-    with torch.no_grad():
-        means += [vae.encode(x).latent_dist.mean for x in (array, picture)]
-    assert max(relative_l2(mean, means[0]) for mean in means) <= 2e-6
-    assert str(handle.report()).splitlines()[-1].startswith("encode a picture, float32 on cpu: engine, one piece, ")
+@pytest.mark.parametrize(
+    ("options", "large", "parts"),
+    [({}, 4 * 32 * 16 * 16, "bands"), ({}, 4 * 32 * 16 * 16 + 1, "one piece"), ({"tiling": False}, 1, "one piece")],
+    ids=["large", "small", "whole"],
+)
+def test_large_images_are_computed_in_exact_bands_on_a_cpu(monkeypatch, options, large, parts):
+    monkeypatch.setattr(running, "LARGE", large)
+    vae = make_vae(block_out_channels=(32, 64))
+    expected = decoded(vae)  # of 16 px
+    with vaespec_diffusers.install(vae, **options) as handle:
+        assert relative_l2(decoded(vae), expected) <= 2e-6
+        assert parts in handle.report().calls[-1].parts
+        assert parts in str(vae.estimate_memory((1, 3, 16, 16)).plan)
