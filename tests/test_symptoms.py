@@ -9,7 +9,9 @@ import re
 from pathlib import Path
 
 import diffusers
+import numpy as np
 import pytest
+import safetensors.numpy
 import torch
 from diffusers.pipelines import pipeline_loading_utils
 from typer.testing import CliRunner
@@ -71,6 +73,38 @@ def test_the_error_of_a_foreign_vae_is_quoted_as_diffusers_raises_it():
     source = inspect.getsource(pipeline_loading_utils)
     assert "is of type: {model_cls}, but should be {expected_class_obj}" in source
     assert '"... is of type: <class ...>, but should be <class' in PAGES["docs/diffusers.md"]
+
+
+def cut_file(folder):
+    safetensors.numpy.save_file({"a": np.zeros(9, np.float32)}, folder / "whole.safetensors")
+    (folder / "cut.safetensors").write_bytes((folder / "whole.safetensors").read_bytes()[:-9])
+    return folder / "cut.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("fails", "quoted"),
+    [
+        (lambda folder: safetensors.numpy.load_file(cut_file(folder)), "incomplete metadata, file not fully covered"),
+        (lambda folder: safetensors.numpy.load_file(cut_file(folder)), "Error while deserializing header"),
+        (
+            lambda folder: diffusers.AutoencoderKLFlux2.from_single_file(cut_file(folder)),
+            "FromOriginalModelMixin is currently only compatible with",
+        ),
+        (
+            lambda folder: diffusers.AutoencoderKL(block_out_channels=(32,)).load_state_dict({}),
+            'Missing key(s) in state_dict: "encoder.conv_in.weight"',
+        ),
+        (
+            lambda folder: diffusers.AutoencoderKL(block_out_channels=(32,)).decode(np.zeros((1, 4, 2, 2), np.float32)),
+            "got (numpy.ndarray, Parameter, ",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_an_error_is_quoted_as_it_is_raised(fails, quoted, tmp_path):
+    with pytest.raises(Exception, match=re.escape(quoted)):
+        fails(tmp_path)
+    assert quoted in PAGES["docs/diffusers.md"]
 
 
 def test_the_sha256_of_the_page_is_that_of_info_and_of_a_model():

@@ -182,7 +182,7 @@ class AutoencoderConfig(Mapping[str, Any]):
             if path.is_symlink():
                 target = os.readlink(path)
                 raise ConfigError(f"{path} is a link to {target}, which does not exist: restore that file.") from None
-            raise ConfigError(f"no config file at {path}.") from None
+            raise ConfigError(f"no config file at {path}: give the path of a config.json, or its content.") from None
         except (OSError, ValueError) as error:
             reason = getattr(error, "strerror", None) or str(error).rstrip(".")
             raise ConfigError(f"{path} cannot be read as JSON ({reason}): write it again.") from None

@@ -41,13 +41,26 @@ def names() -> tuple[str, ...]:
     return tuple(_document()["family"])
 
 
+def spelled(name: str) -> str:
+    """The name of a family that is meant by "SDXL", "FLUX.1", "sd1.5" or "flux"; any other name stays as it is."""
+    rows = _document()["family"].items()
+    known = {_letters(other): own for own, row in rows for other in (own, *row.get("also", ()))}
+    return known.get(_letters(name), name)
+
+
+def _letters(name: str) -> str:
+    return "".join(filter(str.isalnum, str(name).casefold()))
+
+
 @cache
 def config(name: str) -> AutoencoderConfig:
-    """The family's configuration. Raises ConfigError for an unknown name, listing the known ones."""
+    """The family's configuration. Raises ConfigError for a name unknown in any spelling, and lists the known."""
+    name = spelled(name)
     if name not in names():
         raise ConfigError(f"unknown family {name!r}: choose one of {', '.join(names())}.")
     fields = {"scaling_factor": None, **_document()["common"], **_document()["family"][name]}
-    fields.pop("checkpoint_keys", None)
+    for note in ("checkpoint_keys", "also"):
+        fields.pop(note, None)
     attention, levels = fields.pop("attention_levels", ()), len(fields["block_out_channels"])
     attends = ["Attn" if level in attention else "" for level in range(levels)]
     fields["down_block_types"] = [f"{attn}DownEncoderBlock2D" for attn in attends]
@@ -98,4 +111,4 @@ def sample_size(candidates: Iterable[str]) -> dict[str, Any]:
 def scaling_candidates(structure: AutoencoderConfig) -> str:
     """The families with this structure and their scaling factors, in words."""
     known = [f"{n} ({config(n).scaling_factor})" for n in matching(structure) if config(n).scaling_factor is not None]
-    return f"their shapes fit {', '.join(known)}" if known else "no published family with a scale has these shapes"
+    return f"the shapes fit {', '.join(known)}" if known else "no published family with a scale has these shapes"

@@ -11,7 +11,7 @@ from vaespec.architecture import parameters
 from vaespec.arrays import to_host
 from vaespec.config import AutoencoderConfig
 from vaespec.dtypes import STORAGE_DTYPES
-from vaespec.errors import InputError
+from vaespec.errors import ConfigError, InputError
 from vaespec.trained import flattened
 from vaespec.weights import require_complete
 from vaespec.weights.canonical import CanonicalWeights
@@ -33,9 +33,12 @@ def config_and_weights(model: Any, strict: bool = True) -> tuple[AutoencoderConf
     if not hasattr(vae, "config") or not callable(read):
         raise InputError(
             f"the source is a {type(model).__name__}: give a path, owner/name on the hub, or a model in memory, which "
-            "has a vae, or a config and a state_dict()."
+            "has a vae, or a config and a state_dict(); weights alone go to AutoencoderKL(config, weights)."
         )
-    config = AutoencoderConfig.from_dict(vae.config)
+    try:
+        config = AutoencoderConfig.from_dict(vae.config)
+    except ConfigError as error:
+        raise ConfigError(f"the config of this {type(vae).__name__}: {error}") from None
     _require_loaded(vae)
     weights = read()
     if strict:

@@ -250,4 +250,4 @@ def _differentiable(tiling: Tiling, half: Half) -> Tiling:
             f"exact tiling to {half.verb} gives no gradient: use torch.no_grad(), or enable_tiling() with blended "
             "tiles, or disable_tiling() and enable_gradient_checkpointing()."
         )
-    return tiling if tiling.blends else Tiling(slicing=tiling.slicing, padding=tiling.padding)
+    return tiling if tiling.blends else Tiling(slicing=tiling.slicing, padding=tiling.padding, on_plan=tiling.on_plan)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, Self
 
 from torch import nn
@@ -11,7 +11,7 @@ from torch import nn
 from vaespec.config_checks import brief
 from vaespec.errors import InputError
 from vaespec.registry import choose_backend, make_ops
-from vaespec_diffusers.models import PLAIN, Computed, computed_class
+from vaespec_diffusers.models import PLAIN, Computed, computed_class, plain_class
 from vaespec_diffusers.reasons import decodes_by_itself
 from vaespec_diffusers.reports import Report
 from vaespec_diffusers.settings import ATTRIBUTES, Settings, initial
@@ -26,15 +26,17 @@ class Handle:
     def __init__(self, vae: Any, pipe: Any, settings: Settings) -> None:
         self.vae: Any = vae
         self._settings = settings
-        self._plain = vae.__class__
-        self._before = {name: getattr(vae, name) for name in ATTRIBUTES}
-        self._installed = True
+        settings.before = {name: getattr(vae, name) for name in ATTRIBUTES}
         vae._vaespec = settings
-        vae.__class__ = computed_class(self._plain)
+        vae.__class__ = computed_class(vae.__class__)
         upcasts = hasattr(pipe, "upcast_vae") and "upcast_vae" not in vars(pipe)
         self._pipe = weakref.ref(pipe) if upcasts else lambda: None
         if upcasts:
             pipe.upcast_vae = KeepFloat16(pipe)
+
+    def __repr__(self) -> str:
+        state = "installed; restore() undoes it" if self._installed else "restored"
+        return f"Handle({type(self.vae).__name__}, {state})"
 
     def __enter__(self) -> Self:
         return self
@@ -53,18 +55,13 @@ class Handle:
         """
         if not self._installed:
             return
-        if type(self.vae) is not computed_class(self._plain):
-            raise InputError(
-                f"the VAE is a {type(self.vae).__name__} of {type(self.vae).__module__} by now, and not as it was "
-                "installed: undo what wrapped it, then restore."
-            )
-        self._installed = False
-        self.vae.__class__ = self._plain
-        del self.vae._vaespec
-        for name, value in self._before.items():
-            setattr(self.vae, name, value)
+        _give_back(self.vae)
         if (pipe := self._pipe()) is not None:
             vars(pipe).pop("upcast_vae", None)
+
+    @property
+    def _installed(self) -> bool:
+        return getattr(self.vae, "_vaespec", None) is self._settings
 
 
 class KeepFloat16:
@@ -101,10 +98,11 @@ def install(
 
     The VAE keeps its parameters, device, dtype, hooks, switches and attention processors, and may be changed by
     diffusers' methods at any time. `tiling="exact"` or "auto" (with `max_memory`, bytes or "2GiB") takes the place of
-    blended tiles: `enable_tiling()` without a mode keeps it. `max_memory` alone means "auto". `padding`: "zeros",
-    "reflect", "replicate" or "circular", one word or two for (height, width). `precision`: "default" or "highest",
-    float32 without TF32. `compile`: torch.compile where vaespec's layers run on PyTorch. Other options are in
-    `pipe.vae.enable_tiling`.
+    blended tiles: `enable_tiling()` without a mode keeps it. True or "blend": blended tiles; False: whole images; None:
+    as the VAE is set, or "auto" if there is a limit. `max_memory` is all that the process, on a GPU the device, may
+    hold, the rest of the pipeline too; by default most of the free memory. `padding`: "zeros", "reflect", "replicate"
+    or "circular", one word or two for (height, width). `precision`: "default" or "highest", float32 without TF32.
+    `compile`: torch.compile where vaespec's layers run on PyTorch. Other options are in `pipe.vae.enable_tiling`.
 
     A pipeline that calls its `upcast_vae` before it decodes leaves a float16 VAE in float16, which decodes without
     overflow. One that casts the VAE by itself (SDXL's image to image, before it encodes) still does.
@@ -112,7 +110,9 @@ def install(
     Raises InputError for what is no such VAE, for a VAE that is installed already, by another pipeline perhaps, and for
     options that contradict each other; ConfigError for a config that is no such model's.
     """
-    vae = _vae_of(pipe_or_vae)
+    vae = _new(_vae_of(pipe_or_vae))
+    if compile not in (True, False):
+        raise InputError(f"compile={brief(compile)}: choose True or False.")
     settings = Settings(initial(tiling, max_memory, padding), precision, bool(compile))
     make_ops(choose_backend("torch"), "cpu", "float32", precision)  # says which precisions there are
     settings.tiling_of(vae).check(settings.model(vae))
@@ -121,21 +121,65 @@ def install(
     return handle
 
 
+def uninstall(pipe_or_vae: Any) -> None:
+    """Undo `install` without its handle; nothing happens to a VAE that is not installed.
+
+    Raises InputError for what is no such VAE, and as `Handle.restore`.
+    """
+    vae = _vae_of(pipe_or_vae)
+    if not isinstance(vae, Computed):
+        return
+    if not _installed(vae):
+        raise InputError("nothing was installed in this VAE, whose class is vaespec's: load it with diffusers' class.")
+    _give_back(vae)
+    if pipe_or_vae is not vae:
+        vars(pipe_or_vae).pop("upcast_vae", None)
+
+
+def _installed(vae: Computed) -> bool:
+    """Whether `install` made the VAE what it is, and not its class."""
+    return vae._vaespec is not None and vae._vaespec.before is not None
+
+
+def _give_back(vae: Any) -> None:
+    """Give an installed VAE its class and switches back."""
+    if not isinstance(vae, Computed) or type(vae) is not computed_class(plain_class(type(vae))):
+        raise InputError(
+            f"the VAE is a {type(vae).__name__} of {type(vae).__module__} by now, and not as it was "
+            "installed: undo what wrapped it, then restore."
+        )
+    settings: Any = vae._vaespec
+    vae.__class__ = plain_class(type(vae))
+    del vae._vaespec
+    for name, value in settings.before.items():
+        setattr(vae, name, value)
+
+
 def _vae_of(given: Any) -> Any:
-    """The VAE of a pipeline, or the VAE itself. Raises InputError unless it can be installed."""
-    held = hasattr(given, "vae") and not isinstance(given, nn.Module)
+    """The VAE of a pipeline, or the VAE itself. Raises InputError for what is or has none."""
+    held = hasattr(given, "vae") and not isinstance(given, nn.Module | type)
     vae = given.vae if held else given
     names = " or ".join(plain.__name__ for plain in PLAIN)
     if held and vae is None:
         raise InputError(f"this {type(given).__name__} has no VAE yet: load its components first.")
     if not isinstance(vae, PLAIN):
-        what = type(vae).__name__ if isinstance(vae, nn.Module) else brief(vae)
-        raise InputError(f"{what} is neither {names} of diffusers nor a pipeline with one: give one of them.")
-    if isinstance(vae, Computed):
+        what = type(vae).__name__ if isinstance(vae, nn.Module | Mapping) else brief(vae)
+        held_by = f"the VAE of this {type(given).__name__}, {what}," if held else what
         raise InputError(
-            "this VAE is installed already, perhaps by another pipeline that shares it, or has a class of "
-            "vaespec_diffusers: restore() that handle first, or use vae.enable_tiling() and vae.set_padding()."
+            f"{held_by} is no {names} of diffusers: give a pipeline with one, or one itself, in memory; "
+            "vaespec_diffusers.AutoencoderKL.from_single_file loads files."
         )
+    return vae
+
+
+def _new(vae: Any) -> Any:
+    """The VAE. Raises InputError if it is installed already, or computes something else than diffusers' class."""
+    if isinstance(vae, Computed):
+        why, undo = "computed by vaespec already, by its class", ""
+        if _installed(vae):
+            why = "installed already, perhaps by another pipeline that shares it"
+            undo = ", or undo that first, with vaespec_diffusers.uninstall(pipe)"
+        raise InputError(f"this VAE is {why}: change it by its enable_tiling() and set_padding(){undo}.")
     plain = next(plain for plain in PLAIN if isinstance(vae, plain))
     for name in METHODS:
         if name in vars(vae) or getattr(type(vae), name, None) is not getattr(plain, name, None):

@@ -46,7 +46,7 @@ def reason_for_diffusers(vae: Any, half: Half, x: Tensor) -> str:
     if len(devices) > 1:
         return f"its layers are on several devices, {' and '.join(sorted(devices))}"
     tensors = [x, *(p for module in modules.values() for p in module._parameters.values() if p is not None)]
-    recorded = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    recorded = torch.is_grad_enabled() and any(getattr(tensor, "requires_grad", False) for tensor in tensors)
     activation = type(get_activation(vae.config.act_fn))
     found = (problem for name, module in modules.items() for problem in _problems(name, module, recorded, activation))
     return next(found, "")

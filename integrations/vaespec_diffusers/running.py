@@ -26,6 +26,8 @@ from vaespec_diffusers.settings import Settings, Switches
 from vaespec_torch.live import returned
 from vaespec_torch.ops import TorchOps
 
+RECORDED = "a gradient is recorded; torch.no_grad() is faster if none is wanted"
+
 
 def run_hooked(
     vae: nn.Module, precision: str, model: Model, half: Half, x: Any, tiling: Tiling, *, tiled: bool = False
@@ -59,11 +61,12 @@ def compute(vae: Any, settings: Settings, half: Half, x: Tensor, tiled: bool = F
     call = Call(
         half.verb,
         _computed_by(y),
-        str(plans[0]) if plans else "blended tiles",
-        tuple(x.shape),
+        str(plans[0]) if plans else "blended tiles" if tiled or tiling.blends else str(MemoryPlan(tiling.slicing)),
+        tuple(getattr(x, "shape", ())),  # a picture has none
         str(y.dtype).removeprefix("torch."),
         str(y.device),
         time.perf_counter() - start,
+        reason=RECORDED if y.requires_grad else "",
     )
     settings.record(call, partial(_memory, model, half, call, tiling))
     return y
@@ -107,8 +110,8 @@ def _computed_by(y: Tensor) -> str:
 
 
 def _memory(model: Model, half: Half, call: Call, tiling: Tiling) -> int | None:
-    """The bytes that a run needed besides the weights, as estimated; None for one with gradients, which is unknown."""
-    if call.computed_by == "autograd":
+    """The bytes that a run needed besides the weights, as estimated; None for gradients and pictures: unknown."""
+    if call.computed_by == "autograd" or not call.shape:
         return None
     model = model.replace(ops=tiling.padded(TorchOps(call.device, call.dtype)))
     try:

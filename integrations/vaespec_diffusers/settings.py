@@ -36,11 +36,15 @@ CONVOLUTIONS_IN = {f"{half}.conv_in.weight" for half in HALVES}
 
 @dataclass
 class Settings:
-    """The `tiling` has the mode, the limits and the padding; the five ATTRIBUTES stay with the VAE."""
+    """The `tiling` has the mode, the limits and the padding; the five ATTRIBUTES stay with the VAE.
+
+    `before`: what those were before an installation; None for a VAE of our own class, which was never another.
+    """
 
     tiling: Tiling = field(default_factory=Tiling)
     precision: str = "default"
     compile: bool = False
+    before: dict[str, Any] | None = None
     calls: deque[tuple[Call, Callable[[], int | None]]] = field(default_factory=partial(deque, maxlen=100))
     warned: set[str] = field(default_factory=set)
     _kept: dict[Any, Any] = field(default_factory=dict)
@@ -128,7 +132,9 @@ def initial(tiling: Any, max_memory: int | str | None, padding: Any) -> Tiling:
     tiling = "auto" if tiling is None and max_memory is not None else tiling
     known = (None, True, False, "blend", "exact", "auto")
     if not any(tiling is choice or (isinstance(tiling, str) and tiling == choice) for choice in known):
-        raise InputError(f"tiling={tiling!r}: choose 'blend', 'exact' or 'auto', or leave it to the VAE's use_tiling.")
+        raise InputError(
+            f"tiling={tiling!r}: choose True or 'blend', 'exact', 'auto', False, or None for what the VAE is set to."
+        )
     if max_memory is not None and tiling not in ("exact", "auto"):
         raise InputError(
             f"max_memory={max_memory!r} with tiling={tiling!r}: only 'exact' and 'auto' have a limit; give one of them."

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypedDict, Unpack
+from typing import Any, Literal, TypedDict, Unpack
 
 import torch
 
-from vaespec import weights
+from vaespec import families, weights
 from vaespec.architecture import HALVES, halves_among
 from vaespec.config import AutoencoderConfig
+from vaespec.config_checks import brief
+from vaespec.dtypes import STORAGE_DTYPES, dtype_name
 from vaespec.errors import InputError
 from vaespec_torch.views import as_tensor
 
@@ -24,14 +27,13 @@ class SingleFile(TypedDict, total=False):
     `config` may also be the path of a config.json, or of its folder. A pipeline needs the scaling factor, which few
     files show: give `family` or `config`.
 
-    `dtype` and `device`: of the parameters, by default float32 on the CPU; dtype="auto" keeps the file's. `torch_dtype`
-    is the older name of `dtype`, as in diffusers.
+    `torch_dtype` (or `dtype`) and `device`: of the parameters, by default float32 on the CPU; "auto" keeps the file's.
     """
 
     config: AutoencoderConfig | Mapping[str, Any] | AnyPath | None
     family: str | None
-    dtype: torch.dtype | str | None
     torch_dtype: torch.dtype | str | None
+    dtype: torch.dtype | str | None
     device: torch.device | str | None
     prefix: str | None
     dialect: str | None
@@ -43,24 +45,29 @@ class SingleFile(TypedDict, total=False):
 def load(cls: Any, path: AnyPath, **options: Unpack[SingleFile]) -> Any:
     """Return a VAE of this class, in evaluation mode, with the file's weights, read one tensor at a time.
 
-    Raises InputError for an unknown option, two dtypes, half a model, or a file for the other class; WeightFileError
-    and WeightMapError as `vaespec.AutoencoderKL.from_single_file`.
+    Warns if the scaling factor is not known. Raises InputError for an unknown option or dtype, half a model, or a file
+    for the other class; WeightFileError and WeightMapError as `vaespec.AutoencoderKL.from_single_file`.
     """
     if unknown := sorted(options.keys() - SingleFile.__annotations__.keys()):
         raise InputError(f"from_single_file has no {unknown[0]}=: it takes {', '.join(SingleFile.__annotations__)}.")
     given: dict[str, Any] = dict(options)
     config, family = given.pop("config", None), given.pop("family", None)
-    dtype, older, device = given.pop("dtype", None), given.pop("torch_dtype", None), given.pop("device", None)
-    if None not in (dtype, older):
-        raise InputError(f"dtype={dtype} and torch_dtype={older}: give one of them; torch_dtype is the older name.")
+    torch_dtype, device = given.pop("torch_dtype", None), given.pop("device", None)
+    dtype = _dtype(given.pop("dtype", torch_dtype))
     config, read = weights.load_file(weights.single_file(path), _config(config), family, **given)
     if config.class_name != cls.__name__:
         raise InputError(f"{path} is {config.class_name}'s: load it with vaespec_diffusers.{config.class_name}.")
     if missing := [half for half in HALVES if half not in halves_among(read, config)]:
         raise InputError(f"{path} has no {missing[0]}, which diffusers' class needs: load it with vaespec.load.")
+    if config.scaling_factor is None and config.patch_size is None:
+        warnings.warn(
+            f"the scaling factor of {path} is not known ({families.scaling_candidates(config)}), and a pipeline needs "
+            "it: give family= or config=.",
+            stacklevel=3,
+        )
     with torch.device("meta"):
         vae: Any = cls.from_config(config.to_dict())
-    tensors = {name: _placed(as_tensor(read[name]), dtype or older, device) for name in read}
+    tensors = {name: _placed(as_tensor(read[name]), dtype, device) for name in read}
     vae.load_state_dict(tensors, strict=True, assign=True)
     return vae.eval()
 
@@ -75,8 +82,18 @@ def _config(given: Any) -> AutoencoderConfig | None:
     return AutoencoderConfig.from_json(path / "config.json" if path.is_dir() else path)
 
 
-def _placed(tensor: torch.Tensor, dtype: Any, device: Any) -> torch.Tensor:
+def _dtype(given: Any) -> torch.dtype | Literal["auto"]:
+    """The dtype of the parameters. Raises InputError for what is none of them."""
+    name = "float32" if given is None else dtype_name(given)
+    if name == "auto":
+        return "auto"
+    if name not in STORAGE_DTYPES:
+        raise InputError(f"torch_dtype={brief(given)}: choose {', '.join(STORAGE_DTYPES)} or auto.")
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
+
+
+def _placed(tensor: torch.Tensor, dtype: torch.dtype | Literal["auto"], device: Any) -> torch.Tensor:
     """A tensor in a dtype, if it holds floats, on a device."""
-    kept = dtype == "auto" or not tensor.is_floating_point()
-    wanted = None if kept else torch.float32 if dtype is None else dtype
-    return tensor.to(device=device or tensor.device, dtype=wanted or tensor.dtype)
+    wanted = tensor.dtype if dtype == "auto" or not tensor.is_floating_point() else dtype
+    return tensor.to(device=device or tensor.device, dtype=wanted)

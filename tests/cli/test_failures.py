@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from support.configs import CONFIGS
-from support.models import BACKENDS
 from support.workplace import MODEL, error, files, picture, run, saved
 
 from vaespec import autoencoder
@@ -108,6 +107,13 @@ def test_a_folder_without_permission_is_reported(monkeypatch):
     assert "no permission" in error("roundtrip", "cat.png", *MODEL)
 
 
+def test_a_wrong_choice_names_the_value_and_the_choices():
+    assert (
+        "Invalid value for '--depth': '32' is not one of '8', '16'"
+        in run("roundtrip", "a.png", "--depth", "32", code=2).stderr
+    )
+
+
 @pytest.mark.parametrize("place", ["demo.jpg", "demo"])
 def test_the_demo_writes_only_a_png(place):
     assert "name it demo.png" in error("demo", "--output", place)
@@ -116,7 +122,11 @@ def test_the_demo_writes_only_a_png(place):
 @pytest.mark.parametrize(
     ("option", "value", "words"),
     [
-        ("--backend", "abacus", f"no backend named 'abacus': choose {', '.join(BACKENDS)}.\n"),
+        (
+            "--backend",
+            "abacus",
+            "no backend named 'abacus': choose numpy, jax, mlx, reference, torch, or the import path of an Array",
+        ),
         ("--device", "cuda", "no device 'cuda' here: choose cpu, or another backend.\n"),
         ("--dtype", "int4", "no dtype 'int4': choose float32, float64, float16, bfloat16.\n"),
         ("--precision", "high", "precision 'high': choose default or highest.\n"),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tracemalloc
@@ -225,6 +227,17 @@ def test_a_damaged_tiff_is_told_in_one_line(capfd):
     content[300:340] = b"\xff" * 40
     Path("cat.tif").write_bytes(content)
     assert "cat.tif is a damaged picture" in error("roundtrip", "cat.tif", *MODEL)
+    assert capfd.readouterr().err == ""
+
+
+def test_what_pillow_logs_of_a_damaged_tiff_is_not_printed(capfd, monkeypatch):
+    monkeypatch.setattr(logging.root, "handlers", [])  # as in a process without pytest
+    picture("whole.png", 16, 16)
+    with Image.open("whole.png") as whole:
+        whole.save("cat.tif")
+    samples = struct.pack("<HHIH", 277, 3, 1, 3)
+    Path("cat.tif").write_bytes(Path("cat.tif").read_bytes().replace(samples, samples[:-2] + struct.pack("<H", 131)))
+    assert "cat.tif is not a picture" in error("roundtrip", "cat.tif", *MODEL)
     assert capfd.readouterr().err == ""
 
 

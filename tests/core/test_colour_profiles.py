@@ -170,6 +170,12 @@ def test_deep_pictures_are_converted_in_their_depth(kind, name):
     assert np.abs(pixels / white - expected).max() < 2e-3  # half a step of 255, as profiles have 16 bits
 
 
+def test_primaries_of_srgb_mix_no_deep_colours():
+    exchanged = SRGB["littlecms"].replace(b"rXYZ", b"    ").replace(b"gXYZ", b"rXYZ").replace(b"    ", b"gXYZ", 1)
+    picture, values = deep("16 bits", exchanged)
+    assert np.abs(as_pixels(picture) - values[..., [1, 0, 2]] * 65535).max() <= 1
+
+
 def test_deep_greys_are_converted_in_their_depth():
     picture, values = deep("16 bits", grey_profile(1.8), channels=1)
     np.testing.assert_allclose(as_pixels(picture, 1) / 65535, encoded_srgb(values ** (461 / 256)), atol=1e-4)

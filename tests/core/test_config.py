@@ -211,6 +211,27 @@ def test_an_unknown_family_is_refused_with_the_known_ones():
         families.config("sd9")
 
 
+NAMES = {
+    "SDXL": "sdxl",
+    "FLUX.1": "flux1",
+    "flux": "flux1",
+    "FLUX.2": "flux2",
+    "sd1.5": "sd1",
+    "SD 2.1": "sd2",
+    "SD3.5": "sd3",
+}
+
+
+@pytest.mark.parametrize(("given", "own"), NAMES.items())
+def test_a_family_is_known_by_the_names_that_people_give_it(given, own):
+    assert families.spelled(given) == own
+    assert families.config(given) == families.config(own)
+
+
+def test_every_family_is_known_by_its_own_name_alone():
+    assert [families.spelled(name) for name in families.names()] == list(families.names())
+
+
 def test_the_factor_and_the_decoder_widths_follow_from_the_widths():
     assert [CONFIGS[name].downsampling_factor for name in ("one-level", "kl-f4", "sd", "kl-f32")] == [1, 4, 8, 32]
     assert CONFIGS["sd"].decoder_widths == CONFIGS["sd"].block_out_channels

@@ -216,6 +216,7 @@ def quantized() -> SimpleNamespace:
         (lambda: torch.nn.Linear(2, 2), "the source is a Linear: give a path, owner/name on the hub, or a model in"),
         (lambda: 5, "the source is a int: give a path"),
         (lambda: None, "the source is a NoneType: give a path"),
+        (dict, r"the source is a dict: .*; weights alone go to AutoencoderKL\(config, weights\)"),
         (lambda: SimpleNamespace(vae=None), "the source is a SimpleNamespace: give a path"),
     ],
 )

@@ -49,13 +49,11 @@ def test_a_pipeline_names_diffusers_class():
     assert _fetch_class_library_tuple(tiny_vae(vaespec_diffusers.AutoencoderKL)) == ("diffusers", "AutoencoderKL")
 
 
-@pytest.mark.parametrize("option", ["dtype", "torch_dtype"])
 @pytest.mark.parametrize("dtype", [None, torch.float16, "auto"], ids=str)
-def test_a_single_file_is_loaded_in_any_dialect(folder, dtype, option):
+def test_a_single_file_is_loaded_in_any_dialect(folder, dtype):
     source = vaespec.load(folder)
     source.save_single_file(folder / "vae.safetensors", dialect="ldm")
-    options = {"config": folder, option: dtype}
-    vae = vaespec_diffusers.AutoencoderKL.from_single_file(folder / "vae.safetensors", **options)
+    vae = vaespec_diffusers.AutoencoderKL.from_single_file(folder / "vae.safetensors", config=folder, torch_dtype=dtype)
     assert vae.dtype == (torch.float16 if dtype is torch.float16 else torch.float32)
     assert (vae.training, vae.device.type, vae.config["sample_size"]) == (False, "cpu", 16)
     assert distance(decoded(vae.float()), decoded(tiny_vae())) < (2e-2 if dtype is torch.float16 else TOLERANCE)
@@ -65,10 +63,26 @@ def test_a_single_file_for_the_other_class_or_with_an_unknown_option_is_refused(
     file = folder / "diffusion_pytorch_model.safetensors"
     with pytest.raises(InputError, match=r"is AutoencoderKL.s: load it with vaespec_diffusers\.AutoencoderKL\."):
         vaespec_diffusers.AutoencoderKLFlux2.from_single_file(file, config=folder)
-    with pytest.raises(InputError, match="from_single_file has no revision=: it takes config"):
-        vaespec_diffusers.AutoencoderKL.from_single_file(file, revision="main")
-    with pytest.raises(InputError, match=r"dtype=torch\.float16 and torch_dtype=torch\.float32: give one"):
-        vaespec_diffusers.AutoencoderKL.from_single_file(file, dtype=torch.float16, torch_dtype=torch.float32)
+    with pytest.raises(InputError, match="from_single_file has no original_config=: it takes config"):
+        vaespec_diffusers.AutoencoderKL.from_single_file(file, original_config="v1.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("torch_dtype", "float16"), ("dtype", torch.float16), ("dtype", "float16")]
+)
+def test_the_dtype_of_a_single_file_has_both_names_of_diffusers(folder, name, dtype):
+    file = folder / "diffusion_pytorch_model.safetensors"
+    vae = vaespec_diffusers.AutoencoderKL.from_single_file(file, config=folder, **{name: dtype})
+    assert vae.dtype is torch.float16
+    with pytest.raises(InputError, match="torch_dtype='fp16': choose float32, float64, float16, bfloat16 or auto"):
+        vaespec_diffusers.AutoencoderKL.from_single_file(file, config=folder, **{name: "fp16"})
+
+
+def test_a_single_file_without_the_scale_that_a_pipeline_needs_is_warned_of(folder):
+    file = folder / "diffusion_pytorch_model.safetensors"
+    config = json.loads((folder / "config.json").read_text()) | {"scaling_factor": None}
+    with pytest.warns(UserWarning, match=r"scaling factor of .* is not known .*: give family= or config=\."):
+        vaespec_diffusers.AutoencoderKL.from_single_file(file, config=config)
 
 
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda vae: pickle.loads(pickle.dumps(vae))])
@@ -139,5 +153,5 @@ def test_the_report_says_what_ran():
     first, second = vae.report().calls
     assert first[:6] == ("decode", "engine", "one piece", (1, 4, 8, 12), "float32", "cpu")
     assert first.memory > 8 * 12 * 4 * 16 * 4
-    assert (second.computed_by, second.memory) == ("autograd", None)
+    assert (second.computed_by, second.parts, second.memory) == ("autograd", "one piece", None)
     assert str(vae.report()).startswith("decode 1 x 4 x 8 x 12, float32 on cpu: engine, one piece, ")

@@ -153,8 +153,11 @@ def test_wrong_options_of_tiling_are_refused_and_change_nothing(models):
     ours, _ = models
     for wrong, words in (
         (("seamless", {}), "tiling 'seamless': choose True or 'blend', 'exact', 'auto', or False"),
-        ((True, {"rows": 4}), "enable_tiling has no rows=: for bands it takes band_rows, chunk, store, progress"),
-        (("exact", {"rows": 4}), "enable_tiling has no rows="),
+        (
+            (True, {"tile_size": 64}),
+            "no tile_size=: bands of rows have .*tile_sample_min_size",
+        ),
+        (("exact", {"tile_size": 64}), "enable_tiling has no tile_size=: bands of rows have band_rows, "),
         ((True, {"band_rows": 4}), r"band_rows: only bands have it; use enable_tiling\('exact', \.\.\.\)"),
         (("exact", {"band_rows": 0}), "bands of 0: expected at least 1"),
     ):

@@ -155,6 +155,7 @@ def test_a_family_that_contradicts_the_file_is_refused_field_by_field():
     words = r"not of the family 'flux1': latent_channels would be 16, the file has 4, use_quant_conv would be False, "
     with pytest.raises(WeightMapError, match=words + r".*the file has True"):
         infer_config(located, "flux1")
+    assert infer_config(located, "SD 1.5") == infer_config(located, "sd1")
     with pytest.raises(ConfigError, match="unknown family 'sd7': choose one of sd1"):
         infer_config(located, "sd7")
 

@@ -127,5 +127,5 @@ def _escaped_usage_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if hasattr(error, "exit_code") and hasattr(error, "message"):
-            error.message = escaped(error.message)
+            error.message = escaped(error.message.removeprefix("Value error, "))  # pydantic's, which Typer uses
         raise

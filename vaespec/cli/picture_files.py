@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +41,9 @@ FORMATS = ("PNG", "JPEG", "WEBP", "AVIF", "TIFF", "GIF", "BMP", "PPM", "JPEG2000
 ANY_PICTURE = 192 << 20  # bytes that reading a picture may take, whatever the size of its file
 MAX_RATIO = 4096  # beyond them, for each byte of the file; a PNG of one colour takes 2,400, a photograph less than 100
 START = 16  # bytes by which another kind of file is recognized
+
+# Pillow logs some damage before it raises an error; a logger without a handler prints on stderr.
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 
 class Pad(StrEnum):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -15,9 +16,7 @@ from vaespec.pictures.values import FLOAT, scaled, split
 
 TABLES = (b"A2B0", b"A2B1")  # a profile with one of them means something else than its curves
 PARAMETERS = (1, 3, 4, 5, 7)  # of the types of parametric curves
-SRGB_TO_XYZ = np.array(  # linear, adapted to the white D50: IEC 61966-2-1 and Bradford's matrix
-    [[0.4360657, 0.3851515, 0.1430784], [0.2224932, 0.7168870, 0.0606169], [0.0139239, 0.0970811, 0.7140994]]
-)
+PRIMARIES = (b"rXYZ", b"gXYZ", b"bXYZ")
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Curves:
         steps = np.linspace(0, 1, self.light.shape[1])
         light = np.stack([np.interp(colours[..., i], steps, curve) for i, curve in enumerate(self.light)], axis=-1)
         if self.to_xyz is not None:
-            light = np.clip(light @ (np.linalg.inv(SRGB_TO_XYZ) @ self.to_xyz).T, 0, 1)
+            light = np.clip(light @ (np.linalg.inv(_srgb_to_xyz()) @ self.to_xyz).T, 0, 1)
         encoded = np.where(light <= 0.0031308, 12.92 * light, 1.055 * light ** (1 / 2.4) - 0.055).astype(FLOAT)
         converted = encoded if alpha is None else np.concatenate((encoded, alpha), axis=2)
         return scaled(converted, samples.dtype)
@@ -44,14 +43,26 @@ def curves(data: bytes, grey: bool) -> Curves | None:
     """What a valid profile says by curves; None if it does not."""
     tags = _tags(data)
     names = [b"kTRC"] if grey else [b"rTRC", b"gTRC", b"bTRC"]
-    primaries = [] if grey else [b"rXYZ", b"gXYZ", b"bXYZ"]
+    primaries = [] if grey else PRIMARIES
     if not tags.keys() >= {*names, *primaries} or not tags.keys().isdisjoint(TABLES):
         return None
     light = [curve for name in names if (curve := _light(tags[name])) is not None]
     if len(light) < len(names):
         return None
-    xyz = [struct.unpack(">3i", tags[name][8:20]) for name in primaries]
-    return Curves(np.clip(np.stack(light), 0, 1), np.array(xyz).T / 65536 if xyz else None)
+    return Curves(np.clip(np.stack(light), 0, 1), None if grey else _to_xyz(tags))
+
+
+@cache
+def _srgb_to_xyz() -> np.ndarray:
+    """The XYZ of sRGB's primaries as littlecms rounds them, so that a profile with these primaries mixes no colours."""
+    from PIL import ImageCms
+
+    return _to_xyz(_tags(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()))
+
+
+def _to_xyz(tags: Mapping[bytes, bytes]) -> np.ndarray:
+    """The XYZ of the primaries, adapted to the white D50: a column (3, 1) for each."""
+    return np.array([struct.unpack(">3i", tags[name][8:20]) for name in PRIMARIES]).T / 65536
 
 
 def _tags(data: bytes) -> Mapping[bytes, bytes]:

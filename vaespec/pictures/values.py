@@ -8,8 +8,6 @@ EIGHT, SIXTEEN, FLOAT = np.dtype(np.uint8), np.dtype(np.uint16), np.dtype(np.flo
 WHITE = {EIGHT: 255, SIXTEEN: 65535, FLOAT: 1}  # the value of white, and of opaque, by dtype
 DEPTHS = {"8": EIGHT, "16": SIXTEEN, "float": FLOAT}
 LUMA = (19595, 38470, 7471)  # of 65536: the weights of red, green and blue in a grey, those of Pillow's mode L
-
-
 CHANNELS = (1, 3, 4)  # of images that are pictures: grey, RGB, RGBA
 
 

@@ -149,10 +149,11 @@ class Allowance(NamedTuple):
     def refusal(self, need: int, task: str, how: object) -> MemoryLimitError:
         """The error for a task that needs more than is allowed."""
         enough = need + self.slack
-        allowed = f"max_memory of {_gib(self.most)}" if self.given else f"the {_gib(self.most)} that may be used"
+        most = _gib(self.most) if self.most > 2**30 / 100 else f"{self.most:,} bytes"  # 4, meant as GiB, shows
+        allowed = f"max_memory of {most}" if self.given else f"the {most} that may be used"
         return MemoryLimitError(
             f"{allowed} is too little {task}: {_gib(enough, up=True)} would do, {_gib(self.held)} of which are held "
-            f"before, with {how}; allow that much, or use smaller images.",
+            f"already, with {how}; allow that much, or use smaller images.",
             enough,
         )
 

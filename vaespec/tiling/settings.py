@@ -46,9 +46,11 @@ class Tiling:
     def __post_init__(self) -> None:
         if self.mode not in get_args(Mode):
             raise InputError(f"tiling {self.mode!r}: choose True or 'blend', 'exact', 'auto', or False.")
-        if unknown := sorted(self.bands.keys() - Bands.__annotations__.keys()):
-            known = ", ".join(Bands.__annotations__)
-            raise InputError(f"enable_tiling has no {unknown[0]}=: for bands it takes {known}.")
+        if unknown := self.bands.keys() - Bands.__annotations__.keys():
+            raise InputError(
+                f"enable_tiling has no {min(unknown)}=: bands of rows have {', '.join(Bands.__annotations__)}, blended "
+                "tiles tile_sample_min_size, tile_latent_min_size, tile_overlap_factor."
+            )
         planned = {"max_memory": self.max_memory, "offload_folder": self.offload_folder}
         options = [*self.bands, *(name for name, value in planned.items() if value is not None)]
         if self.mode == "blend" and options:

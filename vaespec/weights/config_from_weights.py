@@ -67,9 +67,13 @@ def infer_config(vae: VaeInFile, family: str | None = None) -> AutoencoderConfig
         scale = stored_scale(vae)
         scaling = dict.fromkeys(families.SCALING) | {"scaling_factor": scale}
         return config if scale is None else config.replace(**scaling)
+    family = families.spelled(family)
     config = families.config(family)
     if wrong := [*_differences(config, structure, vae), *_scale_difference(config, vae)]:
-        raise WeightMapError(f"{vae.file.path} is not of the family {family!r}: {', '.join(wrong)}.")
+        raise WeightMapError(
+            f"{vae.file.path} is not of the family {family!r}: {', '.join(wrong)}; `vaespec info` shows the families "
+            "that it may be of."
+        )
     if candidates and family not in candidates:
         markers = sorted({marker for name in candidates for marker in families.evidence(name, vae.file)})
         raise WeightMapError(
@@ -178,7 +182,8 @@ def infer_structure(vae: VaeInFile) -> AutoencoderConfig:
     except ConfigError as error:
         reason = str(error).rstrip(".")
         raise WeightMapError(
-            f"{vae.file.path} does not show its whole config ({reason}): put it in a folder with its config.json."
+            f"{vae.file.path} does not show its whole config ({reason}): put it in a folder with its config.json, "
+            "or give config= in Python."
         ) from None
 
 

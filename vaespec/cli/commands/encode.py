@@ -43,7 +43,7 @@ def encode(
     offload_folder: options.OffloadFolder = None,
     as_json: options.Json = False,
 ) -> None:
-    """Encode pictures of any sizes into one .safetensors file, with all that `vaespec decode` needs.
+    """Encode pictures of any sizes into one .safetensors file. Decode it with the same --weights and --padding.
 
     Pictures that fail are left out and listed, and the exit code is 1.
     """
