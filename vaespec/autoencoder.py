@@ -210,15 +210,16 @@ class AutoencoderKL(PlacedModel):
         for what a resnet returns), which its forward hooks see too; an activation is named after the norm before it
         ("….norm1.silu"). Results are arrays of the backend, maps as (B, C, H, W) and attention's tokens as (B, N, C),
         computed when they are requested, by operations of the framework one after the other: on the whole input, with
-        the model's padding and processors, without tiling. NaN and infinity in them raise no error. `half` is "encoder"
-        or "decoder"; raises InputError for any other, and for a wrong input.
+        the model's padding and processors, without tiling. NaN and infinity in them raise no error; they have the
+        model's dtype, so that they may be infinite where a float16 model goes on in float32. `half` is "encoder" or
+        "decoder"; raises InputError for any other, and for a wrong input.
         """
         directions = {side.verb: side for side in HALVES.values()}
         if (side := (HALVES | directions).get(half)) is None:
             raise InputError(f"half={half!r}: expected encoder or decoder.")
-        check = as_images if side is ENCODER else as_latents
-        source = check(x, self._model.config, self._model.ops)
-        return activations(self._model.layers(side), source[...], self._model.params, self._model.ops)
+        check, model = as_images if side is ENCODER else as_latents, self._model.computing(side)
+        source = check(x, model.config, model.ops)
+        return activations(model.layers(side), source[...], model.params, model.ops)
 
     def _denormalized(self, z: Any) -> Array:
         z = as_diffusion_latents(z, self._model.config, self._model.ops)[...]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +14,7 @@ from vaespec.analysis import finite
 from vaespec.analysis.finite import first_nonfinite
 from vaespec.architecture import DECODER, ENCODER, HALVES, Half, halves_among, parameters, parameters_among
 from vaespec.attention import Attention, LoRA, Processor
+from vaespec.callers import warn_user
 from vaespec.config import AutoencoderConfig
 from vaespec.copying import in_memory_order
 from vaespec.errors import BackendError, Float16OverflowWarning, InputError, NonFiniteError, VaespecError
@@ -166,11 +166,10 @@ class Model:
         if half.name in self.overflowed:
             return
         self.overflowed.add(half.name)
-        warnings.warn(
+        warn_user(
             f"the {half.name} overflows in float16, first in {culprit}, and is computed in float32 from now on: "
             "register_to_config(force_upcast=True) computes it so at once, and bfloat16 needs no wider numbers.",
             Float16OverflowWarning,
-            stacklevel=2,
         )
 
     def require_size(self, half: Half, shape: tuple[int, ...], parts: str = "") -> None:

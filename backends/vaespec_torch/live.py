@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import reduce
@@ -16,6 +15,7 @@ from torch.nn.utils import parametrize
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from vaespec.architecture import Half
+from vaespec.callers import warn_user
 from vaespec.errors import InputError, NonFiniteError, NonFiniteWarning
 from vaespec.inputs import as_images, as_latents
 from vaespec.layers import Sequential
@@ -176,7 +176,7 @@ def returned(model: Model, half: Half, x: Any, tiling: Tiling, *, tiled: bool = 
     try:
         return execution.run(model, half, check(x, model.config, model.ops), tiling, tiled=tiled)
     except NonFiniteError as error:
-        warnings.warn(f"a result is returned although {error}", NonFiniteWarning, stacklevel=5)
+        warn_user(f"a result is returned although {error}", NonFiniteWarning)
     model = model.replace(ops=UncheckedOps(model.ops))
     return execution.run(model, half, check(x, model.config, model.ops), tiling, tiled=tiled)
 

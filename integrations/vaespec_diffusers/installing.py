@@ -98,10 +98,10 @@ def install(
 
     The VAE keeps its parameters, device, dtype, hooks, switches and attention processors, and may be changed by
     diffusers' methods at any time. `tiling="exact"` or "auto" (with `max_memory`, bytes or "2GiB") takes the place of
-    blended tiles: `enable_tiling()` without a mode keeps it. True or "blend": blended tiles; False: whole images; None:
-    as the VAE is set, or "auto" if there is a limit. `max_memory` is all that the process, on a GPU the device, may
-    hold, the rest of the pipeline too; by default most of the free memory. `padding`: "zeros", "reflect", "replicate"
-    or "circular", one word or two for (height, width). `precision`: "default" or "highest", float32 without TF32.
+    blended tiles: `enable_tiling()` without a mode keeps it. True or "blend": blended tiles;
+    False: whole images; None: as the VAE is set. `max_memory` is all that the process, on a GPU the device, may hold,
+    the rest of the pipeline too; alone it means "auto". `padding`: "zeros", "reflect", "replicate" or
+    "circular", one word or two for (height, width). `precision`: "default" or "highest", float32 without TF32.
     `compile`: torch.compile where vaespec's layers run on PyTorch. Other options are in `pipe.vae.enable_tiling`.
 
     A pipeline that calls its `upcast_vae` before it decodes leaves a float16 VAE in float16, which decodes without

@@ -27,13 +27,14 @@ class SingleFile(TypedDict, total=False):
     `config` may also be the path of a config.json, or of its folder. A pipeline needs the scaling factor, which few
     files show: give `family` or `config`.
 
-    `torch_dtype` (or `dtype`) and `device`: of the parameters, by default float32 on the CPU; "auto" keeps the file's.
+    `dtype` (a torch.dtype, its name, or "auto", the file's) and `device`: of the parameters, by default float32 on the
+    CPU. `torch_dtype` is the older name of `dtype`, as in diffusers.
     """
 
     config: AutoencoderConfig | Mapping[str, Any] | AnyPath | None
     family: str | None
-    torch_dtype: torch.dtype | str | None
     dtype: torch.dtype | str | None
+    torch_dtype: torch.dtype | str | None
     device: torch.device | str | None
     prefix: str | None
     dialect: str | None
@@ -45,15 +46,17 @@ class SingleFile(TypedDict, total=False):
 def load(cls: Any, path: AnyPath, **options: Unpack[SingleFile]) -> Any:
     """Return a VAE of this class, in evaluation mode, with the file's weights, read one tensor at a time.
 
-    Warns if the scaling factor is not known. Raises InputError for an unknown option or dtype, half a model, or a file
-    for the other class; WeightFileError and WeightMapError as `vaespec.AutoencoderKL.from_single_file`.
+    Warns if the scaling factor is not known. Raises InputError for an unknown option or dtype, two dtypes, half a
+    model, or a file for the other class; WeightFileError and WeightMapError as in vaespec.AutoencoderKL.
     """
     if unknown := sorted(options.keys() - SingleFile.__annotations__.keys()):
         raise InputError(f"from_single_file has no {unknown[0]}=: it takes {', '.join(SingleFile.__annotations__)}.")
     given: dict[str, Any] = dict(options)
     config, family = given.pop("config", None), given.pop("family", None)
-    torch_dtype, device = given.pop("torch_dtype", None), given.pop("device", None)
-    dtype = _dtype(given.pop("dtype", torch_dtype))
+    dtype, older, device = given.pop("dtype", None), given.pop("torch_dtype", None), given.pop("device", None)
+    if None not in (dtype, older):
+        raise InputError(f"dtype={dtype} and torch_dtype={older}: give one of them; torch_dtype is the older name.")
+    dtype = _dtype(older if dtype is None else dtype)
     config, read = weights.load_file(weights.single_file(path), _config(config), family, **given)
     if config.class_name != cls.__name__:
         raise InputError(f"{path} is {config.class_name}'s: load it with vaespec_diffusers.{config.class_name}.")

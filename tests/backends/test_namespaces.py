@@ -269,7 +269,7 @@ def test_a_module_that_cannot_be_imported_is_refused_with_the_reason(tmp_path, m
         tiny_on("needy_namespace")
 
 
-@pytest.mark.parametrize("path", ["dask.array", "ndonnx"])
+@pytest.mark.parametrize("path", ["dask.array", pytest.param("ndonnx", marks=pytest.mark.thorough)])  # minutes
 def test_namespaces_that_defer_compute_the_specification(path):
     xp = pytest.importorskip(path)
     config = TINY.replace(

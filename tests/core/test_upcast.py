@@ -109,6 +109,7 @@ def test_an_overflow_that_nothing_foretold_is_computed_again_and_named_once(back
     with pytest.warns(Float16OverflowWarning, match=words) as seen:
         y = run(vae)
     assert len(seen) == 1
+    assert seen[0].filename == __file__
     assert "register_to_config(force_upcast=True)" in str(seen[0].message)
     assert_as_exact_as_rounding(y)
     np.testing.assert_array_equal(array(run(vae)), array(y))  # and no warning, which would be an error
@@ -179,8 +180,9 @@ def test_bands_that_were_yielded_before_an_overflow_are_not_yielded_again(monkey
             yield band
 
     monkeypatch.setattr(Model, "stream", late)
-    with pytest.warns(Float16OverflowWarning):
+    with pytest.warns(Float16OverflowWarning) as seen:
         taken = list(vae.decode_bands(Z))
+    assert seen[0].filename == __file__
     assert_as_exact_as_rounding(torch.cat(taken, 2))
 
 
@@ -199,12 +201,27 @@ def test_every_processor_is_upcast(processor):
     assert_as_exact_as_rounding(run(vae))
 
 
-def test_padding_and_upcasting_are_combined():
-    padded = [model("numpy", precision="default"), model("torch")]
-    for vae in padded:
-        vae.set_padding("circular")
-    one, other = (array(run(vae)) for vae in padded)
-    assert relative_l2(one, other) <= 2**-10
+@pytest.mark.parametrize("padding", ["circular", ("reflect", "replicate")])
+def test_padding_bands_and_upcasting_are_combined(padding):
+    exact = AutoencoderKL(CONFIG, WEIGHTS, backend="reference")
+    exact.set_padding(padding)
+    expected = exact.decode(Z).sample
+    bound = 2 * relative_l2(expected.astype(np.float16), expected)
+    for vae in (model("numpy", precision="default"), model("torch")):
+        vae.set_padding(padding)
+        pure, z = vae.functional(), vae._model.ops.from_numpy(Z)
+        results = [vae.decode(Z).sample, pure.decode(pure.params, z).sample]
+        vae.enable_tiling("exact", band_rows=3)
+        results += [vae.decode(Z).sample, np.concatenate([array(band) for band in vae.decode_bands(Z)], 2)]
+        assert all(relative_l2(array(y), expected) <= bound for y in results)
+
+
+def test_activations_are_those_of_the_upcast_model():
+    vae = model("torch")
+    vae.set_padding("reflect")
+    *_, (name, last) = vae.activations(Z, "decoder")
+    assert name == "decoder.conv_out"
+    np.testing.assert_array_equal(array(last), array(run(vae)))
 
 
 def test_an_overflow_of_what_is_recorded_for_a_gradient_is_named_too():

@@ -65,6 +65,8 @@ def test_a_single_file_for_the_other_class_or_with_an_unknown_option_is_refused(
         vaespec_diffusers.AutoencoderKLFlux2.from_single_file(file, config=folder)
     with pytest.raises(InputError, match="from_single_file has no original_config=: it takes config"):
         vaespec_diffusers.AutoencoderKL.from_single_file(file, original_config="v1.yaml")
+    with pytest.raises(InputError, match=r"dtype=torch\.float16 and torch_dtype=torch\.float32: give one"):
+        vaespec_diffusers.AutoencoderKL.from_single_file(file, dtype=torch.float16, torch_dtype=torch.float32)
 
 
 @pytest.mark.parametrize(

@@ -90,9 +90,9 @@ class Spy(ReferenceOps):
         super().__init__(np)
         self.running, self.logits, self.convolved = False, [], []
 
-    def run(self, layer, x, params):
+    def apply(self, function, x, params):
         self.running = True
-        result = super().run(layer, x, params)
+        result = super().apply(function, x, params)
         self.running = False
         return result
 
