@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-CASES = {"diffusers": None, "vaespec installed": {}, "vaespec installed, exact bands": {"tiling": "exact"}}
+CASES = {"diffusers": None, "vaespec installed": {}, "vaespec installed, whole images": {"tiling": False}}
 """The options of `install`; None for a pipeline as it is."""
 
 

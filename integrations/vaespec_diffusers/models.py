@@ -14,6 +14,7 @@ from diffusers.utils.accelerate_utils import apply_forward_hook
 from torch import Tensor, nn
 
 from vaespec.architecture import DECODER, ENCODER, Half
+from vaespec.errors import InputError
 from vaespec.tiling.banded import Bands
 from vaespec.tiling.planner import Estimate, MemoryPlan
 from vaespec.tiling.stores import Place
@@ -60,6 +61,8 @@ class Computed(nn.Module):
         self, half: Half, x: Tensor, return_dict: bool, theirs: Callable[..., Any], *, tiled: bool = False
     ) -> Any:
         """The output for x, as vaespec computes it or else as diffusers' method does, `theirs`."""
+        if not isinstance(x, Tensor):
+            raise InputError(f"{half.verb} of a {type(x).__name__}: expected a tensor of {half.source}.")
         pads = self._vaespec is not None and self._vaespec.pads
         if is_transformed(x) and not pads:  # PyTorch compiles or traces: diffusers' code, as it expects
             return theirs(x, return_dict=return_dict)

@@ -214,12 +214,14 @@ def test_a_limit_of_what_has_none_is_refused(tiling):
         vaespec_diffusers.install(make_vae(), tiling=tiling, max_memory="4GiB")
 
 
-@pytest.mark.parametrize("wrong", [None, "picture", 3])
-def test_what_is_no_array_is_refused(wrong):
+@pytest.mark.parametrize(
+    "wrong", [None, "picture", 3, np.ones((1, 4, 8, 8), np.float32)], ids=lambda x: type(x).__name__
+)
+def test_what_is_no_tensor_is_refused(wrong):
     vae = make_vae()
     vaespec_diffusers.install(vae)
-    for method in (vae.encode, vae.decode, vae.tiled_decode):
-        with pytest.raises(VaespecError, match="expected"):
+    for method, what in ((vae.encode, "images"), (vae.decode, "latents"), (vae.tiled_decode, "latents")):
+        with pytest.raises(VaespecError, match=f"of a {type(wrong).__name__}: expected a tensor of {what}"):
             method(wrong)
 
 
