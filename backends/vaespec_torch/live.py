@@ -65,7 +65,7 @@ class Live:
         return vars(self) | {"_models": {}}
 
     def on(self, root: nn.Module) -> Self:
-        """The same for another module."""
+        """Return a runner with these options for another module."""
         twin = copy.copy(self)
         twin.root = root
         return twin

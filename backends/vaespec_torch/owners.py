@@ -40,7 +40,7 @@ class Owner:
         return torch.float32 if weight is None else weight.dtype
 
     def converted(self, convert: Callable[[Tensor], Tensor]) -> Owner:
-        """The same owner, whose weight and bias are converted before each use."""
+        """Return an owner of the same module that converts its weight and bias before each use."""
 
         def call(module: nn.Module, x: Tensor, compute: Compute) -> Tensor:
             return self.call(module, x, lambda x, w, b: compute(x, convert(w), b if b is None else convert(b)))

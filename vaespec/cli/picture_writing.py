@@ -27,7 +27,7 @@ class Depth(StrEnum):
 
     @property
     def suffix(self) -> str:
-        """That of the files."""
+        """The suffix of the files."""
         return ".tif" if self is Depth.FLOAT else ".png"
 
 
@@ -53,7 +53,7 @@ def require_room(path: Path, height: int, width: int, channels: int, depth: Dept
 
 
 def _pieces(parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
-    """The same rows in parts of at most about PIECE values."""
+    """Cuts rows into parts of at most about PIECE values."""
     for part in parts:
         rows = max(1, PIECE // part[0].size)
         yield from (part[top : top + rows] for top in range(0, len(part), rows))
