@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from functools import partial
 from typing import Any
 
 from vaespec.architecture import HALVES
+from vaespec.callers import warn_user
 from vaespec.config import AutoencoderConfig
 from vaespec.errors import InputError
 from vaespec.model import Model
@@ -114,7 +114,7 @@ class Settings:
         """Warn that diffusers computes, once for each reason."""
         if reason not in self.warned:
             self.warned.add(reason)
-            warnings.warn(f"vaespec leaves this VAE to diffusers' own code, since {reason}.", stacklevel=5)
+            warn_user(f"vaespec leaves this VAE to diffusers' own code, since {reason}.", UserWarning)
 
 
 class Switches(RunSettings):

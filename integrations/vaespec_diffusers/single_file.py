@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, TypedDict, Unpack
@@ -12,6 +11,7 @@ import torch
 
 from vaespec import families, weights
 from vaespec.architecture import HALVES, halves_among
+from vaespec.callers import warn_user
 from vaespec.config import AutoencoderConfig
 from vaespec.config_checks import brief
 from vaespec.dtypes import STORAGE_DTYPES, dtype_name
@@ -63,10 +63,10 @@ def load(cls: Any, path: AnyPath, **options: Unpack[SingleFile]) -> Any:
     if missing := [half for half in HALVES if half not in halves_among(read, config)]:
         raise InputError(f"{path} has no {missing[0]}, which diffusers' class needs: load it with vaespec.load.")
     if config.scaling_factor is None and config.patch_size is None:
-        warnings.warn(
+        warn_user(
             f"the scaling factor of {path} is not known ({families.scaling_candidates(config)}), and a pipeline needs "
             "it: give family= or config=.",
-            stacklevel=3,
+            UserWarning,
         )
     with torch.device("meta"):
         vae: Any = cls.from_config(config.to_dict())
