@@ -42,7 +42,7 @@ Precision = Annotated[
 
 Profile = Annotated[str, option(RUN, "--profile", "|".join(PROFILES), "How many cases each check has.")]
 Dtypes = Annotated[list[str] | None, option(RUN, "--dtype", "NAME", "Only this one; again for more.")]
-Levels = Annotated[str | None, option(RUN, "--level", "L0-L8", "Only these: L1, L0-L3, or L1,L4.")]
+Levels = Annotated[str | None, option(RUN, "--level", "L0-L9", "Only these: L1, L0-L3, or L1,L4.")]
 Checks = Annotated[list[str] | None, option(RUN, "--check", "ID", "Only this one, as ID or ID[DTYPE]; again for more.")]
 Case = Annotated[str | None, option(RUN, "--case", "JSON", "One case of one check in one dtype.")]
 Seed = Annotated[

@@ -36,7 +36,7 @@ def test_levels_may_be_a_range_and_a_list():
     [
         ({"checks": ("ops.conv",)}, r"no check called 'ops.conv': choose ops.conv2d"),
         ({"dtypes": ("fp32",)}, r"no dtype called 'fp32': choose "),
-        ({"levels": ("L9",)}, r"no level called 'L9': choose L0"),
+        ({"levels": ("L10",)}, r"no level called 'L10': choose L1"),
     ],
 )
 def test_a_selection_of_something_that_does_not_exist_is_refused_with_the_choices(fields, message):

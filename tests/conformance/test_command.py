@@ -311,8 +311,8 @@ def test_a_check_is_explained():
         (("--port", "nowhere"), "'nowhere': give package.module:object, or file.py:object."),
         (("--backend", "numpy", "--check", "ops.conv"), "no check called 'ops.conv': choose ops.conv2d"),
         (
-            ("--backend", "numpy", "--level", "L3-L9"),
-            "no level called 'L9': choose L0, L1, L2, L3, L4, L5, L6, L7, L8.",
+            ("--backend", "numpy", "--level", "L3-L10"),
+            "no level called 'L10': choose L1, L0, L2, L3, L4, L5, L6, L7, L8, L9.",
         ),
         (("--backend", "numpy", "--dtype", "fp16"), "no dtype called 'fp16': choose float16"),
         (("--backend", "numpy", "--case", "{}"), "--case goes with one check in one dtype, not with "),

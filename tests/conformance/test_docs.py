@@ -70,7 +70,7 @@ def test_the_ports_of_the_page_pass(index, tmp_path, monkeypatch):
     if index == 1:
         code += "\n\ndef build(config, weights):\n    return DiffusersPort(config, weights)\n"
     (tmp_path / "my_port.py").write_text(code)
-    assert "my_port.py:build: partial." in examined("--port", "my_port.py:build", "--level", "L3,L5")
+    assert "my_port.py:build: partial." in examined("--port", "my_port.py:build", "--level", "L3,L6")
 
 
 def test_the_comparison_of_activations_runs_as_the_page_shows_it(tmp_path, monkeypatch):

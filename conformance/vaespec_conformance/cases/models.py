@@ -5,11 +5,11 @@ There are few configs and sizes, since some backends compile for each, and many 
 
 from __future__ import annotations
 
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 
-from vaespec import AutoencoderConfig, parameters
+from vaespec import AutoencoderConfig, parameters, strict_json
 from vaespec.analysis.rounding import rounded
 from vaespec_conformance.cases.cases import Case
 
@@ -53,6 +53,17 @@ CONFIGS = {
 """plain: as in SD 1. attentive: attention in the outer blocks too, one or two channels per group. bare: none of
 the optional parts."""
 
+
+def config_of(case: Case) -> AutoencoderConfig:
+    """The config of a case: case["config"] is a name in CONFIGS, or the JSON of a config that a subject brings."""
+    return _config(case["config"])
+
+
+@cache
+def _config(name: str) -> AutoencoderConfig:
+    return CONFIGS[name] if name in CONFIGS else AutoencoderConfig.from_dict(strict_json.parse(name))
+
+
 REGIMES = ("plain", "faint", "offset", "loud", "sharp")
 """Distributions of weights, each of which shows some mistakes.
 
@@ -73,7 +84,7 @@ INTO_NORMS = ("conv_in", "conv1", "conv2", "to_out.0")
 @lru_cache(64)
 def _weights(config: str, regime: str, seed: int, dtype: str) -> Weights:
     rng = Case.of(seed=seed).rng("weights")
-    drawn = {name: _drawn(name, row.shape, regime, rng) for name, row in parameters(CONFIGS[config]).items()}
+    drawn = {name: _drawn(name, row.shape, regime, rng) for name, row in parameters(_config(config)).items()}
     return {name: rounded(w, dtype) for name, w in drawn.items()}
 
 
@@ -103,12 +114,12 @@ def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Genera
 
 def images(case: Case, dtype: str) -> np.ndarray:
     """Images (2, C, f h + more, f w + more) in [-1, 1], for latents of (h, w) = case["size"]."""
-    config = CONFIGS[case["config"]]
+    config = config_of(case)
     height, width = (config.downsampling_factor * n + case["more"] for n in case["size"])
     return rounded(case.rng("images").uniform(-1, 1, (2, config.in_channels, height, width)), dtype)
 
 
 def latents(case: Case, dtype: str) -> np.ndarray:
     """Latents (2, C, h, w), drawn from N(0, 1)."""
-    config = CONFIGS[case["config"]]
+    config = config_of(case)
     return rounded(case.rng("latents").standard_normal((2, config.latent_channels, *case["size"])), dtype)

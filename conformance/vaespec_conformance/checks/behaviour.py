@@ -1,4 +1,4 @@
-"""L6: a call does what its arguments say and nothing else, whatever was called before it or runs beside it."""
+"""L7: a call does what its arguments say and nothing else, whatever was called before it or runs beside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from vaespec_conformance.subjects.subjects import input_dtype
 
 behaviour = partial(
     check,
-    level="L6",
+    level="L7",
     examples=MODEL,
     cases=cases(config=among("plain", "attentive"), regime=among("plain"), size=among((3, 4)), more=among(0)),
     pinned=(ONE_MODEL,),

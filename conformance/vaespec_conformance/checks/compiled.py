@@ -1,4 +1,4 @@
-"""L7: compiling changes how long a call takes, and nothing else."""
+"""L8: compiling changes how long a call takes, and nothing else."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vaespec_conformance.subjects.errors import ConformanceError
 
 compiled = partial(
     check,
-    level="L7",
+    level="L8",
     examples=MODEL,
     cases=cases(config=among("plain"), regime=among("plain", "faint"), size=among((3, 4)), more=among(0)),
     pinned=(ONE_MODEL,),
@@ -53,7 +53,7 @@ def shapes(subject: Any, case: Case, dtype: str) -> Margin:
 def _compute_after_other_dtypes(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Images decoded after the same model was called in the subject's other dtypes."""
     others = [other for other in ("bfloat16", "float16", "float32") if other in subject.capabilities.dtypes]
-    config, weights, z = models.CONFIGS[case["config"]], models.weights(case, dtype), models.latents(case, dtype)
+    config, weights, z = models.config_of(case), models.weights(case, dtype), models.latents(case, dtype)
     for other in others:
         if other != dtype:
             subject.build(config, weights, other).decode(z)

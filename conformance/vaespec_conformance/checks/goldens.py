@@ -1,4 +1,4 @@
-"""L8: stored results of diffusers, which show if the specification itself ever changes."""
+"""L9: stored results of diffusers, which show if the specification itself ever changes."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vaespec_conformance.judging.registry import MODEL, Margin, check
 
 golden = partial(
     check,
-    level="L8",
+    level="L9",
     examples=MODEL,
     cases=cases(config=among(*SIZES)),
     pinned=tuple(Case.of(config=name, seed=0) for name in SIZES),

@@ -30,7 +30,7 @@ ONE_MODEL = Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1)
 
 def build_model(subject: Any, case: Case, dtype: str) -> Any:
     """The subject's model with the config and weights of a case."""
-    return subject.build(models.CONFIGS[case["config"]], models.weights(case, dtype), dtype)
+    return subject.build(models.config_of(case), models.weights(case, dtype), dtype)
 
 
 def _compute_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
@@ -79,7 +79,7 @@ def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarra
     last = "quant_conv.bias" if "quant_conv.bias" in weights else "encoder.conv_out.bias"
     half = len(weights[last]) // 2
     weights[last] = rounded(weights[last] + np.repeat((0.0, 50.0), half) * np.tile((1, -1), half), dtype)
-    vae = subject.build(models.CONFIGS[case["config"]], weights, dtype)
+    vae = subject.build(models.config_of(case), weights, dtype)
     return vae.encode(models.images(case, dtype))[1]
 
 
@@ -98,7 +98,7 @@ def logvar(subject: Any, case: Case, dtype: str) -> Margin:
 
 
 def _compute_sample(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    config = models.CONFIGS[case["config"]]
+    config = models.config_of(case)
     noise = rounded(case.rng("noise").standard_normal((2, config.latent_channels, *case["size"])), dtype)
     return build_model(subject, case, dtype).sample(models.images(case, dtype), noise)
 

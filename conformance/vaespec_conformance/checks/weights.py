@@ -1,4 +1,4 @@
-"""L5: a model uses the weights that it was built from, and no others."""
+"""L6: a model uses the weights that it was built from, and no others."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ MODELS: dict[str, Any] = {
 
 @check(
     "weights.strict",
-    level="L5",
+    level="L6",
     examples=MODEL,
     cases=cases(**MODELS, fault=among(*FAULTS), which=st.integers(0, 200)),
     pinned=tuple(
@@ -52,7 +52,7 @@ def strict(subject: Any, case: Case, dtype: str) -> Margin:
     else:
         weights[name] = weights[name].reshape(1, *weights[name].shape)
     try:
-        vae = subject.build(models.CONFIGS[case["config"]], weights, dtype)
+        vae = subject.build(models.config_of(case), weights, dtype)
         vae.encode(models.images(case, dtype))
         vae.decode(models.latents(case, dtype))
     except ConformanceError:  # any exception of the subject: see `blamed`
@@ -60,11 +60,11 @@ def strict(subject: Any, case: Case, dtype: str) -> Margin:
     raise ConformanceError(f"weights with {name} {fault} were accepted: expected an exception that names it.")
 
 
-@check("weights.kept", level="L5", requires=("weights",), examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,))
+@check("weights.kept", level="L6", requires=("weights",), examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,))
 def kept(subject: Any, case: Case, dtype: str) -> Margin:
     """weights() returns the names, shapes and numbers that the model was built from, rounded to its dtype."""
     weights = models.weights(case, "float32")
-    returned = subject.build(models.CONFIGS[case["config"]], weights, dtype).weights()
+    returned = subject.build(models.config_of(case), weights, dtype).weights()
     if returned.keys() != weights.keys():
         names = ", ".join(sorted(returned.keys() ^ weights.keys())[:3])
         raise ConformanceError(f"weights() returned other names than it was built from: {names}.")
@@ -84,14 +84,14 @@ def legacy_names(weights: dict[str, np.ndarray], axes: int) -> dict[str, np.ndar
 
 def _compute_from_legacy_names(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Images decoded by a port built from the older names; the specification is built from the newer names."""
-    weights, config = models.weights(case, dtype), models.CONFIGS[case["config"]]
+    weights, config = models.weights(case, dtype), models.config_of(case)
     named = legacy_names(weights, case["axes"]) if subject.kind == "port" else weights
     return subject.build(config, named, dtype).decode(models.latents(case, dtype))
 
 
 @check(
     "weights.legacy_names",
-    level="L5",
+    level="L6",
     subjects=("port",),
     requires=("legacy_names",),
     examples=MODEL,
@@ -105,13 +105,13 @@ def legacy(subject: Any, case: Case, dtype: str) -> Margin:
     )
 
 
-@check("weights.owned", level="L5", examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,))
+@check("weights.owned", level="L6", examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,))
 def owned(subject: Any, case: Case, dtype: str) -> Margin:
     """A model does not change when the arrays that it was built from are changed."""
     given = input_dtype(dtype)
     weights: dict[str, np.ndarray] = {name: w.astype(given) for name, w in models.weights(case, dtype).items()}
     z = models.latents(case, dtype)
-    vae = subject.build_from(models.CONFIGS[case["config"]], weights, dtype)
+    vae = subject.build_from(models.config_of(case), weights, dtype)
     before = vae.decode(z)
     for w in weights.values():
         np.add(w, 1, out=w)

@@ -22,10 +22,11 @@ LEVELS = {
     "L2": "blocks",
     "L3": "encode, decode, posterior",
     "L4": "tiling and slicing",
-    "L5": "weights",
-    "L6": "behaviour",
-    "L7": "compilation and precision",
-    "L8": "goldens",
+    "L5": "sizes",
+    "L6": "weights",
+    "L7": "behaviour",
+    "L8": "compilation and precision",
+    "L9": "goldens",
 }
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 PROFILES = ("quick", "default", "thorough")
