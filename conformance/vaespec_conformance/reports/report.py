@@ -54,12 +54,12 @@ class Failure:
     message: str
     where: str | None = None
     hint: str | None = None
-    count: str | None = None
-    stage: str | None = None
     case: dict[str, Any] | None = None
     snippet: str | None = None
     command: str | None = None
     picture: str | None = None
+    count: str | None = None
+    stage: str | None = None
     others: tuple[Failure, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
