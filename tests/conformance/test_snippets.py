@@ -8,7 +8,7 @@ from support import subjects_of_all_kinds as subjects
 
 from vaespec import backends
 from vaespec.registry import get_backend
-from vaespec_conformance import BackendSubject
+from vaespec_conformance import BackendSubject, PortSubject
 from vaespec_conformance.running.agenda import agenda
 from vaespec_conformance.running.snippets import FORMULAS, snippet
 
@@ -51,12 +51,13 @@ def test_the_snippet_of_a_mistake_shows_it(capsys):
     assert errors[1] < 1e-3
 
 
-def test_a_port_has_no_snippet():
-    from vaespec_conformance import PortSubject
-
-    port = PortSubject(subjects.port, "port")
-    (item,) = (item for item in agenda(port) if item.id == "model.decode[float32]")
-    assert snippet(port, item.check, item.check.pinned[0], "float32") is None
+@pytest.mark.parametrize("check", ["model.encode[float32]", "model.decode[float32]"])
+def test_the_snippet_of_a_port_builds_it_and_compares_it_without_the_suite(check, capsys):
+    port = PortSubject(subjects.port, f"{subjects.__file__}:port")
+    (item,) = (item for item in agenda(port) if item.id == check)
+    text = snippet(port, item.check, item.check.pinned[0], "float32")
+    assert "vaespec_conformance" not in text
+    assert printed(text, capsys) < 1e-5
 
 
 def test_every_formula_belongs_to_an_operation():

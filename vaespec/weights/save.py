@@ -124,6 +124,21 @@ def save_file(
         return part.stat().st_size
 
 
+def stored(
+    config: AutoencoderConfig,
+    weights: Mapping[str, np.ndarray],
+    *,
+    dialect: str = DIFFUSERS.name,
+    prefix: str = "",
+    dtype: str | None = None,
+) -> dict[str, np.ndarray]:
+    """Canonical weights in a dialect's names, layouts and shapes: the tensors that `save_file` would write.
+
+    For a loader that takes a dictionary, such as that of a port. Raises InputError for an unknown dialect.
+    """
+    return _stored(config, weights, known_dialect(dialect), prefix, dtype)
+
+
 @contextmanager
 def _write_errors(path: Path) -> Iterator[None]:
     """Raises the system's errors as WeightFileError."""

@@ -16,7 +16,8 @@ from vaespec.layouts import OIHW
 from vaespec.namespace import NamespaceBackend
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging.registry import Check
-from vaespec_conformance.subjects.subjects import BackendSubject, Subject
+from vaespec_conformance.running.port_snippets import port_snippet
+from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject, Subject
 
 OPERATIONS = "L1"
 Arrays = tuple[np.ndarray, ...]
@@ -89,6 +90,8 @@ class RecordingSubject(BackendSubject):
 
 def snippet(subject: Subject, check: Check, case: Case, dtype: str) -> str | None:
     """The snippet; None if the check calls several operations, or one without a formula here."""
+    if isinstance(subject, PortSubject):
+        return port_snippet(subject, check, case, dtype)
     if not isinstance(subject, BackendSubject) or check.level != OPERATIONS:
         return None
     call = _recorded(subject, check, case, dtype)

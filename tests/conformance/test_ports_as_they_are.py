@@ -1,0 +1,313 @@
+"""A port is examined as far as it goes: what it says that it does not take or have is not asked, and is no failure."""
+
+from __future__ import annotations
+
+import random
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from support.oracle import diffusers_model
+from support.subjects_of_all_kinds import Port
+
+from vaespec import families
+from vaespec.initialize import initialize
+from vaespec_conformance import Capabilities, PortSubject, Selection, run_conformance
+from vaespec_conformance.cases.models import narrow
+from vaespec_conformance.running.fitting import name_of
+from vaespec_conformance.running.labels import label
+
+NARROW = {"norm_num_groups": 32, "layers_per_block": 2}
+SD1 = narrow((32, 32, 32, 32), **NARROW)
+FLUX1 = narrow((32, 32, 32, 32), latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **NARROW)
+MODELS = Selection(dtypes=("float32",), checks=("model.encode", "model.decode", "model.logvar"))
+HALVES = Selection(dtypes=("float32",), checks=("model.encode", "model.decode"))
+
+
+def run(build, selection=MODELS, **options):
+    return run_conformance(PortSubject(build, "mine"), profile="quick", selection=selection, **options)
+
+
+def maker(kind=Port, **attributes):
+    """A function that builds a port of this class, with attributes that declare what it takes."""
+
+    def build(config, weights):
+        return kind(config, weights)
+
+    vars(build).update(attributes)
+    return build
+
+
+class Diffusers:
+    """diffusers' model, as a port that somebody wrote: it raises for what it does not have."""
+
+    def __init__(self, config, weights):
+        self.vae = diffusers_model(config).requires_grad_(False)
+        self.vae.load_state_dict({name: torch.tensor(w) for name, w in weights.items()}, strict=True)
+
+    def encode(self, x):
+        posterior = self.vae.encode(torch.tensor(x)).latent_dist
+        return posterior.mean.numpy(), posterior.logvar.numpy()
+
+    def decode(self, z):
+        return self.vae.decode(torch.tensor(z)).sample.numpy()
+
+
+class GroupsOf32(Diffusers):
+    def __init__(self, config, weights):
+        if config.norm_num_groups != 32:
+            raise NotImplementedError("every norm has 32 groups")
+        super().__init__(config, weights)
+
+
+class Refuses:
+    def __init__(self, config, weights):
+        raise NotImplementedError("not yet")
+
+
+def four_levels_only(config):
+    return None if config.levels == 4 else "four levels only"
+
+
+class MeanAlone(Port):
+    def encode(self, x):
+        return super().encode(x)[0]
+
+
+class DecoderAlone:
+    def __init__(self, config, weights):
+        self._port = Port(config, weights)
+
+    def decode(self, z):
+        return self._port.decode(z)
+
+
+class EncoderAlone:
+    def __init__(self, config, weights):
+        self._port = Port(config, weights)
+
+    def encode(self, x):
+        return self._port.encode(x)
+
+
+class ChannelsLast(Port):
+    """NHWC inside, NCHW at the border."""
+
+    def decode(self, z):
+        return np.moveaxis(np.moveaxis(super().decode(z), 1, -1).copy(), -1, 1)
+
+
+class QuantOutside(Port):
+    """Its own model has no quant convolutions: those of the weights are computed in the adapter, with NumPy."""
+
+    def __init__(self, config, weights):
+        from dataclasses import replace
+
+        kept = {n: w for n, w in weights.items() if "quant_conv" not in n}
+        self.outer = {n: w for n, w in weights.items() if "quant_conv" in n}
+        super().__init__(replace(config, use_quant_conv=False, use_post_quant_conv=False), kept)
+
+    def _linear(self, name, x):
+        if f"{name}.weight" not in self.outer:
+            return x
+        w, b = self.outer[f"{name}.weight"][:, :, 0, 0], self.outer[f"{name}.bias"]
+        return np.einsum("oc,bchw->bohw", w, x, dtype=np.float32) + b[:, None, None]
+
+    def encode(self, x):
+        moments = np.asarray(self.vae.encode(x).latent_dist.parameters)
+        mean, logvar = np.split(self._linear("quant_conv", moments), 2, axis=1)
+        return mean, logvar.clip(-30, 20)
+
+    def decode(self, z):
+        return super().decode(self._linear("post_quant_conv", z))
+
+
+ROWS = {
+    "32 groups, raised": maker(GroupsOf32, configs=[SD1]),
+    "32 groups, listed": maker(Diffusers, configs=[SD1, FLUX1]),
+    "four levels": maker(configs=[SD1], accepts=four_levels_only),
+    "capabilities": maker(capabilities=Capabilities(configs=(FLUX1,))),
+    "fixed": maker(config=FLUX1),
+    "mean alone": maker(MeanAlone),
+    "mean alone, declared": maker(Port, lacks={"logvar"}),
+    "decoder alone": maker(DecoderAlone),
+    "decoder alone, declared": maker(Port, lacks={"encoder"}),
+    "encoder alone": maker(EncoderAlone),
+    "NHWC inside": maker(ChannelsLast),
+    "quant convolutions outside": maker(QuantOutside),
+    "own weights": maker(weights=lambda config: initialize(config, 7)),
+}
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_a_port_that_is_right_in_what_it_declares_passes(name):
+    report = run(ROWS[name])
+    assert (report.exit_code, report.bad) == (0, ())
+    assert sum(result.examples for result in report.results) >= 5
+
+
+def test_the_verdict_names_what_was_taken_and_what_was_not_asked():
+    report = run(maker(GroupsOf32, configs=[FLUX1], accepts=four_levels_only))
+    families, left_out = report.headline.split("; not asked: ")
+    assert families == "mine: partial for FLUX.1"
+    assert "attention outside the middle" in left_out
+    assert "four levels only" in report.left_out.values()
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (maker(accepts=lambda config: "not this one"), "refused (not this one)"),
+        (
+            maker(type("Refuses", (Port,), {"__init__": lambda *_: (_ for _ in ()).throw(NotImplementedError)})),
+            "refused",
+        ),
+        (maker(type("Raises", (Port,), {"__init__": lambda *_: 1 / 0})), "build raised in every config that was asked"),
+        (maker(object), "it has no encoder; it has no decoder"),
+    ],
+)
+def test_a_run_in_which_nothing_is_taken_is_vacuous_and_says_why(build, words):
+    report = run(build)
+    assert report.exit_code == 3
+    assert words in report.headline
+
+
+def test_a_config_of_no_published_family_is_too_little():
+    report = run(maker(config=narrow((8, 8, 8), latent_channels=5, act_fn="mish")))
+    assert (report.verdict, report.exit_code) == ("vacuous", 3)
+    assert "no published family was taken" in report.headline
+
+
+def test_the_family_of_a_config_is_found_by_its_layers():
+    assert label(families.config("flux1")) == "FLUX.1 at full width"
+    assert label(families.config("sd1")) == "SD 1 at full width"
+    assert label(narrow((8, 8), act_fn="relu")) == "a config of its own"
+
+
+def test_sizes_that_a_port_does_not_take_are_not_asked():
+    def sizes(height, width, batch):
+        return "even heights only" if height % 2 else None
+
+    class Even(Port):
+        def decode(self, z):
+            assert z.shape[2] % 2 == 0
+            return super().decode(z)
+
+    report = run(maker(Even, sizes=sizes, lacks="encoder"), HALVES)
+    assert report.bad == ()
+    assert "even heights only" in report.left_out.values()
+
+
+def test_a_mistake_in_what_is_claimed_is_still_found():
+    class Dark(MeanAlone):
+        def encode(self, x):
+            return super().encode(x) * 0.99
+
+    report = run(maker(Dark, config=SD1), HALVES)
+    assert [result.id for result in report.bad] == ["model.encode[float32]"]
+
+
+def test_an_unsupported_case_does_not_hide_a_true_failure():
+    class Confused(Port):
+        def __init__(self, config, weights):
+            if any("Attn" in kind for kind in config.down_block_types):
+                raise ValueError("attention is in the middle only")
+            super().__init__(config, weights)
+
+        def decode(self, z):
+            return super().decode(z) + 0.01
+
+    (result,) = run(maker(Confused), Selection(checks=("model.decode[float32]",))).bad
+    causes = (result.failure, *result.failure.others)
+    assert len(causes) >= 2
+    assert any("off by" in cause.message for cause in causes)
+    (raised,) = (cause for cause in causes if cause.stage == "build")
+    assert "build raised ValueError: attention is in the middle only" in raised.message
+    assert "test_ports_as_they_are.py:" in raised.message
+
+
+def test_an_exception_names_its_line_and_the_shape_that_it_was_given():
+    class Broken(Port):
+        def decode(self, z):
+            raise IndexError("no such row")
+
+    (result,) = run(maker(Broken), Selection(checks=("model.decode[float32]",))).bad
+    assert "decode raised IndexError: no such row (with latents (2, 4, 3, 4), at test_ports" in result.failure.message
+
+
+def test_what_a_port_does_not_claim_is_not_run():
+    calls = []
+
+    class Counts(Port):
+        def decode(self, z):
+            calls.append(z)
+            return super().decode(z)
+
+    report = run(maker(Counts), Selection(dtypes=("bfloat16", "float16", "float64"), levels=("L3",)))
+    assert calls == []
+    assert {result.status for result in report.results} == {"undeclared"}
+    assert {result.works for result in report.results} == {None}
+
+
+def test_a_build_that_takes_a_dtype_is_probed():
+    def build(config, weights, dtype="float32"):
+        return Port(config, weights)
+
+    report = run(build, Selection(checks=("model.decode[bfloat16]",)))
+    assert [(result.status, result.works) for result in report.results] == [("undeclared", True)]
+
+
+def test_a_canary_is_not_caught_by_a_port_that_raises():
+    report = run(maker(type("Raises", (Port,), {"decode": lambda *_: 1 / 0, "encode": lambda *_: 1 / 0})), HALVES)
+    assert report.about["canary"]["status"] == "not run"
+    assert report.verdict == "failed"
+
+
+@pytest.mark.parametrize(("lacks", "failed"), [((), 1), (("quiet building",), 0)])
+def test_building_may_change_random_states_if_the_port_says_so(lacks, failed):
+    class Seeds(Port):
+        def __init__(self, config, weights):
+            random.random()
+            super().__init__(config, weights)
+
+    state = Selection(checks=("behaviour.state[float32]",))
+    assert len(run(maker(Seeds, lacks=lacks), state).bad) == failed
+
+
+def test_calls_never_change_random_states():
+    class Draws(Port):
+        def decode(self, z):
+            random.random()
+            return super().decode(z)
+
+    assert run(maker(Draws, lacks=("quiet building",)), Selection(checks=("behaviour.state[float32]",))).bad
+
+
+def test_the_environment_names_the_packages_of_what_a_port_builds():
+    environment = run(maker(Diffusers, configs=[SD1]), HALVES).about["environment"]
+    assert {"torch", "diffusers"} <= environment.keys()
+
+
+def test_a_port_names_its_distribution():
+    about = run(maker(distribution="numpy"), HALVES).about
+    assert about["subject"]["distribution"] == f"numpy {np.__version__}"
+
+
+def test_a_config_of_the_port_s_own_travels_in_the_case():
+    class Wrong(Port):
+        def decode(self, z):
+            return super().decode(z) + 1
+
+    (result,) = run(maker(Wrong, config=SD1), Selection(checks=("model.decode[float32]",))).bad
+    assert result.failure.case["config"] == name_of(SD1)
+
+
+def test_warnings_of_a_port_do_not_reach_the_report():
+    class Warns(Port):
+        def decode(self, z):
+            warnings.warn("old", stacklevel=1)
+            return super().decode(z)
+
+    with pytest.warns(UserWarning, match="old"):
+        assert run(maker(Warns), HALVES).bad == ()
