@@ -19,7 +19,7 @@ golden = partial(
     level="L9",
     examples=MODEL,
     cases=cases(config=among(*SIZES)),
-    pinned=tuple(Case.of(config=name, seed=0) for name in SIZES),
+    pinned=tuple(Case.of(config=name, seed=0) for name in ("plain", "attentive", "odd")),
 )
 
 
