@@ -61,7 +61,8 @@ class Check:
 
     Those of `pinned_once` run in float32 only: they are about the topology, which is the same in every dtype.
 
-    `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it.
+    `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it. `needs`
+    names things that a subject may lack (`Capabilities.lacks`): then the check is not asked.
     """
 
     id: str
@@ -74,6 +75,7 @@ class Check:
     dtypes: tuple[str, ...]
     examples: Examples
     since: str
+    needs: tuple[str, ...] = ()
     pinned_once: tuple[Case, ...] = ()
 
     def pinned_in(self, dtype: str) -> tuple[Case, ...]:
@@ -109,6 +111,7 @@ def check(
     dtypes: tuple[str, ...] = DTYPES,
     examples: Examples = MODEL,
     since: str = "1.0",
+    needs: tuple[str, ...] = (),
     pinned_once: tuple[Case, ...] = (),
 ) -> Callable[[Run], Run]:
     """Registers the decorated function as a check."""
@@ -116,7 +119,9 @@ def check(
     def register(run: Run) -> Run:
         if id in CHECKS:
             raise ValueError(f"two checks are called {id!r}: rename one.")
-        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, pinned_once)
+        CHECKS[id] = Check(
+            id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, needs, pinned_once
+        )
         return run
 
     return register
