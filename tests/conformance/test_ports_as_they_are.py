@@ -43,7 +43,7 @@ class Diffusers:
     """diffusers' model, as a port that somebody wrote: it raises for what it does not have."""
 
     def __init__(self, config, weights):
-        self.vae = diffusers_model(config).requires_grad_(False)
+        self.vae = diffusers_model(config).float().requires_grad_(False)
         self.vae.load_state_dict({name: torch.tensor(w) for name, w in weights.items()}, strict=True)
 
     def encode(self, x):
