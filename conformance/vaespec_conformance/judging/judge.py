@@ -30,17 +30,19 @@ def judge(
     budget: float | np.ndarray | None = None,
     compare: Callable[..., Margin] = within,
     expected: np.ndarray | None = None,
+    like: Case | None = None,
 ) -> Margin:
     """Compares the subject's result with `expected`, by default the specification's; raises ConformanceError.
 
-    `budget` is by default a model's: a multiple of the error that rounding to the dtype causes in the specification.
+    `budget` is by default a model's: a multiple of the error that rounding to the dtype causes in the specification;
+    `like` is a case with the same error, if it is predicted for another one, which costs less.
     The error carries the evidence from which its likely cause is found.
     """
+    actual = compute(subject, case, dtype)  # first: a subject that does not take the case costs no more
     if expected is None:
         expected = specified(compute, case, dtype)
     if budget is None:
-        budget = budgets.model(dtype, predicted(compute, case, dtype))
-    actual = compute(subject, case, dtype)
+        budget = budgets.model(dtype, predicted(compute, like or case, dtype))
     try:
         return compare(actual, expected, budget, what)
     except ConformanceError as error:

@@ -52,6 +52,14 @@ class Examples(NamedTuple):
 
 OPERATION, BLOCK, MODEL = Examples(5, 30, 300), Examples(1, 8, 50), Examples(1, 3, 10)
 
+class Sized(NamedTuple):
+    """A pinned case that is large: it runs in these dtypes only, from a profile on ("default": in thorough as well)."""
+
+    case: Case
+    profile: str
+    dtypes: tuple[str, ...] = ("float32",)
+
+
 Run = Callable[[Subject, Case, str], Margin]
 
 
@@ -59,6 +67,7 @@ Run = Callable[[Subject, Case, str], Margin]
 class Check:
     """One property. `pinned` cases run in every profile, before the drawn ones: they catch the known mistakes.
 
+    `sized` cases are pinned too, in some profiles and dtypes: see `pinned_in`.
     `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it.
     """
 
@@ -72,6 +81,7 @@ class Check:
     dtypes: tuple[str, ...]
     examples: Examples
     since: str
+    sized: tuple[Sized, ...] = ()
 
     @property
     def explain(self) -> str:
@@ -82,6 +92,12 @@ class Check:
     def core(self) -> bool:
         """Whether every subject must pass the check."""
         return not self.requires
+
+    def pinned_in(self, profile: str, dtype: str) -> tuple[Case, ...]:
+        """The pinned cases of a profile in a dtype."""
+        begun = PROFILES[: PROFILES.index(profile) + 1]
+        large = [case for case, first, dtypes in self.sized if first in begun and dtype in dtypes]
+        return (*self.pinned, *large)
 
     def concerns(self, subject: Subject, dtype: str) -> bool:
         """Whether the check applies to subjects of this kind in this dtype, claimed or not."""
@@ -102,13 +118,14 @@ def check(
     dtypes: tuple[str, ...] = DTYPES,
     examples: Examples = MODEL,
     since: str = "1.0",
+    sized: tuple[Sized, ...] = (),
 ) -> Callable[[Run], Run]:
     """Registers the decorated function as a check."""
 
     def register(run: Run) -> Run:
         if id in CHECKS:
             raise ValueError(f"two checks are called {id!r}: rename one.")
-        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since)
+        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, sized)
         return run
 
     return register

@@ -47,7 +47,7 @@ def examine(
     searched, unless the failure is a declared gap.
     """
     check = item.check
-    pinned = (case,) if case else () if item.lacking else check.pinned
+    pinned = (case,) if case else () if item.lacking else check.pinned_in(profile, item.dtype)
     drawn = 0 if case else 1 if item.lacking else check.examples[PROFILES.index(profile)]
     examination = Examination(subject, item, required=len(pinned) + drawn)
     _run_all(examination, pinned)

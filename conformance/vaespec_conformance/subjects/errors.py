@@ -9,6 +9,17 @@ from typing import Any
 import numpy as np
 
 
+class NotSupportedError(Exception):
+    """The subject does not take this config, size, dtype or half: the case is not asked, which is no failure.
+
+    `reason` says why. `what` is the part that is not asked, such as "the encoder"; None for the config of the case.
+    """
+
+    def __init__(self, reason: str, what: str | None = None) -> None:
+        super().__init__(reason)
+        self.reason, self.what = reason, what
+
+
 class ConformanceError(Exception):
     """The subject is wrong. `where` is the place in the array, `difference` is actual - expected in float64.
 
@@ -37,7 +48,7 @@ def blamed(call: str) -> Iterator[None]:
     """Turns any exception of the subject into a ConformanceError that names the call."""
     try:
         yield
-    except ConformanceError:
+    except (ConformanceError, NotSupportedError):
         raise
     except Exception as error:
         raise ConformanceError(f"{call} raised {type(error).__name__}: {error}") from error
