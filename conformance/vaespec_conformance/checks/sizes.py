@@ -15,7 +15,7 @@ import numpy as np
 from vaespec.machine import MemoryUse, host_memory
 from vaespec_conformance.cases import models, sizes
 from vaespec_conformance.cases.cases import Case, among, cases
-from vaespec_conformance.cases.sizes import ATTENDING, BROAD, FLAT, PLAIN, REAL, THIN, sized
+from vaespec_conformance.cases.sizes import ATTENDING, BROAD, DEEP, FLAT, PLAIN, REAL, THIN, sized
 from vaespec_conformance.checks.model import build_model
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import within
@@ -26,7 +26,8 @@ from vaespec_conformance.subjects.oracle import ORACLE
 
 GIB = 2.0**30
 DRAWN = Examples(quick=0, default=1, thorough=8)
-NARROW_DTYPES = ("float32", "bfloat16", "float16")
+THREE, TWO = ("float32", "bfloat16", "float16"), ("float32", "bfloat16")
+"""Dtypes of the checks that need not see all."""
 SIZES = ((33, 47), (97, 35), (40, 129), (160, 33))
 
 
@@ -107,7 +108,7 @@ drawn = partial(cases, regime=among("plain"), size=among(*SIZES), items=among(1)
         Sized(sized(PLAIN, (153, 157), half="decode"), "quick"),
         Sized(sized(PLAIN, (160, 153), half="decode"), "default", DTYPES[1:]),
         Sized(sized(PLAIN, (41, 160), half="decode"), "default"),
-        Sized(sized("sd1", (33, 35), half="decode"), "default"),
+        Sized(sized(DEEP, (97, 81), half="decode"), "default"),
     ),
 )
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
@@ -127,7 +128,7 @@ def decode(subject: Any, case: Case, dtype: str) -> Margin:
         Sized(sized(PLAIN, (151, 155), half="encode", more=1), "quick"),
         Sized(sized(PLAIN, (155, 160), half="encode"), "default", DTYPES[1:]),
         Sized(sized(PLAIN, (160, 37), half="encode"), "default"),
-        Sized(sized("sd1", (33, 35), half="encode"), "default"),
+        Sized(sized(DEEP, (81, 98), half="encode"), "default"),
     ),
 )
 def encode(subject: Any, case: Case, dtype: str) -> Margin:
@@ -137,7 +138,7 @@ def encode(subject: Any, case: Case, dtype: str) -> Margin:
 
 @level(
     "sizes.batch",
-    dtypes=NARROW_DTYPES,
+    dtypes=TWO,
     cases=cases(
         config=among(THIN),
         regime=among("plain"),
@@ -150,7 +151,7 @@ def encode(subject: Any, case: Case, dtype: str) -> Margin:
     sized=(
         Sized(sized(THIN, (151, 152), half="decode", items=4), "quick"),
         Sized(sized(THIN, (152, 151), half="encode", items=3), "quick"),
-        Sized(sized(THIN, (37, 33), half="encode", items=3), "default", NARROW_DTYPES),
+        Sized(sized(THIN, (37, 33), half="encode", items=3), "default", TWO),
         Sized(sized(PLAIN, (35, 151), half="decode", items=5), "default"),
     ),
 )
@@ -161,7 +162,7 @@ def batch(subject: Any, case: Case, dtype: str) -> Margin:
 
 @level(
     "sizes.attention",
-    dtypes=NARROW_DTYPES,
+    dtypes=THREE,
     cases=cases(
         config=among(ATTENDING),
         regime=among("plain"),
@@ -173,7 +174,7 @@ def batch(subject: Any, case: Case, dtype: str) -> Margin:
     pinned=(sized(ATTENDING, (37, 33), half="decode"),),
     sized=(
         Sized(sized(ATTENDING, (152, 35), half="decode"), "quick"),
-        Sized(sized(ATTENDING, (65, 67), half="encode"), "default", NARROW_DTYPES),
+        Sized(sized(ATTENDING, (65, 67), half="encode"), "default", THREE),
         Sized(sized(ATTENDING, (151, 151), half="decode"), "default"),
     ),
 )
@@ -188,7 +189,7 @@ def attention(subject: Any, case: Case, dtype: str) -> Margin:
 
 @level(
     "sizes.width",
-    dtypes=NARROW_DTYPES,
+    dtypes=TWO,
     examples=Examples(0, 0, 1),
     cases=drawn(config=among(BROAD), half=among("decode", "encode"), more=among(0), size=among((3, 4), (2, 3))),
     pinned=(sized(BROAD, (2, 3), half="decode"),),
@@ -257,8 +258,8 @@ def more_bytes(subject: Any, case: Case, dtype: str) -> Margin:
 
 @huge(
     "sizes.elements",
-    dtypes=NARROW_DTYPES,
-    sized=(Sized(sized(FLAT, (1025, 1027), half="decode", items=512), "thorough", NARROW_DTYPES),),
+    dtypes=TWO,
+    sized=(Sized(sized(FLAT, (1025, 1027), half="decode", items=512), "thorough", TWO),),
 )
 def more_elements(subject: Any, case: Case, dtype: str) -> Margin:
     """A map of more than 2^31 numbers is right to its end: in thorough, where the memory is free."""
