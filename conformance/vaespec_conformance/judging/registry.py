@@ -68,7 +68,8 @@ class Check:
     """One property. `pinned` cases run in every profile, before the drawn ones: they catch the known mistakes.
 
     `sized` cases are pinned too, in some profiles and dtypes: see `pinned_in`.
-    `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it.
+    `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it. `needs`
+    names things that a subject may lack (`Capabilities.lacks`): then the check is not asked.
     """
 
     id: str
@@ -81,6 +82,7 @@ class Check:
     dtypes: tuple[str, ...]
     examples: Examples
     since: str
+    needs: tuple[str, ...] = ()
     sized: tuple[Sized, ...] = ()
 
     @property
@@ -118,6 +120,7 @@ def check(
     dtypes: tuple[str, ...] = DTYPES,
     examples: Examples = MODEL,
     since: str = "1.0",
+    needs: tuple[str, ...] = (),
     sized: tuple[Sized, ...] = (),
 ) -> Callable[[Run], Run]:
     """Registers the decorated function as a check."""
@@ -125,7 +128,7 @@ def check(
     def register(run: Run) -> Run:
         if id in CHECKS:
             raise ValueError(f"two checks are called {id!r}: rename one.")
-        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, sized)
+        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, needs, sized)
         return run
 
     return register
