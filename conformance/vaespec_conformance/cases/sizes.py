@@ -1,7 +1,7 @@
 """Cases of real sizes: models so narrow that a large map costs about a second, and the inputs and the cost of a case.
 
-A case holds the JSON of its config, or a name of `models.CONFIGS`. Its `size` is that of the latents (height, width), `items` is the batch, `half` is
-the encoder or the decoder, and images have `more` rows and columns than the latents need.
+A case holds the JSON of its config, or a name of `models.CONFIGS`. Its `size` is that of the latents (height, width),
+`items` is the batch, `half` is "encode" or "decode", and images have `more` rows and columns than the latents need.
 """
 
 from __future__ import annotations

@@ -63,7 +63,9 @@ def _judge(subject: Any, case: Case, dtype: str, compute: Compute = _compute) ->
     try:
         return judge(subject, compute, case, dtype, what=what, compare=compare, like=sizes.smaller(case))
     except ConformanceError as error:
-        error.evidence = None  # the known mistakes, which are sought on the specification, would take minutes at this size
+        error.evidence = (
+            None  # the known mistakes, which are sought on the specification, would take minutes at this size
+        )
         raise
     except NotSupportedError as refusal:
         raise refused(refusal, case) from refusal

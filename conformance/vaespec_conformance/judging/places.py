@@ -60,12 +60,12 @@ def place(difference: np.ndarray, factor: int = 1) -> str:
     error = abs(difference)
     error = error / (error.max(initial=0.0) or 1.0)
     typical = float(np.sqrt((error**4).sum() / (error**2).sum())) if error.any() else 1.0
-    wrong = error >= WRONG * typical
-    items, channels = wrong.any((1, 2, 3)), wrong.any((0, 2, 3))
+    wrong = np.asarray(error >= WRONG * typical)
+    items, channels = np.asarray(wrong.any((1, 2, 3))), np.asarray(wrong.any((0, 2, 3)))
     if not items.any():
         return "nowhere"
-    traced = (error >= TRACE * typical)[items].any((0, 1))
-    words = [_region(wrong[items].any((0, 1)), traced, factor)]
+    traced = np.asarray((error >= TRACE * typical)[items].any((0, 1)))
+    words = [_region(np.asarray(wrong[items].any((0, 1))), traced, factor)]
     words += [f"in {_numbered('item', flags)}" for flags in (items,) if not flags.all()]
     words += [f"in {_numbered('channel', flags)}" for flags in (channels,) if not flags.all()]
     return ", ".join(words)
@@ -79,18 +79,14 @@ def _region(plane: np.ndarray, traced: np.ndarray, factor: int) -> str:
     mostly = "mostly " if vague else ""
     filled = float(block.of(plane).mean())
     if filled < FILLED:
-        where = _span(block, plane.shape, factor)
-        return f"scattered: {filled:.0%} of the pixels {'everywhere' if where == 'everywhere' else where}"
+        return f"in scattered places: {filled:.0%} of the pixels, {_span(block, plane.shape, factor)}"
     first = _first_pixel(block, plane, traced)
     if first is not None:
         row, column = divmod(first, plane.shape[1])
         power = f" = 2^{first.bit_length() - 1}" if first & (first - 1) == 0 else ""
         return f"from row {row}, column {column} on: from pixel {first}{power} of a plane on{_latent(row, factor)}"
-    return _shown(f"{mostly}{_span(block, plane.shape, factor)}")
-
-
-def _shown(words: str) -> str:
-    return "everywhere" if words.endswith("everywhere") else words
+    span = _span(block, plane.shape, factor)
+    return span if span == "everywhere" else f"{mostly}{span}"
 
 
 def _first_pixel(block: Block, plane: np.ndarray, traced: np.ndarray) -> int | None:

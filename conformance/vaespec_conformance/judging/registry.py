@@ -52,6 +52,7 @@ class Examples(NamedTuple):
 
 OPERATION, BLOCK, MODEL = Examples(5, 30, 300), Examples(1, 8, 50), Examples(1, 3, 10)
 
+
 class Sized(NamedTuple):
     """A pinned case that is large: it runs in these dtypes only, from a profile on ("default": in thorough as well)."""
 

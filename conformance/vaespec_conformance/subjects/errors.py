@@ -24,17 +24,6 @@ class NotSupportedError(Exception):
         self.reason, self.what = reason, what
 
 
-class NotSupportedError(Exception):
-    """The subject does not take this config, size, dtype or half: the case is not asked, which is no failure.
-
-    `reason` says why. `what` is the part that is not asked, such as "the encoder"; None for the config of the case.
-    """
-
-    def __init__(self, reason: str, what: str | None = None) -> None:
-        super().__init__(reason)
-        self.reason, self.what = reason, what
-
-
 class ConformanceError(Exception):
     """The subject is wrong. `where` is the place in the array, `difference` is actual - expected in float64.
 

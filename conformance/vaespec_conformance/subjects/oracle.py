@@ -17,7 +17,6 @@ from vaespec_conformance.subjects.assembly import Assembled
 from vaespec_conformance.subjects.capabilities import NO_TERMS, Capabilities, Terms
 from vaespec_conformance.subjects.subjects import Alter, BackendSubject, Subject, unaltered
 
-
 MANY = 2048
 """Tokens above which the oracle attends to some at a time, so that it does not hold N² logits."""
 
@@ -26,6 +25,7 @@ class OracleOps(ReferenceOps):
     """The specification, in memory that does not grow with the square of the tokens."""
 
     def attention(self, q: Array, k: Array, v: Array, *, scale: float) -> Array:
+        """softmax(scale · Q Kᵀ) V, in chunks for a large map."""
         if q.shape[1] <= MANY:
             return super().attention(q, k, v, scale=scale)
         return self.chunked_attention(q, k, v, scale=scale, size=MANY)
