@@ -43,7 +43,7 @@ Change = Callable[[np.ndarray, Any], str]
 
 
 def in_results(half: str, begins: From, change: Change) -> Planted:
-    """A fault in the results of encode (the mean) or decode. `change` gets a dictionary that lives as long as the VAE."""
+    """A fault in the results of encode (the mean) or decode. `change` gets a dictionary that lives as long as it."""
     planted = Planted(lambda subject: subject)
     memory: dict[str, Any] = {}
 
