@@ -49,7 +49,7 @@ class Margins:
 
     def run(self, check: Check, dtype: str, seed: int, profile: str) -> None:
         """Runs the large cases of a profile, and those that it draws for a seed."""
-        for case in check.pinned_in(profile, dtype)[len(check.pinned) :] if check.sized else ():
+        for case in check.pinned_in(dtype, profile)[len(check.pinned) :]:
             self.add(check, dtype, Case.of(**{**dict(case.items), "seed": seed}))
         if not (drawn := check.examples[PROFILES.index(profile)]):
             return

@@ -76,7 +76,7 @@ def found(fault: Planted, profile: str) -> tuple[bool, bool, str]:
     """Whether the level finds a fault, whether the place is right, and what was said."""
     port = PortSubject.of(fault.wrap(NUMPY))
     for check in CHECKS.values():
-        for case in check.pinned_in(profile, "float32") if check.level == "L5" else ():
+        for case in check.pinned_in("float32", profile) if check.level == "L5" else ():
             try:
                 check.run(port, case, "float32")
             except NotSupportedError:

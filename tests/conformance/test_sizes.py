@@ -27,7 +27,7 @@ LEVEL = [check for check in CHECKS.values() if check.level == "L5"]
 def found(fault, check, profile="quick"):
     """The error of the first case of a check that finds a fault in a port."""
     port = PortSubject.of(fault.wrap(NUMPY))
-    for case in CHECKS[check].pinned_in(profile, "float32"):
+    for case in CHECKS[check].pinned_in("float32", profile):
         try:
             CHECKS[check].run(port, case, "float32")
         except ConformanceError as error:
@@ -136,32 +136,32 @@ def test_the_place_in_a_small_map_keeps_its_words():
 
 def test_each_profile_has_the_cases_of_the_one_before_and_quick_has_large_ones_in_float32_only():
     for check in LEVEL:
-        quick, default, thorough = (set(check.pinned_in(p, "float32")) for p in ("quick", "default", "thorough"))
+        quick, default, thorough = (set(check.pinned_in("float32", p)) for p in ("quick", "default", "thorough"))
         assert quick <= default <= thorough
-        assert check.pinned_in("quick", "bfloat16") == check.pinned
-    sides = [case["size"] for check in LEVEL for case in check.pinned_in("quick", "float32")]
+        assert check.pinned_in("bfloat16", "quick") == check.pinned
+    sides = [case["size"] for check in LEVEL for case in check.pinned_in("float32", "quick")]
     assert sum(min(size) > 150 for size in sides) >= 4
 
 
 def test_cases_are_of_odd_sizes_that_are_not_square_beyond_2_16_pixels_and_4096_tokens():
-    decode = CHECKS["sizes.decode"].pinned_in("quick", "float32")[-1]
+    decode = CHECKS["sizes.decode"].pinned_in("float32", "quick")[-1]
     factor = models.config_of(decode).downsampling_factor
     height, width = decode["size"]
     assert height % 2
     assert width % 2
     assert height != width
     assert factor**2 * height * width > 1 << 16
-    tokens = [case["size"][0] * case["size"][1] for case in CHECKS["sizes.attention"].pinned_in("quick", "float32")]
+    tokens = [case["size"][0] * case["size"][1] for case in CHECKS["sizes.attention"].pinned_in("float32", "quick")]
     assert max(tokens) > 4096
     assert (
-        max(len(models.config_of(c).block_out_channels) for c in CHECKS["sizes.width"].pinned_in("default", "float32"))
+        max(len(models.config_of(c).block_out_channels) for c in CHECKS["sizes.width"].pinned_in("float32", "default"))
         == 4
     )
 
 
 def test_the_largest_arrays_of_thorough_have_more_than_2_31_bytes_and_numbers():
     for name, itemsize in (("sizes.bytes", 4), ("sizes.elements", 1)):
-        case = CHECKS[name].pinned_in("thorough", "float32")[-1]
+        case = CHECKS[name].pinned_in("float32", "thorough")[-1]
         channels = models.config_of(case).block_out_channels[0]
         assert case["items"] * channels * np.prod(case["size"]) * itemsize > 1 << 31
 
@@ -169,7 +169,7 @@ def test_the_largest_arrays_of_thorough_have_more_than_2_31_bytes_and_numbers():
 def test_a_case_that_needs_more_memory_than_is_free_is_not_asked(monkeypatch):
     gib = 1 << 30
     monkeypatch.setattr(checks, "_memory", lambda subject, dtype: MemoryUse(0, 5 * gib))
-    case = CHECKS["sizes.bytes"].pinned_in("thorough", "float32")[-1]
+    case = CHECKS["sizes.bytes"].pinned_in("float32", "thorough")[-1]
     with pytest.raises(NotSupportedError, match=r"^needs \d+\.\d GiB, 5\.0 GiB are free$"):
         CHECKS["sizes.bytes"].run(NUMPY, case, "float32")
 

@@ -20,7 +20,7 @@ from vaespec_conformance.checks.model import build_model
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import within
 from vaespec_conformance.judging.judge import Compute, judge, predicted, specified
-from vaespec_conformance.judging.registry import DTYPES, Examples, Margin, Sized, check
+from vaespec_conformance.judging.registry import DTYPES, Examples, Limited, Margin, check
 from vaespec_conformance.subjects.capabilities import DECODER, ENCODER
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.oracle import ORACLE
@@ -116,11 +116,11 @@ drawn = partial(cases, regime=among("plain"), size=among(*SIZES), items=among(1)
     needs=(DECODER,),
     cases=drawn(config=among(PLAIN), half=among("decode"), more=among(0)),
     pinned=(sized("plain", (37, 33), half="decode"),),
-    sized=(
-        Sized(sized(PLAIN, (153, 157), half="decode"), "quick"),
-        Sized(sized(PLAIN, (160, 153), half="decode"), "default", DTYPES[1:]),
-        Sized(sized(PLAIN, (41, 160), half="decode"), "default"),
-        Sized(sized(DEEP, (97, 81), half="decode"), "default"),
+    limited=(
+        Limited(sized(PLAIN, (153, 157), half="decode"), "quick"),
+        Limited(sized(PLAIN, (160, 153), half="decode"), "default", DTYPES[1:]),
+        Limited(sized(PLAIN, (41, 160), half="decode"), "default"),
+        Limited(sized(DEEP, (97, 81), half="decode"), "default"),
     ),
 )
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
@@ -137,11 +137,11 @@ def decode(subject: Any, case: Case, dtype: str) -> Margin:
     needs=(ENCODER,),
     cases=drawn(config=among(PLAIN), half=among("encode"), more=among(0, 1)),
     pinned=(sized("plain", (37, 33), half="encode", more=1),),
-    sized=(
-        Sized(sized(PLAIN, (151, 155), half="encode", more=1), "quick"),
-        Sized(sized(PLAIN, (155, 160), half="encode"), "default", DTYPES[1:]),
-        Sized(sized(PLAIN, (160, 37), half="encode"), "default"),
-        Sized(sized(DEEP, (81, 98), half="encode"), "default"),
+    limited=(
+        Limited(sized(PLAIN, (151, 155), half="encode", more=1), "quick"),
+        Limited(sized(PLAIN, (155, 160), half="encode"), "default", DTYPES[1:]),
+        Limited(sized(PLAIN, (160, 37), half="encode"), "default"),
+        Limited(sized(DEEP, (81, 98), half="encode"), "default"),
     ),
 )
 def encode(subject: Any, case: Case, dtype: str) -> Margin:
@@ -161,12 +161,12 @@ def encode(subject: Any, case: Case, dtype: str) -> Margin:
         more=among(0),
     ),
     pinned=(sized(THIN, (37, 33), half="decode", items=3),),
-    sized=(
-        Sized(sized(THIN, (151, 152), half="decode", items=4), "quick"),
-        Sized(sized(THIN, (152, 151), half="encode", items=3), "quick"),
-        Sized(sized(THIN, (37, 33), half="encode", items=3), "default", TWO),
-        Sized(sized(PLAIN, (35, 151), half="decode", items=5), "default"),
-        Sized(sized(THIN, (151, 35), half="encode", items=5), "default"),
+    limited=(
+        Limited(sized(THIN, (151, 152), half="decode", items=4), "quick"),
+        Limited(sized(THIN, (152, 151), half="encode", items=3), "quick"),
+        Limited(sized(THIN, (37, 33), half="encode", items=3), "default", TWO),
+        Limited(sized(PLAIN, (35, 151), half="decode", items=5), "default"),
+        Limited(sized(THIN, (151, 35), half="encode", items=5), "default"),
     ),
 )
 def batch(subject: Any, case: Case, dtype: str) -> Margin:
@@ -186,10 +186,10 @@ def batch(subject: Any, case: Case, dtype: str) -> Margin:
         more=among(0),
     ),
     pinned=(sized(ATTENDING, (37, 33), half="decode"),),
-    sized=(
-        Sized(sized(ATTENDING, (152, 35), half="decode"), "quick"),
-        Sized(sized(ATTENDING, (65, 67), half="encode"), "default", THREE),
-        Sized(sized(ATTENDING, (151, 151), half="decode"), "default"),
+    limited=(
+        Limited(sized(ATTENDING, (152, 35), half="decode"), "quick"),
+        Limited(sized(ATTENDING, (65, 67), half="encode"), "default", THREE),
+        Limited(sized(ATTENDING, (151, 151), half="decode"), "default"),
     ),
 )
 def attention(subject: Any, case: Case, dtype: str) -> Margin:
@@ -207,7 +207,7 @@ def attention(subject: Any, case: Case, dtype: str) -> Margin:
     examples=Examples(0, 0, 1),
     cases=drawn(config=among(BROAD), half=among("decode", "encode"), more=among(0), size=among((3, 4), (2, 3))),
     pinned=(sized(BROAD, (2, 3), half="decode"),),
-    sized=tuple(Sized(sized(REAL, (2, 3), half=half), "default") for half in ("decode", "encode")),
+    limited=tuple(Limited(sized(REAL, (2, 3), half=half), "default") for half in ("decode", "encode")),
 )
 def width(subject: Any, case: Case, dtype: str) -> Margin:
     """Stable Diffusion's widths, 128, 256, 512 and 512 channels in 32 groups, on a small map."""
@@ -263,7 +263,7 @@ huge = partial(
 @huge(
     "sizes.bytes",
     dtypes=("float32",),
-    sized=(Sized(sized(FLAT, (1025, 1027), half="decode", items=128), "thorough"),),
+    limited=(Limited(sized(FLAT, (1025, 1027), half="decode", items=128), "thorough"),),
 )
 def more_bytes(subject: Any, case: Case, dtype: str) -> Margin:
     """A map of more than 2^31 bytes is right to its end: in thorough, where the memory is free."""
@@ -273,7 +273,7 @@ def more_bytes(subject: Any, case: Case, dtype: str) -> Margin:
 @huge(
     "sizes.elements",
     dtypes=TWO,
-    sized=(Sized(sized(FLAT, (1025, 1027), half="decode", items=512), "thorough", TWO),),
+    limited=(Limited(sized(FLAT, (1025, 1027), half="decode", items=512), "thorough", TWO),),
 )
 def more_elements(subject: Any, case: Case, dtype: str) -> Margin:
     """A map of more than 2^31 numbers is right to its end: in thorough, where the memory is free."""

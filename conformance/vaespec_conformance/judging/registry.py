@@ -53,11 +53,11 @@ class Examples(NamedTuple):
 OPERATION, BLOCK, MODEL = Examples(5, 30, 300), Examples(1, 8, 50), Examples(1, 3, 10)
 
 
-class Sized(NamedTuple):
-    """A pinned case that is large: it runs in these dtypes only, from a profile on ("default": in thorough as well)."""
+class Limited(NamedTuple):
+    """A pinned case that runs in these dtypes only, from a profile on: "default" means in thorough as well."""
 
     case: Case
-    profile: str
+    profile: str = "quick"
     dtypes: tuple[str, ...] = ("float32",)
 
 
@@ -68,7 +68,8 @@ Run = Callable[[Subject, Case, str], Margin]
 class Check:
     """One property. `pinned` cases run in every profile, before the drawn ones: they catch the known mistakes.
 
-    `sized` cases are pinned too, in some profiles and dtypes: see `pinned_in`.
+    `limited` cases are pinned as well, in some profiles and dtypes: see `pinned_in`.
+
     `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it. `needs`
     names things that a subject may lack (`Capabilities.lacks`): then the check is not asked.
     """
@@ -84,7 +85,12 @@ class Check:
     examples: Examples
     since: str
     needs: tuple[str, ...] = ()
-    sized: tuple[Sized, ...] = ()
+    limited: tuple[Limited, ...] = ()
+
+    def pinned_in(self, dtype: str, profile: str = "quick") -> tuple[Case, ...]:
+        """The pinned cases that run in a dtype and a profile."""
+        begun = PROFILES[: PROFILES.index(profile) + 1]
+        return (*self.pinned, *(case for case, first, dtypes in self.limited if first in begun and dtype in dtypes))
 
     @property
     def explain(self) -> str:
@@ -95,12 +101,6 @@ class Check:
     def core(self) -> bool:
         """Whether every subject must pass the check."""
         return not self.requires
-
-    def pinned_in(self, profile: str, dtype: str) -> tuple[Case, ...]:
-        """The pinned cases of a profile in a dtype."""
-        begun = PROFILES[: PROFILES.index(profile) + 1]
-        large = [case for case, first, dtypes in self.sized if first in begun and dtype in dtypes]
-        return (*self.pinned, *large)
 
     def concerns(self, subject: Subject, dtype: str) -> bool:
         """Whether the check applies to subjects of this kind in this dtype, claimed or not."""
@@ -122,14 +122,14 @@ def check(
     examples: Examples = MODEL,
     since: str = "1.0",
     needs: tuple[str, ...] = (),
-    sized: tuple[Sized, ...] = (),
+    limited: tuple[Limited, ...] = (),
 ) -> Callable[[Run], Run]:
     """Registers the decorated function as a check."""
 
     def register(run: Run) -> Run:
         if id in CHECKS:
             raise ValueError(f"two checks are called {id!r}: rename one.")
-        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, needs, sized)
+        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, needs, limited)
         return run
 
     return register
