@@ -153,10 +153,8 @@ def test_cases_are_of_odd_sizes_that_are_not_square_beyond_2_16_pixels_and_4096_
     assert factor**2 * height * width > 1 << 16
     tokens = [case["size"][0] * case["size"][1] for case in CHECKS["sizes.attention"].pinned_in("float32", "quick")]
     assert max(tokens) > 4096
-    assert (
-        max(len(models.config_of(c).block_out_channels) for c in CHECKS["sizes.width"].pinned_in("float32", "default"))
-        == 4
-    )
+    wide = CHECKS["sizes.width"].pinned_in("float32", "default")
+    assert (128, 256, 512, 512) in [models.config_of(case).block_out_channels for case in wide]
 
 
 def test_the_largest_arrays_of_thorough_have_more_than_2_31_bytes_and_numbers():

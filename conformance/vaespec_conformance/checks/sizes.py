@@ -83,8 +83,8 @@ def require_affordable(case: Case) -> None:
     if flops > sizes.FLOPS and case["config"] != REAL:
         height, width = case["size"]
         raise NotSupportedError(
-            f"{height} x {width} latents of this config take {flops / 1e9:.0f} GFLOP, which the specification would need "
-            f"minutes for: up to {sizes.FLOPS / 1e9:.0f} are asked",
+            f"{height} x {width} latents of this config take {flops / 1e9:.0f} GFLOP, and the specification minutes: up to "
+            f"{sizes.FLOPS / 1e9:.0f} are asked",
             "large sizes of wide models",
         )
 
@@ -214,7 +214,7 @@ def width(subject: Any, case: Case, dtype: str) -> Margin:
     return _judge(subject, case, dtype)
 
 
-# -- arrays of more than 2^31 bytes or numbers ---------------------------------------------------------------------------
+# -- arrays of more than 2^31 bytes or numbers -------------------------------------------------------------------------
 
 DISTINCT = 3
 """Items of a huge batch that differ; the others repeat them, so that the specification is asked for these alone."""

@@ -65,8 +65,9 @@ def _difference(actual: np.ndarray, expected: np.ndarray, what: str, factor: int
     wide = np.asarray(actual).astype(np.float64)
     if not np.isfinite(wide).all():
         bad = ~np.isfinite(wide)
+        count = np.count_nonzero(bad)
         raise ConformanceError(
-            f"{what} has {np.count_nonzero(bad)} of {wide.size} numbers that are NaN or infinite: expected finite ones.",
+            f"{what} has {count} of {wide.size} numbers that are NaN or infinite: expected finite ones.",
             where=place(bad.astype(float), factor) if _is_large(bad) else None,
         )
     return np.asarray(wide - np.asarray(expected, np.float64))
