@@ -34,8 +34,8 @@ ATTENDING = _narrow((4, 4), 2)
 FLAT = _narrow((4,), 2, mid_block_add_attention=False)
 BROAD = _narrow((96,), 32)
 REAL = _narrow((128, 256, 512, 512), 32)
-"""Two levels, with a factor of 2; the same with two channels; four levels, with a factor of 8; attention; one level; one
-with more than 64 channels; Stable Diffusion's widths."""
+"""Two levels, with a factor of 2; the same with two channels; four levels, with a factor of 8; attention; one level;
+one with more than 64 channels; Stable Diffusion's widths."""
 
 SMALL = (9, 10)
 """Latents on which the error of rounding is predicted for a larger size.

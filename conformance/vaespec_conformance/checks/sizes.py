@@ -83,8 +83,8 @@ def require_affordable(case: Case) -> None:
     if flops > sizes.FLOPS and case["config"] != REAL:
         height, width = case["size"]
         raise NotSupportedError(
-            f"{height} x {width} latents of this config take {flops / 1e9:.0f} GFLOP, and the specification minutes: up to "
-            f"{sizes.FLOPS / 1e9:.0f} are asked",
+            f"{height} x {width} latents of this config take {flops / 1e9:.0f} GFLOP, and the specification minutes: "
+            f"up to {sizes.FLOPS / 1e9:.0f} are asked",
             "large sizes of wide models",
         )
 
