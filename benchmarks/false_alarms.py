@@ -1,10 +1,12 @@
-"""Counts false alarms of the conformance suite: the default profile on correct backends, for many seeds.
+"""Counts false alarms of the conformance suite: the default or another profile on correct backends, for many seeds.
 
     python benchmarks/false_alarms.py numpy torch mlx reference --seeds 0 200
     python benchmarks/false_alarms.py jax --seeds 0 20 --level L1
+    python benchmarks/false_alarms.py numpy torch --seeds 0 20 --level L5 --profile quick
 
 Prints every alarm, then for each backend its greatest margins (1 is the whole budget). Every check runs on all backends
-with the same drawn cases, so that the specification's results are computed once.
+with the same drawn cases, so that the specification's results are computed once. The large pinned cases of sizes run
+too, each seed with other weights and inputs.
 """
 
 from __future__ import annotations
@@ -19,8 +21,8 @@ import vaespec_conformance.checks  # noqa: F401  (registers)
 from vaespec.registry import get_backend
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.drawing import run_drawn
-from vaespec_conformance.judging.registry import CHECKS, DTYPES, Check
-from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.judging.registry import CHECKS, DTYPES, PROFILES, Check
+from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.oracle import ReferenceBackend
 from vaespec_conformance.subjects.subjects import BackendSubject
 
@@ -34,21 +36,27 @@ class Margins:
 
     def add(self, check: Check, dtype: str, case: Case) -> None:
         """Runs a case; prints an alarm if it fails."""
-        self.cases += 1
         try:
             margin = max(check.run(self.subject, case, dtype))
+        except NotSupportedError:  # too little memory is free
+            return
         except ConformanceError as error:
             self.alarms += 1
             margin = max(error.eta2, error.etainf)
             print(f"ALARM {self.subject.name} {check.id}[{dtype}] {case.to_json()} {error}", flush=True)
+        self.cases += 1
         self.greatest[f"{check.id}[{dtype}]"] = max(self.greatest[f"{check.id}[{dtype}]"], (margin, case.to_json()))
 
-    def run(self, check: Check, dtype: str, seed: int) -> None:
-        """Runs the cases that the default profile draws for a seed."""
+    def run(self, check: Check, dtype: str, seed: int, profile: str) -> None:
+        """Runs the large cases of a profile, and those that it draws for a seed."""
+        for case in check.pinned_in(dtype, profile)[len(check.pinned) :]:
+            self.add(check, dtype, Case.of(**{**dict(case.items), "seed": seed}))
+        if not (drawn := check.examples[PROFILES.index(profile)]):
+            return
         run_drawn(
             lambda case: self.add(check, dtype, case),
             check.cases,
-            examples=check.examples.default,
+            examples=drawn,
             seed=zlib.crc32(f"{seed} {check.id}[{dtype}]".encode()),
             shrink=False,
         )
@@ -66,6 +74,7 @@ def main() -> None:
     parser.add_argument("backends", nargs="+", metavar="BACKEND")
     parser.add_argument("--seeds", nargs=2, type=int, default=(0, 10))
     parser.add_argument("--level", action="append", default=[])
+    parser.add_argument("--profile", choices=PROFILES, default="default")
     arguments = parser.parse_args()
     backends = [ReferenceBackend() if name == "reference" else get_backend(name) for name in arguments.backends]
     all_margins, start = [Margins(BackendSubject(backend)) for backend in backends], time.perf_counter()
@@ -73,7 +82,7 @@ def main() -> None:
     for seed, check, dtype in product(range(*arguments.seeds), checks, DTYPES):
         for margins in all_margins:
             if dtype in margins.subject.capabilities.dtypes and check.concerns(margins.subject, dtype):
-                margins.run(check, dtype, seed)
+                margins.run(check, dtype, seed, arguments.profile)
     print(f"{(time.perf_counter() - start) / max(1, len(range(*arguments.seeds))):.1f} s a seed")
     for margins in all_margins:
         margins.show()

@@ -8,6 +8,7 @@ from vaespec_conformance.checks import (  # noqa: F401  (registers)
     interop,
     model,
     operations,
+    sizes,
     structure,
     tiling,
     weights,

@@ -5,13 +5,17 @@ from __future__ import annotations
 import numpy as np
 
 from vaespec_conformance.judging.budgets import WORST_ELEMENT
+from vaespec_conformance.judging.places import LARGE, place
 from vaespec_conformance.judging.registry import EXACT, Margin
 from vaespec_conformance.subjects.errors import ConformanceError
 
 
-def within(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -> Margin:
-    """The used share of the budget; raises ConformanceError if it is more than 1."""
-    difference = _difference(actual, expected, what)
+def within(actual: np.ndarray, expected: np.ndarray, budget: float, what: str, *, factor: int = 1) -> Margin:
+    """The used share of the budget; raises ConformanceError if it is more than 1.
+
+    `factor` is the pixels of a result along a side of one latent, if the place should give the latents' rows as well.
+    """
+    difference = _difference(actual, expected, what, factor)
     size = float(np.linalg.norm(expected)) or 1.0
     rms = size / max(1.0, expected.size**0.5)
     eta2 = float(np.linalg.norm(difference)) / size / budget
@@ -22,6 +26,7 @@ def within(actual: np.ndarray, expected: np.ndarray, budget: float, what: str) -
             difference,
             eta2,
             etainf,
+            factor,
         )
     return Margin(eta2, etainf)
 
@@ -53,28 +58,42 @@ def integers(actual: np.ndarray, expected: np.ndarray, budget: float, what: str)
     return EXACT
 
 
-def _difference(actual: np.ndarray, expected: np.ndarray, what: str) -> np.ndarray:
+def _difference(actual: np.ndarray, expected: np.ndarray, what: str, factor: int = 1) -> np.ndarray:
     """actual - expected in float64; raises ConformanceError for another shape, NaN or infinity."""
     if actual.shape != expected.shape:
         raise ConformanceError(f"{what} is of shape {actual.shape}: expected {expected.shape}.")
     wide = np.asarray(actual).astype(np.float64)
     if not np.isfinite(wide).all():
-        bad = np.count_nonzero(~np.isfinite(wide))
+        bad = ~np.isfinite(wide)
+        count = np.count_nonzero(bad)
         raise ConformanceError(
-            f"{what} has {bad} of {wide.size} numbers that are NaN or infinite: expected finite ones."
+            f"{what} has {count} of {wide.size} numbers that are NaN or infinite: expected finite ones.",
+            where=place(bad.astype(float), factor) if _is_large(bad) else None,
         )
     return np.asarray(wide - np.asarray(expected, np.float64))
 
 
 def _failure(
-    message: str, difference: np.ndarray, eta2: float = float("inf"), etainf: float = float("inf")
+    message: str,
+    difference: np.ndarray,
+    eta2: float = float("inf"),
+    etainf: float = float("inf"),
+    factor: int = 1,
 ) -> ConformanceError:
-    return ConformanceError(f"{message}.", where=_location(difference), difference=difference, eta2=eta2, etainf=etainf)
+    where = _location(difference, factor)
+    return ConformanceError(f"{message}.", where=where, difference=difference, eta2=eta2, etainf=etainf)
 
 
-def _location(difference: np.ndarray) -> str:
-    """Describes the worst element, whether the error is at the border or inside, and how many channels and items."""
+def _is_large(a: np.ndarray) -> bool:
+    """Whether an array is a map whose wrong part is described by rows and columns."""
+    return a.ndim == 4 and a.shape[2] * a.shape[3] > LARGE
+
+
+def _location(difference: np.ndarray, factor: int) -> str:
+    """Describes the worst element and, for a map, the part that is wrong."""
     worst = tuple(map(int, np.unravel_index(abs(difference).argmax(), difference.shape)))
+    if _is_large(difference):
+        return f"wrong {place(difference, factor)}; worst at {worst}"
     return f"worst at {worst}, {_region(difference)}" if difference.ndim == 4 else f"worst at {worst}"
 
 

@@ -35,10 +35,12 @@ def judge(
     budget: float | np.ndarray | None = None,
     compare: Callable[..., Margin] = within,
     expected: Callable[[Terms], np.ndarray] | None = None,
+    like: Case | None = None,
 ) -> Margin:
     """Compares the subject's result with `expected`, by default the specification's; raises ConformanceError.
 
-    `budget` is by default a model's: a multiple of the error that rounding to the dtype causes in the specification.
+    `budget` is by default a model's: a multiple of the error that rounding to the dtype causes in the specification;
+    `like` is a case with the same error, if it is predicted for another one, which costs less.
     A subject that declares less, such as the mean alone, is compared with the specification of the same terms.
     The error carries the evidence from which its likely cause is found.
     """
@@ -48,7 +50,7 @@ def judge(
         asked = _on_terms(compute, subject.terms)
     right = expected(subject.terms) if expected else specified(asked, case, dtype)
     if budget is None:
-        budget = budgets.model(dtype, predicted(asked, case, dtype))
+        budget = budgets.model(dtype, predicted(asked, like or case, dtype))
     try:
         return compare(actual, right, budget, what)
     except ConformanceError as error:

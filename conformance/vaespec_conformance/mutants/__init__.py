@@ -15,6 +15,7 @@ from vaespec_conformance.mutants import (  # noqa: F401  (registers)
     norms,
     pointwise,
     products,
+    sizes,
     tiling,
 )
 from vaespec_conformance.mutants.benign import BENIGN
