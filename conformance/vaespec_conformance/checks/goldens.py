@@ -12,11 +12,12 @@ from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.cases.goldens import SIZES, golden_images, golden_latents, golden_weights, goldens
 from vaespec_conformance.cases.models import CONFIGS
 from vaespec_conformance.judging.judge import judge
-from vaespec_conformance.judging.registry import MODEL, Margin, check
+from vaespec_conformance.judging.registry import MODEL, WHOLE, Margin, check
 
 golden = partial(
     check,
     level="L9",
+    subjects=WHOLE,
     examples=MODEL,
     cases=cases(config=among(*SIZES)),
     pinned=tuple(Case.of(config=name, seed=0) for name in SIZES),

@@ -13,7 +13,7 @@ from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import elementwise
 from vaespec_conformance.judging.judge import judge, specified
-from vaespec_conformance.judging.registry import MODEL, Margin, check
+from vaespec_conformance.judging.registry import MODEL, WHOLE, Margin, check
 
 SIZES = ((3, 4), (2, 3))
 CONFIGS = ("plain", "attentive", "plain", "bare")
@@ -40,6 +40,7 @@ def _compute_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
 @check(
     "model.encode",
     level="L3",
+    subjects=WHOLE,
     examples=MODEL,
     cases=cases(config=among(*CONFIGS), regime=among(*models.REGIMES), size=among(*SIZES), more=among(0, 0, 1)),
     pinned=(
@@ -64,6 +65,7 @@ def _compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
 @check(
     "model.decode",
     level="L3",
+    subjects=WHOLE,
     examples=MODEL,
     cases=cases(config=among(*CONFIGS), regime=among(*models.REGIMES), size=among(*SIZES)),
     pinned=pinned(),
@@ -86,6 +88,7 @@ def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarra
 @check(
     "model.logvar",
     level="L3",
+    subjects=WHOLE,
     examples=MODEL,
     cases=cases(config=among("plain", "bare"), regime=among("plain"), size=among((3, 4)), more=among(0)),
     pinned=(ONE_MODEL,),

@@ -14,7 +14,7 @@ from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.checks.model import ONE_MODEL
 from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
-from vaespec_conformance.judging.registry import EXACT, MODEL, Margin, check
+from vaespec_conformance.judging.registry import EXACT, MODEL, WHOLE, Margin, check
 from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.subjects import input_dtype
 
@@ -30,6 +30,7 @@ MODELS: dict[str, Any] = {
 @check(
     "weights.strict",
     level="L6",
+    subjects=WHOLE,
     examples=MODEL,
     cases=cases(**MODELS, fault=among(*FAULTS), which=st.integers(0, 200)),
     pinned=tuple(

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 from vaespec_conformance.running.request import Request
 
 SHUTDOWN = 10.0
-"""Seconds that a process may take to exit after its last message."""
+"""Seconds that a process may take to exit after its last message, or when it is told to."""
 THREADS = {"OMP_NUM_THREADS": "1"}
 """A few pixels are computed before a second thread wakes up, above all on busy cores. The user's setting has priority.
 """
@@ -65,9 +65,13 @@ class Process:
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
     def stop(self) -> None:
-        """Kills the process if it still runs."""
-        self.process.kill()
-        self.process.wait()
+        """Ends the process if it still runs; it may end a program of its own first."""
+        self.process.terminate()
+        try:
+            self.process.wait(SHUTDOWN)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.reader.join()
         assert self.process.stdin
         with suppress(BrokenPipeError):

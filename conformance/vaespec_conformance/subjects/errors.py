@@ -32,12 +32,24 @@ class ConformanceError(Exception):
         self.evidence: tuple[Any, ...] | None = None
 
 
+class UnansweredError(ConformanceError):
+    """A program crashed, hung, or answered in another way than its protocol says: it computed and refused nothing."""
+
+
+class NotSupportedError(Exception):
+    """The subject does not take this config, size, dtype or half; `reason` says why, in its own words."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
 @contextmanager
 def blamed(call: str) -> Iterator[None]:
     """Turns any exception of the subject into a ConformanceError that names the call."""
     try:
         yield
-    except ConformanceError:
+    except (ConformanceError, NotSupportedError):
         raise
     except Exception as error:
         raise ConformanceError(f"{call} raised {type(error).__name__}: {error}") from error

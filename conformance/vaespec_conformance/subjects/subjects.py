@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any, ClassVar, Literal, Self
@@ -105,9 +105,17 @@ class Subject:
     def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
         raise NotImplementedError
 
+    def prepare(self, check: Any, cases: Sequence[Any], dtype: str) -> None:
+        """Is called before the cases of a check are run: a program answers all of them at once."""
+
+    @property
+    def recording(self) -> bool:
+        """Whether the subject only notes what it is asked, and returns zeros that are not to be compared."""
+        return False
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # both kinds are dataclasses
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # every kind is a dataclass
 
     @property
     def capabilities(self) -> Capabilities:
