@@ -30,11 +30,11 @@ from vaespec_conformance.running.agenda import Item
 from vaespec_conformance.running.examination import examine
 from vaespec_conformance.running.runner import run_item
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, UnansweredError
-from vaespec_conformance.subjects.program import ProgramSubject
+from vaespec_conformance.subjects.program import DTYPES, SMALLEST, Program, ProgramSubject
 from vaespec_conformance.subjects.programs import folders
 from vaespec_conformance.subjects.programs.asking import PATIENCE, Asker, Recorder
 from vaespec_conformance.subjects.programs.processes import Ending, ProgramError
-from vaespec_conformance.subjects.subjects import SMALLEST
+from vaespec_conformance.subjects.programs.question import Answer
 
 Z = np.zeros((1, 4, 2, 3))
 WEIGHTS = initialize(SMALLEST, 0)
@@ -70,12 +70,18 @@ def subject():
     made = []
 
     def make(command, **options):
-        made.append(ProgramSubject.of(command, **{"seconds": PLENTY, **options}))
+        made.append(undescribed(ProgramSubject.of_command(command, **{"seconds": PLENTY, **options})))
         return made[-1]
 
     yield make
     for one in made:
         one.close()
+
+
+def undescribed(subject):
+    """The subject, which is not asked what it is."""
+    subject.maker.asker.about = {name: Answer() for name in ("describe", *DTYPES)}
+    return subject
 
 
 class Scripted:
@@ -96,7 +102,7 @@ class Scripted:
 def scripted(answer):
     """A subject whose program is a function (exchange, cases)."""
     program = Scripted(answer)
-    return ProgramSubject("scripted", Asker(program, PLENTY)), program
+    return undescribed(ProgramSubject.asking(Asker(program, PLENTY), "scripted")), program
 
 
 def answering(**tensors):
@@ -262,8 +268,8 @@ def test_all_cases_of_a_check_are_answered_by_one_request():
 @pytest.mark.parametrize("name", ["model.encode", "model.decode", "behaviour.two_models", "behaviour.repeatable"])
 def test_a_check_gets_the_answers_that_were_prepared_and_asks_nothing_more(name, built, subject):
     one = subject(shlex.join([*built("c"), "{request}", "{answer}"]))
-    requests, run = [], one.asks.program.run
-    one.asks.program.run = lambda exchange, seconds: requests.append(exchange) or run(exchange, seconds)
+    requests, run = [], one.maker.asker.program.run
+    one.maker.asker.program.run = lambda exchange, seconds: requests.append(exchange) or run(exchange, seconds)
     one.prepare(CHECKS[name], [ONE_MODEL], "float32")
     assert max(CHECKS[name].run(one, ONE_MODEL, "float32")) <= 1
     assert len(requests) == 1
@@ -292,10 +298,10 @@ def test_after_a_crash_the_other_cases_are_asked_again_each_alone():
 
     subject, program = scripted(answer)
     asked = [subject.build(SMALLEST.replace(act_fn=act), WEIGHTS, "float32") for act in ("mish", "silu", "silu")]
-    recorder = replace(subject, asks=(notes := Recorder()))
+    recorder = replace(subject, maker=Program(subject.maker.asker, notes := Recorder()))
     for vae, z in zip(asked, (Z, Z, Z + 1), strict=True):
         recorder.build(vae.vae.model.config, WEIGHTS, "float32").decode(z)
-    subject.asks.ask_all(notes.questions)
+    subject.maker.asker.ask_all(notes.questions)
     with pytest.raises(UnansweredError, match="SIGSEGV; it gave no answer to this case"):
         asked[0].decode(Z)
     assert asked[1].decode(Z).shape == asked[2].decode(Z + 1).shape == (1, 3, 2, 3)
@@ -312,8 +318,8 @@ def test_after_a_hang_the_first_case_without_an_answer_is_blamed_and_the_others_
     subject, program = scripted(answer)
     recorder = Recorder()
     for n in range(3):
-        decode(replace(subject, asks=recorder), Z + n)
-    subject.asks.ask_all(recorder.questions)
+        decode(replace(subject, maker=Program(subject.maker.asker, recorder)), Z + n)
+    subject.maker.asker.ask_all(recorder.questions)
     with pytest.raises(UnansweredError, match="did not end within 1 s"):
         decode(subject, Z)
     assert decode(subject, Z + 1).shape == decode(subject, Z + 2).shape
@@ -326,6 +332,54 @@ def test_a_program_that_never_ends_in_time_is_not_asked_for_ever():
         assert "did not end" in complaint(subject, call=lambda s, n=n: decode(s, Z + n))
     assert f"was not run, since {PATIENCE} requests" in complaint(subject)
     assert len(program.requests) == PATIENCE
+
+
+# -- what a program is -------------------------------------------------------------------------------------------------
+
+
+def described(words, dtypes=()):
+    """The capabilities of a program that describes itself in these words, or decodes in these dtypes."""
+
+    def answer(exchange, cases):
+        for case in cases:
+            if case["call"] == "describe":
+                (exchange.answer / f"{case['id']}.json").write_text(json.dumps(words))
+            elif case["dtype"] in dtypes:
+                save_file({"sample": np.zeros((1, 3, 1, 1))}, exchange.answer / f"{case['id']}.safetensors")
+
+    subject = ProgramSubject.asking(Asker(Scripted(answer), PLENTY), "described")
+    return subject.capabilities
+
+
+def test_a_program_says_its_dtypes_what_it_lacks_and_its_configs():
+    claimed = described({"dtypes": ["bfloat16", "float32"], "lacks": ["logvar", "x"], "configs": [SMALLEST.to_dict()]})
+    assert claimed.dtypes == ("float32", "bfloat16")
+    assert claimed.lacks == {"logvar"}
+    assert claimed.configs == (SMALLEST,)
+
+
+@pytest.mark.parametrize(
+    "words", [{"not_supported": "describe"}, {"error": "describe"}, {}, {"dtypes": 1, "configs": [1]}]
+)
+def test_a_program_that_says_nothing_has_the_dtypes_in_which_it_decodes(words):
+    claimed = described(words, dtypes=("float32", "float64"))
+    assert (claimed.dtypes, claimed.configs, claimed.lacks) == (("float32", "float64"), None, frozenset())
+
+
+def test_a_program_that_gives_the_mean_alone_is_examined_for_that():
+    def answer(exchange, cases):
+        for case in cases:
+            vae = twin().build(
+                AutoencoderConfig.from_json(exchange.request / case["model"] / "config.json"), weights, ""
+            )
+            mean, _ = vae.encode(load_file(exchange.request / case["input"])["images"])
+            save_file({"mean": np.ascontiguousarray(mean)}, exchange.answer / f"{case['id']}.safetensors")
+
+    weights = models.weights(ONE_MODEL, "float32")
+    subject, _ = scripted(answer)
+    assert max(CHECKS["model.encode"].run(subject, ONE_MODEL, "float32")) < 0.1
+    with pytest.raises(NotSupportedError, match="mean alone"):
+        CHECKS["model.logvar"].run(subject, ONE_MODEL, "float32")
 
 
 # -- processes ---------------------------------------------------------------------------------------------------------
@@ -453,7 +507,7 @@ def test_a_program_that_serves_ends_when_its_stdin_is_closed(subject, built, tmp
 )
 def test_a_command_line_that_cannot_be_run_is_refused_at_once(command, serves, words):
     with pytest.raises(ProgramError) as raised:
-        ProgramSubject.of(command, serves=serves)
+        ProgramSubject.of_command(command, serves=serves)
     assert words in str(raised.value)
 
 
@@ -484,6 +538,7 @@ def test_an_example_passes_and_its_layers_are_those_of_the_twin(language, half, 
 
 def test_the_python_example_runs_as_a_program(subject):
     one = subject(shlex.join([sys.executable, str(TWIN)]), serves=True)
+    one.maker.asker.about.clear()
     assert one.capabilities.dtypes == ("float32",)
     assert max(CHECKS["model.decode"].run(one, ONE_MODEL, "float32")) < 0.1
 

@@ -73,7 +73,7 @@ def run_drawn(
         run()
 
 
-def drawn_cases(cases: SearchStrategy[Case], *, examples: int, seed: int) -> list[Case]:
+def draw(cases: SearchStrategy[Case], *, examples: int, seed: int) -> list[Case]:
     """The cases that `run_drawn` calls with if none fails."""
     drawn: list[Case] = []
     run_drawn(drawn.append, cases, examples=examples, seed=seed, shrink=False)

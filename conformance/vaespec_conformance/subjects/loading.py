@@ -48,7 +48,7 @@ def load_program(command: str | None, serving: str | None, seconds: float) -> Pr
     """A program by its command line, or by that of one that serves; `seconds` is its time for a batch of cases."""
     line = serving or command
     assert line
-    return ProgramSubject.of(line, serves=serving is not None, seconds=seconds)
+    return ProgramSubject.of_command(line, serves=serving is not None, seconds=seconds)
 
 
 def as_subject(value: Any) -> Subject:
