@@ -543,6 +543,13 @@ def test_the_python_example_runs_as_a_program(subject):
     assert max(CHECKS["model.decode"].run(one, ONE_MODEL, "float32")) < 0.1
 
 
+def test_a_crash_is_no_refusal_of_wrong_weights():
+    subject, _ = scripted(lambda exchange, cases: Ending("was ended by SIGSEGV"))
+    case = CHECKS["weights.strict"].pinned[0]
+    with pytest.raises(UnansweredError, match="SIGSEGV"):
+        CHECKS["weights.strict"].run(subject, case, "float32")
+
+
 @pytest.mark.parametrize("language", LANGUAGES)
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 def test_an_example_says_what_it_does_not_do(language, dtype, built, subject):
