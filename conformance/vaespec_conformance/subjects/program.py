@@ -24,8 +24,8 @@ from vaespec_conformance.subjects.programs.processes import Served, Started
 from vaespec_conformance.subjects.programs.question import DECODE, DESCRIBE, ENCODE, Answer, Model, Question
 from vaespec_conformance.subjects.subjects import PortSubject
 
-SECONDS = 120.0
-"""Seconds that a program may take for a batch of cases, if nobody says so."""
+SECONDS = 30.0
+"""Seconds that a program may take for a batch of cases, if nobody says so: less than a check in any profile."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 SMALLEST = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2)
 """The config of the model that a program is first tried with."""
