@@ -19,6 +19,7 @@ from support.example_programs import DEFECTS, TWIN, command_of, twin
 from typer.testing import CliRunner
 
 from vaespec import AutoencoderConfig
+from vaespec.architecture import half_of
 from vaespec.cli.app import app
 from vaespec.initialize import initialize
 from vaespec_conformance import checks, mutants  # noqa: F401  (registers them)
@@ -531,6 +532,7 @@ def test_an_example_passes_and_its_layers_are_those_of_the_twin(language, half, 
     same = twin().build(models.config_of(case), models.weights(case, "float32"), "float32").vae
     same.model.results = {}
     getattr(same, half)(x)
+    assert {layer.name for layer in half_of(half).build(models.config_of(case)).layers} <= layers.keys()
     assert same.model.results.keys() <= {f"layer.{name}" for name in layers}
     for name, expected in same.model.results.items():
         np.testing.assert_allclose(layers[name.removeprefix("layer.")], expected, atol=2e-5)
@@ -564,6 +566,22 @@ def test_an_example_refuses_wrong_weights(language, built, subject):
     one = subject(shlex.join([*built(language), "{request}", "{answer}"]))
     result = run_item(one, Item(CHECKS["weights.strict"], "float32"), profile="quick", seed=0)
     assert (result.status, result.failure) == ("pass", None)
+
+
+def test_what_an_example_does_not_do_is_not_asked_and_fails_nothing(built, subject):
+    one = subject(shlex.join([*built("c"), "{request}", "{answer}"]))
+    result = run_item(one, Item(CHECKS["goldens.decode"], "float32"), profile="quick", seed=0)
+    assert (result.status, result.failure) == ("pass", None)
+    assert "act_fn mish" in result.not_asked.values()
+
+
+@pytest.mark.parametrize(
+    "mutant", ["encode_swaps_mean_and_logvar", "queries_and_values_swapped", "norm_num_groups_ignored"]
+)
+def test_a_known_mistake_that_is_put_into_a_program_is_caught(mutant, built, subject):
+    one = mutants.MUTANTS[mutant].wrap(subject(shlex.join(built("c")), serves=True))
+    with pytest.raises(ConformanceError, match="budgets"):
+        CHECKS[mutants.MUTANTS[mutant].owner].run(one, ONE_MODEL, "float32")
 
 
 EVIDENT = {"no_clamp": "model.logvar", "mean_and_logvar_swapped": "model.encode"}

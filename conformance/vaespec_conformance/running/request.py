@@ -11,8 +11,8 @@ from typing import Self
 from vaespec import strict_json
 from vaespec_conformance.running.timing import TIME_LIMITS
 
-BATCHES = 4
-"""Batches of a program that a check may wait for in vain: two for its cases, and two for what is asked later."""
+BATCHES = 6
+"""Batches of a program that a check may wait for in vain: two for its cases, and those of the search for a cause."""
 LOADING = 300.0
 """Seconds that importing a subject may take; a framework on a cold disk is slow."""
 

@@ -434,6 +434,14 @@ static Map doubled(Map x) {
     return y;
 }
 
+static Map upsample(Model *model, const char *name, Map x) {
+    return noted(model, name, conv(model, text("%s.conv", name), doubled(x), x.c, SAME));
+}
+
+static Map downsample(Model *model, const char *name, Map x) {
+    return noted(model, name, conv(model, text("%s.conv", name), x, x.c, DOWN));
+}
+
 /* -- The two halves, from the first layer to the last ------------------------------------------------------------ */
 
 static long width_of(const Json *widths, int level) { return (long)item(widths, level)->number; }
@@ -453,6 +461,11 @@ static Map middle(Model *model, const char *block, Map x) {
     return resnet(model, text("%s.resnets.1", block), x, x.c);
 }
 
+static Map head(Model *model, const char *half, Map x, long out) {
+    x = silu(group_norm(model, text("%s.conv_norm_out", half), x));
+    return conv(model, text("%s.conv_out", half), noted(model, text("%s.conv_act", half), x), out, SAME);
+}
+
 /* Images -> mean and log-variance, in one map. */
 static Map encoder(Model *model, Map x) {
     const Json *config = model->config, *widths = member(config, "block_out_channels");
@@ -462,10 +475,10 @@ static Map encoder(Model *model, Map x) {
         const char *block = text("encoder.down_blocks.%d", level);
         x = stage(model, block, "down_block_types", level, x, width_of(widths, level),
                   number_of(config, "layers_per_block"));
-        if (level + 1 < length(widths)) x = conv(model, text("%s.downsamplers.0.conv", block), x, x.c, DOWN);
+        if (level + 1 < length(widths)) x = downsample(model, text("%s.downsamplers.0", block), x);
     }
     x = middle(model, "encoder.mid_block", x);
-    x = norm_silu_conv(model, "encoder.conv_norm_out", "encoder.conv_out", x, moments);
+    x = head(model, "encoder", x, moments);
     return is_true(config, "use_quant_conv") ? conv(model, "quant_conv", x, moments, POINT) : x;
 }
 
@@ -481,9 +494,9 @@ static Map decoder(Model *model, Map x) {
         const char *block = text("decoder.up_blocks.%d", level);
         x = stage(model, block, "up_block_types", level, x, width_of(widths, levels - 1 - level),
                   number_of(config, "layers_per_block") + 1);
-        if (level + 1 < levels) x = conv(model, text("%s.upsamplers.0.conv", block), doubled(x), x.c, SAME);
+        if (level + 1 < levels) x = upsample(model, text("%s.upsamplers.0", block), x);
     }
-    return norm_silu_conv(model, "decoder.conv_norm_out", "decoder.conv_out", x, number_of(config, "out_channels"));
+    return head(model, "decoder", x, number_of(config, "out_channels"));
 }
 
 static void encode(Model *model, Map images) {

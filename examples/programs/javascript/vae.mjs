@@ -105,11 +105,9 @@ const LINEAR = { ...POINT, axes: 2 };
 
 // Adds w · x to one row of the result, for one tap of the kernel.
 function addTap(sums, row, w, first, stride) {
-  for (let x = Math.max(0, Math.ceil(-first / stride)); x < sums.length; x++) {
-    const at = first + x * stride;
-    if (at >= row.length) break;
-    sums[x] += w * row[at];
-  }
+  const from = Math.max(0, Math.ceil(-first / stride));
+  const end = Math.min(sums.length, Math.ceil((row.length - first) / stride));
+  for (let x = from; x < end; x++) sums[x] += w * row[first + x * stride];
 }
 
 function conv(model, name, x, out, { kernel, stride, before, after, axes }) {
@@ -215,6 +213,9 @@ function doubled(x) {
   return y;
 }
 
+const upsample = (model, name, x) => model.noted(name, conv(model, `${name}.conv`, doubled(x), x.channels, SAME));
+const downsample = (model, name, x) => model.noted(name, conv(model, `${name}.conv`, x, x.channels, DOWN));
+
 // -- The two halves, from the first layer to the last -----------------------------------------------------------------
 
 function stage(model, block, type, x, out, resnets) {
@@ -231,6 +232,11 @@ function middle(model, block, x) {
   return resnet(model, `${block}.resnets.1`, x, x.channels);
 }
 
+function head(model, half, x, out) {
+  x = model.noted(`${half}.conv_act`, silu(groupNorm(model, `${half}.conv_norm_out`, x)));
+  return conv(model, `${half}.conv_out`, x, out, SAME);
+}
+
 // Images -> mean and log-variance, in one map.
 function encoder(model, x) {
   const { config } = model;
@@ -240,10 +246,10 @@ function encoder(model, x) {
   widths.forEach((width, level) => {
     const block = `encoder.down_blocks.${level}`;
     x = stage(model, block, config.down_block_types[level], x, width, config.layers_per_block);
-    if (level + 1 < widths.length) x = conv(model, `${block}.downsamplers.0.conv`, x, width, DOWN);
+    if (level + 1 < widths.length) x = downsample(model, `${block}.downsamplers.0`, x);
   });
   x = middle(model, "encoder.mid_block", x);
-  x = normSiluConv(model, "encoder.conv_norm_out", "encoder.conv_out", x, moments);
+  x = head(model, "encoder", x, moments);
   return config.use_quant_conv ? conv(model, "quant_conv", x, moments, POINT) : x;
 }
 
@@ -257,9 +263,9 @@ function decoder(model, x) {
   widths.forEach((width, level) => {
     const block = `decoder.up_blocks.${level}`;
     x = stage(model, block, config.up_block_types[level], x, width, config.layers_per_block + 1);
-    if (level + 1 < widths.length) x = conv(model, `${block}.upsamplers.0.conv`, doubled(x), width, SAME);
+    if (level + 1 < widths.length) x = upsample(model, `${block}.upsamplers.0`, x);
   });
-  return normSiluConv(model, "decoder.conv_norm_out", "decoder.conv_out", x, config.out_channels);
+  return head(model, "decoder", x, config.out_channels);
 }
 
 function encode(model, images) {

@@ -155,6 +155,16 @@ def doubled(x):
     return x.repeat(2, axis=2).repeat(2, axis=3)
 
 
+def upsample(model, name, x):
+    """Doubles a map, then convolves it."""
+    return model.noted(name, conv(model, f"{name}.conv", doubled(x), x.shape[1]))
+
+
+def downsample(model, name, x):
+    """A convolution of stride 2, with zeros below and on the right only."""
+    return model.noted(name, conv(model, f"{name}.conv", x, x.shape[1], stride=2, padding=DOWN))
+
+
 # -- the two halves, from the first layer to the last ------------------------------------------------------------------
 
 
@@ -175,6 +185,12 @@ def middle(model, block, x):
     return resnet(model, f"{block}.resnets.1", x, x.shape[1])
 
 
+def head(model, half, x, out):
+    """The last norm, activation and convolution of a half."""
+    x = model.noted(f"{half}.conv_act", silu(group_norm(model, f"{half}.conv_norm_out", x)))
+    return conv(model, f"{half}.conv_out", x, out)
+
+
 def encoder(model, x):
     """Images -> mean and log-variance, in one map."""
     config = model.config
@@ -184,9 +200,9 @@ def encoder(model, x):
         block = f"encoder.down_blocks.{level}"
         x = stage(model, block, config["down_block_types"][level], x, width, config["layers_per_block"])
         if level + 1 < len(widths):
-            x = conv(model, f"{block}.downsamplers.0.conv", x, width, stride=2, padding=DOWN)
+            x = downsample(model, f"{block}.downsamplers.0", x)
     x = middle(model, "encoder.mid_block", x)
-    x = norm_silu_conv(model, "encoder.conv_norm_out", "encoder.conv_out", x, moments)
+    x = head(model, "encoder", x, moments)
     return pointwise(model, "quant_conv", x, moments) if config["use_quant_conv"] else x
 
 
@@ -202,8 +218,8 @@ def decoder(model, x):
         block = f"decoder.up_blocks.{level}"
         x = stage(model, block, config["up_block_types"][level], x, width, config["layers_per_block"] + 1)
         if level + 1 < len(widths):
-            x = conv(model, f"{block}.upsamplers.0.conv", doubled(x), width)
-    return norm_silu_conv(model, "decoder.conv_norm_out", "decoder.conv_out", x, config["out_channels"])
+            x = upsample(model, f"{block}.upsamplers.0", x)
+    return head(model, "decoder", x, config["out_channels"])
 
 
 def encode(model, images):

@@ -412,6 +412,14 @@ fn doubled(x: &Map) -> Map {
     y
 }
 
+fn upsample(model: &Model, name: &str, x: &Map) -> Fallible<Map> {
+    Ok(model.noted(name, conv(model, &format!("{name}.conv"), &doubled(x), x.channels, &SAME)?))
+}
+
+fn downsample(model: &Model, name: &str, x: &Map) -> Fallible<Map> {
+    Ok(model.noted(name, conv(model, &format!("{name}.conv"), x, x.channels, &DOWN)?))
+}
+
 // -- the two halves, from the first layer to the last ------------------------------------------------------------------
 
 fn stage(model: &Model, block: &str, kind: &str, mut x: Map, out: usize, resnets: usize) -> Fallible<Map> {
@@ -432,6 +440,11 @@ fn middle(model: &Model, block: &str, x: Map) -> Fallible<Map> {
     resnet(model, &format!("{block}.resnets.1"), &x, x.channels)
 }
 
+fn head(model: &Model, half: &str, x: &Map, out: usize) -> Fallible<Map> {
+    let x = model.noted(&format!("{half}.conv_act"), silu(&group_norm(model, &format!("{half}.conv_norm_out"), x)?));
+    conv(model, &format!("{half}.conv_out"), &x, out, &SAME)
+}
+
 /// Images -> mean and log-variance, in one map.
 fn encoder(model: &Model, x: &Map) -> Fallible<Map> {
     let config = &model.config;
@@ -442,11 +455,11 @@ fn encoder(model: &Model, x: &Map) -> Fallible<Map> {
         let block = format!("encoder.down_blocks.{level}");
         x = stage(model, &block, types[level], x, width, config.number("layers_per_block")?)?;
         if level + 1 < widths.len() {
-            x = conv(model, &format!("{block}.downsamplers.0.conv"), &x, width, &DOWN)?;
+            x = downsample(model, &format!("{block}.downsamplers.0"), &x)?;
         }
     }
     x = middle(model, "encoder.mid_block", x)?;
-    x = norm_silu_conv(model, "encoder.conv_norm_out", "encoder.conv_out", &x, moments)?;
+    x = head(model, "encoder", &x, moments)?;
     if config.is_true("use_quant_conv") { conv(model, "quant_conv", &x, moments, &POINT) } else { Ok(x) }
 }
 
@@ -468,10 +481,10 @@ fn decoder(model: &Model, x: &Map) -> Fallible<Map> {
         let block = format!("decoder.up_blocks.{level}");
         x = stage(model, &block, types[level], x, width, config.number("layers_per_block")? + 1)?;
         if level + 1 < widths.len() {
-            x = conv(model, &format!("{block}.upsamplers.0.conv"), &doubled(&x), width, &SAME)?;
+            x = upsample(model, &format!("{block}.upsamplers.0"), &x)?;
         }
     }
-    norm_silu_conv(model, "decoder.conv_norm_out", "decoder.conv_out", &x, config.number("out_channels")?)
+    head(model, "decoder", &x, config.number("out_channels")?)
 }
 
 type Results = BTreeMap<String, Map>;
