@@ -13,9 +13,10 @@ import signal
 import subprocess
 import time
 import weakref
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from queue import Empty, SimpleQueue
-from threading import Thread
+from threading import Thread, current_thread, main_thread
 from typing import IO, NamedTuple
 
 from vaespec import strict_json
@@ -81,17 +82,9 @@ class Child:
         self.lines: SimpleQueue[bytes | None] = SimpleQueue()
         self.tails = {"stdout": b"", "stderr": b""}
         self.printed = 0
-        try:
-            self.process = subprocess.Popen(
-                words,
-                stdin=subprocess.PIPE if serves else subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise ProgramError(f"{words[0]} cannot be started ({error.strerror}): check the file.") from None
-        self.finalizer = weakref.finalize(self, _kill, self.process)
+        with _termination_delayed():
+            self.process = _start(words, serves)
+            self.finalizer = weakref.finalize(self, _kill, self.process)
         self.readers = [
             Thread(target=read, args=arguments, daemon=True)
             for read, arguments in (
@@ -155,6 +148,35 @@ class Child:
         """The exit code or the signal of a process that has ended, in words."""
         code = self.process.wait()
         return f"exited with code {code}" if code >= 0 else f"was ended by {SIGNALS.get(-code, f'signal {-code}')}"
+
+
+def _start(words: list[str], serves: bool) -> subprocess.Popen[bytes]:
+    try:
+        return subprocess.Popen(
+            words,
+            stdin=subprocess.PIPE if serves else subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise ProgramError(f"{words[0]} cannot be started ({error.strerror}): check the file.") from None
+
+
+@contextmanager
+def _termination_delayed() -> Iterator[None]:
+    """Delays SIGTERM until a process that is started is known, and so is killed too."""
+    if current_thread() is not main_thread():  # no other thread handles signals
+        yield
+        return
+    late: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: late.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+        for number in late:
+            signal.raise_signal(number)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
