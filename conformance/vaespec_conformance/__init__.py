@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vaespec_conformance.running.runner import run_conformance
     from vaespec_conformance.subjects.capabilities import Capabilities, Gap
     from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
+    from vaespec_conformance.subjects.program import ProgramSubject
     from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject
 
 __all__ = [
@@ -27,6 +28,7 @@ __all__ = [
     "Gap",
     "NotSupportedError",
     "PortSubject",
+    "ProgramSubject",
     "Report",
     "Selection",
     "conformance_suite",
@@ -40,6 +42,7 @@ _MODULES = {
     "Gap": "subjects.capabilities",
     "NotSupportedError": "subjects.errors",
     "PortSubject": "subjects.subjects",
+    "ProgramSubject": "subjects.program",
     "Report": "reports.report",
     "Selection": "running.agenda",
     "conformance_suite": "pytest_suite",

@@ -19,6 +19,9 @@ from vaespec_conformance import options, require_hypothesis
 from vaespec_conformance.reports.report import Report
 from vaespec_conformance.running.request import Request
 
+KINDS = {"backend": "--backend", "port": "--port", "program": "--program", "program_serve": "--program-serve"}
+"""The options that name a subject; a run has one of them."""
+
 
 def register(app: typer.Typer) -> None:
     """Adds the command to vaespec's; the entry point in the group `vaespec.commands` names this function."""
@@ -45,6 +48,8 @@ def _debug() -> bool:
 def conformance(
     backend: options.Backend = None,
     port: options.Port = None,
+    program: options.Program = None,
+    program_serve: options.ProgramServe = None,
     device: options.Device = None,
     precision: options.Precision = "highest",
     profile: options.Profile = "default",
@@ -76,8 +81,9 @@ def conformance(
     if matrix:
         return _print_matrix(matrix)
     if self_check:
-        raise typer.Exit(_check_itself(backend, port, device, tuple(dtype or ())))
-    subject = {"backend": backend, "port": port, "device": device, "precision": precision}
+        raise typer.Exit(_check_itself(backend, port or program or program_serve, device, tuple(dtype or ())))
+    programs = {"program": program, "program_serve": program_serve}
+    subject = {"backend": backend, "port": port, "device": device, "precision": precision, **programs}
     selection = {"dtypes": tuple(dtype or ()), "levels": level, "checks": tuple(check or ()), "case": case}
     request = _request(seed, profile=profile, time_limit=time_limit, jobs=jobs, debug=_debug(), **subject, **selection)
     raise typer.Exit(_examine(request, report, markdown, html, seconds=seconds, as_json=as_json))
@@ -85,13 +91,14 @@ def conformance(
 
 def _request(seed: int | None, **fields: Any) -> Request:
     """The request of the options; raises a usage error if they contradict each other."""
-    if (fields["backend"] is None) == (fields["port"] is None):
-        raise typer.BadParameter("name one of the two: the subject to examine.", param_hint="--backend / --port")
+    if sum(fields[kind] is not None for kind in KINDS) != 1:
+        raise typer.BadParameter("name one of them: the subject to examine.", param_hint=" / ".join(KINDS.values()))
     if fields["profile"] not in options.PROFILES:
         choices = ", ".join(options.PROFILES)
         raise typer.BadParameter(f"{fields['profile']!r}: choose {choices}.", param_hint="--profile")
-    if fields["port"] and fields["device"]:
-        raise typer.BadParameter("a port chooses its device itself.", param_hint="--device")
+    if fields["backend"] is None and fields["device"]:
+        kind = "port" if fields["port"] else "program"
+        raise typer.BadParameter(f"a {kind} chooses its device itself.", param_hint="--device")
     if seed is None:
         seed = secrets.randbelow(options.SEEDS) if fields["profile"] == "thorough" else 0
     return Request(seed=seed, **fields)
@@ -107,7 +114,7 @@ def _examine(
     from vaespec_conformance.reports.writing import write_texts
     from vaespec_conformance.running.isolated import run_isolated
 
-    with progress(f"examining {request.backend or request.port}") as step:
+    with progress(f"examining {request.subject}") as step:
         report = run_isolated(request, lambda place, total: step())
     if as_json:
         print_json(report.to_dict(seconds=seconds))
@@ -146,7 +153,9 @@ def _check_itself(backend: str | None, port: str | None, device: str | None, dty
     from vaespec_conformance.subjects.loading import load_backend
 
     if port:
-        raise typer.BadParameter("mistakes are put into a backend, not into a port.", param_hint="--self-check")
+        raise typer.BadParameter(
+            "mistakes are put into a backend, not into a port or a program.", param_hint="--self-check"
+        )
     Selection(dtypes=dtypes)  # raises AgendaError if there is no such dtype
     with progress("putting mistakes in") as step:
         result = self_check(load_backend(backend or "numpy", device), dtypes, step)

@@ -35,6 +35,19 @@ Port = Annotated[
         "A whole VAE: package.module:build or file.py:build, called with a config and weights.",
     ),
 ]
+Program = Annotated[
+    str | None,
+    option(
+        SUBJECT,
+        "--program",
+        "COMMAND",
+        'A program in any language, started for each batch of cases: "./my_vae {request} {answer}".',
+    ),
+]
+ProgramServe = Annotated[
+    str | None,
+    option(SUBJECT, "--program-serve", "COMMAND", "The same, one process that reads requests from its stdin."),
+]
 Device = Annotated[str | None, option(SUBJECT, "--device", "NAME", "Device of a backend; by default its best.")]
 Precision = Annotated[
     str, option(SUBJECT, "--precision", "highest|default", "Precision that is requested of a backend in float32.")
@@ -57,7 +70,9 @@ Seed = Annotated[
         show_default=False,
     ),
 ]
-TimeLimit = Annotated[float | None, option(RUN, "--time-limit", "S", "Seconds for a check, by the profile.", min=0.1)]
+TimeLimit = Annotated[
+    float | None, option(RUN, "--time-limit", "S", "Seconds for a check, or a program's batch.", min=0.1)
+]
 Jobs = Annotated[
     int | None,
     option(RUN, "--jobs", "N", "Processes that share the checks: two for a backend on the CPU, else one.", min=1),

@@ -73,6 +73,13 @@ def run_drawn(
         run()
 
 
+def draw(cases: SearchStrategy[Case], *, examples: int, seed: int) -> list[Case]:
+    """The cases that `run_drawn` calls with if none fails."""
+    drawn: list[Case] = []
+    run_drawn(drawn.append, cases, examples=examples, seed=seed, shrink=False)
+    return drawn
+
+
 def require_alike(case: Case, cases: SearchStrategy[Case]) -> None:
     """Raises ValueError unless the case has the fields of a drawn one, with values of their types."""
     drawn: list[Case] = []

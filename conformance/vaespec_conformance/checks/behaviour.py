@@ -16,7 +16,7 @@ from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.checks.model import ONE_MODEL, build_model
 from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
-from vaespec_conformance.judging.registry import EXACT, MODEL, Margin, check
+from vaespec_conformance.judging.registry import EXACT, MODEL, WHOLE, Margin, check
 from vaespec_conformance.subjects.capabilities import DECODER, ENCODER, QUIET_BUILDING
 from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.subjects import input_dtype
@@ -40,7 +40,7 @@ def _encode_and_decode(vae: Any, case: Case, dtype: str) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.float64).ravel() for part in results])
 
 
-@behaviour("behaviour.repeatable", requires=("deterministic",))
+@behaviour("behaviour.repeatable", subjects=WHOLE, requires=("deterministic",))
 def repeatable(subject: Any, case: Case, dtype: str) -> Margin:
     """The second of two equal calls gives the same bits, and so does a model that is built again."""
     vae = build_model(subject, case, dtype)
@@ -55,7 +55,7 @@ def _compute_second_item(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return build_model(subject, case, dtype).decode(models.latents(case, dtype)[1:])
 
 
-@behaviour("behaviour.batch")
+@behaviour("behaviour.batch", subjects=WHOLE)
 def batch(subject: Any, case: Case, dtype: str) -> Margin:
     """An item of a batch, decoded alone, gives the specification's image."""
     return judge(subject, _compute_second_item, case, dtype, what="decode of one item")
@@ -110,7 +110,7 @@ def _compute_second_model(subject: Any, case: Case, dtype: str) -> np.ndarray:
     return second.decode(z)
 
 
-@behaviour("behaviour.two_models")
+@behaviour("behaviour.two_models", subjects=WHOLE)
 def two_models(subject: Any, case: Case, dtype: str) -> Margin:
     """Two models of one config keep their own weights: no cache and no compiled program mixes them up."""
     return judge(subject, _compute_second_model, case, dtype, what="decode of the second of two models")

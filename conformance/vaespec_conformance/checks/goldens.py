@@ -12,12 +12,13 @@ from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.cases.goldens import SIZES, golden_images, golden_latents, golden_weights, goldens
 from vaespec_conformance.cases.models import CONFIGS
 from vaespec_conformance.judging.judge import judge
-from vaespec_conformance.judging.registry import MODEL, Margin, check
+from vaespec_conformance.judging.registry import MODEL, WHOLE, Margin, check
 from vaespec_conformance.subjects.capabilities import Terms
 
 golden = partial(
     check,
     level="L9",
+    subjects=WHOLE,
     examples=MODEL,
     needs=("other weights",),
     cases=cases(config=among(*SIZES)),

@@ -13,7 +13,7 @@ from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import elementwise
 from vaespec_conformance.judging.judge import judge, specified
-from vaespec_conformance.judging.registry import MODEL, Limited, Margin, check
+from vaespec_conformance.judging.registry import MODEL, WHOLE, Limited, Margin, check
 from vaespec_conformance.subjects.errors import NotSupportedError
 
 SIZES = ((3, 4), (2, 3))
@@ -55,6 +55,7 @@ def _compute_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
 @check(
     "model.encode",
     level="L3",
+    subjects=WHOLE,
     examples=MODEL,
     cases=cases(config=among(*CONFIGS), regime=among(*models.REGIMES), size=among(*SIZES), more=among(0, 0, 1)),
     pinned=(
@@ -80,6 +81,7 @@ def _compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
 @check(
     "model.decode",
     level="L3",
+    subjects=WHOLE,
     examples=MODEL,
     cases=cases(config=among(*CONFIGS), regime=among(*models.REGIMES), size=among(*SIZES)),
     pinned=pinned(),
@@ -105,6 +107,7 @@ def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarra
 @check(
     "model.logvar",
     level="L3",
+    subjects=WHOLE,
     needs=("logvar", "other weights"),
     examples=MODEL,
     cases=cases(config=among("plain", "odd"), regime=among("plain"), size=among((3, 4)), more=among(0)),

@@ -14,8 +14,8 @@ from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.checks.model import ONE_MODEL
 from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
-from vaespec_conformance.judging.registry import EXACT, MODEL, Margin, check
-from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.judging.registry import EXACT, MODEL, WHOLE, Margin, check
+from vaespec_conformance.subjects.errors import ConformanceError, UnansweredError
 from vaespec_conformance.subjects.subjects import input_dtype
 
 FAULTS = ("missing", "unexpected", "misshapen")
@@ -30,6 +30,7 @@ MODELS: dict[str, Any] = {
 @check(
     "weights.strict",
     level="L6",
+    subjects=WHOLE,
     needs=("other weights",),
     examples=MODEL,
     cases=cases(**MODELS, fault=among(*FAULTS), which=st.integers(0, 200)),
@@ -56,6 +57,8 @@ def strict(subject: Any, case: Case, dtype: str) -> Margin:
         vae = subject.build(models.config_of(case), weights, dtype)
         vae.encode(models.images(case, dtype))
         vae.decode(models.latents(case, dtype))
+    except UnansweredError:  # a program that crashed refused nothing
+        raise
     except ConformanceError:  # any exception of the subject: see `blamed`
         return EXACT
     raise ConformanceError(f"weights with {name} {fault} were accepted: expected an exception that names it.")

@@ -52,6 +52,9 @@ class Examples(NamedTuple):
 
 OPERATION, BLOCK, MODEL = Examples(5, 30, 300), Examples(1, 8, 50), Examples(1, 3, 10)
 
+WHOLE = ("backend", "port", "program")
+"""The kinds of subjects that a check of a whole VAE examines: a program is asked for encode and decode alone."""
+
 
 class Limited(NamedTuple):
     """A pinned case that runs in these dtypes only, from a profile on: "default" means in thorough as well."""

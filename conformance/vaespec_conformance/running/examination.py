@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from hypothesis.errors import Flaky
 
 from vaespec_conformance.cases.cases import Case
-from vaespec_conformance.cases.drawing import run_drawn
+from vaespec_conformance.cases.drawing import draw, run_drawn
 from vaespec_conformance.judging.registry import EXACT, Margin
 from vaespec_conformance.running.agenda import Item
 from vaespec_conformance.running.fitting import drawn_cases, fitted, pinned_cases
@@ -106,6 +106,11 @@ def _run_drawn(examination: Examination, examples: int, seed: int, *, shrink: bo
     """Runs drawn cases. Each item has its own seed, so it draws the same cases alone as in a whole run."""
     item = examination.item
     item_seed = zlib.crc32(f"{seed} {item.id}".encode())
+    if examination.subject.kind == "program":  # it answers all cases at once
+        drawn = draw(item.check.cases, examples=examples, seed=item_seed)
+        cases = [fitted(examination.subject, case) for case in drawn]
+        examination.subject.prepare(item.check, cases, item.dtype)
+        shrink = False  # each smaller case would start it
     try:
         run_drawn(examination, item.check.cases, examples=examples, seed=item_seed, shrink=shrink)
     except Flaky:

@@ -21,7 +21,7 @@ DISTRIBUTIONS = ("numpy", "hypothesis", "vaespec")
 """Packages whose versions every report names."""
 FOLDER = Path(__file__).parents[1]
 DECISIVE = (
-    "subjects/*.py",
+    "subjects/**/*.py",
     "cases/*.py",
     "cases/goldens.npz",
     "judging/*.py",

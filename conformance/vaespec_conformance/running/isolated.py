@@ -11,12 +11,9 @@ from typing import Any
 from vaespec.errors import VaespecError
 from vaespec_conformance.reports.report import Place, Report, Result
 from vaespec_conformance.running.process import Message, Process
-from vaespec_conformance.running.request import Request
+from vaespec_conformance.running.request import LOADING, Request
 from vaespec_conformance.running.tally import PRELIMINARIES, Tally, hung
-from vaespec_conformance.running.timing import TIME_LIMITS
 
-LOADING = 300.0
-"""Seconds that importing a subject may take; a framework on a cold disk is slow."""
 JOBS = 2
 """Processes on the CPU, however many cores there are, since each imports the framework. An accelerator gets one, since
 one process may take all of its memory.
@@ -73,7 +70,7 @@ class _Run:
 
     def __init__(self, request: Request, progress: Progress) -> None:
         self.request, self.progress = request, progress
-        self.limit = request.time_limit or TIME_LIMITS[request.profile]
+        self.limit = request.allowance
         self.probes: dict[int, str] = {}  # the items that are not claimed, and what is not
         self.places: list[Place] = []
         self.tally: Tally | None = None

@@ -17,7 +17,7 @@ from typing import Any, TypeAlias
 from vaespec_conformance.running.request import Request
 
 SHUTDOWN = 10.0
-"""Seconds that a process may take to exit after its last message."""
+"""Seconds that a process may take to exit after its last message, or when it is told to."""
 SHOWN = 4000
 """Bytes of what a subject has printed that are shown, the last ones."""
 THREADS = {"OMP_NUM_THREADS": "1"}
@@ -81,9 +81,13 @@ class Process:
         return text.decode("utf-8", "replace").strip()
 
     def stop(self) -> None:
-        """Kills the process if it still runs."""
-        self.process.kill()
-        self.process.wait()
+        """Ends the process if it still runs; it may end a program of its own first."""
+        self.process.terminate()
+        try:
+            self.process.wait(SHUTDOWN)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
         self.reader.join()
         assert self.process.stdin
         with suppress(BrokenPipeError):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from vaespec.errors import VaespecError
@@ -23,7 +25,8 @@ from vaespec_conformance.running.request import Request
 from vaespec_conformance.running.runner import run_item
 from vaespec_conformance.running.tally import PRELIMINARIES
 from vaespec_conformance.running.timing import allowed
-from vaespec_conformance.subjects.loading import load_subject
+from vaespec_conformance.subjects.loading import load_program, load_subject
+from vaespec_conformance.subjects.subjects import Subject
 
 Send = Callable[..., None]
 
@@ -39,7 +42,11 @@ def main() -> None:
 
 def serve(request: Request, orders: TextIO, send: Send) -> None:
     """Loads the subject, sends the agenda, and runs the items that are then requested."""
-    subject = load_subject(request.backend, request.port, request.device, request.precision)
+    with _loaded(request) as subject:
+        _run(subject, request, orders, send)
+
+
+def _run(subject: Subject, request: Request, orders: TextIO, send: Send) -> None:
     selection = Selection(request.dtypes, levels_between(request.levels), request.checks)
     items = agenda(subject, selection)
     case, named = _case(request, items), request.named
@@ -58,6 +65,21 @@ def serve(request: Request, orders: TextIO, send: Send) -> None:
         result = run_item(subject, items[number], **settings, debug=request.debug)
         sys.stdout.flush()  # what the subject has printed
         send(result=result.to_dict(), seconds=time.perf_counter() - start)
+
+
+@contextmanager
+def _loaded(request: Request) -> Iterator[Subject]:
+    """The subject that a request names. A program is ended before this process, also if this process is told to end."""
+    if request.backend or request.port:
+        yield load_subject(request.backend, request.port, request.device, request.precision)
+        return
+    program = load_program(request.program, request.program_serve, request.limit)
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    try:
+        yield program
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        program.close()
 
 
 def _case(request: Request, items: tuple[Item, ...]) -> Case | None:

@@ -50,6 +50,10 @@ class ConformanceError(Exception):
         self.evidence: tuple[Any, ...] | None = None
 
 
+class UnansweredError(ConformanceError):
+    """A program crashed, hung, or answered in another way than its protocol says: it computed and refused nothing."""
+
+
 @contextmanager
 def blamed(call: str, given: str = "") -> Iterator[None]:
     """Turns any exception of the subject into a ConformanceError that names the call, its arguments and the line."""

@@ -12,6 +12,7 @@ from typing import Any
 from vaespec.backend import MEMBERS
 from vaespec.errors import VaespecError
 from vaespec.registry import choose_backend
+from vaespec_conformance.subjects.program import ProgramSubject
 from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject, Subject
 
 
@@ -41,6 +42,13 @@ def load_port(name: str) -> Subject:
             f"port {name!r} is a {type(build).__name__}: name a function that builds a VAE from (config, weights)."
         )
     return PortSubject(build, name)
+
+
+def load_program(command: str | None, serving: str | None, seconds: float) -> ProgramSubject:
+    """A program by its command line, or by that of one that serves; `seconds` is its time for a batch of cases."""
+    line = serving or command
+    assert line
+    return ProgramSubject.of_command(line, serves=serving is not None, seconds=seconds)
 
 
 def as_subject(value: Any) -> Subject:

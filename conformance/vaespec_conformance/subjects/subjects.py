@@ -97,9 +97,14 @@ class Subject:
     def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
         raise NotImplementedError
 
+    @property
+    def recording(self) -> bool:
+        """Whether the subject only notes what it is asked, and returns zeros that are not to be compared."""
+        return False
+
     def replace(self, **changes: Any) -> Self:
         """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # both kinds are dataclasses
+        return dataclasses.replace(self, **changes)  # type: ignore[type-var]  # every kind is a dataclass
 
     @property
     def capabilities(self) -> Capabilities:
