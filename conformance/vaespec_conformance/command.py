@@ -25,7 +25,7 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
+def usage_errors() -> Iterator[None]:
     """Ends with exit code 2 if a run cannot begin: 1 is for a subject that failed."""
     try:
         yield
@@ -34,7 +34,7 @@ def _usage_errors() -> Iterator[None]:
         raise typer.Exit(2) from None
 
 
-@_usage_errors()
+@usage_errors()
 def conformance(
     backend: options.Backend = None,
     port: options.Port = None,
