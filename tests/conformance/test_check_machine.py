@@ -74,8 +74,7 @@ FIVE = {
 }
 
 
-@pytest.mark.parametrize("fault", FIVE)
-@pytest.mark.parametrize("half", ["encode", "decode"])
+@pytest.mark.parametrize(("fault", "half"), [*((fault, "decode") for fault in FIVE), ("Zeros", "encode")])
 def test_a_fault_from_a_size_on_is_found_with_its_size_place_cause_and_way_out(check, fault, half):
     cause, where, words = FIVE[fault]
     document, found = answer(check, "--size", 96, "--half", half, "--backend", f"{FAULTS}:{fault}", code=1)
@@ -92,19 +91,23 @@ def test_a_fault_from_a_size_on_is_found_with_its_size_place_cause_and_way_out(c
         assert part in text
 
 
-@pytest.mark.parametrize("subject", [f"{FAULTS}:Clean", "numpy", "torch", "jax", "mlx"])
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_right_backend_passes(check, subject, dtype):
-    if ":" in subject and dtype != "float32":
-        pytest.skip("the same numbers as numpy's")
-    result = check("--size", "70x66", "--backend", subject, "--dtype", dtype)
+@pytest.mark.parametrize(
+    ("subject", "dtype", "precision"),
+    [
+        (f"{FAULTS}:Clean", "float32", "default"),
+        ("numpy", "bfloat16", "default"),
+        ("numpy", "float64", "default"),
+        ("torch", "float32", "highest"),
+        ("torch", "bfloat16", "default"),
+        ("torch", "float16", "highest"),
+        ("jax", "float32", "default"),
+        ("mlx", "float16", "default"),
+    ],
+)
+def test_a_right_backend_passes(check, subject, dtype, precision):
+    result = check("--size", "70x66", "--backend", subject, "--dtype", dtype, "--precision", precision)
     assert result.stdout.count(" right\n") == 2
     assert ": right at 70 x 66 px." in result.stdout.splitlines()[-1]
-
-
-@pytest.mark.parametrize("precision", ["highest", "default"])
-def test_torch_passes_in_either_precision(check, precision):
-    assert "right" in check("--size", 66, "--backend", "torch", "--precision", precision).stdout
 
 
 def test_nan_is_wrong_and_names_the_layer(check):
@@ -203,9 +206,15 @@ def test_the_prediction_is_that_of_the_analysis(dtype):
     assert predict(ENCODER, TWO_LEVELS, vae.weights(), x, dtype).error == pytest.approx(expected, rel=1e-6)
 
 
+def test_the_latents_of_the_decoder_alone_are_those_of_both_halves(check):
+    options = ("--size", 40, "--backend", "numpy")
+    both = json.loads(check(*options, "--json").stdout)["halves"]
+    assert [answer(check, *options, "--half", half)[1] for half in ("encode", "decode")] == both
+
+
 def test_latents_have_the_mean_and_the_deviation_of_the_encoders():
     moments = np.random.default_rng(0).normal(3, 2, (1, 8, 30, 30))
-    z = samples.latents(moments, 64, 64)
+    z = samples.latents(4, 64, 64, samples.Scale.of(moments))
     assert z.shape == (1, 4, 64, 64)
     np.testing.assert_allclose(z.mean((0, 2, 3)), moments[:, :4].mean((0, 2, 3)), atol=2.4)
     np.testing.assert_allclose(z.std((0, 2, 3)), moments[:, :4].std((0, 2, 3)), rtol=0.3)
@@ -326,10 +335,11 @@ def test_half_a_model_is_checked_alone_and_the_other_half_is_refused(check, weig
 
     tensors = safetensors.numpy.load_file(weights / "diffusion_pytorch_model.safetensors")
     half = {name: w for name, w in tensors.items() if name.startswith(("decoder", "post_quant"))}
-    safetensors.numpy.save_file(half, tmp_path / "decoder.safetensors")
-    _, found = answer(check, "--size", 40, "--backend", "numpy", source=tmp_path / "decoder.safetensors")
+    safetensors.numpy.save_file(half, tmp_path / "diffusion_pytorch_model.safetensors")
+    (tmp_path / "config.json").write_bytes((weights / "config.json").read_bytes())
+    _, found = answer(check, "--size", 40, "--backend", "numpy", source=tmp_path)
     assert found["half"] == DECODER.verb
-    options = {"source": tmp_path / "decoder.safetensors", "code": 2}
+    options = {"source": tmp_path, "code": 2}
     assert "no encoder" in check("--half", "encode", **options).stderr
     assert "no encoder" in check("--diffusers", "--device", "cpu", **options).stderr
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 
 from vaespec.analysis.rounding import rounded
-from vaespec.architecture import ENCODER, Half
+from vaespec.architecture import ENCODER, Half, halves_among
 from vaespec.errors import BackendError
 from vaespec.tiling import planner
 from vaespec.tiling.settings import Tiling
@@ -17,9 +17,9 @@ from vaespec_conformance.judging import budgets
 from vaespec_conformance.own_machine.findings import Comparison, Finding
 from vaespec_conformance.own_machine.operations import WrongOperation, first_wrong_operation
 from vaespec_conformance.own_machine.places import place
-from vaespec_conformance.own_machine.prediction import CROP, Prediction, RoundedWeights, predict
+from vaespec_conformance.own_machine.prediction import CROP, Prediction, RoundedWeights, predict, specified
 from vaespec_conformance.own_machine.question import Question
-from vaespec_conformance.own_machine.samples import latents, picture
+from vaespec_conformance.own_machine.samples import Scale, latents, picture
 from vaespec_conformance.own_machine.sides import Placed, Result, ask
 
 PEAK = 0.5
@@ -38,12 +38,13 @@ class Examination:
         self.largest, self.f = longest, f
         self.small = min(CROP, longest) if longest > CROP else max(f, longest // 2 // f * f)
         self.crop = min(CROP, longest)
-        self.moments = np.zeros((1, 2 * question.config.latent_channels, 1, 1), np.float32)
+        self.scale = Scale(question.config.shift_factor or 0.0, 1 / (question.config.scaling_factor or 1.0))
 
     def run(self) -> list[Finding]:
         """Every half: what is cheap comes first."""
         question = self.question
         question.require()
+        self._take_scale()
         predictions = {half: self._predict(half) for half in question.halves}
         results = self._subject_results()
         findings = []
@@ -58,16 +59,24 @@ class Examination:
     def _input(self, half: Half, size: int | None = None) -> np.ndarray:
         """The picture or the latents, cropped to `size` px a side."""
         _, channels, height, width = self.question.shape(half, size)
-        return picture(channels, height, width) if half is ENCODER else latents(self.moments, height, width)
+        return picture(channels, height, width) if half is ENCODER else latents(channels, height, width, self.scale)
 
     def _predict(self, half: Half) -> Prediction:
-        """The budget of a half. The latents get their scale from the encoder's exact result, if there is one."""
+        """The budget of a half. The encoder's exact result gives the scale of the latents."""
         self.question.tell(f"{half.verb}: predicting the rounding error at {self.crop} px in float64")
         x = self._input(half, self.crop)
         prediction = predict(half, self.question.config, self.question.weights, x, self.subject.dtype)
         if half is ENCODER:
-            self.moments = prediction.exact
+            self.scale = Scale.of(prediction.exact)
         return prediction
+
+    def _take_scale(self) -> None:
+        """The scale of the latents if the encoder is there, but not asked for; without one it is the config's."""
+        config, weights = self.question.config, self.question.weights
+        if ENCODER not in self.question.halves and ENCODER.name in halves_among(weights, config):
+            self.question.tell(f"decode: encoding {self.crop} px in float64, for latents of the right scale")
+            x = self._input(ENCODER, self.crop)
+            self.scale = Scale.of(specified(ENCODER, config, weights, x, self.subject.dtype))
 
     # -- both sides ----------------------------------------------------------------------------------------
 
@@ -120,12 +129,10 @@ class Examination:
         good, bad = self._search(half, p)
         finding = replace(finding, right_up_to=good, wrong_from=bad)
         finding = replace(finding, operation=self._operation(half, bad))
-        if good is None:
+        if good is None or self.subject.ops is None:
             return finding
         bands = self._small_bands(good)
         self.question.tell(f"{half.verb}: {self._size()} in exact bands, {self.subject.place}")
-        if self.subject.ops is None:
-            return finding
         result = ask(self.subject.load(), half, self._input(half), bands)
         right = compare(result, self._expected(self._reference(), half, None), p).right
         return replace(finding, band_rows=bands.bands["band_rows"], bands_right=right)

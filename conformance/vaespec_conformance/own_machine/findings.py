@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vaespec_conformance.own_machine.operations import PRODUCTS, WrongOperation
-from vaespec_conformance.own_machine.places import EVERYWHERE, Place
+from vaespec_conformance.own_machine.places import EVERYWHERE, NAN, Place
 
 CLASSES = {"TF32": 1.5e-3, "bfloat16": 1.2e-2}
 """The class of products of float32 -> the greatest relative L2 of a sum of them, as in the suite's preliminaries."""
@@ -82,7 +82,11 @@ class Finding:
         """A word for the likely cause, for programs: one of CAUSES; None if the half is right."""
         if self.right:
             return None
-        if self.comparison.problem.startswith("NaN") and self.dtype == "float16" and self.overflows:
+        if (
+            self.comparison.problem.startswith(NAN)
+            and self.dtype == "float16"
+            and (self.overflows or not self.operation)
+        ):
             return "overflow"
         if self.comparison.problem.startswith("raised"):
             return "exception"
@@ -95,7 +99,12 @@ class Finding:
     @property
     def precision(self) -> str | None:
         """The class of the float32 products, if they are narrower and nothing else is wrong."""
-        if self.dtype != "float32" or (self.place and self.place.words != EVERYWHERE) or self.comparison.problem:
+        if (
+            self.right
+            or self.dtype != "float32"
+            or (self.place and self.place.words != EVERYWHERE)
+            or self.comparison.problem
+        ):
             return None
         if self.operation is None:
             return "TF32 or bfloat16" if self.comparison.error < PRECISION * self.predicted else None

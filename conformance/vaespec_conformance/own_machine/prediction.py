@@ -59,13 +59,22 @@ class Prediction:
         return budgets.model(self.dtype, 0.0 if self.overflows else self.error)
 
 
+def specified(
+    half: Half, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], x: np.ndarray, dtype: str
+) -> np.ndarray:
+    """The specification's result in float64, from x and weights that are rounded to the dtype."""
+    wide = RoundedWeights(weights, dtype, "float64")
+    exact: np.ndarray = half.build(config)(rounded(x, dtype), wide, ReferenceOps(np))
+    return exact
+
+
 def predict(
     half: Half, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], x: np.ndarray, dtype: str
 ) -> Prediction:
     """Runs a half on a crop x in float64, and again with the rounding of the dtype: see vaespec.analysis.rounding."""
     layers, x64 = half.build(config), rounded(x, dtype)
     wide = RoundedWeights(weights, dtype, "float64")
-    exact = layers(x64, wide, ReferenceOps(np))
+    exact = specified(half, config, weights, x, dtype)
     with np.errstate(over="ignore", invalid="ignore"):
         if dtype in ("float32", "float64"):
             narrow = RoundedWeights(weights, dtype, "float32")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 
 COARSE, FINE = 0.55, 0.35
@@ -23,12 +25,23 @@ def picture(channels: int, height: int, width: int) -> np.ndarray:
     return result
 
 
-def latents(moments: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Latents (1, C, height, width) with the mean and the deviation of each channel of `moments`, an encoder's."""
-    mean = np.split(moments, 2, axis=1)[0]
-    centre, spread = mean.mean((0, 2, 3), keepdims=True), mean.std((0, 2, 3), keepdims=True)
-    waves = picture(mean.shape[1], height, width)
-    return (centre + spread * waves / np.float32(0.35)).astype(np.float32)  # 0.35: the deviation of the waves
+def latents(channels: int, height: int, width: int, scale: Scale) -> np.ndarray:
+    """Latents (1, channels, height, width) of the mean and the deviation that `scale` gives, of each channel."""
+    waves = picture(channels, height, width)
+    return (scale.mean + scale.deviation * waves / np.float32(0.35)).astype(np.float32)  # 0.35: that of the waves
+
+
+class Scale(NamedTuple):
+    """The mean and the deviation of latents: of each channel (1, C, 1, 1), or of all."""
+
+    mean: np.ndarray | float
+    deviation: np.ndarray | float
+
+    @classmethod
+    def of(cls, moments: np.ndarray) -> Scale:
+        """The scale of an encoder's means; `moments` are (1, 2 C, h, w)."""
+        mean = np.split(moments, 2, axis=1)[0]
+        return cls(mean.mean((0, 2, 3), keepdims=True), mean.std((0, 2, 3), keepdims=True))
 
 
 def _noise(y: np.ndarray, x: np.ndarray, channel: int) -> np.ndarray:

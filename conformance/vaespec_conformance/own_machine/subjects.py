@@ -58,8 +58,9 @@ def diffusers_own(
         raise InputError("--diffusers is diffusers' own model: leave out --backend and --precision.")
     if missing := [package for package in ("torch", "diffusers") if find_spec(package) is None]:
         raise BackendError(f'--diffusers needs {missing[0]}, which is not installed: pip install "vaespec[diffusers]".')
-    integration, dtype = import_module(INTEGRATION), dtype_name(dtype or "float32")
+    dtype = dtype_name(dtype or "float32")
     storage_dtype(dtype)  # raises InputError for any other
+    integration = import_module(INTEGRATION)
     device = integration.device_of(device)
     return Subject(
         name="diffusers",

@@ -22,6 +22,11 @@ def sentences(finding: Finding) -> Iterator[str]:
     yield from _cause(finding)
     if finding.band_rows is not None:
         yield _bands(finding)
+    elif finding.right_up_to:
+        yield (
+            'The way out may be exact bands, which keep every map small: vaespec_diffusers.install(pipe, tiling="exact"), '
+            "after `vaespec check --backend torch` on this device has said that they are right."
+        )
 
 
 def _what(finding: Finding) -> str:
@@ -50,6 +55,11 @@ def _cause(finding: Finding) -> Iterator[str]:
     """The likely cause."""
     onset = "from a size on" if finding.right_up_to else "at every size"
     match finding.cause:
+        case "overflow" if not finding.overflows:
+            yield (
+                f"Likely cause: float16 is too narrow for the maps {onset} (force_upcast), or the device fails: the same "
+                "with --dtype bfloat16 or float32 tells which."
+            )
         case "overflow":
             yield (
                 "Likely cause: float16 cannot hold the maps of these weights, on any machine: take bfloat16 or "
