@@ -24,8 +24,8 @@ def sentences(finding: Finding) -> Iterator[str]:
         yield _bands(finding)
     elif finding.right_up_to:
         yield (
-            'The way out may be exact bands, which keep every map small: vaespec_diffusers.install(pipe, tiling="exact"), '
-            "after `vaespec check --backend torch` on this device has said that they are right."
+            'The way out may be exact bands with small maps, vaespec_diffusers.install(pipe, tiling="exact"): '
+            "`vaespec check --backend torch` tells whether they are right on this device."
         )
 
 
@@ -57,8 +57,8 @@ def _cause(finding: Finding) -> Iterator[str]:
     match finding.cause:
         case "overflow" if not finding.overflows:
             yield (
-                f"Likely cause: float16 is too narrow for the maps {onset} (force_upcast), or the device fails: the same "
-                "with --dtype bfloat16 or float32 tells which."
+                f"Likely cause: float16 is too narrow for the maps {onset} (force_upcast), or the device fails: "
+                "--dtype bfloat16 or float32 tells which."
             )
         case "overflow":
             yield (
