@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
 import tomllib
+import tracemalloc
+import weakref
 from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.numpy
 import typer
 from support.configs import narrow
 from support.faulty_devices import Everywhere
@@ -19,6 +23,7 @@ import vaespec
 from vaespec.analysis.rounding import predicted_error
 from vaespec.architecture import DECODER, ENCODER
 from vaespec.cli.failures import CommandGroup
+from vaespec.machine import host_memory
 from vaespec_conformance.own_machine import examination, samples
 from vaespec_conformance.own_machine.command import register
 from vaespec_conformance.own_machine.places import place
@@ -275,10 +280,22 @@ def test_a_picture_that_is_too_large_for_the_memory_is_refused_before_anything_r
     assert "2.00 GiB are allowed: give a smaller --size, or more --max-memory.\n" in error
 
 
-def test_one_side_is_freed_before_the_other_is_loaded(check, monkeypatch):
-    import gc
-    import weakref
+def test_the_whole_check_keeps_to_its_memory(app, tmp_path):
+    config = narrow((8, 8), latent_channels=4, mid_block_add_attention=False)
+    vaespec.AutoencoderKL.from_config(config, backend="numpy").save_pretrained(tmp_path)
+    allowed = 128 * 2**20
+    arguments = ["check", str(tmp_path), "--size", "256", "--backend", f"{FAULTS}:Clean", "--max-memory"]
+    tracemalloc.start()
+    try:
+        result = CliRunner().invoke(app, [*arguments, str(host_memory().used + allowed)])
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert result.exit_code == 0, result.output
+    assert 2 * 2**20 < peak < allowed
 
+
+def test_one_side_is_freed_before_the_other_is_loaded(check, monkeypatch):
     alive, place_of = [], examination.Placed.of.__func__
 
     def of(cls, *arguments):
@@ -331,8 +348,6 @@ def test_a_file_that_cannot_be_read_has_exit_code_2(check, weights, tmp_path, ki
 
 
 def test_half_a_model_is_checked_alone_and_the_other_half_is_refused(check, weights, tmp_path):
-    import safetensors.numpy
-
     tensors = safetensors.numpy.load_file(weights / "diffusion_pytorch_model.safetensors")
     half = {name: w for name, w in tensors.items() if name.startswith(("decoder", "post_quant"))}
     safetensors.numpy.save_file(half, tmp_path / "diffusion_pytorch_model.safetensors")
