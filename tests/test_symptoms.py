@@ -20,7 +20,7 @@ import vaespec
 from vaespec.cli.app import app
 
 ROOT = Path(__file__).parents[1]
-NAMES = ("docs/diffusers.md", "docs/float16.md")
+NAMES = ("docs/diffusers.md", "docs/float16.md", "docs/check-your-machine.md")
 PAGES = {name: (ROOT / name).read_text(encoding="utf-8") for name in NAMES}
 each_page = pytest.mark.parametrize("page", PAGES.values(), ids=list(PAGES))
 

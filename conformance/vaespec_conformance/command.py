@@ -29,7 +29,7 @@ def register(app: typer.Typer) -> None:
 
 
 @contextmanager
-def _usage_errors() -> Iterator[None]:
+def usage_errors() -> Iterator[None]:
     """Ends with exit code 2 if a run cannot begin: 1 is for a subject that failed."""
     try:
         yield
@@ -44,7 +44,7 @@ def _debug() -> bool:
     return bool(context and context.find_root().params.get("debug"))
 
 
-@_usage_errors()
+@usage_errors()
 def conformance(
     backend: options.Backend = None,
     port: options.Port = None,

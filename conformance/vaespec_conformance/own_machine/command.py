@@ -1,0 +1,182 @@
+"""`vaespec check`: is it my machine?"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vaespec import __version__
+from vaespec.architecture import HALVES, Half, half_of, halves_among
+from vaespec.cli import options
+from vaespec.cli.console import Steps, print_json, print_lines, print_table, progress
+from vaespec.cli.loading import open_weights
+from vaespec.cli.options import example
+from vaespec.config import AutoencoderConfig
+from vaespec.machine import host_memory
+from vaespec.tiling import planner
+from vaespec_conformance.command import usage_errors
+
+if TYPE_CHECKING:
+    from vaespec_conformance.own_machine.findings import Finding
+    from vaespec_conformance.own_machine.question import Question
+    from vaespec_conformance.own_machine.sides import Subject, Weights
+
+SCHEMA = "vaespec-check/1"
+DIRECTIONS = [half.verb for half in HALVES.values()]
+
+
+def register(app: typer.Typer) -> None:
+    """Adds the command to vaespec's; the entry point in the group `vaespec.commands` names this function."""
+    app.command(epilog=example("vaespec check sdxl_vae.safetensors --device mps --dtype float16"))(check)
+
+
+def _size(words: str) -> str:
+    """Raises a usage error for words that are no size."""
+    if re.fullmatch(r"[1-9]\d{0,5}([x×][1-9]\d{0,5})?", words) is None:
+        raise typer.BadParameter(f"{words!r}: give one number, or HEIGHTxWIDTH such as 768x1024.")
+    return words
+
+
+def _half(word: str | None) -> str | None:
+    if word is not None and word not in DIRECTIONS:
+        raise typer.BadParameter(f"{word!r}: choose {' or '.join(DIRECTIONS)}.")
+    return word
+
+
+@usage_errors()
+def check(
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help=options._SOURCES, show_default=False)],
+    size: Annotated[
+        str, typer.Option("--size", metavar="N|HxW", callback=_size, help="Size of the picture in px.")
+    ] = "1024",
+    half: Annotated[
+        str | None, typer.Option("--half", metavar="encode|decode", callback=_half, help="Only this half.")
+    ] = None,
+    family: options.Family = None,
+    strict: options.Strict = True,
+    backend: options.BackendName = None,
+    device: options.Device = None,
+    dtype: options.Dtype = None,
+    precision: options.Precision = "default",
+    diffusers: Annotated[
+        bool, typer.Option("--diffusers", help="Check diffusers' own model on that device, not a backend of vaespec.")
+    ] = False,
+    max_memory: options.MaxMemory = None,
+    as_json: options.Json = False,
+) -> None:
+    """Check that this machine computes your own VAE right: on your backend, device and dtype, at your size.
+
+    One picture is encoded, and latents are decoded, as a whole, and compared with vaespec's NumPy engine in exact bands
+    of rows, within the error that the rounding of the dtype makes with these weights. If they differ, the size from
+    which on they do, the place and the likely cause are searched for.
+
+    Exit codes: 0 right; 1 wrong; 2 the request is invalid, or the memory is too little.
+    """
+    from vaespec_conformance.own_machine import subjects
+    from vaespec_conformance.own_machine.examination import Examination
+
+    config, opened = open_weights(weights, family, strict)
+    chosen = _halves(half, config, opened)
+    with progress("check") as step:
+        asked = subjects.diffusers_own if diffusers else subjects.backend_of
+        subject = asked(config, opened, backend, device, dtype, precision)
+        question = _question(config, opened, subject, chosen, size, max_memory, step)
+        findings = Examination(question).run()
+    _report(weights, subject, question, findings, as_json)
+    raise typer.Exit(0 if all(finding.right for finding in findings) else 1)
+
+
+def _halves(direction: str | None, config: AutoencoderConfig, weights: Weights) -> list[Half]:
+    """The halves to check: those that the weights have, or the one that was asked for."""
+    present = [HALVES[name] for name in halves_among(weights, config)]
+    if direction is None:
+        return present
+    if (half := half_of(direction)) not in present:
+        raise half.absent()
+    return [half]
+
+
+def _question(
+    config: AutoencoderConfig,
+    weights: Weights,
+    subject: Subject,
+    halves: Sequence[Half],
+    size: str,
+    max_memory: str | None,
+    step: Steps,
+) -> Question:
+    from vaespec_conformance.own_machine.question import Question
+    from vaespec_conformance.own_machine.subjects import reference_ops
+
+    sides = [int(side) for side in re.split("[x×]", size)]
+    memory = host_memory()
+    most = int(planner.SHARE * memory.free) + memory.used if max_memory is None else planner.as_bytes(max_memory)
+    return Question(
+        config=config,
+        weights=weights,
+        subject=subject,
+        reference_ops=reference_ops(subject.dtype),
+        halves=halves,
+        height=sides[0],
+        width=sides[-1],
+        max_memory=most,
+        tell=step.say,
+        progress=step.part,
+    )
+
+
+def _report(weights: str, subject: Subject, question: Question, findings: list[Finding], as_json: bool) -> None:
+    """Prints a table and sentences, or one JSON document."""
+    from vaespec_conformance.own_machine.words import sentences
+
+    lines = [line for finding in findings for line in sentences(finding)]
+    right = all(finding.right for finding in findings)
+    size = f"{question.height} x {question.width} px"
+    if as_json:
+        return print_json(_document(weights, subject, question, findings, lines))
+    rows = [
+        [
+            f.half,
+            f.dtype,
+            _number(f.error),
+            _number(f.budget),
+            _number(f.share),
+            _verdict(f.right),
+        ]
+        for f in findings
+    ]
+    print_table(("half", "dtype", "error", "budget", "of the budget", "verdict"), rows, numbers=(2, 3, 4))
+    print_lines(*lines, f"{weights}: {_verdict(right)} at {size}. {subject.place}; vaespec {__version__}.")
+
+
+def _number(x: float) -> str:
+    return f"{x:.2g}" if math.isfinite(x) else "-"
+
+
+def _verdict(right: bool) -> str:
+    return "right" if right else "wrong"
+
+
+def _document(
+    weights: str, subject: Subject, question: Question, findings: list[Finding], lines: list[str]
+) -> dict[str, Any]:
+    return {
+        "schema": SCHEMA,
+        "vaespec": __version__,
+        "weights": weights,
+        "subject": {
+            "name": subject.name,
+            "version": subject.version or None,
+            "device": subject.device,
+            "dtype": subject.dtype,
+            "precision": subject.precision,
+        },
+        "size": [question.height, question.width],
+        "verdict": _verdict(all(finding.right for finding in findings)),
+        "halves": [finding.document() for finding in findings],
+        "sentences": lines,
+    }

@@ -1,0 +1,86 @@
+"""The subject that the options choose: a backend of vaespec, one in a file, or diffusers' own model."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module, metadata
+from importlib.util import find_spec
+
+import numpy as np
+
+from vaespec.backend import Backend
+from vaespec.config import AutoencoderConfig
+from vaespec.dtypes import dtype_name, storage_dtype
+from vaespec.errors import BackendError, InputError
+from vaespec.reference import ReferenceOps
+from vaespec.registry import choose_backend, get_backend, make_ops
+from vaespec_conformance.own_machine.sides import Placed, Subject, Weights
+from vaespec_conformance.subjects.loading import load_backend
+
+INTEGRATION = "vaespec_diffusers.unchanged"
+
+
+def backend_of(
+    config: AutoencoderConfig,
+    weights: Weights,
+    name: str | None,
+    device: str | None,
+    dtype: str | None,
+    precision: str,
+) -> Subject:
+    """A backend, installed or at "file.py:object"; raises BackendError if it lacks the device or the dtype."""
+    backend: Backend = load_backend(name).backend if name and ":" in name else choose_backend(name)
+    ops = make_ops(backend, device, dtype_name(dtype or "float32"), precision)
+    ops.from_numpy(np.zeros(1, np.float32))  # with its first array a framework takes memory, which plans have to count
+    return Subject(
+        name=backend.name,
+        version=_version(backend.framework),
+        device=str(ops.device or device or backend.devices()[0]),
+        dtype=ops.dtype,
+        precision=precision,
+        on_host=ops.on_host,
+        make=lambda: Placed.of(config, weights, ops),
+        planned_by=ops,
+        ops=ops,
+    )
+
+
+def diffusers_own(
+    config: AutoencoderConfig,
+    weights: Weights,
+    name: str | None,
+    device: str | None,
+    dtype: str | None,
+    precision: str,
+) -> Subject:
+    """diffusers' model as it is. Raises InputError for a backend or a precision, which it does not have."""
+    if name is not None or precision != "default":
+        raise InputError("--diffusers is diffusers' own model: leave out --backend and --precision.")
+    if missing := [package for package in ("torch", "diffusers") if find_spec(package) is None]:
+        raise BackendError(f'--diffusers needs {missing[0]}, which is not installed: pip install "vaespec[diffusers]".')
+    dtype = dtype_name(dtype or "float32")
+    storage_dtype(dtype)  # raises InputError for any other
+    integration = import_module(INTEGRATION)
+    device = integration.device_of(device)
+    return Subject(
+        name="diffusers",
+        version=_version("diffusers"),
+        device=device,
+        dtype=dtype,
+        precision=None,
+        on_host=device == "cpu",
+        make=partial(integration.Unchanged, config, weights, device, dtype),
+        planned_by=ReferenceOps(np, "float64" if dtype == "float64" else "float32"),
+    )
+
+
+def reference_ops(dtype: str) -> ReferenceOps:
+    """The NumPy engine, in float32, or in float64 for a subject in float64."""
+    return make_ops(get_backend("numpy"), None, "float64" if dtype == "float64" else "float32", "default")
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:  # of a user's own backend
+        return ""
