@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from vaespec.architecture import parameters_among
+from vaespec.architecture import parameters, parameters_among
 from vaespec.config import UNFINISHED, AutoencoderConfig
 from vaespec.dtypes import storage_dtype
 from vaespec.errors import InputError, NonFiniteError, WeightFileError
 from vaespec.files import folder_made, require_writable, written_whole
+from vaespec.layouts import OIHW
 from vaespec.parameter import Parameter
 from vaespec.weights.config_from_weights import CONFIG_KEY
 from vaespec.weights.containers import CONTAINERS, quantize, write_safetensors
@@ -122,6 +123,22 @@ def save_file(
     with _write_errors(path), written_whole(path) as part:
         write(part, tensors, METADATA | {CONFIG_KEY: json.dumps(config.to_dict())})
         return part.stat().st_size
+
+
+def to_dialect(config: AutoencoderConfig, weights: Mapping[str, np.ndarray], dialect: str) -> dict[str, np.ndarray]:
+    """Canonical weights under a dialect's names and in its layout, for the loader of another code base.
+
+    A tensor that the config lacks, or has in another shape, is passed on: whether to refuse it is the loader's
+    decision. Raises InputError for an unknown dialect.
+    """
+    names, table = known_dialect(dialect), parameters(config)
+    named = {}
+    for name, a in weights.items():
+        row = table.get(name)
+        fits = row is not None and row.shape == a.shape
+        stored = _as_stored(a, name, row, names, None) if fits else OIHW.convert(a, names.layout)
+        named[names.stored(name, config.levels)] = stored
+    return named
 
 
 @contextmanager
