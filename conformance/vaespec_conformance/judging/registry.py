@@ -59,6 +59,8 @@ Run = Callable[[Subject, Case, str], Margin]
 class Check:
     """One property. `pinned` cases run in every profile, before the drawn ones: they catch the known mistakes.
 
+    Those of `pinned_once` run in float32 only: they are about the topology, which is the same in every dtype.
+
     `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it. `needs`
     names things that a subject may lack (`Capabilities.lacks`): then the check is not asked.
     """
@@ -74,6 +76,11 @@ class Check:
     examples: Examples
     since: str
     needs: tuple[str, ...] = ()
+    pinned_once: tuple[Case, ...] = ()
+
+    def pinned_in(self, dtype: str) -> tuple[Case, ...]:
+        """The pinned cases that run in a dtype."""
+        return self.pinned + self.pinned_once * (dtype == "float32")
 
     @property
     def explain(self) -> str:
@@ -105,13 +112,16 @@ def check(
     examples: Examples = MODEL,
     since: str = "1.0",
     needs: tuple[str, ...] = (),
+    pinned_once: tuple[Case, ...] = (),
 ) -> Callable[[Run], Run]:
     """Registers the decorated function as a check."""
 
     def register(run: Run) -> Run:
         if id in CHECKS:
             raise ValueError(f"two checks are called {id!r}: rename one.")
-        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, needs)
+        CHECKS[id] = Check(
+            id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, needs, pinned_once
+        )
         return run
 
     return register
