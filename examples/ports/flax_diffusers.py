@@ -3,7 +3,6 @@
 `build` is the model as it is, with variances E[x²] - E[x]²; `build_centred` has Flax' own switch for E[(x - E[x])²].
 """
 
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -11,7 +10,7 @@ import numpy as np
 from vaespec.weights import to_dialect
 
 FIELDS = "block_out_channels down_block_types up_block_types layers_per_block latent_channels norm_num_groups".split()
-SD1 = dict(act_fn="silu", use_quant_conv=True, use_post_quant_conv=True, mid_block_add_attention=True, patch_size=None)
+SD1 = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}.items()
 
 
 class Port:
@@ -20,7 +19,7 @@ class Port:
         from diffusers.models import vae_flax
         from flax import linen, traverse_util
 
-        if replace(config, **SD1) != config or "Attn" in str(config.down_block_types):
+        if SD1 - config.items() or config.patch_size or "Attn" in str(config.down_block_types):
             raise NotImplementedError("it has the layers of SD 1 alone")
         vae_flax.nn.GroupNorm = partial(linen.normalization.GroupNorm, use_fast_variance=fast_variance)
         self.vae = vae_flax.FlaxAutoencoderKL(**{name: config[name] for name in FIELDS})
@@ -38,4 +37,4 @@ class Port:
 
 
 build, build_centred = (partial(Port, fast_variance=fast) for fast in (True, False))
-build.distribution = build_centred.distribution = "diffusers"
+build.framework = build_centred.framework = "flax"

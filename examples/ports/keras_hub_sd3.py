@@ -1,7 +1,8 @@
-"""KerasHub's VAE of Stable Diffusion 3, on JAX: `build` with channels last, `build_first` with channels first."""
+"""KerasHub's VAE of Stable Diffusion 3, with channels last; `build_first` is it with channels first."""
 
 import re
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 
@@ -14,29 +15,25 @@ LAYERS = r"""mid_block.resnets_ mid_block_  mid_block.attentions_0 mid_attention
     conv_out output_projection  scale$ gamma  (norm.*).bias \1.beta""".split()
 
 
-class Port:
-    def __init__(self, config, weights, data_format):
-        from keras_hub.src.models.vae.vae_backbone import VAEBackbone
+def build(config, weights, data_format="channels_last"):
+    from keras_hub.src.models.vae.vae_backbone import VAEBackbone
 
-        if SD3 - config.items() or "Attn" in str(config.down_block_types) or config.use_post_quant_conv:
-            raise NotImplementedError("it has the layers of SD 3 alone")
-        widths, depth = list(config.block_out_channels), config.layers_per_block
-        halves = widths, [depth] * len(widths), widths[::-1], [depth + 1] * len(widths)
-        self.vae = VAEBackbone(*halves, "mode", sample_channels=2 * config.latent_channels, data_format=data_format)
-        self.axes = (0, 2, 3, 1) if data_format == "channels_last" else (0, 1, 2, 3)
-        variables = {variable.path.replace("/", "."): variable for variable in self.vae.weights}
-        for name, w in to_dialect(config, weights, "flax").items():
-            for pattern, layer in zip(LAYERS[::2], LAYERS[1::2], strict=True):
-                name = re.sub(pattern, layer, name)
-            variables.pop(name).assign(w[None, None] if w.ndim == 2 else w)
-        assert not variables, f"no weights for {', '.join(variables)}"
-
-    def encode(self, x):
-        return np.transpose(self.vae.encode(x.transpose(self.axes)), np.argsort(self.axes))
-
-    def decode(self, z):
-        return np.transpose(self.vae.decode(z.transpose(self.axes)), np.argsort(self.axes))
+    if SD3 - config.items() or "Attn" in str(config.down_block_types) or config.use_post_quant_conv:
+        raise NotImplementedError("it has the layers of SD 3 alone, with 32 groups")
+    widths, depth = list(config.block_out_channels), [config.layers_per_block] * config.levels
+    halves = widths, depth, widths[::-1], [n + 1 for n in depth]
+    vae = VAEBackbone(*halves, "mode", sample_channels=2 * config.latent_channels, data_format=data_format)
+    variables = {variable.path.replace("/", "."): variable for variable in vae.weights}
+    for name, w in to_dialect(config, weights, "flax").items():
+        for flax, keras in zip(LAYERS[::2], LAYERS[1::2], strict=True):
+            name = re.sub(flax, keras, name)
+        variables.pop(name).assign(w[None, None] if w.ndim == 2 else w)
+    assert not variables, f"no weights for {', '.join(variables)}"
+    to, back = ((0, 2, 3, 1), (0, 3, 1, 2)) if data_format == "channels_last" else 2 * ((0, 1, 2, 3),)
+    run = lambda half, x: np.transpose(half(x.transpose(to)), back)  # noqa: E731
+    return SimpleNamespace(encode=partial(run, vae.encode), decode=partial(run, vae.decode))
 
 
-build, build_first = (partial(Port, data_format=f"channels_{end}") for end in ("last", "first"))
+build_first = partial(build, data_format="channels_first")
 build.lacks = build_first.lacks = {"logvar", "quiet building"}
+build.framework = build_first.framework = "keras"
