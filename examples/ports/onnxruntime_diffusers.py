@@ -2,10 +2,9 @@
 
 from functools import cache, partial
 from io import BytesIO
-from operator import attrgetter
 from types import SimpleNamespace
 
-RESULTS = {"encode": attrgetter("latent_dist.mean", "latent_dist.logvar"), "decode": attrgetter("sample")}
+RESULTS = {"encode": lambda y: (y.latent_dist.mean, y.latent_dist.logvar), "decode": lambda y: y.sample}
 
 
 @cache
