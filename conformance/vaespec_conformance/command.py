@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import click
 import typer
 
 from vaespec.cli.console import print_json, print_lines, print_table, progress
@@ -30,8 +31,14 @@ def _usage_errors() -> Iterator[None]:
     try:
         yield
     except (VaespecError, OSError) as error:
-        complain(in_words(error))
+        complain(in_words(error), getattr(error, "trace", "") if _debug() else "")
         raise typer.Exit(2) from None
+
+
+def _debug() -> bool:
+    """Whether `vaespec --debug` was called."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.find_root().params.get("debug"))
 
 
 @_usage_errors()
@@ -72,7 +79,7 @@ def conformance(
         raise typer.Exit(_check_itself(backend, port, device, tuple(dtype or ())))
     subject = {"backend": backend, "port": port, "device": device, "precision": precision}
     selection = {"dtypes": tuple(dtype or ()), "levels": level, "checks": tuple(check or ()), "case": case}
-    request = _request(seed, profile=profile, time_limit=time_limit, jobs=jobs, **subject, **selection)
+    request = _request(seed, profile=profile, time_limit=time_limit, jobs=jobs, debug=_debug(), **subject, **selection)
     raise typer.Exit(_examine(request, report, markdown, html, seconds=seconds, as_json=as_json))
 
 

@@ -28,8 +28,8 @@ from vaespec_conformance.running.facts import run_facts
 from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.request import Request
 from vaespec_conformance.running.runner import run_item
-from vaespec_conformance.running.tally import unfinished
-from vaespec_conformance.running.timing import TIME_LIMITS, HungError, call_within
+from vaespec_conformance.running.tally import hung, probed, unfinished
+from vaespec_conformance.running.timing import HungError, allowed, call_within
 from vaespec_conformance.subjects.loading import as_subject, load_subject
 from vaespec_conformance.subjects.subjects import Subject
 
@@ -58,12 +58,14 @@ class Suite:
 
     def run(self, item: Item) -> Result:
         """Runs an item within the time limit."""
-        limit = TIME_LIMITS[self.profile] if self.time_limit is None else self.time_limit
+        limit = self.time_limit or allowed(self.subject, self.profile)
         call = partial(run_item, self.subject, item, profile=self.profile, seed=self.seed, named=self.named)
         try:
             return call_within(limit, call)
         except HungError:
-            return unfinished(item.place, f"it did not end within {limit:g} s.")
+            if item.lacking:
+                return probed(item.place, item.lacking, works=False)
+            return unfinished(item.place, hung(limit))
 
     def report(
         self, results: dict[str, Result], known: dict[str, Any], seconds: dict[str, float] | None = None
@@ -102,7 +104,7 @@ class ConformanceTests:
         result = self.suite.run(item)
         record_property(RESULT, json.dumps(result.to_dict()))
         record_property(SECONDS, time.perf_counter() - start)
-        if result.status == "undeclared":
+        if result.status in ("undeclared", "not_asked"):
             pytest.skip(result.reason or "")
         if result.status == "gap":
             pytest.xfail(result.reason or "")

@@ -18,18 +18,19 @@ from vaespec_conformance.mutants import (  # noqa: F401  (registers)
     tiling,
 )
 from vaespec_conformance.mutants.benign import BENIGN
-from vaespec_conformance.mutants.models import decode_returns_images_from_0_to_1
+from vaespec_conformance.mutants.models import decode_returns_images_from_0_to_1, encode_expects_images_from_0_to_1
 from vaespec_conformance.mutants.mutant import MUTANTS, Mutant
 from vaespec_conformance.mutants.products import conv2d_without_bias
 from vaespec_conformance.subjects.subjects import Subject
 
-__all__ = ["BENIGN", "MUTANTS", "Mutant", "canary", "owned_by"]
+__all__ = ["BENIGN", "MUTANTS", "Mutant", "canaries", "owned_by"]
 
 
-def canary(subject: Subject) -> Mutant:
-    """The mistake that any run must catch before it begins."""
-    function = conv2d_without_bias if subject.kind == "backend" else decode_returns_images_from_0_to_1
-    return MUTANTS[function.__name__]
+def canaries(subject: Subject) -> list[Mutant]:
+    """The mistakes of which a run must catch one before it begins: the second is for a subject without a decoder."""
+    halves = (decode_returns_images_from_0_to_1, encode_expects_images_from_0_to_1)
+    functions = (conv2d_without_bias,) if subject.kind == "backend" else halves
+    return [MUTANTS[function.__name__] for function in functions]
 
 
 def owned_by(check: str) -> list[Mutant]:

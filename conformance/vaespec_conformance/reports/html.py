@@ -99,7 +99,8 @@ def _card(result: Result, *, opened: bool) -> str:
     head = f'<h3>{escape(result.id)} <span class="chip {result.status}">{result.status}</span></h3>'
     if failure is None:
         return f'<article class="{result.status}">\n{head}\n<p>{escape(result.reason or "")}</p>\n</article>'
-    facts = [("Where", failure.where), ("Likely", failure.hint)]
+    facts = [("Where", failure.where), ("Likely", failure.hint), ("Failed", failure.count)]
+    facts += [("And", f"{o.message} {f'Likely: {o.hint}' if o.hint else ''} ({o.count})") for o in failure.others]
     if result.margin is not None:
         facts.insert(0, ("Error", f"{margin(result.margin)} times the budget"))
     listed = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts if text)

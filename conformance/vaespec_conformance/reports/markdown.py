@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from vaespec.escaping import escaped
-from vaespec_conformance.reports.report import STATUSES, Report, Result, by_check
+from vaespec_conformance.reports.report import NOT_RUN, STATUSES, Report, Result, by_check
 from vaespec_conformance.reports.text import (
     NOTE,
     environment_rows,
@@ -102,9 +102,9 @@ def _origin(report: Report) -> tuple[str, str, str, str]:
 
 def _over_dtypes(cells: dict[str, Result]) -> str:
     """The worst result of a check on one subject, over its dtypes."""
-    ran = [result for result in cells.values() if result.status != "undeclared"]
+    ran = [result for result in cells.values() if result.status not in NOT_RUN]
     if not ran:
-        return SIGNS["undeclared"] if cells else ""
+        return SIGNS[next(iter(cells.values())).status] if cells else ""
     for status in ("error", "fail", "xpass", "gap"):
         if any(result.status == status for result in ran):
             return SIGNS[status]
@@ -132,6 +132,11 @@ def _failure(result: Result) -> Iterator[str]:
         details.append(("smallest case", f"`{json.dumps(failure.case)}`"))
     if failure.command:
         details.append(("again", f"`{failure.command}`"))
+    if failure.count:
+        details.append(("failed", failure.count))
+    for other in failure.others:
+        likely = f" Likely: {other.hint}" if other.hint else ""
+        details.append(("another cause", f"{other.message} ({other.count}){likely}"))
     if any(text for _, text in details):
         yield ""
     yield from (f"- {name}: {_line(text)}" for name, text in details if text)

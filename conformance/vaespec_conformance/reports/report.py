@@ -38,6 +38,8 @@ STATUSES = {
 NOTHING = "no check was run"
 HALVES = ("model.encode", "model.decode", "goldens.encode", "goldens.decode")
 """The checks of encode and decode."""
+NOT_RUN = ("undeclared", "not_asked")
+"""Statuses of results that count for nothing."""
 BAD = ("fail", "error", "xpass")
 EXIT_CODES = {"conformant": 0, "partial": 0, "failed": 1, "vacuous": 3}
 """2 is for an invalid request, which has no report."""
@@ -48,7 +50,7 @@ class Failure:
     """Why a check did not pass, and how to run it again. `picture` is a PNG of the error, as a data URI.
 
     `count` says how many cases failed of this cause, and `others` are the other causes. `stage` is the call that raised
-    an exception, such as "build"; None if none did.
+    an exception, such as "build"; None if none did. `trace` is its traceback, if one was requested.
     """
 
     message: str
@@ -60,6 +62,7 @@ class Failure:
     picture: str | None = None
     count: str | None = None
     stage: str | None = None
+    trace: str | None = None
     others: tuple[Failure, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
@@ -144,12 +147,14 @@ class Report:
     """All results of a run.
 
     `about` says what was examined and how (subject, suite, run, environment, claims, precision, ops, canary), with the
-    keys of the JSON; `results` are in the order of the registry; `seconds` maps the id of a result to its time.
+    keys of the JSON; `results` are in the order of the registry; `seconds` maps the id of a result to its time, and
+    `printed` the id of a failure to what the subject printed meanwhile, which no document contains.
     """
 
     about: dict[str, Any]
     results: tuple[Result, ...]
     seconds: Mapping[str, float] = field(default_factory=dict, compare=False)
+    printed: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     # -- the verdict ---------------------------------------------------------------------------------------
 
@@ -192,7 +197,8 @@ class Report:
     @cached_property
     def left_out(self) -> dict[str, str]:
         """What was not asked of the subject in the dtypes that it claims, and why."""
-        return {what: why for result in reversed(self.results) for what, why in (result.not_asked or {}).items()}
+        refused = [row for result in reversed(self.results) for row in (result.not_asked or {}).items()]
+        return {what: why for what, why in refused if what not in self.taken}
 
     @property
     def _halves(self) -> list[Result]:
@@ -244,7 +250,7 @@ class Report:
     @cached_property
     def dtypes(self) -> tuple[str, ...]:
         """The dtypes of the results that were run, in order."""
-        return tuple(dict.fromkeys(result.dtype for result in self.results if result.status != "undeclared"))
+        return tuple(dict.fromkeys(result.dtype for result in self.results if result.status not in NOT_RUN))
 
     @cached_property
     def worst(self) -> Result | None:
@@ -272,7 +278,7 @@ class Report:
     @property
     def headline(self) -> str:
         """The verdict in a sentence."""
-        ran = sum(self.counts[status] for status in self.counts if status not in ("undeclared", "not_asked"))
+        ran = sum(self.counts[status] for status in self.counts if status not in NOT_RUN)
         bad = self.counts["fail"] + self.counts["error"] + self.counts["xpass"]
         reason = {
             "conformant": f"all {ran} checks passed",
@@ -364,7 +370,7 @@ def by_level(report: Report) -> dict[str, dict[str, list[Result]]]:
     """Level -> dtype -> the results that were run: the rows of the overview."""
     rows: dict[str, dict[str, list[Result]]] = {}
     for result in report.results:
-        if result.status != "undeclared":
+        if result.status not in NOT_RUN:
             rows.setdefault(result.level, {}).setdefault(result.dtype, []).append(result)
     return rows
 

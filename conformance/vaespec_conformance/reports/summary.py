@@ -6,10 +6,13 @@ import textwrap
 from collections.abc import Iterator
 
 from vaespec.cli.console import print_lines, print_table
+from vaespec.escaping import escaped
 from vaespec_conformance.judging.registry import LEVELS
 from vaespec_conformance.reports.report import Report, Result, by_level
 from vaespec_conformance.reports.text import COLUMNS, MARKS, NOTE, failure_lines, grade_text, margin, precision_rows
 
+PRINTED = 10
+"""Lines of what the subject printed that are shown below a failure."""
 FAILURES = 5
 """The number of failures that are printed in full; the written reports contain all."""
 
@@ -19,7 +22,7 @@ def print_summary(report: Report) -> None:
     if rows := list(_rows(report)):
         print_table(("level", "", *report.dtypes), rows)
     for result in report.bad[:FAILURES]:
-        print_lines("", *failure_lines(result))
+        print_lines("", *failure_lines(result), *_printed(report, result))
     if len(report.bad) > FAILURES:
         others = ", ".join(result.id for result in report.bad[FAILURES:])
         print_lines("", *textwrap.wrap(f"and {others}", COLUMNS, break_on_hyphens=False))
@@ -31,6 +34,13 @@ def print_summary(report: Report) -> None:
     if products := ", ".join(f"{name} {measured}" for name, measured in precision_rows(report)):
         print_lines(f"products of float32: {products}" + (f"; {label}" if label == "array-api-only" else ""))
     print_lines(report.headline)
+
+
+def _printed(report: Report, result: Result) -> Iterator[str]:
+    """The last lines that the subject printed while a check failed."""
+    if text := report.printed.get(result.id):
+        yield "  printed meanwhile:"
+        yield from (f"    {escaped(line)}" for line in text.splitlines()[-PRINTED:])
 
 
 def _rows(report: Report) -> Iterator[list[str]]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from vaespec.escaping import escaped
 from vaespec_conformance.judging import budgets
-from vaespec_conformance.reports.report import STATUSES, Report, Result
+from vaespec_conformance.reports.report import STATUSES, Failure, Report, Result
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–", "not_asked": "○"}
 COLUMNS = 100
@@ -70,9 +70,12 @@ def gap_rows(report: Report) -> Iterator[tuple[str, str, str | None]]:
     unclaimed: dict[str, list[bool]] = {}
     for result in report.results:
         if result.status == "undeclared":
-            unclaimed.setdefault(result.reason or "", []).append(bool(result.works))
+            unclaimed.setdefault(result.reason or "", []).extend([result.works] if result.works is not None else [])
     for reason, works in unclaimed.items():
-        yield reason, f"{sum(works)} of {len(works)} checks pass the one case that was tried", None
+        tried = f"{sum(works)} of {len(works)} checks pass the one case that was tried" if works else "not tried"
+        yield reason, tried, None
+    for what, reason in report.left_out.items():
+        yield what, f"not asked: {reason}", None
 
 
 def environment_rows(report: Report) -> Iterator[tuple[str, str]]:
@@ -91,7 +94,19 @@ def _failure_lines(result: Result) -> Iterator[str]:
     if failure is None:
         yield f"  {STATUSES[result.status]}: {result.reason}"
         return
+    yield from _described(failure)
+    for other in failure.others:
+        yield "  and of another cause:"
+        yield from textwrap.indent("\n".join(_described(other)), "  ").split("\n")
+    if failure.trace:
+        yield from textwrap.indent(failure.trace.rstrip("\n"), "  ").split("\n")
+
+
+def _described(failure: Failure) -> Iterator[str]:
+    """One cause: the message, and what helps to find it."""
     yield from textwrap.wrap(failure.message, COLUMNS, initial_indent="  ", subsequent_indent="  ")
+    if failure.count:
+        yield f"  failed: {failure.count}"
     if failure.where:
         yield f"  where:  {failure.where}"
     if failure.hint:

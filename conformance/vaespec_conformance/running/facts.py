@@ -42,12 +42,12 @@ def run_facts(subject: Subject, *, profile: str, selection: dict[str, list[str]]
         "subject": {
             "kind": subject.kind,
             "name": subject.name,
-            "distribution": _distribution(subject),
+            "distribution": distribution(subject),
             "device": _device(subject),
             "label": _label(ops),
         },
         "run": {"profile": profile, "seed": seed, "selection": selection},
-        "environment": dict(_environment(subject)),
+        "environment": dict(environment(subject)),
         "claims": {
             "dtypes": list(subject.capabilities.dtypes),
             "features": sorted(subject.capabilities.features),
@@ -92,28 +92,37 @@ def _device(subject: Subject) -> str | None:
     return subject.device or next(iter(subject.capabilities.devices), None)
 
 
-def _distribution(subject: Subject) -> str | None:
-    """The installed package of a backend, with its version; None if there is none."""
-    for info in backends():
-        if isinstance(subject, BackendSubject) and info.name == subject.name:
-            version = _version(info.distribution)
-            return f"{info.distribution} {version}" if version else None
-    return None
+def distribution(subject: Subject) -> str | None:
+    """The installed package of a backend, or that a port names, with its version; None if there is none."""
+    own = [info.distribution for info in backends() if info.name == subject.name]
+    named = (
+        own if isinstance(subject, BackendSubject) else [getattr(getattr(subject, "maker", None), "distribution", "")]
+    )
+    versions = [(name, _version(name)) for name in named if name]
+    return next((f"{name} {version}" for name, version in versions if version), None)
+
+
+def _frameworks(subject: Subject) -> tuple[str, ...]:
+    """The framework that a subject names, or the packages of the objects that a port builds and returns."""
+    declaring: Any = subject.backend if isinstance(subject, BackendSubject) else getattr(subject, "maker", None)
+    named = [getattr(declaring, name, None) for name in ("framework", "distribution")]
+    seen = sorted(getattr(subject, "seen", {}).get("packages", ()))
+    return tuple(name for name in named if name) or tuple(name for name in seen if _version(name)) or ("numpy",)
 
 
 def _version(distribution: str) -> str | None:
     try:
         return metadata.version(distribution)
-    except metadata.PackageNotFoundError:
+    except (metadata.PackageNotFoundError, ValueError):
         return None
 
 
-def _environment(subject: Subject) -> Iterator[tuple[str, str]]:
+def environment(subject: Subject) -> Iterator[tuple[str, str]]:
     """Versions, machine, and the environment variables that change a backend's results."""
     declaring: Any = subject.backend if isinstance(subject, BackendSubject) else getattr(subject, "maker", None)
     yield "python", platform.python_version()
     yield "machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
-    for distribution in dict.fromkeys((*DISTRIBUTIONS, getattr(declaring, "framework", "numpy"))):
+    for distribution in dict.fromkeys((*DISTRIBUTIONS, *_frameworks(subject))):
         yield distribution, _version(distribution) or "not installed as a package"
     for name, unset in {"OMP_NUM_THREADS": "not set", **getattr(declaring, "switches", {})}.items():
         yield name, os.environ.get(name, unset)

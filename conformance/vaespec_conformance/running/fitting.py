@@ -31,8 +31,8 @@ def pinned_cases(subject: Subject, check: Check, dtype: str, profile: str) -> tu
 
 def drawn_cases(subject: Subject, check: Check, profile: str) -> int:
     """How many cases are drawn: none if the subject has wide configs only."""
-    home = subject.home
-    if home is not None and is_wide(home) and "config" in dict(check.pinned[0].items if check.pinned else ()):
+    home, of_models = subject.home, any("config" in dict(case.items) for case in check.pinned)
+    if home is not None and of_models and is_wide(home) and not subject.takes(models.CONFIGS[USUAL]):
         return 0
     return check.examples[PROFILES.index(profile)]
 

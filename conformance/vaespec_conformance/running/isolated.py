@@ -12,7 +12,7 @@ from vaespec.errors import VaespecError
 from vaespec_conformance.reports.report import Place, Report, Result
 from vaespec_conformance.running.process import Message, Process
 from vaespec_conformance.running.request import Request
-from vaespec_conformance.running.tally import PRELIMINARIES, Tally
+from vaespec_conformance.running.tally import PRELIMINARIES, Tally, hung
 from vaespec_conformance.running.timing import TIME_LIMITS
 
 LOADING = 300.0
@@ -26,7 +26,14 @@ Progress = Callable[[Place, int], None]
 
 
 class RefusedError(VaespecError):
-    """A request cannot be served: there is no such subject or check, or the subject cannot be imported."""
+    """A request cannot be served: there is no such subject or check, or the subject cannot be imported.
+
+    `trace` is the traceback in the process of the subject.
+    """
+
+    def __init__(self, reason: str, trace: str = "") -> None:
+        super().__init__(reason)
+        self.trace = trace
 
 
 def run_isolated(request: Request, progress: Progress = lambda place, total: None) -> Report:
@@ -67,6 +74,7 @@ class _Run:
     def __init__(self, request: Request, progress: Progress) -> None:
         self.request, self.progress = request, progress
         self.limit = request.time_limit or TIME_LIMITS[request.profile]
+        self.probes: dict[int, str] = {}  # the items that are not claimed, and what is not
         self.places: list[Place] = []
         self.tally: Tally | None = None
         self.messages: SimpleQueue[Message] = SimpleQueue()
@@ -79,8 +87,8 @@ class _Run:
             try:
                 process, message = self.messages.get(timeout=max(0.0, first.deadline - time.monotonic()))
             except Empty:
-                slow = "did not end within {:g} s."
-                self._lose(first, f"it {slow.format(self.limit)}", f"importing the subject {slow.format(LOADING)}")
+                loading = f"importing the subject did not end within {LOADING:g} s."
+                self._lose(first, hung(self.limit), loading)
                 continue
             for lane in lanes:
                 if lane.process is process:  # no lane has it if it was stopped meanwhile
@@ -97,13 +105,17 @@ class _Run:
         match message:
             case None:
                 ending = f"the process {lane.process.ending()}"
-                self._lose(lane, f"{ending} during this check.", f"importing the subject: {ending}.")
-            case {"refused": reason}:
-                raise RefusedError(reason)
-            case {"facts": facts, "places": places}:
+                said = "" if lane.ready else lane.process.printed()[-200:]
+                last = f", after it printed {said!r}" if said else ""
+                self._lose(lane, f"{ending} during this check.", f"importing the subject: {ending}{last}.")
+            case {"refused": reason, "trace": trace}:
+                raise RefusedError(reason, trace)
+            case {"facts": facts, "places": places, "probes": probes, "order": order, "limit": limit}:
                 if self.tally is None:
                     self.places, self.tally = [Place(*place) for place in places], Tally(facts)
-                    self._divide(facts["subject"]["device"])
+                    self.probes, self.limit = {int(number): text for number, text in probes.items()}, limit
+                    self._divide(facts["subject"]["device"], order)
+                lane.process.printed()  # while the subject was loaded
                 lane.ready = True
                 lane.process.begin(lane.remaining)
                 self._go_on(lane)
@@ -114,24 +126,26 @@ class _Run:
                 self._go_on(lane)
             case {"result": result, "seconds": seconds}:
                 assert self.tally
-                self.tally.add(Result.from_dict(result), seconds)
+                self.tally.add(Result.from_dict(result), seconds, lane.process.printed())
                 lane.remaining.popleft()
                 self._go_on(lane)
 
-    def _divide(self, device: str | None) -> None:
+    def _divide(self, device: str | None, order: list[int]) -> None:
         """Divides the items among lanes, the dtypes of a check together, so that it does not depend on their speed."""
         checks = list(dict.fromkeys(place.check for place in self.places))
         jobs = max(1, min(self.request.jobs or (JOBS if device == "cpu" else 1), len(checks)))
         self.lanes += [_Lane(self.request, self.messages) for _ in range(jobs - 1)]
         self.lanes[0].remaining.append(PRELIMINARIES)
-        for number, place in enumerate(self.places):
-            self.lanes[checks.index(place.check) % jobs].remaining.append(number)
+        for number in order:
+            self.lanes[checks.index(self.places[number].check) % jobs].remaining.append(number)
 
     def _go_on(self, lane: _Lane) -> None:
         """Lets a lane run its next item, or stops it if there is none or too many checks were lost."""
         assert self.tally
         if not self.tally.patient:
-            self.tally.give_up(self.places[number] for number in lane.remaining if number != PRELIMINARIES)
+            own = [number for number in lane.remaining if number != PRELIMINARIES]
+            self.tally.give_up(self.places[number] for number in own if number not in self.probes)
+            self._skip_probes(lane, own)
             lane.remaining.clear()
         if not lane.remaining:
             lane.stop()
@@ -140,12 +154,26 @@ class _Run:
         if lane.remaining[0] != PRELIMINARIES:
             self.progress(self.places[lane.remaining[0]], len(self.places))
 
+    def _skip_probes(self, lane: _Lane, numbers: list[int]) -> None:
+        """Does not begin the probes among these items: another one in their dtype did not end."""
+        assert self.tally
+        for number in numbers:
+            if number in self.probes:
+                self.tally.skip_probe(self.places[number], self.probes[number])
+                lane.remaining.remove(number)
+
     def _lose(self, lane: _Lane, reason: str, reason_if_loading: str) -> None:
         """Records the item that did not end and goes on behind it; raises RefusedError while the subject is loading."""
         if self.tally is None or not lane.ready:
             raise RefusedError(reason_if_loading)
         number = lane.remaining.popleft()
-        self.tally.lose(None if number == PRELIMINARIES else self.places[number], reason)
+        if number in self.probes:
+            place = self.places[number]
+            self.tally.lose_probe(place, self.probes[number])
+            self._skip_probes(lane, [n for n in lane.remaining if self.places[n].dtype == place.dtype])
+        else:
+            place_or_none = None if number == PRELIMINARIES else self.places[number]
+            self.tally.lose(place_or_none, reason, lane.process.printed())
         lane.stop()
         if lane.remaining and self.tally.patient:
             lane.start()

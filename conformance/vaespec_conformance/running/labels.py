@@ -10,6 +10,7 @@ from vaespec_conformance.cases.cases import Case
 
 LABELS: dict[str, str] = getattr(models, "LABELS", {"plain": "SD 1", "attentive": "attention outside the middle"})
 FAMILIES: tuple[str, ...] = getattr(models, "FAMILIES", ("plain",))
+FULL = " at full width"
 OWN = "a config of its own"
 SPOKEN = {"sd1": "SD 1", "sd2": "SD 1", "sdxl": "SD 1", "sd3": "FLUX.1", "flux1": "FLUX.1", "flux2": "FLUX.2"}
 """Families -> the label of their topology, which several share."""
@@ -33,8 +34,8 @@ def label(config: AutoencoderConfig) -> str:
 
 def published() -> tuple[str, ...]:
     """The labels of the published families."""
-    names = tuple(dict.fromkeys((*SPOKEN.values(), *map(_spoken, families.names()))))
-    return tuple(dict.fromkeys((*(LABELS[name] for name in FAMILIES), *names)))
+    spoken = [_spoken(name) + width for name in families.names() for width in ("", FULL)]
+    return tuple(dict.fromkeys((*(LABELS[name] for name in FAMILIES), *spoken)))
 
 
 def _spoken(name: str) -> str:
@@ -44,8 +45,9 @@ def _spoken(name: str) -> str:
 def _family(config: AutoencoderConfig) -> str:
     """The family whose layers are the same but for their widths and groups."""
     for name in families.names():
-        if _same_topology(config, families.config(name)):
-            return _spoken(name)
+        family = families.config(name)
+        if _same_topology(config, family):
+            return _spoken(name) + (FULL if config.block_out_channels == family.block_out_channels else "")
     return OWN
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import traceback
 from dataclasses import replace
 
 import numpy as np
@@ -19,8 +20,11 @@ from vaespec_conformance.subjects.capabilities import Gap
 from vaespec_conformance.subjects.errors import ConformanceError
 
 
-def outcome(examination: Examination, named: str | None) -> Result:
-    """The result of an examination. `named` is the subject's options on the command line, None if it has none."""
+def outcome(examination: Examination, named: str | None, *, debug: bool = False) -> Result:
+    """The result of an examination. `named` is the subject's options on the command line, None if it has none.
+
+    `debug` adds the traceback of what the subject raised.
+    """
     item = examination.item
     status, reason = _status(examination)
     eta2, etainf = _measured(examination) if status in ("pass", "fail") else (None, None)
@@ -36,7 +40,7 @@ def outcome(examination: Examination, named: str | None) -> Result:
         works=examination.failure is None if item.lacking and examination.examples else None,
         passed=None if item.lacking else tuple(filter(None, examination.passed)) or None,
         not_asked=None if item.lacking else examination.not_asked or None,
-        failure=_failure(examination, named) if status in ("fail", "error") else None,
+        failure=_failure(examination, named, debug) if status in ("fail", "error") else None,
     )
 
 
@@ -73,15 +77,14 @@ def _measured(examination: Examination) -> tuple[float | None, float | None]:
     return tuple(max(share, default=None) for share in shares)  # type: ignore[return-value]
 
 
-def _failure(examination: Examination, named: str | None) -> Failure:
+def _failure(examination: Examination, named: str | None, debug: bool) -> Failure:
     """The first cause, with the others beside it."""
-    total = examination.examples
-    first, *others = (_described(examination, cause, named, total) for cause in causes(examination.failures))
+    first, *others = (_described(examination, cause, named, debug) for cause in causes(examination.failures))
     return replace(first, others=tuple(others))
 
 
-def _described(examination: Examination, cause: Cause, named: str | None, total: int) -> Failure:
-    case, error, item = cause.case, cause.error, examination.item
+def _described(examination: Examination, cause: Cause, named: str | None, debug: bool) -> Failure:
+    case, error, item, total = cause.case, cause.error, examination.item, examination.examples
     message = [sentence(str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}")]
     if examination.flaky:
         message.append("It does not fail each time this case is run.")
@@ -97,7 +100,14 @@ def _described(examination: Examination, cause: Cause, named: str | None, total:
         snippet=snippet(examination.subject, item.check, case, item.dtype) if case else None,
         command=_command(item, case, named) if case else None,
         picture=_picture(error),
+        trace=_trace(error) if debug else None,
     )
+
+
+def _trace(error: Exception) -> str | None:
+    """The traceback of what the subject raised, or of a mistake of the suite; None for a difference of numbers."""
+    cause = error.__cause__ if isinstance(error, ConformanceError) else error
+    return "".join(traceback.format_exception(cause)) if cause else None
 
 
 def sentence(text: str) -> str:

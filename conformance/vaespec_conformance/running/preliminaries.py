@@ -7,12 +7,14 @@ from typing import Any
 from vaespec.backend import PRECISIONS
 from vaespec.errors import BackendError
 from vaespec_conformance import mutants
+from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.registry import CHECKS
 from vaespec_conformance.reports.report import rounded
 from vaespec_conformance.running.agenda import REQUIRED, Item
 from vaespec_conformance.running.examination import examine
-from vaespec_conformance.running.outcome import outcome
+from vaespec_conformance.running.facts import environment
+from vaespec_conformance.running.fitting import pinned_cases
 from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.subjects import BackendSubject, Subject
 
@@ -22,18 +24,35 @@ PRODUCTS = ("ops.conv2d", "ops.linear")
 
 
 def preliminaries(subject: Subject) -> dict[str, Any]:
-    """The canary and the precision, as in a report."""
-    return {"canary": canary(subject), "precision": precision(subject)}
+    """The canary, the precision, and the environment with the frameworks that the canary has shown."""
+    caught = canary(subject)
+    return {"canary": caught, "precision": precision(subject), "environment": dict(environment(subject))}
 
 
 def canary(subject: Subject) -> dict[str, Any]:
-    """Puts a known mistake into the subject: "caught", "survived", or "not run" if the check raised another error."""
-    mutant = mutants.canary(subject)
-    check = mutant.owner if subject.kind == "backend" else mutant.seen_in_ports
-    item = Item(CHECKS[str(check)], REQUIRED[0])
-    result = outcome(examine(mutant.wrap(subject), item, profile="quick", seed=0, shrink=False), None)
-    status = {"fail": "caught", "pass": "survived"}.get(result.status, "not run")
-    return {"status": status, "mutant": mutant.name, "check": item.id}
+    """Puts a known mistake into the subject, and runs a case that the unchanged subject passes.
+
+    The status is "caught", "survived", or "not run" if the unchanged subject passes no case.
+    """
+    for mutant in mutants.canaries(subject):
+        check = CHECKS[str(mutant.owner if subject.kind == "backend" else mutant.seen_in_ports)]
+        item = Item(check, REQUIRED[0])
+        for case in pinned_cases(subject, check):
+            if _status(subject, item, case) == "pass":
+                status = {"fail": "caught", "pass": "survived"}.get(
+                    _status(mutant.wrap(subject), item, case), "not run"
+                )
+                return {"status": status, "mutant": mutant.name, "check": item.id}
+    return {"status": "not run", "mutant": mutant.name, "check": item.id}
+
+
+def _status(subject: Subject, item: Item, case: Case) -> str:
+    """The status of one case, without a search for causes."""
+    examination = examine(subject, item, profile="quick", seed=0, case=case, shrink=False)
+    errors = [error for _, error in examination.failures]
+    if errors:
+        return "fail" if all(isinstance(error, ConformanceError) for error in errors) else "error"
+    return "pass" if examination.examples else "not_asked"
 
 
 def precision(subject: Subject) -> dict[str, Any]:

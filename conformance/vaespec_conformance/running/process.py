@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -17,6 +18,8 @@ from vaespec_conformance.running.request import Request
 
 SHUTDOWN = 10.0
 """Seconds that a process may take to exit after its last message."""
+SHOWN = 4000
+"""Bytes of what a subject has printed that are shown, the last ones."""
 THREADS = {"OMP_NUM_THREADS": "1"}
 """A few pixels are computed before a second thread wakes up, above all on busy cores. The user's setting has priority.
 """
@@ -26,15 +29,18 @@ class Process:
     """A worker process: loads the subject of a request, reports the agenda, and runs the items it is sent."""
 
     def __init__(self, request: Request, messages: SimpleQueue[Message]) -> None:
+        self.log = tempfile.TemporaryFile()  # noqa: SIM115  (closed when the process is stopped)
         with _interrupts_blocked():
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "vaespec_conformance.running.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
+                stderr=self.log,
                 text=True,
                 encoding="utf-8",
                 env=THREADS | os.environ,
             )
+        self.seen = 0
         self._send(request.to_json())
         self.reader = threading.Thread(target=self._read, args=(messages,), daemon=True)
         self.reader.start()
@@ -64,6 +70,16 @@ class Process:
             return "stopped answering"
         return f"was ended by {signal.Signals(-code).name}" if code < 0 else f"exited with code {code}"
 
+    def printed(self) -> str:
+        """The end of what the process has printed since the last call."""
+        start, end = self.seen, os.fstat(self.log.fileno()).st_size
+        self.seen = end
+        if hasattr(os, "pread"):
+            text = os.pread(self.log.fileno(), min(SHOWN, end - start), max(start, end - SHOWN))
+        else:  # Windows, on which the process shares the position in the file
+            text = b""
+        return text.decode("utf-8", "replace").strip()
+
     def stop(self) -> None:
         """Kills the process if it still runs."""
         self.process.kill()
@@ -72,6 +88,7 @@ class Process:
         assert self.process.stdin
         with suppress(BrokenPipeError):
             self.process.stdin.close()
+        self.log.close()
 
 
 @contextmanager

@@ -16,7 +16,7 @@ class Request:
     """A run of the suite on a backend or on a port: one of the two is named.
 
     `levels` is the text of the option, "L0-L3"; `case` is the JSON of one case, for one check in one dtype; `jobs` is
-    the number of processes that share the checks, None if the suite chooses it.
+    the number of processes that share the checks, None if the suite chooses it. `debug` asks for tracebacks.
     """
 
     backend: str | None = None
@@ -31,6 +31,7 @@ class Request:
     case: str | None = None
     time_limit: float | None = None
     jobs: int | None = None
+    debug: bool = False
 
     @property
     def named(self) -> str:

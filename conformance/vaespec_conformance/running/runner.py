@@ -13,8 +13,8 @@ from vaespec_conformance.running.examination import examine
 from vaespec_conformance.running.facts import run_facts
 from vaespec_conformance.running.outcome import outcome
 from vaespec_conformance.running.preliminaries import preliminaries
-from vaespec_conformance.running.tally import Tally
-from vaespec_conformance.running.timing import TIME_LIMITS, HungError, call_within
+from vaespec_conformance.running.tally import Tally, hung
+from vaespec_conformance.running.timing import HungError, allowed, call_within
 from vaespec_conformance.subjects.subjects import Subject
 
 
@@ -35,31 +35,45 @@ def run_conformance(
     line, for the commands in the report; `progress` is called before each check. Raises AgendaError for a gap that
     names no check. `vaespec conformance` does the same in worker processes, which may also crash.
     """
-    limit = TIME_LIMITS[profile] if time_limit is None else time_limit
+    limit = time_limit or allowed(subject, profile)
     items = agenda(subject, selection)
     tally = Tally(run_facts(subject, profile=profile, selection=selection.to_dict(), seed=seed))
-    slow = f"it did not end within {limit:g} s."
     try:
         tally.facts |= call_within(limit, lambda: preliminaries(subject))
     except HungError:
-        tally.lose(None, slow)
-    for number, item in enumerate(items):
-        if not tally.patient:
-            tally.give_up(item.place for item in items[number:])
-            break
+        tally.lose(None, hung(limit))
+    lost: set[str] = set()  # dtypes of which a probe did not end
+    for item in sorted(items, key=lambda item: item.turn):
+        if not tally.patient and not item.lacking:
+            tally.give_up([item.place])
+            continue
+        if item.lacking and (item.dtype in lost or not tally.patient):
+            tally.skip_probe(item.place, item.lacking)
+            continue
         progress(item)
         start = time.perf_counter()
         try:
             result = call_within(limit, partial(run_item, subject, item, profile=profile, seed=seed, named=named))
         except HungError:
-            tally.lose(item.place, slow)
+            if item.lacking:
+                lost.add(item.dtype)
+                tally.lose_probe(item.place, item.lacking)
+            else:
+                tally.lose(item.place, hung(limit))
         else:
             tally.add(result, time.perf_counter() - start)
     return tally.report([item.place for item in items])
 
 
 def run_item(
-    subject: Subject, item: Item, *, profile: str, seed: int, case: Case | None = None, named: str | None = None
+    subject: Subject,
+    item: Item,
+    *,
+    profile: str,
+    seed: int,
+    case: Case | None = None,
+    named: str | None = None,
+    debug: bool = False,
 ) -> Result:
-    """Runs one check in one dtype, without a time limit."""
-    return outcome(examine(subject, item, profile=profile, seed=seed, case=case), named)
+    """Runs one check in one dtype, without a time limit. `debug` adds the traceback of what the subject raised."""
+    return outcome(examine(subject, item, profile=profile, seed=seed, case=case), named, debug=debug)

@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from typing import Any, TextIO
 
@@ -21,6 +22,7 @@ from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.request import Request
 from vaespec_conformance.running.runner import run_item
 from vaespec_conformance.running.tally import PRELIMINARIES
+from vaespec_conformance.running.timing import allowed
 from vaespec_conformance.subjects.loading import load_subject
 
 Send = Callable[..., None]
@@ -32,7 +34,7 @@ def main() -> None:
     try:
         serve(Request.from_json(orders.readline()), orders, send)
     except VaespecError as error:
-        send(refused=str(error))
+        send(refused=str(error), trace=traceback.format_exc())
 
 
 def serve(request: Request, orders: TextIO, send: Send) -> None:
@@ -43,13 +45,18 @@ def serve(request: Request, orders: TextIO, send: Send) -> None:
     case, named = _case(request, items), request.named
     selected = selection.to_dict() | ({"case": [case.to_json()]} if case else {})
     facts = run_facts(subject, profile=request.profile, selection=selected, seed=request.seed)
-    send(facts=facts, places=[item.place for item in items])
+    probes = {number: item.lacking for number, item in enumerate(items) if item.lacking}
+    order = sorted(range(len(items)), key=lambda number: items[number].turn)
+    limit = request.time_limit or allowed(subject, request.profile)
+    send(facts=facts, places=[item.place for item in items], probes=probes, order=order, limit=limit)
     for number in json.loads(orders.readline()):
         if number == PRELIMINARIES:
             send(preliminaries=preliminaries(subject))
             continue
         start = time.perf_counter()
-        result = run_item(subject, items[number], profile=request.profile, seed=request.seed, case=case, named=named)
+        settings: dict[str, Any] = {"profile": request.profile, "seed": request.seed, "case": case, "named": named}
+        result = run_item(subject, items[number], **settings, debug=request.debug)
+        sys.stdout.flush()  # what the subject has printed
         send(result=result.to_dict(), seconds=time.perf_counter() - start)
 
 
@@ -76,7 +83,7 @@ def _private_stdin() -> TextIO:
 
 
 def _private_stdout() -> Send:
-    """Moves stdout to a private pipe, so that the subject prints to stderr and not between the messages."""
+    """Moves stdout to a private pipe, so that the subject prints to stderr, a file, and not between the messages."""
     sys.stdout.flush()
     pipe = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

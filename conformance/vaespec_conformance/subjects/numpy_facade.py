@@ -29,18 +29,25 @@ class VaeFacade:
     def __init__(self, vae: Any, input_dtype: type[np.floating], terms: Terms = NO_TERMS) -> None:
         self.vae, self.input_dtype, self.terms = vae, input_dtype, terms
 
+    def has(self, half: str) -> bool:
+        """Whether the VAE has the half, "encoder" or "decoder"."""
+        return True
+
     def __getattr__(self, name: str) -> Callable[..., Any]:
         with blamed(name):
             method = getattr(self.vae, name)
 
         def call(*arrays: np.ndarray) -> Any:
             with self._guarded(name, *arrays):
-                result = method(*(np.asarray(a, self.input_dtype) for a in arrays))
-                if name == "weights":
-                    return {key: np.asarray(a) for key, a in result.items()}
-                return tuple(map(np.asarray, self._moments(name, result))) if is_encode(name) else np.asarray(result)
+                return self._result(name, method(*(np.asarray(a, self.input_dtype) for a in arrays)))
 
         return call
+
+    def _result(self, name: str, result: Any) -> Any:
+        """What a method returned, in NumPy."""
+        if name == "weights":
+            return {key: np.asarray(a) for key, a in result.items()}
+        return tuple(map(np.asarray, self._moments(name, result))) if is_encode(name) else np.asarray(result)
 
     def _guarded(self, name: str, *arrays: np.ndarray) -> AbstractContextManager[None]:
         """Blames the subject for what a call raises."""
@@ -76,7 +83,7 @@ def _given(name: str, arrays: tuple[np.ndarray, ...]) -> str:
 class PortFacade(VaeFacade):
     """A port's VAE. Raises NotSupportedError for a half or a size that the port does not have.
 
-    `seen` gets "mean alone" once encode has returned one array, and "results", the type of the arrays.
+    `seen` gets "mean alone" once encode has returned one array, and "packages", those of the objects that were seen.
     """
 
     def __init__(
@@ -91,7 +98,12 @@ class PortFacade(VaeFacade):
     ) -> None:
         super().__init__(vae, input_dtype, terms)
         self.config, self.sizes, self.lacks, self.seen = config, sizes, lacks, seen
-        seen["vae"] = type(vae)
+        self._note(vae, *vars(vae).values() if hasattr(vae, "__dict__") else ())
+
+    def _note(self, *objects: Any) -> None:
+        """Remembers the packages that the classes of objects are of."""
+        modules = (kind.__module__ for one in objects for kind in type(one).__mro__)
+        self.seen.setdefault("packages", set()).update(name.partition(".")[0] for name in modules)
 
     def has(self, half: str) -> bool:
         """Whether the port has the half, "encoder" or "decoder"."""
@@ -110,6 +122,10 @@ class PortFacade(VaeFacade):
                 self._require_size(name, arrays[0].shape)
             with declining(name, name if name in METHODS.values() else None):
                 yield
+
+    def _result(self, name: str, result: Any) -> Any:
+        self._note(*(result if isinstance(result, tuple | list) else (result,)))
+        return super()._result(name, result)
 
     def _require_size(self, name: str, shape: tuple[int, ...]) -> None:
         factor = 1 if "decode" in name else self.config.downsampling_factor
