@@ -7,7 +7,7 @@ from functools import partial
 
 import numpy as np
 
-from vaespec.weights import to_dialect
+from vaespec.weights import stored
 
 FIELDS = "block_out_channels down_block_types up_block_types layers_per_block latent_channels norm_num_groups".split()
 SD1 = {"act_fn": "silu", "use_quant_conv": True, "use_post_quant_conv": True, "mid_block_add_attention": True}.items()
@@ -23,7 +23,7 @@ class Port:
             raise NotImplementedError("it has the layers of SD 1 alone")
         vae_flax.nn.GroupNorm = partial(linen.normalization.GroupNorm, use_fast_variance=fast_variance)
         self.vae = vae_flax.FlaxAutoencoderKL(**{name: config[name] for name in FIELDS})
-        self.params = traverse_util.unflatten_dict(to_dialect(config, weights, "flax"), sep=".")
+        self.params = traverse_util.unflatten_dict(stored(config, weights, dialect="flax"), sep=".")
         shapes = jax.eval_shape(self.vae.init_weights, jax.random.key(0))
         if jax.tree.map(np.shape, self.params) != jax.tree.map(np.shape, shapes):
             raise ValueError("these are not the model's weights.")

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from vaespec.weights import to_dialect
+from vaespec.weights import stored
 
 SD3 = {"act_fn": "silu", "norm_num_groups": 32, "use_quant_conv": False, "mid_block_add_attention": True}.items()
 LAYERS = r"""mid_block.resnets_ mid_block_  mid_block.attentions_0 mid_attention  conv_shortcut residual_projection
@@ -24,7 +24,7 @@ def build(config, weights, data_format="channels_last"):
     halves = widths, depth, widths[::-1], [n + 1 for n in depth]
     vae = VAEBackbone(*halves, "mode", sample_channels=2 * config.latent_channels, data_format=data_format)
     variables = {variable.path.replace("/", "."): variable for variable in vae.weights}
-    for name, w in to_dialect(config, weights, "flax").items():
+    for name, w in stored(config, weights, dialect="flax").items():
         for flax, keras in zip(LAYERS[::2], LAYERS[1::2], strict=True):
             name = re.sub(flax, keras, name)
         variables.pop(name).assign(w[None, None] if w.ndim == 2 else w)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from vaespec.weights import to_dialect
+from vaespec.weights import stored
 
 
 class Port:
@@ -15,7 +15,7 @@ class Port:
         sizes = {name: getattr(config, name) for name in ("block_out_channels", "layers_per_block", "norm_num_groups")}
         self.vae, self.array, self.patch = flux2.Flux2VAE(), mx.array, flux2.Flux2LatentCreator.patchify_latents
         self.vae.encoder, self.vae.decoder = flux2.Flux2Encoder(**sizes), flux2.Flux2Decoder(**sizes)
-        names = to_dialect(config, weights, "mflux-flux2")
+        names = stored(config, weights, dialect="mflux-flux2")
         names.pop("bn.num_batches_tracked", None)  # counts the batches of a training, and mflux only infers
         self.vae.load_weights([(name, mx.array(w)) for name, w in names.items()], strict=True)
 

@@ -8,7 +8,7 @@ import sys
 from contextlib import redirect_stdout
 
 from vaespec import families
-from vaespec.weights import to_dialect
+from vaespec.weights import stored
 
 
 class Port:
@@ -18,7 +18,7 @@ class Port:
         from tinygrad import Tensor
         from tinygrad.nn.state import get_state_dict, load_state_dict
 
-        self.vae, self.tensor, named = AutoencoderKL(), Tensor, to_dialect(config, weights, "ldm")
+        self.vae, self.tensor, named = AutoencoderKL(), Tensor, stored(config, weights, dialect="ldm")
         if get_state_dict(self.vae).keys() != named.keys():
             raise ValueError("the weights are not the model's.")
         load_state_dict(self.vae, {name: Tensor(w) for name, w in named.items()}, strict=True, verbose=False)

@@ -7,7 +7,7 @@ from vaespec.weights.fit import require_complete
 from vaespec.weights.hashing import digest
 from vaespec.weights.load import load_file, load_folder, load_weights
 from vaespec.weights.locate import Reading
-from vaespec.weights.save import save_file, save_folder, to_dialect
+from vaespec.weights.save import save_file, save_folder, stored
 from vaespec.weights.sources import as_path, fetch_named, find, single_file
 
 __all__ = [
@@ -23,5 +23,5 @@ __all__ = [
     "save_file",
     "save_folder",
     "single_file",
-    "to_dialect",
+    "stored",
 ]

@@ -125,19 +125,26 @@ def save_file(
         return part.stat().st_size
 
 
-def to_dialect(config: AutoencoderConfig, weights: Mapping[str, np.ndarray], dialect: str) -> dict[str, np.ndarray]:
-    """Canonical weights under a dialect's names and in its layout, for the loader of another code base.
+def stored(
+    config: AutoencoderConfig,
+    weights: Mapping[str, np.ndarray],
+    *,
+    dialect: str = DIFFUSERS.name,
+    prefix: str = "",
+    dtype: str | None = None,
+) -> dict[str, np.ndarray]:
+    """Canonical weights in a dialect's names, layouts and shapes: the tensors that `save_file` would write.
 
-    A tensor that the config lacks, or has in another shape, is passed on: whether to refuse it is the loader's
-    decision. Raises InputError for an unknown dialect.
+    For a loader that takes a dictionary, such as that of a port. A tensor that the config lacks, or has in another
+    shape, is passed on: whether to refuse it is the loader's decision. Raises InputError for an unknown dialect.
     """
     names, table = known_dialect(dialect), parameters(config)
     named = {}
     for name, a in weights.items():
         row = table.get(name)
         fits = row is not None and row.shape == a.shape
-        stored = _as_stored(a, name, row, names, None) if fits else OIHW.convert(a, names.layout)
-        named[names.stored(name, config.levels)] = stored
+        tensor = _as_stored(a, name, row, names, dtype) if fits else OIHW.convert(a, names.layout)
+        named[prefix + names.stored(name, config.levels)] = tensor
     return named
 
 
