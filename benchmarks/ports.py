@@ -118,7 +118,7 @@ def examine(port: Port, folder: Path, report: Path) -> None:
     given = {name: os.environ.get(name, value) for name, value in port.variables.items()}
     print(f"-- {port.title}", flush=True)
     subprocess.run(
-        [*command, "--profile", "quick", "--jobs", "1", "--report", report],
+        [*command, "--profile", "quick", "--jobs", "1", "--time-limit", "600", "--report", report],
         cwd=ROOT,
         env={**os.environ, **given},
         check=False,

@@ -142,8 +142,8 @@ def stored(
     named = {}
     for name, a in weights.items():
         row = table.get(name)
-        fits = row is not None and row.shape == a.shape
-        tensor = _as_stored(a, name, row, names, dtype) if fits else OIHW.convert(a, names.layout)
+        fits = row and row.shape == a.shape
+        tensor = _as_stored(a, name, row, names, dtype) if row and fits else OIHW.convert(a, names.layout)
         named[prefix + names.stored(name, config.levels)] = tensor
     return named
 

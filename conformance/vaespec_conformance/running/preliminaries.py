@@ -37,7 +37,7 @@ def canary(subject: Subject) -> dict[str, Any]:
     for mutant in mutants.canaries(subject):
         check = CHECKS[str(mutant.owner if subject.kind == "backend" else mutant.seen_in_ports)]
         item = Item(check, REQUIRED[0])
-        for case in pinned_cases(subject, check):
+        for case in pinned_cases(subject, check, REQUIRED[0], "quick"):
             if _status(subject, item, case) == "pass":
                 status = {"fail": "caught", "pass": "survived"}.get(
                     _status(mutant.wrap(subject), item, case), "not run"
