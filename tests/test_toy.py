@@ -85,8 +85,9 @@ VERDICTS = {"ops.conv2d": "toy: partial. 2 of 2 checks passed, ", "": "toy: conf
 @pytest.mark.parametrize("check", first(1, VERDICTS))
 def test_the_toy_is_conformant_on_the_command_line(toy, check):
     options = ("--check", check) if check else ()
-    *_, grades, verdict = toy("-c", "from vaespec.cli import main; main()", *CONFORMANCE, *options).splitlines()
-    assert re.fullmatch(r"grades: float32 [AB], float64 [AB]", grades)
+    *lines, verdict = toy("-c", "from vaespec.cli import main; main()", *CONFORMANCE, *options).splitlines()
+    graded = [line for line in lines if re.match(r"grade in float(32|64): [AB] \([0-9.]+ of the budget used", line)]
+    assert len(graded) == 2
     assert verdict.startswith(VERDICTS[check])
 
 

@@ -78,6 +78,12 @@ def test_an_activation_may_lose_its_left_tail_but_not_its_right():
     assert budgets.activation("float32", expected, 0 * cancelled)[0] < 1e-14
 
 
-@pytest.mark.parametrize(("times", "grade"), [(1.0, "A"), (3.0, "B"), (5.0, "C")])
-def test_grades_are_multiples_of_the_predicted_error(times, grade):
-    assert budgets.grade("float32", times / budgets.MODEL["float32"]) == grade
+@pytest.mark.parametrize(("share", "grade"), [(0.12, "A"), (0.5, "A"), (0.7, "B"), (0.9, "C")])
+def test_a_grade_is_the_used_share_of_the_budget(share, grade):
+    assert budgets.grade(share) == grade
+
+
+def test_the_budget_of_a_model_is_a_multiple_of_the_predicted_error():
+    used = 15e-6 / budgets.model("float32", 1e-6)
+    assert budgets.times_rounding("float32", used) == pytest.approx(15)
+    assert budgets.times_rounding("bfloat16", 0.5) == 2

@@ -297,7 +297,10 @@ def test_every_table_has_as_many_cells_in_each_row_as_in_its_head(report):
 
 def test_the_matrix_has_a_row_for_each_subject_and_a_column_for_each_in_the_checks():
     text = matrix([GOOD, replace(BAD, about={**ABOUT, "subject": {**ABOUT["subject"], "name": "theirs"}})])
-    assert "| **mine** | ✅ conformant | A | B | highest: float32 | 1 of 2 | 0.7 (`ops.conv2d[bfloat16]`) |" in text
+    assert (
+        "| **mine** | ✅ conformant | A 0.41 | B 0.7 | highest: float32 | 1 of 2 | 0.7 (`ops.conv2d[bfloat16]`) |"
+        in text
+    )
     assert "| **theirs** | ❌ failed | ❌ | ❌ |" in text
     assert "| L1 | `ops.conv2d` | 0.7 | 0.7 |" in text
     assert "| L1 | `ops.group_norm` |  | ❌ |" in text

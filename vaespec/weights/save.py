@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from vaespec.architecture import parameters_among
+from vaespec.architecture import parameters, parameters_among
 from vaespec.config import UNFINISHED, AutoencoderConfig
 from vaespec.dtypes import storage_dtype
 from vaespec.errors import InputError, NonFiniteError, WeightFileError
 from vaespec.files import folder_made, require_writable, written_whole
+from vaespec.layouts import OIHW
 from vaespec.parameter import Parameter
 from vaespec.weights.config_from_weights import CONFIG_KEY
 from vaespec.weights.containers import CONTAINERS, quantize, write_safetensors
@@ -134,9 +135,17 @@ def stored(
 ) -> dict[str, np.ndarray]:
     """Canonical weights in a dialect's names, layouts and shapes: the tensors that `save_file` would write.
 
-    For a loader that takes a dictionary, such as that of a port. Raises InputError for an unknown dialect.
+    For a loader that takes a dictionary, such as that of a port. A tensor that the config lacks, or has in another
+    shape, is passed on: whether to refuse it is the loader's decision. Raises InputError for an unknown dialect.
     """
-    return _stored(config, weights, known_dialect(dialect), prefix, dtype)
+    names, table = known_dialect(dialect), parameters(config)
+    named = {}
+    for name, a in weights.items():
+        row = table.get(name)
+        fits = row and row.shape == a.shape
+        tensor = _as_stored(a, name, row, names, dtype) if row and fits else OIHW.convert(a, names.layout)
+        named[prefix + names.stored(name, config.levels)] = tensor
+    return named
 
 
 @contextmanager

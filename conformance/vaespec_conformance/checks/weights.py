@@ -124,7 +124,7 @@ def legacy(subject: Any, case: Case, dtype: str) -> Margin:
 def owned(subject: Any, case: Case, dtype: str) -> Margin:
     """A model does not change when the arrays that it was built from are changed."""
     given = input_dtype(dtype)
-    weights: dict[str, np.ndarray] = {name: w.astype(given) for name, w in models.weights(case, dtype).items()}
+    weights: dict[str, np.ndarray] = {name: np.array(w, given) for name, w in models.weights(case, dtype).items()}
     z = models.latents(case, dtype)
     vae = subject.build_from(models.config_of(case), weights, dtype)
     before = vae.decode(z)

@@ -42,15 +42,24 @@ def model(dtype: str, predicted: float) -> float:
 
     Errors of correct backends are up to 2.6 times the prediction in 16 bits, where the rounding of results dominates
     (PyTorch and MLX, 200 seeds), and 1.2 to 2.6 times in float32, where sums dominate; with three bfloat16 products for
-    one float32 product the error is up to 56 times the prediction, with TF32 1700 times. `grade` separates them.
+    one float32 product the error is up to 56 times the prediction, with TF32 1700 times. A report gives the multiple
+    beside the grade (`times_rounding`), and the measured class of float32 products.
     """
     return MODEL[dtype] * max(predicted, EPS[dtype])
 
 
-def grade(dtype: str, eta2: float) -> str:
-    """Grade of a model by the used share of its budget: A to twice the predicted error, B to four times, C beyond."""
-    times = eta2 * MODEL[dtype]
-    return "A" if times <= 2 else "B" if times <= 4 else "C"
+def grade(share: float) -> str:
+    """Grade by the used share of a budget: A to a half, B to three quarters, C to all of it.
+
+    The rule is one for operations and models. Correct results stored in 16 bits use half of the budget of an operation,
+    and correct models on any framework at most three quarters; C is a pass with little room.
+    """
+    return "A" if share <= 0.5 else "B" if share <= 0.75 else "C"
+
+
+def times_rounding(dtype: str, share: float) -> float:
+    """How many times the predicted error of rounding a block or model was wrong by, if it used this share."""
+    return share * MODEL[dtype]
 
 
 def group_norm(dtype: str, conditioning: float) -> float:

@@ -15,6 +15,7 @@ from vaespec_conformance.reports.text import (
     NOTE,
     environment_rows,
     gap_rows,
+    grade_text,
     margin,
     precision_rows,
     subject_rows,
@@ -61,12 +62,17 @@ def _overview(report: Report) -> str:
     for level, cells in by_level(report).items():
         shown = "".join(_share(cells.get(dtype, [])) for dtype in report.dtypes)
         rows.append(f"<tr><th>{level}  {escape(LEVELS[level])}</th>{shown}</tr>")
-    grades = "".join(f"<td><b>{report.grade(dtype) or '–'}</b></td>" for dtype in report.dtypes)
+    grades = "".join(_grade(report, dtype) for dtype in report.dtypes)
     return (
         f'<table class="overview">\n<thead><tr><th></th>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(rows)
-        + f"\n<tr><th>grade</th>{grades}</tr>\n</tbody></table>"
+        + f'\n<tr><th>grade</th>{grades}</tr>\n</tbody></table>\n<p class="note">{NOTE}</p>'
     )
+
+
+def _grade(report: Report, dtype: str) -> str:
+    """The grade of a dtype, with its reason."""
+    return f"<td>{escape(grade_text(report, dtype))}</td>" if report.grade(dtype) else "<td>–</td>"
 
 
 def _share(results: list[Result]) -> str:
@@ -135,7 +141,7 @@ def _matrix(report: Report) -> str:
     legend = " · ".join(f"{MARKS[status]} {escape(text)}" for status, text in STATUSES.items() if report.counts[status])
     return (
         "<section>\n<h2>How much of each budget was used</h2>\n"
-        f'<p class="note">A full bar is the whole budget, computed for each case. {NOTE} {legend}</p>\n'
+        f'<p class="note">A full bar is the whole budget, computed for each case. {legend}</p>\n'
         f'<div class="wide"><table class="matrix">\n<thead><tr><th></th>{head}</tr></thead>\n<tbody>\n'
         + "\n".join(rows)
         + "\n</tbody>\n</table></div>\n</section>"

@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from vaespec.escaping import escaped
 from vaespec_conformance.reports.report import NOT_RUN, STATUSES, Report, Result, by_check
-from vaespec_conformance.reports.text import NOTE, environment_rows, gap_rows, margin, precision_rows, subject_rows
+from vaespec_conformance.reports.text import (
+    NOTE,
+    environment_rows,
+    gap_rows,
+    grade_text,
+    margin,
+    precision_rows,
+    subject_rows,
+)
 
 SIGNS = {"pass": "✅", "fail": "❌", "error": "❗", "gap": "⚠️", "xpass": "⇡", "undeclared": "➖", "not_asked": "○"}
 
@@ -24,6 +32,8 @@ def to_markdown(report: Report) -> str:
         for result in report.bad:
             lines += ["", *_failure(result)]
     lines += ["", "## Checks", "", _legend(report), ""]
+    graded = [(dtype, grade_text(report, dtype)) for dtype in report.dtypes if report.grade(dtype)]
+    lines += [*_table(("dtype", "grade"), graded), ""] if graded else []
     lines += _table(
         ("level", "check", *dtypes),
         (
@@ -54,7 +64,7 @@ def matrix(reports: Sequence[Report]) -> str:
             (
                 f"**{report.name}**",
                 f"{SIGNS['pass'] if report.exit_code == 0 else SIGNS['fail']} {report.verdict}",
-                *(report.grade(dtype) or ("–" if dtype not in report.dtypes else SIGNS["fail"]) for dtype in dtypes),
+                *(_grade(report, dtype) or ("–" if dtype not in report.dtypes else SIGNS["fail"]) for dtype in dtypes),
                 ", ".join(f"{name}: {row['class']}" for name, row in report.about["precision"].items()) or "–",
                 _kernels(report),
                 f"{margin(report.worst.margin)} (`{report.worst.id}`)" if report.worst else "–",
@@ -72,6 +82,12 @@ def matrix(reports: Sequence[Report]) -> str:
     lines += ["", "## Where", ""]
     lines += _table(("backend", "run", "suite", "environment"), (_origin(report) for report in reports))
     return "\n".join(map(escaped, lines)) + "\n"
+
+
+def _grade(report: Report, dtype: str) -> str:
+    """The grade of a dtype and the largest share of a budget: "A 0.12"; empty if it has none."""
+    grade = report.grade(dtype)
+    return f"{grade} {margin(report.used(dtype))}" if grade else ""
 
 
 def _origin(report: Report) -> tuple[str, str, str, str]:

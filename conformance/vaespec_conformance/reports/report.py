@@ -125,12 +125,8 @@ class Result:
 
     @property
     def grade(self) -> str | None:
-        """A: at most half of the budget; B: more. Models have grades by the predicted error; see budgets.grade."""
-        if self.status != "pass" or self.eta2 is None or self.margin is None:
-            return None
-        if self.level in OPERATION_LEVELS:
-            return "A" if self.margin <= 0.5 else "B"
-        return budgets.grade(self.dtype, self.eta2)
+        """A, B or C by the used share of the budget; see budgets.grade. None if it did not pass."""
+        return budgets.grade(self.margin) if self.status == "pass" and self.margin is not None else None
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are not None, and the grade."""
@@ -267,6 +263,17 @@ class Report:
         own = [result for result in self.results if result.dtype == dtype]
         grades = [result.grade for result in own if result.grade]
         return None if not grades or any(result in self.bad for result in own) else max(grades)
+
+    def used(self, dtype: str) -> float:
+        """The largest share of a budget that a passing check of the dtype used."""
+        return max((r.margin or 0.0 for r in self.results if r.dtype == dtype and r.status == "pass"), default=0.0)
+
+    def times_rounding(self, dtype: str) -> float:
+        """The largest error of a block or model that passed, as a multiple of what rounding must cause."""
+        models = (
+            r for r in self.results if r.dtype == dtype and r.status == "pass" and r.level not in OPERATION_LEVELS
+        )
+        return max((budgets.times_rounding(dtype, r.eta2 or 0.0) for r in models), default=0.0)
 
     @property
     def headline(self) -> str:

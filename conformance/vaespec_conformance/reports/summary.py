@@ -9,7 +9,7 @@ from vaespec.cli.console import print_lines, print_table
 from vaespec.escaping import escaped
 from vaespec_conformance.judging.registry import LEVELS
 from vaespec_conformance.reports.report import Report, Result, by_level
-from vaespec_conformance.reports.text import COLUMNS, MARKS, failure_lines, margin
+from vaespec_conformance.reports.text import COLUMNS, MARKS, NOTE, failure_lines, grade_text, margin, precision_rows
 
 PRINTED = 10
 """Lines of what the subject printed that are shown below a failure."""
@@ -28,9 +28,11 @@ def print_summary(report: Report) -> None:
         print_lines("", *textwrap.wrap(f"and {others}", COLUMNS, break_on_hyphens=False))
     print()
     label = report.about["subject"]["label"]
-    grades = ", ".join(f"{dtype} {report.grade(dtype)}" for dtype in report.dtypes if report.grade(dtype))
-    if grades:
-        print_lines(f"grades: {grades}" + (f" ({label})" if label == "array-api-only" else ""))
+    if graded := [dtype for dtype in report.dtypes if report.grade(dtype)]:
+        print_lines(*(f"grade in {dtype}: {grade_text(report, dtype)}" for dtype in graded))
+        print_lines(*textwrap.wrap(NOTE, COLUMNS))
+    if products := ", ".join(f"{name} {measured}" for name, measured in precision_rows(report)):
+        print_lines(f"products of float32: {products}" + (f"; {label}" if label == "array-api-only" else ""))
     print_lines(report.headline)
 
 

@@ -7,13 +7,15 @@ import textwrap
 from collections.abc import Iterator
 
 from vaespec.escaping import escaped
+from vaespec_conformance.judging import budgets
 from vaespec_conformance.reports.report import STATUSES, Failure, Report, Result
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–", "not_asked": "○"}
 COLUMNS = 100
 NOTE = (
-    "Grade A: at most half of the budget was used, or for a whole model at most twice the error that rounding must "
-    "cause. B: more, for a model at most four times. C: beyond that."
+    "Grade A: no check used more than half of its budget. B: three quarters. C: more, which is still a pass. "
+    "The budget of a whole model is 128 times the error that rounding must cause in float32 and float64, 4 times in "
+    "16 bits."
 )
 
 
@@ -24,6 +26,15 @@ def margin(used: float | None) -> str:
     if used >= 1e5:
         return f"{used:.0e}".replace("e+0", "e").replace("e+", "e")
     return f"{used:.2g}" if used < 100 else f"{used:.0f}"
+
+
+def grade_text(report: Report, dtype: str) -> str:
+    """A grade with its reason: "A (0.12 of the budget used; a model's error is 15 times that of rounding, of 128)"."""
+    used, times = report.used(dtype), report.times_rounding(dtype)
+    model = (
+        f"; a model's error is {margin(times)} times that of rounding, of {budgets.MODEL[dtype]:.0f}" if times else ""
+    )
+    return f"{report.grade(dtype)} ({margin(used)} of the budget used{model})"
 
 
 def subject_rows(report: Report) -> Iterator[tuple[str, str]]:
