@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from vaespec_conformance.reports.report import Report
     from vaespec_conformance.running.agenda import Selection
     from vaespec_conformance.running.runner import run_conformance
-    from vaespec_conformance.subjects.errors import ConformanceError
-    from vaespec_conformance.subjects.subjects import BackendSubject, Capabilities, Gap, PortSubject
+    from vaespec_conformance.subjects.capabilities import Capabilities, Gap
+    from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
+    from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject
 
 __all__ = [
     "BackendSubject",
     "Capabilities",
     "ConformanceError",
     "Gap",
+    "NotSupportedError",
     "PortSubject",
     "Report",
     "Selection",
@@ -33,9 +35,10 @@ __all__ = [
 
 _MODULES = {
     "BackendSubject": "subjects.subjects",
-    "Capabilities": "subjects.subjects",
+    "Capabilities": "subjects.capabilities",
     "ConformanceError": "subjects.errors",
-    "Gap": "subjects.subjects",
+    "Gap": "subjects.capabilities",
+    "NotSupportedError": "subjects.errors",
     "PortSubject": "subjects.subjects",
     "Report": "reports.report",
     "Selection": "running.agenda",

@@ -14,8 +14,9 @@ from support.oracle import diffusers_model
 
 import vaespec_conformance.checks  # noqa: F401  (registers)
 from vaespec_conformance.judging.registry import CHECKS
+from vaespec_conformance.subjects.capabilities import Capabilities
 from vaespec_conformance.subjects.errors import ConformanceError
-from vaespec_conformance.subjects.subjects import Capabilities, PortSubject
+from vaespec_conformance.subjects.subjects import PortSubject
 
 FEATURES = frozenset({"tiling", "slicing", "sample", "weights", "deterministic", "threads", "legacy_names"})
 logging.set_verbosity_error()  # diffusers warns of half precision, which these tests use on purpose

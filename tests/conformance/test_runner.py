@@ -80,7 +80,7 @@ def test_a_failing_pinned_case_is_reported_and_nothing_is_drawn():
 def test_any_other_exception_of_a_check_is_an_error_and_no_failure():
     define("own", lambda subject, case, dtype: 1 / 0)
     result = only(run())
-    assert (result.status, result.failure.message) == ("error", "ZeroDivisionError: division by zero")
+    assert (result.status, result.failure.message) == ("error", "ZeroDivisionError: division by zero.")
 
 
 @pytest.mark.parametrize("margin", [Margin(1.001, 0.0), Margin(0.0, 3.0), Margin(float("nan"), 0.0)])

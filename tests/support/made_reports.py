@@ -40,6 +40,7 @@ ERROR_RESULT = Result("model.decode", "L3", "float32", "error", failure=Failure(
 GAP = Result("ops.gelu", "L1", "bfloat16", "gap", 1, 30, reason="bug: its tail", url="https://example.org/1")
 XPASS = Result("ops.mish", "L1", "bfloat16", "xpass", 30, 30, reason="bug: it was fixed")
 UNDECLARED = Result("ops.conv2d", "L1", "float64", "undeclared", 1, 1, reason="float64 not claimed", works=True)
+NOT_ASKED = Result("model.logvar", "L3", "float32", "not_asked", reason="x", not_asked={"the log-variance": "x"})
 
 
 def report(*results, **about):
@@ -47,7 +48,7 @@ def report(*results, **about):
 
 
 GOOD = report(PASS, HALF, EXACT, GAP, UNDECLARED)
-BAD = report(PASS, HALF, EXACT, FAIL, ERROR_RESULT, GAP, XPASS, UNDECLARED)
+BAD = report(PASS, HALF, EXACT, FAIL, ERROR_RESULT, GAP, XPASS, UNDECLARED, NOT_ASKED)
 VACUOUS = report()
 HOSTILE_REPORT = report(
     Result(

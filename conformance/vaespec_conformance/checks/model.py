@@ -14,6 +14,7 @@ from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import elementwise
 from vaespec_conformance.judging.judge import judge, specified
 from vaespec_conformance.judging.registry import MODEL, Margin, check
+from vaespec_conformance.subjects.errors import NotSupportedError
 
 SIZES = ((3, 4), (2, 3))
 CONFIGS = ("plain", "attentive", "plain", "bare")
@@ -79,13 +80,16 @@ def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarra
     last = "quant_conv.bias" if "quant_conv.bias" in weights else "encoder.conv_out.bias"
     half = len(weights[last]) // 2
     weights[last] = rounded(weights[last] + np.repeat((0.0, 50.0), half) * np.tile((1, -1), half), dtype)
-    vae = subject.build(models.config_of(case), weights, dtype)
-    return vae.encode(models.images(case, dtype))[1]
+    moments = subject.build(models.config_of(case), weights, dtype).encode(models.images(case, dtype))
+    if len(moments) == 1:
+        raise NotSupportedError("encode returns the mean alone", "the log-variance")
+    return moments[1]
 
 
 @check(
     "model.logvar",
     level="L3",
+    needs=("logvar", "other weights"),
     examples=MODEL,
     cases=cases(config=among("plain", "bare"), regime=among("plain"), size=among((3, 4)), more=among(0)),
     pinned=(ONE_MODEL,),

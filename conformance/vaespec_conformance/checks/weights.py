@@ -30,6 +30,7 @@ MODELS: dict[str, Any] = {
 @check(
     "weights.strict",
     level="L6",
+    needs=("other weights",),
     examples=MODEL,
     cases=cases(**MODELS, fault=among(*FAULTS), which=st.integers(0, 200)),
     pinned=tuple(
@@ -60,7 +61,15 @@ def strict(subject: Any, case: Case, dtype: str) -> Margin:
     raise ConformanceError(f"weights with {name} {fault} were accepted: expected an exception that names it.")
 
 
-@check("weights.kept", level="L6", requires=("weights",), examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,))
+@check(
+    "weights.kept",
+    level="L6",
+    requires=("weights",),
+    needs=("other weights",),
+    examples=MODEL,
+    cases=cases(**MODELS),
+    pinned=(ONE_MODEL,),
+)
 def kept(subject: Any, case: Case, dtype: str) -> Margin:
     """weights() returns the names, shapes and numbers that the model was built from, rounded to its dtype."""
     weights = models.weights(case, "float32")
@@ -92,6 +101,7 @@ def _compute_from_legacy_names(subject: Any, case: Case, dtype: str) -> np.ndarr
 @check(
     "weights.legacy_names",
     level="L6",
+    needs=("other weights",),
     subjects=("port",),
     requires=("legacy_names",),
     examples=MODEL,
@@ -105,7 +115,9 @@ def legacy(subject: Any, case: Case, dtype: str) -> Margin:
     )
 
 
-@check("weights.owned", level="L6", examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,))
+@check(
+    "weights.owned", level="L6", needs=("other weights",), examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,)
+)
 def owned(subject: Any, case: Case, dtype: str) -> Margin:
     """A model does not change when the arrays that it was built from are changed."""
     given = input_dtype(dtype)

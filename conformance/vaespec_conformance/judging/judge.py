@@ -11,13 +11,18 @@ import numpy as np
 from vaespec.analysis.rounding import relative_error
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging import budgets
+from vaespec_conformance.judging.cache import cached_within
 from vaespec_conformance.judging.comparison import within
 from vaespec_conformance.judging.registry import Margin
+from vaespec_conformance.subjects.capabilities import NO_TERMS, Terms
 from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.oracle import ORACLE, roundings
 
 Compute = Callable[[Any, Case, str], np.ndarray]
 """(subject, case, dtype) -> the result. A function of a module, so that the oracle's result can be cached."""
+
+CACHED = 64 << 20
+"""Bytes of the specification's results that are kept: thousands of narrow models', or a few of the largest maps."""
 
 
 def judge(
@@ -29,26 +34,35 @@ def judge(
     what: str,
     budget: float | np.ndarray | None = None,
     compare: Callable[..., Margin] = within,
-    expected: np.ndarray | None = None,
+    expected: Callable[[Terms], np.ndarray] | None = None,
 ) -> Margin:
     """Compares the subject's result with `expected`, by default the specification's; raises ConformanceError.
 
     `budget` is by default a model's: a multiple of the error that rounding to the dtype causes in the specification.
+    A subject that declares less, such as the mean alone, is compared with the specification of the same terms.
     The error carries the evidence from which its likely cause is found.
     """
-    if expected is None:
-        expected = specified(compute, case, dtype)
+    actual = compute(subject, case, dtype)  # first: the subject may not take the case
+    asked: Compute = compute
+    if subject.terms != NO_TERMS:
+        asked = _on_terms(compute, subject.terms)
+    right = expected(subject.terms) if expected else specified(asked, case, dtype)
     if budget is None:
-        budget = budgets.model(dtype, predicted(compute, case, dtype))
-    actual = compute(subject, case, dtype)
+        budget = budgets.model(dtype, predicted(asked, case, dtype))
     try:
-        return compare(actual, expected, budget, what)
+        return compare(actual, right, budget, what)
     except ConformanceError as error:
-        error.evidence = (compute, case, dtype, actual, expected)
+        error.evidence = (asked, case, dtype, actual, right)
         raise
 
 
-@lru_cache(512)
+@lru_cache(256)
+def _on_terms(compute: Compute, terms: Terms) -> Compute:
+    """The computation on a subject of the same terms: with the same weights, and without what is not asked."""
+    return lambda subject, case, dtype: compute(subject.replace(terms=terms), case, dtype)
+
+
+@cached_within(CACHED)
 def specified(compute: Compute, case: Case, dtype: str) -> np.ndarray:
     """The specification's result in float64, from inputs rounded to the dtype."""
     expected = compute(ORACLE, case, dtype)

@@ -59,7 +59,8 @@ Run = Callable[[Subject, Case, str], Margin]
 class Check:
     """One property. `pinned` cases run in every profile, before the drawn ones: they catch the known mistakes.
 
-    `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it.
+    `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it. `needs`
+    names things that a subject may lack (`Capabilities.lacks`): then the check is not asked.
     """
 
     id: str
@@ -72,6 +73,7 @@ class Check:
     dtypes: tuple[str, ...]
     examples: Examples
     since: str
+    needs: tuple[str, ...] = ()
 
     @property
     def explain(self) -> str:
@@ -102,13 +104,14 @@ def check(
     dtypes: tuple[str, ...] = DTYPES,
     examples: Examples = MODEL,
     since: str = "1.0",
+    needs: tuple[str, ...] = (),
 ) -> Callable[[Run], Run]:
     """Registers the decorated function as a check."""
 
     def register(run: Run) -> Run:
         if id in CHECKS:
             raise ValueError(f"two checks are called {id!r}: rename one.")
-        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since)
+        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, needs)
         return run
 
     return register

@@ -9,7 +9,7 @@ from vaespec.escaping import escaped
 from vaespec_conformance.reports.report import STATUSES, Report, Result, by_check
 from vaespec_conformance.reports.text import NOTE, environment_rows, gap_rows, margin, precision_rows, subject_rows
 
-SIGNS = {"pass": "✅", "fail": "❌", "error": "❗", "gap": "⚠️", "xpass": "⇡", "undeclared": "➖"}
+SIGNS = {"pass": "✅", "fail": "❌", "error": "❗", "gap": "⚠️", "xpass": "⇡", "undeclared": "➖", "not_asked": "○"}
 
 ORIGIN = "Written by `vaespec conformance --matrix`, from a report of each; see docs/port-the-vae.md."
 CELLS = "The greatest part of its budget that a check used, over the dtypes of the backend."

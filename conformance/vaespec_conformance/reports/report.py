@@ -22,7 +22,7 @@ from vaespec_conformance.judging import budgets
 
 OPERATION_LEVELS = ("L0", "L1")
 """Levels with a budget for one operation; every other level has a budget for the rounding of a whole model."""
-SCHEMA = "vaespec-conformance/1"
+SCHEMA = "vaespec-conformance/2"
 LIMIT = 64 << 20  # bytes; a failure has a picture
 SCHEMA_FILE = Path(__file__).with_name("report.schema.json")
 
@@ -33,7 +33,11 @@ STATUSES = {
     "gap": "fails, as the subject declares",
     "xpass": "passes, though the subject declares a gap",
     "undeclared": "not claimed by the subject",
+    "not_asked": "about something that the subject does not have or does not take",
 }
+NOTHING = "no check was run"
+HALVES = ("model.encode", "model.decode", "goldens.encode", "goldens.decode")
+"""The checks of encode and decode."""
 BAD = ("fail", "error", "xpass")
 EXIT_CODES = {"conformant": 0, "partial": 0, "failed": 1, "vacuous": 3}
 """2 is for an invalid request, which has no report."""
@@ -41,7 +45,11 @@ EXIT_CODES = {"conformant": 0, "partial": 0, "failed": 1, "vacuous": 3}
 
 @dataclass(frozen=True)
 class Failure:
-    """Why a check did not pass, and how to run it again. `picture` is a PNG of the error, as a data URI."""
+    """Why a check did not pass, and how to run it again. `picture` is a PNG of the error, as a data URI.
+
+    `count` says how many cases failed of this cause, and `others` are the other causes. `stage` is the call that raised
+    an exception, such as "build"; None if none did.
+    """
 
     message: str
     where: str | None = None
@@ -50,6 +58,19 @@ class Failure:
     snippet: str | None = None
     command: str | None = None
     picture: str | None = None
+    count: str | None = None
+    stage: str | None = None
+    others: tuple[Failure, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields that are not None, and the other causes if there are any."""
+        others = {"others": [other.to_dict() for other in self.others]} if self.others else {}
+        return {**_known(dataclasses.replace(self, others=())), **others}
+
+    @classmethod
+    def from_dict(cls, document: Mapping[str, Any]) -> Self:
+        """The inverse of `to_dict`."""
+        return cls(**{**document, "others": tuple(map(cls.from_dict, document.get("others", ())))})
 
 
 class Place(NamedTuple):
@@ -69,7 +90,8 @@ class Place(NamedTuple):
 class Result:
     """The result of one check in one dtype. `eta2` and `etainf` are the greatest used shares of the budget.
 
-    `works`, for an undeclared item, says whether the one case that was tried passed.
+    `works`, for an undeclared item, says whether the one case that was tried passed; None if it was not tried. `passed`
+    are the labels of the configs of which a case passed; `not_asked` maps what the subject does not take to the reason.
     """
 
     check: str
@@ -83,6 +105,8 @@ class Result:
     reason: str | None = None
     url: str | None = None
     works: bool | None = None
+    passed: tuple[str, ...] | None = None
+    not_asked: Mapping[str, str] | None = None
     failure: Failure | None = None
 
     @property
@@ -107,15 +131,16 @@ class Result:
 
     def to_dict(self) -> dict[str, Any]:
         """The fields that are not None, and the grade."""
-        nested = {"failure": _known(self.failure)} if self.failure else {}
+        nested = {"failure": self.failure.to_dict()} if self.failure else {}
         return {**_known(self), **nested, **({"grade": self.grade} if self.grade else {})}
 
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        failure = document.get("failure")
+        failure, passed = document.get("failure"), document.get("passed")
         fields = {name: value for name, value in document.items() if name != "grade"}
-        return cls(**{**fields, "failure": failure and Failure(**failure)})
+        restored = {"failure": failure and Failure.from_dict(failure), "passed": passed and tuple(passed)}
+        return cls(**{**fields, **restored})
 
 
 @dataclass(frozen=True)
@@ -152,19 +177,57 @@ class Report:
             if result.status in ("pass", "xpass") and result.examples < result.required
         ]
         if not any(result.status in ("pass", "fail", "error", "gap", "xpass") for result in self.results):
-            reasons.append("no check was run")
+            reasons.append(NOTHING)
         canary = self.about["canary"]
         if canary["status"] != "caught":
             passed = f": {canary['mutant']} passed {canary['check']}" if canary["status"] == "survived" else ""
             reasons.append(f"the canary was not caught{passed}")
         claims = self.about["claims"]
         reasons += [f"{dtype} is not claimed" for dtype in claims["required"] if dtype not in claims["dtypes"]]
+        if self.untaken:
+            reasons = [self.untaken, *(reason for reason in reasons if reason != NOTHING)]
         return tuple(reasons)
+
+    @cached_property
+    def taken(self) -> tuple[str, ...]:
+        """The labels of the configs for which encode or decode has passed."""
+        return tuple(dict.fromkeys(label for result in self._halves for label in result.passed or ()))
+
+    @cached_property
+    def left_out(self) -> dict[str, str]:
+        """What was not asked of the subject in the dtypes that it claims, and why."""
+        return {what: why for result in reversed(self.results) for what, why in (result.not_asked or {}).items()}
+
+    @property
+    def _halves(self) -> list[Result]:
+        """The results of the checks of which one has to pass in a published family."""
+        return [result for result in self.results if result.check in HALVES and result.status != "undeclared"]
+
+    @cached_property
+    def untaken(self) -> str | None:
+        """Why the subject was not examined in any published family; None if it was, or if that was not selected."""
+        halves = self._halves
+        if not halves or any(label in self.about["claims"].get("families", ()) for label in self.taken):
+            return None
+        if self.taken:
+            return f"no published family was taken, only {', '.join(self.taken)}"
+        failures = [f for result in halves if result.failure for f in (result.failure, *result.failure.others)]
+        if any(failure.stage != "build" for failure in failures):
+            return None  # it was built, and failed
+        if failures:
+            return f"build raised in every config that was asked: {failures[0].message.removesuffix('.')}"
+        if any(result.status == "not_asked" for result in halves):
+            reasons = "; ".join(dict.fromkeys(why for r in halves for why in (r.not_asked or {}).values()))
+            return f"nothing was taken, every config or half was refused ({reasons:.200}): name a config that is taken"
+        return None
 
     @property
     def verdict(self) -> str:
-        """ "conformant"; "partial" if only some checks were selected, and passed; "failed"; or "vacuous"."""
-        if self.bad:
+        """ "conformant"; "partial" if only some checks were selected, and passed; "failed"; or "vacuous".
+
+        A subject that cannot be built in any config has not been examined, whatever was raised.
+        """
+        if self.bad and not (self.untaken and "case" not in self.about["run"]["selection"]):
             return "failed"
         if self.unseen:
             return "vacuous"
@@ -202,7 +265,7 @@ class Report:
     @property
     def headline(self) -> str:
         """The verdict in a sentence."""
-        ran = sum(self.counts[status] for status in self.counts if status != "undeclared")
+        ran = sum(self.counts[status] for status in self.counts if status not in ("undeclared", "not_asked"))
         bad = self.counts["fail"] + self.counts["error"] + self.counts["xpass"]
         reason = {
             "conformant": f"all {ran} checks passed",
@@ -211,7 +274,17 @@ class Report:
             "vacuous": "; ".join(self.unseen),
         }[self.verdict]
         gaps = f", but for {self.counts['gap']} declared gaps" if self.counts["gap"] and not self.unseen else ""
-        return f"{self.name}: {self.verdict}. {reason[0].upper()}{reason[1:]}{gaps}."
+        return f"{self.name}: {self.verdict}{self._extent}. {reason[0].upper()}{reason[1:]}{gaps}."
+
+    @property
+    def _extent(self) -> str:
+        """ " for SD 1, FLUX.1; not asked: Mish": for what a subject passes that does not take everything."""
+        if not self.left_out or self.verdict not in ("conformant", "partial"):
+            return ""
+        families = self.about["claims"].get("families", ())
+        taken = [label for label in self.taken if label in families]
+        of = f" for {', '.join(taken)}" if taken else ""
+        return f"{of}; not asked: {', '.join(self.left_out)}"
 
     # -- as a document -------------------------------------------------------------------------------------
 
@@ -291,4 +364,4 @@ def by_level(report: Report) -> dict[str, dict[str, list[Result]]]:
 
 def _known(value: Any) -> dict[str, Any]:
     """The fields of a dataclass that are not None."""
-    return {name: part for name, part in dataclasses.asdict(value).items() if part is not None}
+    return {name: part for name, part in dataclasses.asdict(value).items() if part is not None and part != ()}

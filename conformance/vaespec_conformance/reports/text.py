@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from vaespec.escaping import escaped
 from vaespec_conformance.reports.report import STATUSES, Report, Result
 
-MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–"}
+MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–", "not_asked": "○"}
 COLUMNS = 100
 NOTE = (
     "Grade A: at most half of the budget was used, or for a whole model at most twice the error that rounding must "

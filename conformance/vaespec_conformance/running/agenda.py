@@ -10,7 +10,8 @@ from vaespec.errors import VaespecError
 from vaespec_conformance import checks  # noqa: F401  (registers them)
 from vaespec_conformance.judging.registry import CHECKS, DTYPES, LEVELS, Check
 from vaespec_conformance.reports.report import Place
-from vaespec_conformance.subjects.subjects import Gap, Subject
+from vaespec_conformance.subjects.capabilities import Gap
+from vaespec_conformance.subjects.subjects import PortSubject, Subject
 
 REQUIRED = ("float32",)
 """Dtypes that every subject must claim."""
@@ -22,12 +23,18 @@ class AgendaError(VaespecError, ValueError):
 
 @dataclass(frozen=True)
 class Item:
-    """One check in one dtype. `lacking` names what the check needs and the subject does not claim."""
+    """One check in one dtype. `lacking` names what the check requires and the subject does not claim.
+
+    What is lacking is tried with one case, a probe, if the subject may be called so (`tried`). `missing` names what the
+    check needs and the subject declares that it does not have: the check is not asked.
+    """
 
     check: Check
     dtype: str
     gap: Gap | None = None
     lacking: str | None = None
+    tried: bool = True
+    missing: str | None = None
 
     @property
     def id(self) -> str:
@@ -38,6 +45,11 @@ class Item:
     def place(self) -> Place:
         """Where the result stands in a report."""
         return Place(self.check.id, self.check.level, self.dtype)
+
+    @property
+    def turn(self) -> tuple[bool, bool]:
+        """The order in which items are run: float32 of every level, other claimed dtypes, and probes last."""
+        return self.lacking is not None, self.dtype not in REQUIRED
 
 
 def _require(kind: str, names: Collection[str], choices: Collection[str]) -> None:
@@ -102,19 +114,19 @@ def agenda(subject: Subject, selection: Selection = EVERYTHING) -> tuple[Item, .
         if not any(gap.covers(check.id, dtype) for check in CHECKS.values() for dtype in check.dtypes):
             raise AgendaError(f"{subject.name} declares a gap for {gap.check!r}: {_choose(gap.check, CHECKS)}.")
     return tuple(
-        Item(check, dtype, _gap(subject, check, dtype), _lacking(subject, check, dtype))
+        _item(subject, check, dtype)
         for check in sorted(CHECKS.values(), key=lambda check: check.level)
         for dtype in DTYPES
         if check.concerns(subject, dtype) and selection.takes(check, dtype)
     )
 
 
-def _gap(subject: Subject, check: Check, dtype: str) -> Gap | None:
-    return next((gap for gap in subject.gaps if gap.covers(check.id, dtype)), None)
-
-
-def _lacking(subject: Subject, check: Check, dtype: str) -> str | None:
+def _item(subject: Subject, check: Check, dtype: str) -> Item:
+    gap = next((gap for gap in subject.gaps if gap.covers(check.id, dtype)), None)
     claimed = subject.capabilities
-    lacking = [] if dtype in claimed.dtypes else [dtype]
-    lacking += [feature for feature in check.requires if feature not in claimed.features]
-    return f"{' and '.join(lacking)} not claimed" if lacking else None
+    features = [feature for feature in check.requires if feature not in claimed.features]
+    dtypes = [] if dtype in claimed.dtypes else [dtype]
+    lacking = f"{' and '.join((*dtypes, *features))} not claimed" if dtypes or features else None
+    tried = not isinstance(subject, PortSubject) or (subject.takes_dtype and not features)
+    missing = next((need for need in check.needs if need in claimed.lacks), None)
+    return Item(check, dtype, gap, lacking, tried, missing)

@@ -1,4 +1,4 @@
-"""Examines one check on one subject in one dtype: runs and counts its cases, and keeps the smallest that fails."""
+"""Examines one check on one subject in one dtype: runs and counts its cases, and keeps the failures."""
 
 from __future__ import annotations
 
@@ -9,33 +9,68 @@ from hypothesis.errors import Flaky
 
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.drawing import run_drawn
-from vaespec_conformance.judging.registry import EXACT, PROFILES, Margin
+from vaespec_conformance.judging.registry import EXACT, Margin
 from vaespec_conformance.running.agenda import Item
-from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.running.fitting import drawn_cases, fitted, pinned_cases
+from vaespec_conformance.running.labels import label_of
+from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.subjects import Subject
 
 
 class Examination:
-    """Calls a check: counts the cases until one fails, and keeps the greatest margin, or the last failure."""
+    """Calls a check: counts the cases, and keeps the greatest margin, the failures, and what is not asked.
 
-    def __init__(self, subject: Subject, item: Item, *, required: int) -> None:
-        self.subject, self.item, self.required = subject, item, required
-        self.examples = 0
+    `failures` are (case, error) of the pinned cases that failed, or the last and smallest of the drawn ones; the case
+    is None if none could be drawn. `not_asked` maps what the subject does not take to the reason.
+    """
+
+    def __init__(self, subject: Subject, item: Item) -> None:
+        self.subject, self.item = subject, item
+        self.examples = self.required = 0
         self.margin: Margin = EXACT
-        self.failure: tuple[Case | None, Exception] | None = None  # no case: none could be drawn
+        self.failures: list[tuple[Case | None, Exception]] = []
+        self.not_asked: dict[str, str] = {}
+        self.passed: dict[str, list[Case]] = {}
         self.flaky = False
 
+    @property
+    def failure(self) -> tuple[Case | None, Exception] | None:
+        """The first failure; None if there is none."""
+        return self.failures[0] if self.failures else None
+
+    def run_pinned(self, cases: Sequence[Case]) -> None:
+        """Runs every case, whatever fails."""
+        for case in cases:
+            self.examples += 1
+            try:
+                self._run(case)
+            except Exception as error:
+                self.failures.append((case, error))
+
     def __call__(self, case: Case) -> None:
-        """Runs one case; raises the check's exception, or ConformanceError if more than the budget was used."""
-        self.examples += self.failure is None
+        """Runs one drawn case; raises the check's exception, which replaces the failure before it."""
+        case = fitted(self.subject, case)
+        self.examples += not self.failures
+        try:
+            self._run(case)
+        except Exception as error:
+            self.failures = [(case, error)]
+            raise
+
+    def _run(self, case: Case) -> None:
+        """Runs a case; raises what the check raises, or ConformanceError if more than the budget was used."""
         try:
             margin = self.item.check.run(self.subject, case, self.item.dtype)
-            if not max(margin) <= 1:  # NaN does not pass
-                raise ConformanceError("the error is beyond the budget.", eta2=margin.eta2, etainf=margin.etainf)
-        except Exception as error:
-            self.failure = case, error
-            raise
+        except NotSupportedError as refusal:
+            self.not_asked.setdefault(refusal.what or label_of(case) or refusal.reason, refusal.reason)
+            if not self.failures:
+                self.examples -= 1
+                self.required -= 1
+            return
+        if not max(margin) <= 1:  # NaN does not pass
+            raise ConformanceError("the error is beyond the budget.", eta2=margin.eta2, etainf=margin.etainf)
         self.margin = Margin(max(self.margin.eta2, margin.eta2), max(self.margin.etainf, margin.etainf))
+        self.passed.setdefault(label_of(case) or "", []).append(case)
 
 
 def examine(
@@ -43,25 +78,28 @@ def examine(
 ) -> Examination:
     """Runs the pinned cases of an item and as many drawn ones as the profile needs, or only the given case.
 
-    An item that the subject does not claim is tried with one drawn case. With `shrink`, a smaller failing case is
-    searched, unless the failure is a declared gap.
+    An item that the subject does not claim is tried with one drawn case, if at all. With `shrink`, a smaller failing
+    case is searched, unless the failure is a declared gap.
     """
-    check = item.check
-    pinned = (case,) if case else () if item.lacking else check.pinned
-    drawn = 0 if case else 1 if item.lacking else check.examples[PROFILES.index(profile)]
-    examination = Examination(subject, item, required=len(pinned) + drawn)
-    _run_all(examination, pinned)
-    if drawn and examination.failure is None:
+    examination = Examination(subject, item)
+    if item.missing:
+        examination.not_asked[_words(item.missing)] = f"the subject declares that it has no {item.missing}"
+        return examination
+    if item.lacking and not (item.tried or case):
+        return examination
+    pinned = (case,) if case else () if item.lacking else pinned_cases(subject, item.check)
+    drawn = 0 if case else 1 if item.lacking else drawn_cases(subject, item.check, profile)
+    examination.required = len(pinned) + drawn
+    if pinned:
+        subject.prepare(item.check, pinned, item.dtype)
+        examination.run_pinned(pinned)
+    if drawn and not examination.failures:
         _run_drawn(examination, drawn, seed, shrink=shrink and not (item.lacking or item.gap))
     return examination
 
 
-def _run_all(examination: Examination, cases: Sequence[Case]) -> None:
-    for case in cases:
-        try:
-            examination(case)
-        except Exception:  # the examination keeps it
-            return
+def _words(missing: str) -> str:
+    return {"logvar": "the log-variance", "other weights": "weights other than its own"}.get(missing, f"the {missing}")
 
 
 def _run_drawn(examination: Examination, examples: int, seed: int, *, shrink: bool) -> None:
@@ -73,4 +111,4 @@ def _run_drawn(examination: Examination, examples: int, seed: int, *, shrink: bo
     except Flaky:
         examination.flaky = True
     except Exception as error:
-        examination.failure = examination.failure or (None, error)
+        examination.failures = examination.failures or [(None, error)]

@@ -13,6 +13,7 @@ from typing import Any
 from vaespec import backends
 from vaespec.ops import KERNELS
 from vaespec_conformance.running.agenda import REQUIRED
+from vaespec_conformance.running.labels import published
 from vaespec_conformance.subjects.subjects import BackendSubject, Subject
 
 SUITE = "1.0"
@@ -27,6 +28,8 @@ DECISIVE = (
     "checks/*.py",
     "running/agenda.py",
     "running/examination.py",
+    "running/fitting.py",
+    "running/labels.py",
 )
 """Files of the suite that decide which cases are run and whether a result passes."""
 
@@ -49,6 +52,8 @@ def run_facts(subject: Subject, *, profile: str, selection: dict[str, list[str]]
             "dtypes": list(subject.capabilities.dtypes),
             "features": sorted(subject.capabilities.features),
             "required": list(REQUIRED),
+            "families": list(published()),
+            "lacks": sorted(subject.capabilities.lacks),
         },
         "precision": {},
         "ops": ops,

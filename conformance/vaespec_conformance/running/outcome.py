@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 
 import numpy as np
 
 from vaespec_conformance.cases.cases import Case
-from vaespec_conformance.mutants import hints
 from vaespec_conformance.reports.picture import error_picture
 from vaespec_conformance.reports.report import Failure, Result, rounded
 from vaespec_conformance.running.agenda import REQUIRED, Item
+from vaespec_conformance.running.causes import Cause, causes
 from vaespec_conformance.running.examination import Examination
 from vaespec_conformance.running.snippets import snippet
+from vaespec_conformance.subjects.capabilities import Gap
 from vaespec_conformance.subjects.errors import ConformanceError
-from vaespec_conformance.subjects.subjects import Gap
 
 
 def outcome(examination: Examination, named: str | None) -> Result:
@@ -32,22 +33,25 @@ def outcome(examination: Examination, named: str | None) -> Result:
         etainf=rounded(etainf),
         reason=reason,
         url=item.gap.url if item.gap else None,
-        works=examination.failure is None if item.lacking else None,
+        works=examination.failure is None if item.lacking and examination.examples else None,
+        passed=None if item.lacking else tuple(filter(None, examination.passed)) or None,
+        not_asked=None if item.lacking else examination.not_asked or None,
         failure=_failure(examination, named) if status in ("fail", "error") else None,
     )
 
 
 def _status(examination: Examination) -> tuple[str, str | None]:
-    """The status, and for gap, xpass and undeclared the reason."""
-    item = examination.item
-    error = examination.failure and examination.failure[1]
+    """The status, and for gap, xpass, undeclared and not_asked the reason."""
+    item, errors = examination.item, [error for _, error in examination.failures]
     if item.lacking:
         return "undeclared", item.lacking
-    if error is not None and not isinstance(error, ConformanceError):
+    if any(not isinstance(error, ConformanceError) for error in errors):
         return "error", None
-    if item.gap and not (error and _core(item)):
-        return "gap" if error else "xpass", _gap_text(item.gap)
-    return "fail" if error else "pass", None
+    if not errors and not examination.examples and examination.not_asked:
+        return "not_asked", "; ".join(f"{what}: {reason}" for what, reason in examination.not_asked.items())
+    if item.gap and not (errors and _core(item)):
+        return "gap" if errors else "xpass", _gap_text(item.gap)
+    return "fail" if errors else "pass", None
 
 
 def _core(item: Item) -> bool:
@@ -62,17 +66,23 @@ def _gap_text(gap: Gap) -> str:
 
 def _measured(examination: Examination) -> tuple[float | None, float | None]:
     """The used shares of the budget (L2, greatest); None for a failure that is not a difference of numbers."""
-    if examination.failure is None:
+    if not examination.failures:
         return examination.margin
-    error = examination.failure[1]
-    assert isinstance(error, ConformanceError)
-    return tuple(None if np.isinf(eta) else eta for eta in (error.eta2, error.etainf))  # type: ignore[return-value]
+    errors = [error for _, error in examination.failures if isinstance(error, ConformanceError)]
+    shares = ([getattr(e, eta) for e in errors if np.isfinite(getattr(e, eta))] for eta in ("eta2", "etainf"))
+    return tuple(max(share, default=None) for share in shares)  # type: ignore[return-value]
 
 
 def _failure(examination: Examination, named: str | None) -> Failure:
-    assert examination.failure
-    (case, error), item = examination.failure, examination.item
-    message = [str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}"]
+    """The first cause, with the others beside it."""
+    total = examination.examples
+    first, *others = (_described(examination, cause, named, total) for cause in causes(examination.failures))
+    return replace(first, others=tuple(others))
+
+
+def _described(examination: Examination, cause: Cause, named: str | None, total: int) -> Failure:
+    case, error, item = cause.case, cause.error, examination.item
+    message = [sentence(str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}")]
     if examination.flaky:
         message.append("It does not fail each time this case is run.")
     if item.gap and _core(item):
@@ -80,12 +90,19 @@ def _failure(examination: Examination, named: str | None) -> Failure:
     return Failure(
         " ".join(message),
         where=getattr(error, "where", None),
-        hint=hints.likely(error) if isinstance(error, ConformanceError) else None,
+        hint=cause.hint,
+        count=f"{cause.count} of {total} cases" if total > 1 else None,
+        stage=error.raised[0] if isinstance(error, ConformanceError) and error.raised else None,
         case=json.loads(case.to_json()) if case else None,
         snippet=snippet(examination.subject, item.check, case, item.dtype) if case else None,
         command=_command(item, case, named) if case else None,
         picture=_picture(error),
     )
+
+
+def sentence(text: str) -> str:
+    """The text with a full stop."""
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _command(item: Item, case: Case, named: str | None) -> str | None:

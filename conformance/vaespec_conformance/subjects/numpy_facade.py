@@ -2,44 +2,127 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from vaespec import AutoencoderConfig
 from vaespec.layers import Sequential
 from vaespec.layouts import OIHW
 from vaespec.reference import ReferenceOps
-from vaespec_conformance.subjects.errors import ConformanceError, blamed
+from vaespec_conformance.subjects.capabilities import DECODER, ENCODER, NO_TERMS, Sizes, Terms, refused_size
+from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, blamed, declining
+
+METHODS = {ENCODER: "encode", DECODER: "decode"}
+"""Half -> the method that runs it."""
 
 
 class VaeFacade:
     """A VAE whose methods take and return NumPy arrays; arguments are converted to `input_dtype`, float32 or float64.
 
-    A method whose name ends in "encode" returns (mean, logvar); `weights` returns a dictionary; any other an array.
+    A method whose name ends in "encode" returns (mean, logvar), or (mean,) if the terms say so; `weights` returns a
+    dictionary; any other an array.
     """
 
-    def __init__(self, vae: Any, input_dtype: type[np.floating]) -> None:
-        self.vae, self.input_dtype = vae, input_dtype
+    def __init__(self, vae: Any, input_dtype: type[np.floating], terms: Terms = NO_TERMS) -> None:
+        self.vae, self.input_dtype, self.terms = vae, input_dtype, terms
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         with blamed(name):
             method = getattr(self.vae, name)
 
         def call(*arrays: np.ndarray) -> Any:
-            with blamed(name):
+            with self._guarded(name, *arrays):
                 result = method(*(np.asarray(a, self.input_dtype) for a in arrays))
                 if name == "weights":
                     return {key: np.asarray(a) for key, a in result.items()}
-                return tuple(map(np.asarray, _pair(name, result))) if name.endswith("encode") else np.asarray(result)
+                return tuple(map(np.asarray, self._moments(name, result))) if is_encode(name) else np.asarray(result)
 
         return call
 
+    def _guarded(self, name: str, *arrays: np.ndarray) -> AbstractContextManager[None]:
+        """Blames the subject for what a call raises."""
+        return blamed(name, _given(name, arrays))
 
-def _pair(name: str, result: Any) -> tuple[Any, Any]:
-    if not isinstance(result, tuple | list) or len(result) != 2:
-        raise ConformanceError(f"{name} returned a {type(result).__name__}: expected a pair of arrays (mean, logvar).")
-    return result[0], result[1]
+    def _moments(self, name: str, result: Any) -> tuple[Any, ...]:
+        """The arrays that an encode returned: mean and log-variance, or the mean alone if no more is asked."""
+        if not isinstance(result, tuple | list) or len(result) != 2:
+            raise ConformanceError(
+                f"{name} returned a {type(result).__name__}: expected a pair of arrays (mean, logvar)."
+            )
+        return (result[0],) if self.terms.mean_alone else (result[0], result[1])
+
+
+def is_encode(name: str) -> bool:
+    """Whether a method returns the parameters of a posterior."""
+    return name.endswith("encode")
+
+
+def _half(name: str) -> str | None:
+    """The half that a method runs; None if it runs none."""
+    if "decode" in name:
+        return DECODER
+    return ENCODER if "encode" in name or name == "sample" else None
+
+
+def _given(name: str, arrays: tuple[np.ndarray, ...]) -> str:
+    """The suite's arguments in words: "latents (2, 4, 3, 4)"."""
+    kind = "latents" if "decode" in name else "images"
+    return ", ".join(f"{kind} {a.shape}" for a in arrays[:1])
+
+
+class PortFacade(VaeFacade):
+    """A port's VAE. Raises NotSupportedError for a half or a size that the port does not have.
+
+    `seen` gets "mean alone" once encode has returned one array, and "results", the type of the arrays.
+    """
+
+    def __init__(
+        self,
+        vae: Any,
+        input_dtype: type[np.floating],
+        terms: Terms,
+        config: AutoencoderConfig,
+        sizes: Sizes,
+        lacks: frozenset[str],
+        seen: dict[str, Any],
+    ) -> None:
+        super().__init__(vae, input_dtype, terms)
+        self.config, self.sizes, self.lacks, self.seen = config, sizes, lacks, seen
+        seen["vae"] = type(vae)
+
+    def has(self, half: str) -> bool:
+        """Whether the port has the half, "encoder" or "decoder"."""
+        return half not in self.lacks and hasattr(self.vae, METHODS[half])
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        half = _half(name)
+        if half and not self.has(half):
+            raise NotSupportedError(f"it has no {half}", f"the {half}")
+        return super().__getattr__(name)
+
+    @contextmanager
+    def _guarded(self, name: str, *arrays: np.ndarray) -> Iterator[None]:
+        with blamed(name, _given(name, arrays)):
+            if arrays and self.sizes:
+                self._require_size(name, arrays[0].shape)
+            with declining(name, name if name in METHODS.values() else None):
+                yield
+
+    def _require_size(self, name: str, shape: tuple[int, ...]) -> None:
+        factor = 1 if "decode" in name else self.config.downsampling_factor
+        height, width = (n // factor for n in shape[2:])
+        if reason := refused_size(self.sizes, height, width, shape[0]):
+            raise NotSupportedError(reason, f"latents {height} × {width} in a batch of {shape[0]}")
+
+    def _moments(self, name: str, result: Any) -> tuple[Any, ...]:
+        one = result[0] if isinstance(result, tuple | list) and len(result) == 1 else result
+        if not isinstance(one, tuple | list) and getattr(one, "ndim", None) == 4:
+            self.seen["mean alone"] = True
+            return (one,)
+        return super()._moments(name, result)
 
 
 class Watched(NamedTuple):

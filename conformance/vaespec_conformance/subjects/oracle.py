@@ -14,7 +14,8 @@ from vaespec.analysis.rounding import GRIDS, RoundingOps, rounded
 from vaespec.ops import Array, Layer
 from vaespec.reference import ReferenceOps
 from vaespec_conformance.subjects.assembly import Assembled
-from vaespec_conformance.subjects.subjects import Alter, BackendSubject, Capabilities, Subject, unaltered
+from vaespec_conformance.subjects.capabilities import NO_TERMS, Capabilities, Terms
+from vaespec_conformance.subjects.subjects import Alter, BackendSubject, Subject, unaltered
 
 
 class OracleBackend:
@@ -60,6 +61,7 @@ class RoundingSubject(Subject):
     name = "rounding"
     grid: float = 1.0
     alter: Alter = unaltered
+    terms: Terms = NO_TERMS
 
     def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Assembled:
         if dtype in ("float32", "float64"):

@@ -7,22 +7,36 @@ call: `subject.build(config, weights, dtype).decode(z)`.
 from __future__ import annotations
 
 import dataclasses
-import inspect
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property, partial
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache, partial
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from vaespec import AutoencoderConfig
+from vaespec.analysis.rounding import rounded
 from vaespec.backend import Backend
 from vaespec.errors import BackendError
 from vaespec.initialize import initialize
 from vaespec.reference import ReferenceOps
+from vaespec_conformance.cases.models import CONFIGS
 from vaespec_conformance.subjects.assembly import Assembled
-from vaespec_conformance.subjects.errors import ConformanceError, blamed
-from vaespec_conformance.subjects.numpy_facade import OpsFacade, VaeFacade
+from vaespec_conformance.subjects.capabilities import (
+    BACKEND_FEATURES,
+    FEATURES,
+    LOGVAR,
+    NO_TERMS,
+    PRESUMED,
+    Capabilities,
+    Gap,
+    OwnWeights,
+    Terms,
+    refused_config,
+)
+from vaespec_conformance.subjects.declared import Declared
+from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, blamed, declining
+from vaespec_conformance.subjects.numpy_facade import OpsFacade, PortFacade, VaeFacade
 
 Weights = Mapping[str, np.ndarray]
 Factory = Callable[[AutoencoderConfig, dict[str, np.ndarray], str], Any]
@@ -30,51 +44,6 @@ Factory = Callable[[AutoencoderConfig, dict[str, np.ndarray], str], Any]
 
 Alter = Callable[[Factory], Factory]
 """Changes a subject's whole VAE: how a mutant makes a mistake outside the operations."""
-
-FEATURES = {
-    "sample": ("sample",),
-    "latents": ("encode_latents", "decode_latents"),
-    "tiling": ("tiled_encode", "tiled_decode"),
-    "slicing": ("sliced_encode", "sliced_decode"),
-    "weights": ("weights",),
-}
-"""Optional features of a VAE, and the methods that show each. `Assembled` documents the methods."""
-
-PRESUMED = frozenset({"deterministic", "threads"})
-"""Features that are assumed if a subject declares no capabilities: equal bits in every run, and in several threads.
-
-A port declares any other feature that no method shows: "legacy_names", if it accepts diffusers' names before 0.18.
-"""
-
-BACKEND_FEATURES = frozenset({"banding"})
-"""Features of every backend, since they need operations alone: the model in bands of rows."""
-
-SMALLEST = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2)
-"""The config of the VAE that is built to find out which methods a port has."""
-
-
-@dataclass(frozen=True)
-class Capabilities:
-    """The dtypes, devices and features that a subject claims. Encoding, decoding and loading weights are required."""
-
-    dtypes: tuple[str, ...] = ("float32",)
-    devices: tuple[str, ...] = ("cpu",)
-    features: frozenset[str] = frozenset()
-
-
-@dataclass(frozen=True)
-class Gap:
-    """A check that the subject declares it fails: `check` is an id, or "id[dtype]" for one dtype."""
-
-    check: str
-    kind: Literal["bug", "unsupported", "planned"]
-    reason: str
-    url: str | None = None
-    until: str | None = None
-
-    def covers(self, check: str, dtype: str) -> bool:
-        """Whether the gap is about this check in this dtype."""
-        return self.check in (check, f"{check}[{dtype}]")
 
 
 def input_dtype(dtype: str) -> type[np.floating]:
@@ -88,15 +57,38 @@ class Subject:
     kind: ClassVar[str]
     name: str
     alter: Alter
+    terms: Terms
+    own_configs: tuple[AutoencoderConfig, ...] = ()
+    """Configs that the subject names itself: the cases of every check are put to them too."""
+
+    @property
+    def home(self) -> AutoencoderConfig | None:
+        """The config in which a subject is examined that does not take the usual one; None if it takes that."""
+        return None
+
+    def takes(self, config: AutoencoderConfig) -> bool:
+        """Whether the subject takes a config, as far as it has said."""
+        return True
+
+    def prepare(self, check: Any, cases: Sequence[Any], dtype: str) -> None:
+        """Is called before the cases of a check are run, so that a subject may compute all of them at once."""
 
     def build(self, config: AutoencoderConfig, weights: Weights, dtype: str) -> VaeFacade:
         """Builds the VAE from a config and copies of canonical weights, in float32 or float64."""
         return self.build_from(config, {name: np.array(w, input_dtype(dtype)) for name, w in weights.items()}, dtype)
 
     def build_from(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> VaeFacade:
-        """Builds the VAE from the arrays themselves, not from copies."""
+        """Builds the VAE from the arrays themselves, not from copies. A subject that has only its own takes those.
+
+        Raises NotSupportedError if the subject does not take the config.
+        """
+        if self.terms.weights:
+            weights = {name: w.copy() for name, w in _own_weights(self.terms.weights, config, dtype).items()}
+        return self._facade(config, weights, dtype)
+
+    def _facade(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> VaeFacade:
         with blamed("build"):
-            return VaeFacade(self.factory(config, weights, dtype), input_dtype(dtype))
+            return VaeFacade(self.factory(config, weights, dtype), input_dtype(dtype), self.terms)
 
     def factory(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
         """Builds the VAE without the NumPy facade."""
@@ -120,6 +112,13 @@ class Subject:
         raise NotImplementedError
 
 
+@lru_cache(1)
+def _own_weights(given: OwnWeights, config: AutoencoderConfig, dtype: str) -> dict[str, np.ndarray]:
+    """The subject's own weights, rounded to the dtype."""
+    with blamed("weights"):
+        return {name: rounded(np.asarray(w), dtype).astype(input_dtype(dtype)) for name, w in given(config).items()}
+
+
 def unaltered(factory: Factory) -> Factory:
     """Returns the factory unchanged."""
     return factory
@@ -133,6 +132,7 @@ class BackendSubject(Subject):
     device: str | None = None
     precision: str = "highest"
     alter: Alter = unaltered
+    terms: Terms = NO_TERMS
     kind = "backend"
 
     @property
@@ -187,11 +187,18 @@ class BackendSubject(Subject):
 
 @dataclass(frozen=True)
 class PortSubject(Subject):
-    """A user's whole VAE: `maker(config, weights)` builds it, `maker(config, weights, dtype=)` in other dtypes."""
+    """A user's whole VAE: `maker(config, weights)` builds it, `maker(config, weights, dtype=)` in other dtypes.
+
+    What it takes and lacks is declared by attributes of `maker` (see `Declared`), or by NotImplementedError.
+    """
 
     maker: Callable[..., Any]
     name: str
     alter: Alter = unaltered
+    seen: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """What its results have shown: see `PortFacade`."""
+    refused: dict[AutoencoderConfig, str] = field(default_factory=dict, compare=False, repr=False)
+    """The configs for which build has raised NotImplementedError, and its words."""
     kind = "port"
 
     @classmethod
@@ -201,25 +208,75 @@ class PortSubject(Subject):
         maker.capabilities, maker.gaps = subject.capabilities, subject.gaps
         return cls(maker, subject.name)
 
+    @cached_property
+    def declared(self) -> Declared:
+        """What the maker declares."""
+        return Declared(self.maker)
+
+    @property
+    def own_configs(self) -> tuple[AutoencoderConfig, ...]:  # type: ignore[override]  # a default of the other kind
+        """The configs that the maker names."""
+        return self.declared.own_configs
+
+    @property
+    def terms(self) -> Terms:  # type: ignore[override]  # a field of the other kind
+        """Whether encode gives the mean alone, which may show in a result only; the weights that the maker brings."""
+        return Terms(LOGVAR in self.declared.lacks or "mean alone" in self.seen, self.declared.weights)
+
+    @property
+    def takes_dtype(self) -> bool:
+        """Whether the maker has an argument for the dtype."""
+        return "dtype" in self.declared.parameters
+
+    def _facade(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> VaeFacade:
+        declared = self.declared
+        if reason := self._refusal(config):
+            raise NotSupportedError(reason)
+        try:
+            with blamed("build"), declining("build"):
+                vae = self.factory(config, weights, dtype)
+        except NotSupportedError as refusal:
+            self.refused[config] = refusal.reason
+            raise
+        return PortFacade(vae, input_dtype(dtype), self.terms, config, declared.sizes, declared.lacks, self.seen)
+
+    def _refusal(self, config: AutoencoderConfig) -> str | None:
+        with blamed("accepts"):
+            return self.refused.get(config) or refused_config(self.declared.configs, config)
+
+    def takes(self, config: AutoencoderConfig) -> bool:
+        """Whether the port takes a config, by what it declares and has raised."""
+        return self._refusal(config) is None
+
     def _make(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
-        if "dtype" in inspect.signature(self.maker).parameters:
-            return self.maker(config, weights, dtype=dtype)
-        return self.maker(config, weights)
+        return self.maker(config, weights, dtype=dtype) if self.takes_dtype else self.maker(config, weights)
 
     @cached_property
     def capabilities(self) -> Capabilities:
-        """The capabilities that `maker` declares; otherwise float32, and the features that its methods show."""
-        declared = getattr(self.maker, "capabilities", None)
-        return declared or Capabilities(features=PRESUMED.union(self._features()))
+        """The capabilities that the maker declares; otherwise float32, and the features that its methods show."""
+        return self.declared.complete(self._features)
+
+    @property
+    def home(self) -> AutoencoderConfig | None:
+        """The first config that the port names or builds; None if that is the usual one, or if it builds none."""
+        return self._first[0]
 
     def _features(self) -> list[str]:
-        try:
-            vae = self.build(SMALLEST, initialize(SMALLEST, 0), "float32").vae
-        except ConformanceError:  # the checks report it
-            return []
-        return [name for name, methods in FEATURES.items() if all(hasattr(vae, method) for method in methods)]
+        return self._first[1]
+
+    @cached_property
+    def _first(self) -> tuple[AutoencoderConfig | None, list[str]]:
+        """The first config that can be built, and the features that the VAE's methods show."""
+        for config in dict.fromkeys((*self.own_configs, *CONFIGS.values())):
+            try:
+                vae = self.build(config, initialize(config, 0), "float32").vae
+            except (ConformanceError, NotSupportedError):  # the checks report it
+                continue
+            features = [n for n, methods in FEATURES.items() if all(hasattr(vae, method) for method in methods)]
+            return config, features
+        return None, []
 
     @property
     def gaps(self) -> tuple[Gap, ...]:
-        """The gaps that `maker` declares."""
+        """The gaps that the maker declares."""
         return tuple(getattr(self.maker, "gaps", ()))

@@ -1,0 +1,52 @@
+"""Groups the failures of a check by cause, so that one does not hide another."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.mutants import hints
+from vaespec_conformance.subjects.errors import ConformanceError
+
+SEARCHED = 6
+"""Failures of one check whose likely cause is searched; each search computes the known mistakes."""
+
+
+@dataclass
+class Cause:
+    """A cause: its first case and error, the likely mistake, and how many cases failed of it."""
+
+    case: Case | None
+    error: Exception
+    hint: str | None
+    count: int = 1
+
+
+def causes(failures: Sequence[tuple[Case | None, Exception]]) -> list[Cause]:
+    """The distinct causes, in the order of their first cases; mistakes of the suite first.
+
+    Two failures have one cause if a known mistake explains both, if the same exception was raised at the same place, or
+    if they differ in the numbers of their messages only.
+    """
+    found: dict[object, Cause] = {}
+    searches = 0
+    for case, error in sorted(failures, key=lambda failure: isinstance(failure[1], ConformanceError)):
+        hint = None
+        if isinstance(error, ConformanceError) and error.raised is None and searches < SEARCHED:
+            searches += 1
+            hint = hints.likely(error)
+        key = _key(error, hint)
+        if key in found:
+            found[key].count += 1
+        else:
+            found[key] = Cause(case, error, hint)
+    return list(found.values())
+
+
+def _key(error: Exception, hint: str | None) -> object:
+    """What failures of one cause have in common."""
+    if isinstance(error, ConformanceError) and error.raised:
+        return error.raised
+    return hint or (type(error).__name__, re.sub(r"\d[\d.e+-]*", "#", str(error)))

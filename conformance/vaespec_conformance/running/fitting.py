@@ -1,0 +1,81 @@
+"""The cases of a check for a subject: those of the check, and the same ones put to the config that the subject has.
+
+A subject that does not take the config "plain" is examined with every case of it in its home config instead: the first
+config that it names, or the first published one that it builds.
+"""
+
+from __future__ import annotations
+
+import json
+
+from vaespec import AutoencoderConfig
+from vaespec.architecture import count_parameters
+from vaespec_conformance.cases import models
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.judging.registry import PROFILES, Check
+from vaespec_conformance.subjects.subjects import Subject
+
+USUAL = "plain"
+"""The config of most cases."""
+WIDE = 16 << 20
+"""Parameters from which a config is a real one, whose cases take seconds each: it gets few of them."""
+WIDE_CASES = 5
+"""Cases of a check in a wide config: one for each regime of weights."""
+
+
+def pinned_cases(subject: Subject, check: Check) -> tuple[Case, ...]:
+    """The pinned cases of a check, then those in the subject's own configs, each once."""
+    added = [_in_config(case, config) for config in _own(subject) for case in _few(check, config)]
+    return tuple(dict.fromkeys((*check.pinned, *added)))
+
+
+def drawn_cases(subject: Subject, check: Check, profile: str) -> int:
+    """How many cases are drawn: none if the subject has wide configs only."""
+    home = subject.home
+    if home is not None and is_wide(home) and "config" in dict(check.pinned[0].items if check.pinned else ()):
+        return 0
+    return check.examples[PROFILES.index(profile)]
+
+
+def fitted(subject: Subject, case: Case) -> Case:
+    """The case, in the home config if the subject does not take its own."""
+    home = subject.home
+    if home is None or "config" not in dict(case.items) or subject.takes(models.config_of(case)):
+        return case
+    return _in_config(case, home)
+
+
+def name_of(config: AutoencoderConfig) -> str:
+    """The name of a config in `models.CONFIGS`, or its JSON: what a case has."""
+    known = (name for name, other in models.CONFIGS.items() if other == config)
+    return next(known, None) or json.dumps(config.to_dict(), sort_keys=True)
+
+
+def is_wide(config: AutoencoderConfig) -> bool:
+    """Whether a case in this config takes seconds."""
+    return count_parameters(config) >= WIDE
+
+
+def _own(subject: Subject) -> tuple[AutoencoderConfig, ...]:
+    """The configs in which the cases of "plain" are run as well."""
+    homes = () if subject.home is None else (subject.home,)
+    return tuple(c for c in dict.fromkeys((*subject.own_configs, *homes)) if c != models.CONFIGS[USUAL])
+
+
+def _few(check: Check, config: AutoencoderConfig) -> tuple[Case, ...]:
+    """The cases of a check in the usual config: all of them, or one for each regime in a wide config."""
+    usual = tuple(
+        case for case in check.pinned if dict(case.items).get("config") == USUAL and "regime" in dict(case.items)
+    )
+    if not is_wide(config):
+        return usual
+    by_kind = {(case["regime"], dict(case.items).get("fault")): case for case in reversed(usual)}
+    return tuple(case for case in usual if case in by_kind.values())[:WIDE_CASES]
+
+
+def _in_config(case: Case, config: AutoencoderConfig) -> Case:
+    """The case with another config, and with even sizes if its latents are cut into patches."""
+    values = {**dict(case.items), "config": name_of(config)}
+    if config.patch_size and "size" in values:
+        values["size"] = tuple(n + n % patch for n, patch in zip(case["size"], config.patch_size, strict=True))
+    return Case.of(**values)
