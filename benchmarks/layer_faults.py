@@ -7,6 +7,7 @@ Prints for each fault what was named, and the time; at the end how many names we
 """
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ SMALL = models.narrow((8, 16), layers_per_block=1)
 ONE = np.float32(1)
 
 
-# -- a right VAE, with a fault in one layer ------------------------------------------------------------------------------
+# -- a right VAE, with a fault in one layer ----------------------------------------------------------------------------
 
 
 class Changed:
@@ -52,6 +53,7 @@ class Port:
         self.ops = ReferenceOps(np, "float32")
 
     def run(self, half, x):
+        """Runs a half, with the fault in its layer."""
         x = np.asarray(x, np.float32)
         for layer in HALVES[half].build(self.config).layers:
             run = self.fault if layer.name == self.at else type(layer).__call__
@@ -59,10 +61,12 @@ class Port:
         return x
 
     def encode(self, x):
+        """The mean and the log-variance."""
         mean, logvar = np.split(self.run("encoder", x), 2, axis=1)
         return mean, logvar.clip(-30, 20)
 
     def decode(self, z):
+        """The images."""
         return self.run("decoder", z)
 
 
@@ -108,6 +112,7 @@ def norm(**changes):
 
 
 def bare_norm(ops, x, scale, shift, **numbers):
+    """A norm without scale and shift."""
     return ops.group_norm(x, np.ones_like(scale), np.zeros_like(shift), **numbers)
 
 
@@ -115,6 +120,8 @@ bare_norm.__name__ = "bad_group_norm"
 
 
 def kernel(change, bias=lambda b: b):
+    """A convolution with a changed kernel or bias."""
+
     def bad_conv2d(ops, x, w, b, **numbers):
         return ops.conv2d(x, np.ascontiguousarray(change(w)), bias(b), **numbers)
 
@@ -122,12 +129,15 @@ def kernel(change, bias=lambda b: b):
 
 
 def no_tap(w):
+    """A kernel whose upper right number is zero."""
     w = w.copy()
     w[:, :, 0, -1] = 0
     return w
 
 
 def padded(mode):
+    """A convolution with another border."""
+
     def bad_conv2d(ops, x, w, b, *, stride, padding):
         x = np.pad(x, ((0, 0), (0, 0), *padding), mode=mode)
         return ops.conv2d(x, w, b, stride=stride, padding=((0, 0), (0, 0)))
@@ -136,15 +146,19 @@ def padded(mode):
 
 
 def all_sides(ops, x, w, b, *, stride, padding):
+    """A convolution with zeros on all sides."""
     return ops.conv2d(x, w, b, stride=stride, padding=((1, 1), (1, 1)))
 
 
 def same_padding(ops, x, w, b, *, stride, padding):
+    """TensorFlow's SAME at stride 2."""
     sides = tuple((n % 2, 1) for n in x.shape[2:])
     return ops.conv2d(x, w, b, stride=stride, padding=sides)
 
 
 def act(function):
+    """Another activation."""
+
     def bad_silu(ops, x):
         return function(x).astype(np.float32)
 
@@ -152,14 +166,18 @@ def act(function):
 
 
 def relu(x):
+    """max(x, 0)."""
     return np.maximum(x, 0)
 
 
 def tanh_gelu(x):
+    """GELU by tanh."""
     return 0.5 * x * (1 + np.tanh((2 / np.pi) ** 0.5 * (x + 0.044715 * x**3)))
 
 
 def attend(scale=None, axis=-1, order="qkv"):
+    """Attention with another scale, another axis of the softmax, or other roles."""
+
     def bad_attention(ops, q, k, v, **numbers):
         q, k, v = ({"q": q, "k": k, "v": v}[name] for name in order)
         logits = (numbers["scale"] if scale is None else scale(q.shape[-1])) * q @ k.transpose(0, 2, 1)
@@ -170,6 +188,8 @@ def attend(scale=None, axis=-1, order="qkv"):
 
 
 def linear(change, bias=lambda b: b):
+    """A linear map with a changed weight or bias."""
+
     def bad_linear(ops, t, w, b):
         return ops.linear(t, change(w), bias(b))
 
@@ -177,6 +197,7 @@ def linear(change, bias=lambda b: b):
 
 
 def bilinear(ops, x):
+    """Upsampling that interpolates."""
     for axis in (2, 3):
         near = np.concatenate([x.take([0], axis), x, x.take([-1], axis)], axis)
         n = x.shape[axis]
@@ -196,10 +217,13 @@ def stale(other, *parts):
 
 
 def skip(factor):
+    """A residual connection that scales its input."""
     return replacing(add=lambda ops, x, y: factor * x + y)
 
 
 def drop(channel):
+    """A result with one channel of zeros."""
+
     def change(y):
         y = y.copy()
         y[:, channel] = 0
@@ -209,6 +233,7 @@ def drop(channel):
 
 
 def narrow(dtype):
+    """A result that is rounded to 16 bits."""
     return after(lambda y: y.astype(storage_dtype(dtype)).astype(np.float32))
 
 
@@ -226,7 +251,13 @@ def normed_skip(layer, x, params, ops):
     return layer(x, params, ops) - x + n
 
 
+def swapped(w):
+    """A kernel with height and width swapped."""
+    return w.swapaxes(2, 3)
+
+
 def transposed(w):
+    """A kernel with its channels swapped."""
     return w.transpose(1, 0, *range(2, w.ndim)) if w.shape[0] == w.shape[1] else w
 
 
@@ -240,10 +271,12 @@ class Fault:
 
     @property
     def half(self):
+        """The half that has the layer."""
         return "encoder" if self.layer.startswith(("encoder", "quant")) else "decoder"
 
     @property
     def expected(self):
+        """The name that is to be found."""
         return self.layer.replace("conv_act", "conv_norm_out")
 
 
@@ -261,7 +294,7 @@ FAULTS = [
     Fault(f"{E}.down_blocks.2.resnets.0", "relu for the first silu", only(0, act(relu))),
     Fault(f"{E}.down_blocks.2.resnets.1", "skip missing", skip(0)),
     Fault(f"{E}.down_blocks.3.resnets.0", "conv2 without a tap", only(1, kernel(no_tap))),
-    Fault(f"{E}.down_blocks.3.resnets.1", "weights of the resnet before", stale(f"{E}.down_blocks.3.resnets.0", "conv1")),
+    Fault(f"{E}.down_blocks.3.resnets.1", "weights of another", stale(f"{E}.down_blocks.3.resnets.0", "conv1")),
     Fault(f"{E}.down_blocks.0.downsamplers.0", "zeros on all sides", replacing(conv2d=all_sides)),
     Fault(f"{E}.down_blocks.1.downsamplers.0", "SAME", replacing(conv2d=same_padding)),
     Fault(f"{E}.down_blocks.1.downsamplers.0", "kernel transposed", replacing(conv2d=kernel(transposed))),
@@ -288,7 +321,7 @@ FAULTS = [
     Fault(f"{D}.mid_block.attentions.0", "output bias missing", only(3, linear(lambda w: w, lambda b: 0 * b))),
     Fault(f"{D}.mid_block.attentions.0", "one channel zero", drop(7)),
     Fault(f"{D}.up_blocks.0.resnets.1", "bfloat16", narrow("bfloat16")),
-    Fault(f"{D}.up_blocks.0.resnets.2", "rows and columns swapped in conv1", only(0, kernel(lambda w: w.swapaxes(2, 3)))),
+    Fault(f"{D}.up_blocks.0.resnets.2", "conv1 height and width swapped", only(0, kernel(swapped))),
     Fault(f"{D}.up_blocks.1.resnets.0", "gelu for the second silu", only(1, act(tanh_gelu))),
     Fault(f"{D}.up_blocks.1.resnets.2", "border mirrored in conv2", only(1, padded("reflect"))),
     Fault(f"{D}.up_blocks.2.resnets.0", "shortcut bias missing", only(2, kernel(lambda w: w, lambda b: 0 * b))),
@@ -308,7 +341,7 @@ FAULTS = [
 ]  # fmt: skip
 
 
-def stale_fits(fault: Fault, config: AutoencoderConfig) -> bool:
+def fits(fault: Fault, config: AutoencoderConfig) -> bool:
     """Whether the config has the layer."""
     return any(layer.name == fault.layer for layer in HALVES[fault.half].build(config).layers)
 
@@ -321,14 +354,13 @@ def subject(fault: Fault | None = None) -> PortSubject:
 
 def trial(config, half, regime, seed):
     """The weights and the input of a failed case."""
-    import json
-
     case = Case.of(config=json.dumps(config.to_dict()), regime=regime, size=(4, 5), more=0, seed=seed)
     inputs = models.images if half == "encoder" else models.latents
     return {"weights": models.weights(case, "float32"), "x": inputs(case, "float32")}
 
 
 def main():
+    """Examines every fault, or right ports."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--clean", type=int, default=0, help="examine a right port in as many seeds instead")
     parser.add_argument("--only", default="", help="faults whose layer or name contains this")
@@ -345,16 +377,15 @@ def main():
         return print(f"{sum(found is not None for found in named)} of {len(named)} right VAEs have a layer named")
     counts = dict.fromkeys(("right", "wrong", "none"), 0)
     for fault in FAULTS:
-        if options.only not in f"{fault.layer} {fault.what}" or not stale_fits(fault, config):
+        if options.only not in f"{fault.layer} {fault.what}" or not fits(fault, config):
             continue
         began = time.perf_counter()
         found = first_wrong_layer(subject(fault), config, half=fault.half)
         verdict = "none" if found is None else "right" if found.layer == fault.expected else "wrong"
         counts[verdict] += 1
-        print(
-            f"{verdict:5}  {time.perf_counter() - began:5.1f} s  {fault.layer}: {fault.what}  ->  {found and (found.name, found.how, found.cause)}",
-            flush=True,
-        )
+        seconds = time.perf_counter() - began
+        said = found and (found.name, found.how, found.cause)
+        print(f"{verdict:5}  {seconds:5.1f} s  {fault.layer}: {fault.what}  ->  {said}", flush=True)
     print(counts)
 
 

@@ -97,10 +97,10 @@ class Injection:
         layers, chosen = self.bench.layers, dict(self.weights)
         for k, layer in enumerate(layers):
             chosen |= changed.get(k, silent(layer) if k < j else quiet(layer, self.weights))
-        if j > 0:
-            chosen |= without_output(layers[0])
+            if k < j and isinstance(layer, Conv):
+                chosen |= without_output(layer)
         passed = frozenset(k for k, layer in enumerate(layers) if k not in changed and idle(layer))
-        return self.bench.ask(chosen, self.x, passed)
+        return self.bench.ask(chosen, self.x if j == 0 else 0 * self.x, passed)
 
 
 _LAST_BIAS: dict[type[Any], str] = {

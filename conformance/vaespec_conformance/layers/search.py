@@ -21,12 +21,15 @@ from vaespec_conformance.layers.injection import Injection
 from vaespec_conformance.layers.probing import Bench, TimeUpError
 from vaespec_conformance.layers.seeing import first_wrong, look
 from vaespec_conformance.layers.strips import finding, measured, modelled, seen_finding
+from vaespec_conformance.subjects.errors import NotSupportedError
 
 SECONDS = 60.0
 """A search that takes longer names nothing."""
 REGIMES = ("plain", "faint", "sharp", "offset")
 SIZE = (2, 3)
 """Latents of the trials: small, since the search runs the specification some fifty times."""
+CLEAR = 3.0
+"""A result is clearly wrong from so many budgets on, and clearly worse from so many times the error on."""
 BISECTED = "bisection: the result is right as long as this layer adds nothing, and wrong with its own weights"
 HIDDEN = "bisection: the result is right with this layer as an identity, and wrong with its own weights"
 INJECTED = "injection: a signal that starts behind this layer arrives unharmed, and one before it does not"
@@ -59,7 +62,7 @@ def first_wrong_layer(
             if not search.full.right and (found := search.seen() or search.found()):
                 return found
         return _by_sizes(bench)
-    except TimeUpError:
+    except (TimeUpError, NotSupportedError):
         return None
 
 
@@ -87,6 +90,8 @@ class _Search:
         return named and self.finding(*named)
 
     def _named(self) -> Named | None:
+        if self.full.used < CLEAR:
+            return None
         quiet = self.bisection.answer(-1).right
         found = self._bisected() if quiet else self._injected()
         return None if found is None or outside(self.bench, self.weights, self.x, self.full) else found
@@ -94,7 +99,7 @@ class _Search:
     def _bisected(self) -> Named | None:
         """A mistake in a residual branch."""
         k = self.bisection.first_wrong()
-        if k is None:
+        if k is None or self.bisection.answer(k).used < CLEAR * self.bisection.answer(k - 1).used:
             return None
         if self.bisection.prepares(k - 1) and not self.bisection.prepares(k):
             alone = self.bisection.without(k, up_to=len(self.bench.layers) - 1).right

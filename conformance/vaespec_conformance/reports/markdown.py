@@ -7,7 +7,15 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from vaespec.escaping import escaped
 from vaespec_conformance.reports.report import STATUSES, Report, Result, by_check
-from vaespec_conformance.reports.text import NOTE, environment_rows, gap_rows, margin, precision_rows, subject_rows
+from vaespec_conformance.reports.text import (
+    NOTE,
+    environment_rows,
+    gap_rows,
+    layer_rows,
+    margin,
+    precision_rows,
+    subject_rows,
+)
 
 SIGNS = {"pass": "✅", "fail": "❌", "error": "❗", "gap": "⚠️", "xpass": "⇡", "undeclared": "➖", "not_asked": "○"}
 
@@ -109,7 +117,7 @@ def _failure(result: Result) -> Iterator[str]:
         yield _line(result.reason or STATUSES[result.status])
         return
     yield _line(failure.message)
-    details = [("where", failure.where), ("likely", failure.hint)]
+    details = [("where", failure.where), ("likely", failure.hint), *layer_rows(failure.layers)]
     if result.margin is not None:
         details.insert(0, ("error", f"{margin(result.margin)} times the budget"))
     if failure.case is not None:
