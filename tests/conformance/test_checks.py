@@ -39,7 +39,7 @@ def test_correct_backends_pass_every_pinned_case_with_a_quarter_of_the_budget_le
         pytest.skip("not a dtype of this backend")
     for check in CHECKS.values():
         if check.concerns(subject, dtype):
-            for case in check.pinned:
+            for case in check.pinned_in(dtype):
                 assert max(check.run(subject, case, dtype)) <= ROOM, f"{check.id} {case.to_json()}"
 
 
@@ -73,10 +73,10 @@ def test_a_check_explains_itself_and_pins_its_worst_cases(check):
 
 @pytest.mark.parametrize("config", models.CONFIGS)
 def test_the_oracle_computes_what_diffusers_computes(config):
-    """In float64, for every regime of weights."""
+    """In float64, for every regime of weights; roundings add up with the number of levels."""
     model = diffusers_model(models.CONFIGS[config])
     for regime in models.REGIMES:
-        case = Case.of(config=config, regime=regime, size=(3, 4), more=1, seed=3)
+        case = Case.of(config=config, regime=regime, size=(2, 4), more=1, seed=3)
         weights = models.weights(case, "float32")
         model.load_state_dict({name: torch.tensor(w) for name, w in weights.items()}, strict=True)
         ours = ORACLE.build(models.CONFIGS[config], weights, "float64")
@@ -85,11 +85,11 @@ def test_the_oracle_computes_what_diffusers_computes(config):
             (*ours.encode(x), ours.decode(z)), (*encoded(model, x), decoded(model, z)), strict=True
         ):
             # offset: PyTorch computes the variance in one pass, with an error of (μ / σ)² roundings
-            assert relative_l2(mine, theirs) < (1e-12 if regime == "offset" else 1e-14)
+            assert relative_l2(mine, theirs) < (1e-12 if regime == "offset" else 1e-14 * models.CONFIGS[config].levels)
 
 
 def test_the_goldens_are_small_and_name_the_version_of_diffusers():
-    assert FILE.stat().st_size < 200_000
+    assert FILE.stat().st_size < 150_000
     assert str(goldens()["version"]) == "0.42.1"
 
 

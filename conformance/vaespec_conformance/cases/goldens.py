@@ -17,7 +17,10 @@ from vaespec import AutoencoderConfig
 from vaespec_conformance.cases.models import CONFIGS
 
 FILE = Path(__file__).with_name("goldens.npz")
-SIZES = {"plain": (5, 7), "attentive": (6, 8), "bare": (12, 16)}
+SIZES = {
+    name: (5, 7) if name == "plain" else {2: (6, 8), 3: (12, 16), 4: (16, 32)}[config.levels]
+    for name, config in CONFIGS.items()
+}
 """Image sizes in px; latents are ⌊n / f⌋. Other checks use the same sizes, so that nothing is compiled for these."""
 
 
@@ -33,9 +36,11 @@ def golden_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarra
 
 
 def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Kernels with a variance of about 1 / fan-in; scales in [½, 1)."""
+    """Kernels with a variance of about 1 / fan-in; scales and variances in [½, 1)."""
+    if name == "bn.num_batches_tracked":
+        return np.array(7.0)
     drawn = uniform(name, shape)
-    if name.endswith("bias"):
+    if name.endswith(("bias", "mean")):
         return drawn / 4
     return (drawn + 3) / 4 if len(shape) == 1 else drawn * 2.0 ** round(0.5 * math.log2(3.6 / math.prod(shape[1:])))
 

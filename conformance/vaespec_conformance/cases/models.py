@@ -11,6 +11,8 @@ import numpy as np
 
 from vaespec import AutoencoderConfig, parameters, strict_json
 from vaespec.analysis.rounding import rounded
+from vaespec.architecture import count_parameters
+from vaespec.latents import patchify
 from vaespec_conformance.cases.cases import Case
 
 Weights = dict[str, np.ndarray]
@@ -30,28 +32,56 @@ def narrow(widths: tuple[int, ...], **fields: object) -> AutoencoderConfig:
     return AutoencoderConfig(**{**blocks, **fixed, **fields})  # type: ignore[arg-type]
 
 
+def two_levels(**fields: object) -> AutoencoderConfig:
+    """SD 1 with two levels of one resnet, which is quick to compile, and what one odd thing changes in it."""
+    return narrow((8, 16), **{"layers_per_block": 1, **fields})
+
+
+def four_levels(widths: tuple[int, ...], **fields: object) -> AutoencoderConfig:
+    """A published family at its least widths: four levels of two resnets, and 32 groups in every norm."""
+    fixed = {"norm_num_groups": 32, "layers_per_block": 2, "sample_size": 64}
+    return narrow(widths, **{**fixed, **fields})
+
+
+SLIM = (32, 32, 64, 64)
+UNQUANTIZED = {"use_quant_conv": False, "use_post_quant_conv": False}
+PATCHES = {"patch_size": (2, 2), "batch_norm_eps": 1e-4, "batch_norm_momentum": 0.1, "scaling_factor": None}
+OUTER_ATTENTION = {
+    "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+    "up_block_types": ("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+}
 CONFIGS = {
-    "plain": narrow((8, 16), layers_per_block=1),
-    "attentive": narrow(
-        (8, 16),
-        norm_num_groups=8,
-        layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D", "AttnDownEncoderBlock2D"),
-        up_block_types=("AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
-    ),
-    "bare": narrow(
-        (4, 8, 8),
-        norm_num_groups=2,
-        latent_channels=6,
-        act_fn="mish",
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        mid_block_add_attention=False,
-        shift_factor=0.3,
+    "plain": two_levels(),
+    "sd1": four_levels((32, 64, 128, 128)),
+    "flux1": four_levels(SLIM, latent_channels=16, scaling_factor=0.3611, shift_factor=0.1159, **UNQUANTIZED),
+    "flux2": four_levels(SLIM, latent_channels=32, **PATCHES),
+    "attentive": two_levels(**OUTER_ATTENTION),
+    "mish": two_levels(act_fn="mish"),
+    "no_middle_attention": two_levels(mid_block_add_attention=False),
+    "quant_only": two_levels(use_post_quant_conv=False),
+    "post_quant_only": two_levels(use_quant_conv=False),
+    "odd": narrow(
+        (4, 8, 8), norm_num_groups=2, latent_channels=6, layers_per_block=1, sample_size=32, shift_factor=0.3
     ),
 }
-"""plain: as in SD 1. attentive: attention in the outer blocks too, one or two channels per group. bare: none of
-the optional parts."""
+"""The published families, narrow, and configs that each have one odd thing."""
+
+LABELS = {
+    "plain": "SD 1 with two levels and 4 groups",
+    "sd1": "SD 1",
+    "flux1": "FLUX.1",
+    "flux2": "FLUX.2",
+    "attentive": "attention outside the middle",
+    "mish": "Mish",
+    "no_middle_attention": "a middle without attention",
+    "quant_only": "quant_conv without post_quant_conv",
+    "post_quant_only": "post_quant_conv without quant_conv",
+    "odd": "three levels, 2 groups and 6 latent channels",
+}
+"""What a report calls each config."""
+
+FAMILIES = ("plain", "sd1", "flux1", "flux2")
+"""The configs that are a published family's."""
 
 
 def config_of(case: Case) -> AutoencoderConfig:
@@ -81,20 +111,29 @@ INTO_NORMS = ("conv_in", "conv1", "conv2", "to_out.0")
 """The layers whose results are added up and normalized."""
 
 
-@lru_cache(64)
-def _weights(config: str, regime: str, seed: int, dtype: str) -> Weights:
+LARGE = 1 << 20
+"""Parameters of a model whose weights are not kept beside those of others."""
+
+
+def weights(case: Case, dtype: str) -> Weights:
+    """Canonical float64 weights for the case's config, regime and seed, rounded to the dtype."""
+    draw = _last_weights if count_parameters(config_of(case)) > LARGE else _weights
+    return dict(draw(case["config"], case["regime"], case["seed"], dtype))
+
+
+def _draw_all(config: str, regime: str, seed: int, dtype: str) -> Weights:
     rng = Case.of(seed=seed).rng("weights")
     drawn = {name: _drawn(name, row.shape, regime, rng) for name, row in parameters(_config(config)).items()}
     return {name: rounded(w, dtype) for name, w in drawn.items()}
 
 
-def weights(case: Case, dtype: str) -> Weights:
-    """Canonical float64 weights for the case's config, regime and seed, rounded to the dtype."""
-    return dict(_weights(case["config"], case["regime"], case["seed"], dtype))
+_weights, _last_weights = lru_cache(64)(_draw_all), lru_cache(1)(_draw_all)
 
 
 def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Generator) -> np.ndarray:
     module, leaf = name.rsplit(".", 1)
+    if module == "bn":
+        return _statistic(leaf, shape, rng)
     if "norm" in module.rsplit(".", 1)[-1]:
         return rng.uniform(0.5, 1.5, shape) if leaf == "weight" else rng.uniform(-0.5, 0.5, shape)
     w = (
@@ -112,6 +151,13 @@ def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Genera
     return w
 
 
+def _statistic(leaf: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """FLUX.2's statistics of latents: means and variances, and the number of batches that they are of."""
+    if leaf == "num_batches_tracked":
+        return np.array(7.0)
+    return rng.uniform(0.5, 2.0, shape) if leaf == "running_var" else rng.uniform(-0.5, 0.5, shape)
+
+
 def images(case: Case, dtype: str) -> np.ndarray:
     """Images (2, C, f h + more, f w + more) in [-1, 1], for latents of (h, w) = case["size"]."""
     config = config_of(case)
@@ -123,3 +169,9 @@ def latents(case: Case, dtype: str) -> np.ndarray:
     """Latents (2, C, h, w), drawn from N(0, 1)."""
     config = config_of(case)
     return rounded(case.rng("latents").standard_normal((2, config.latent_channels, *case["size"])), dtype)
+
+
+def diffusion_latents(case: Case, dtype: str) -> np.ndarray:
+    """Latents as a diffusion model makes them: (2, C, h, w), or FLUX.2's patches (2, C · p₁ · p₂, h / p₁, w / p₂)."""
+    config, z = config_of(case), latents(case, dtype)
+    return z if config.patch_size is None else patchify(z, config.patch_size)

@@ -13,17 +13,31 @@ from vaespec_conformance.cases.cases import Case, among, cases
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import elementwise
 from vaespec_conformance.judging.judge import judge, specified
-from vaespec_conformance.judging.registry import MODEL, Margin, check
+from vaespec_conformance.judging.registry import MODEL, Limited, Margin, check
 from vaespec_conformance.subjects.errors import NotSupportedError
 
 SIZES = ((3, 4), (2, 3))
-CONFIGS = ("plain", "attentive", "plain", "bare")
+CONFIGS = ("plain", "attentive", *models.CONFIGS)
+EVEN = (2, 4)
+"""Latents of the configs with four levels: even, as FLUX.2's patches have to be, and few, since the maps are wide."""
+
+
+def _case(config: str, regime: str, **fields: Any) -> Case:
+    size = EVEN if models.CONFIGS[config].levels == 4 else (3, 4)
+    return Case.of(config=config, regime=regime, size=size, **fields, seed=1)
 
 
 def pinned(**fields: Any) -> tuple[Case, ...]:
-    """A case for each regime and each config."""
-    chosen = [*(("plain", regime) for regime in models.REGIMES), ("attentive", "sharp"), ("bare", "plain")]
-    return tuple(Case.of(config=config, regime=regime, size=(3, 4), **fields, seed=1) for config, regime in chosen)
+    """A case for each regime, and for what a dtype may change: the logits of attention, and an activation."""
+    chosen = [*(("plain", regime) for regime in models.REGIMES), ("attentive", "sharp"), ("mish", "plain")]
+    return tuple(_case(config, regime, **fields) for config, regime in chosen)
+
+
+def other_configs(**fields: Any) -> tuple[Limited, ...]:
+    """A case for each config that is not among `pinned`; in float32, since the topology is the same in every dtype."""
+    return tuple(
+        Limited(_case(name, "plain", **fields)) for name in models.CONFIGS if name not in ("plain", "attentive", "mish")
+    )
 
 
 ONE_MODEL = Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1)
@@ -48,6 +62,7 @@ def _compute_encode(subject: Any, case: Case, dtype: str) -> np.ndarray:
         Case.of(config="plain", regime="plain", size=(2, 3), more=1, seed=1),
         Case.of(config="plain", regime="plain", size=(1, 1), more=0, seed=1),
     ),
+    limited=other_configs(more=0),
 )
 def encode(subject: Any, case: Case, dtype: str) -> Margin:
     """Images become the specification's mean and log-variance, within a few times the error that rounding must cause.
@@ -68,6 +83,7 @@ def _compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
     examples=MODEL,
     cases=cases(config=among(*CONFIGS), regime=among(*models.REGIMES), size=among(*SIZES)),
     pinned=pinned(),
+    limited=other_configs(),
 )
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
     """Latents become the specification's images, unclipped, within a few times the error that rounding must cause."""
@@ -91,7 +107,7 @@ def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarra
     level="L3",
     needs=("logvar", "other weights"),
     examples=MODEL,
-    cases=cases(config=among("plain", "bare"), regime=among("plain"), size=among((3, 4)), more=among(0)),
+    cases=cases(config=among("plain", "odd"), regime=among("plain"), size=among((3, 4)), more=among(0)),
     pinned=(ONE_MODEL,),
 )
 def logvar(subject: Any, case: Case, dtype: str) -> Margin:
@@ -112,7 +128,7 @@ def _compute_sample(subject: Any, case: Case, dtype: str) -> np.ndarray:
     level="L3",
     requires=("sample",),
     examples=MODEL,
-    cases=cases(config=among("plain", "bare"), regime=among("plain"), size=among((3, 4)), more=among(0)),
+    cases=cases(config=among("plain", "odd"), regime=among("plain"), size=among((3, 4)), more=among(0)),
     pinned=(ONE_MODEL,),
 )
 def sample(subject: Any, case: Case, dtype: str) -> Margin:
@@ -125,7 +141,7 @@ def _compute_encode_latents(subject: Any, case: Case, dtype: str) -> np.ndarray:
 
 
 def _compute_decode_latents(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    return build_model(subject, case, dtype).decode_latents(models.latents(case, dtype))
+    return build_model(subject, case, dtype).decode_latents(models.diffusion_latents(case, dtype))
 
 
 latents = partial(
@@ -133,18 +149,22 @@ latents = partial(
     level="L3",
     requires=("latents",),
     examples=MODEL,
-    cases=cases(config=among("bare", "plain"), regime=among("plain"), size=among((3, 4)), more=among(0)),
-    pinned=tuple(Case.of(config=config, regime="plain", size=(3, 4), more=0, seed=1) for config in ("plain", "bare")),
+    cases=cases(config=among("plain", "odd", "flux1", "flux2"), regime=among("plain"), size=among(EVEN), more=among(0)),
+    pinned=tuple(_case(config, "plain", more=0) for config in ("plain", "odd")),
+    limited=tuple(Limited(_case(config, "plain", more=0)) for config in ("flux1", "flux2")),
 )
 
 
 @latents("model.encode_latents")
 def encode_latents(subject: Any, case: Case, dtype: str) -> Margin:
-    """encode_latents returns (z - shift) · scale, or z · scale if the config has no shift."""
+    """encode_latents returns (z - shift) · scale, or z · scale if the config has no shift.
+
+    FLUX.2's are cut into 2 × 2 patches, and normalized by the stored mean and variance of each channel of them.
+    """
     return judge(subject, _compute_encode_latents, case, dtype, what="encode_latents")
 
 
 @latents("model.decode_latents")
 def decode_latents(subject: Any, case: Case, dtype: str) -> Margin:
-    """decode_latents decodes z / scale + shift, or z / scale if the config has no shift."""
+    """decode_latents undoes `model.encode_latents`, then decodes: z / scale + shift, or FLUX.2's patches."""
     return judge(subject, _compute_decode_latents, case, dtype, what="decode_latents")

@@ -20,7 +20,7 @@ from vaespec_conformance.subjects.subjects import input_dtype
 
 FAULTS = ("missing", "unexpected", "misshapen")
 MODELS: dict[str, Any] = {
-    "config": among("plain", "bare"),
+    "config": among("plain", "odd"),
     "regime": among("plain"),
     "size": among((3, 4)),
     "more": among(0),

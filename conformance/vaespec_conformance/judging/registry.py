@@ -52,12 +52,23 @@ class Examples(NamedTuple):
 
 OPERATION, BLOCK, MODEL = Examples(5, 30, 300), Examples(1, 8, 50), Examples(1, 3, 10)
 
+
+class Limited(NamedTuple):
+    """A pinned case that runs in these dtypes only, from a profile on: "default" means in thorough as well."""
+
+    case: Case
+    profile: str = "quick"
+    dtypes: tuple[str, ...] = ("float32",)
+
+
 Run = Callable[[Subject, Case, str], Margin]
 
 
 @dataclass(frozen=True)
 class Check:
     """One property. `pinned` cases run in every profile, before the drawn ones: they catch the known mistakes.
+
+    `limited` cases are pinned as well, in some profiles and dtypes: see `pinned_in`.
 
     `requires` names features of `Capabilities`; a check that requires none is core, and no gap can excuse it. `needs`
     names things that a subject may lack (`Capabilities.lacks`): then the check is not asked.
@@ -74,6 +85,12 @@ class Check:
     examples: Examples
     since: str
     needs: tuple[str, ...] = ()
+    limited: tuple[Limited, ...] = ()
+
+    def pinned_in(self, dtype: str, profile: str = "quick") -> tuple[Case, ...]:
+        """The pinned cases that run in a dtype and a profile."""
+        begun = PROFILES[: PROFILES.index(profile) + 1]
+        return (*self.pinned, *(case for case, first, dtypes in self.limited if first in begun and dtype in dtypes))
 
     @property
     def explain(self) -> str:
@@ -105,13 +122,14 @@ def check(
     examples: Examples = MODEL,
     since: str = "1.0",
     needs: tuple[str, ...] = (),
+    limited: tuple[Limited, ...] = (),
 ) -> Callable[[Run], Run]:
     """Registers the decorated function as a check."""
 
     def register(run: Run) -> Run:
         if id in CHECKS:
             raise ValueError(f"two checks are called {id!r}: rename one.")
-        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, needs)
+        CHECKS[id] = Check(id, level, run, cases, pinned, subjects, requires, dtypes, examples, since, needs, limited)
         return run
 
     return register

@@ -87,7 +87,7 @@ def examine(
         return examination
     if item.lacking and not (item.tried or case):
         return examination
-    pinned = (case,) if case else () if item.lacking else pinned_cases(subject, item.check)
+    pinned = (case,) if case else () if item.lacking else pinned_cases(subject, item.check, item.dtype, profile)
     drawn = 0 if case else 1 if item.lacking else drawn_cases(subject, item.check, profile)
     examination.required = len(pinned) + drawn
     if pinned:

@@ -23,10 +23,10 @@ WIDE_CASES = 5
 """Cases of a check in a wide config: one for each regime of weights."""
 
 
-def pinned_cases(subject: Subject, check: Check) -> tuple[Case, ...]:
-    """The pinned cases of a check, then those in the subject's own configs, each once."""
+def pinned_cases(subject: Subject, check: Check, dtype: str, profile: str) -> tuple[Case, ...]:
+    """The pinned cases of a check in a dtype and a profile, then those in the subject's own configs, each once."""
     added = [_in_config(case, config) for config in _own(subject) for case in _few(check, config)]
-    return tuple(dict.fromkeys((*check.pinned, *added)))
+    return tuple(dict.fromkeys((*check.pinned_in(dtype, profile), *added)))
 
 
 def drawn_cases(subject: Subject, check: Check, profile: str) -> int:
