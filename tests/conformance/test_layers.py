@@ -10,15 +10,15 @@ import jsonschema
 import numpy as np
 import pytest
 from conformance.test_ports import subject as diffusers_port
+from support.made_reports import report as made_report
 
 from vaespec.architecture import HALVES
 from vaespec.reference import ReferenceOps
-from vaespec_conformance import Selection, run_conformance
 from vaespec_conformance.cases import models
 from vaespec_conformance.layers import first_wrong_layer
 from vaespec_conformance.reports.html import to_html
 from vaespec_conformance.reports.markdown import to_markdown
-from vaespec_conformance.reports.report import SCHEMA_FILE, Report
+from vaespec_conformance.reports.report import SCHEMA_FILE, Failure, Report, Result
 from vaespec_conformance.reports.text import failure_lines
 from vaespec_conformance.subjects.subjects import PortSubject
 
@@ -169,20 +169,20 @@ def test_a_port_that_returns_its_layers_is_believed():
 def test_the_objects_of_a_port_are_as_before_when_it_was_watched():
     built = []
 
-    class Kept(diffusers_port().maker.func):
-        def __init__(self, config, weights):
-            super().__init__(config, weights, spoil=lambda vae: setattr(vae.decoder.conv_norm_out, "eps", 0.1))
-            built.append((self, [type(module) for module in self.vae.modules()]))
+    def spoil(vae):
+        vae.decoder.conv_norm_out.eps = 0.1
+        built.append((vae, [type(module) for module in vae.modules()]))
 
-    assert first_wrong_layer(PortSubject(Kept, "kept"), CONFIG).layer == "decoder.conv_norm_out"
-    assert all([type(module) for module in port.vae.modules()] == before for port, before in built)
+    assert first_wrong_layer(diffusers_port(spoil), CONFIG).layer == "decoder.conv_norm_out"
+    assert all([type(module) for module in vae.modules()] == before for vae, before in built)
 
 
 @pytest.fixture(scope="module")
 def report():
     at = "decoder.mid_block.resnets.1"
-    selection = Selection(checks=("model.decode",), dtypes=("float32",))
-    return run_conformance(black_box(at, **FAULTS[at]), profile="quick", selection=selection)
+    found = first_wrong_layer(black_box(at, **FAULTS[at]), CONFIG)
+    failure = Failure("decode is off.", layers=found.to_dict())
+    return made_report(Result("model.decode", "L3", "float32", "fail", 1, 1, 9.0, 9.0, failure=failure))
 
 
 def test_the_report_of_a_failed_port_names_the_layer_and_shows_the_strip(report):
