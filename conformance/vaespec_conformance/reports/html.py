@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterable, Mapping
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from vaespec.escaping import escaped
 from vaespec_conformance.judging.registry import LEVELS
@@ -16,6 +17,7 @@ from vaespec_conformance.reports.text import (
     environment_rows,
     gap_rows,
     grade_text,
+    layer_rows,
     margin,
     precision_rows,
     subject_rows,
@@ -103,6 +105,7 @@ def _card(result: Result, *, opened: bool) -> str:
     facts += [("And", f"{o.message} {f'Likely: {o.hint}' if o.hint else ''} ({o.count})") for o in failure.others]
     if result.margin is not None:
         facts.insert(0, ("Error", f"{margin(result.margin)} times the budget"))
+    facts += [(name.capitalize(), text) for name, text in layer_rows(failure.layers) if name != "layers"]
     listed = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in facts if text)
     picture = (
         f'<figure><img alt="map of the error" src="{escape(failure.picture)}"><figcaption>'
@@ -115,8 +118,30 @@ def _card(result: Result, *, opened: bool) -> str:
     snippet = f"<h4>Without the suite</h4><pre>{escape(failure.snippet)}</pre>" if failure.snippet else ""
     return (
         f'<article class="{result.status}">\n{head}\n<p>{escape(failure.message)}</p>\n'
-        f'<div class="facts">{picture}<dl>{listed}</dl></div>\n{_details(case + command + snippet, opened)}</article>'
+        f'<div class="facts">{picture}<dl>{listed}</dl></div>\n'
+        f"{_strip(failure.layers)}{_details(case + command + snippet, opened)}</article>"
     )
+
+
+def _strip(layers: Mapping[str, Any] | None) -> str:
+    """The strip as a row of cells, each with its layer and its used share as a title."""
+    if layers is None:
+        return ""
+    cells = "".join(_layer(layer, used, layer == layers["layer"]) for layer, used in layers["strip"])
+    picture = layers.get("picture")
+    figure = (
+        f'<figure><img alt="map of the error in the first wrong layer" src="{escape(picture)}">'
+        "<figcaption>the error in the first wrong layer</figcaption></figure>"
+        if picture
+        else ""
+    )
+    return f'<div class="strip"><span>input</span>{cells}<span>output</span></div>\n{figure}\n'
+
+
+def _layer(layer: str, used: float, first: bool) -> str:
+    mark = "first beyond" if first else "beyond" if used > 1 else "within"
+    shown = "far beyond the budget" if used >= 1e300 else f"{margin(used)} of the budget"
+    return f'<i class="{mark}" title="{escape(f"{layer}: {shown}", quote=True)}"></i>'
 
 
 def _details(content: str, opened: bool) -> str:

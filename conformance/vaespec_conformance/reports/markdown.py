@@ -12,6 +12,7 @@ from vaespec_conformance.reports.text import (
     environment_rows,
     gap_rows,
     grade_text,
+    layer_rows,
     margin,
     precision_rows,
     subject_rows,
@@ -125,7 +126,7 @@ def _failure(result: Result) -> Iterator[str]:
         yield _line(result.reason or STATUSES[result.status])
         return
     yield _line(failure.message)
-    details = [("where", failure.where), ("likely", failure.hint)]
+    details = [("where", failure.where), ("likely", failure.hint), *layer_rows(failure.layers)]
     if result.margin is not None:
         details.insert(0, ("error", f"{margin(result.margin)} times the budget"))
     if failure.case is not None:

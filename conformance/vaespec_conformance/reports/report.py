@@ -50,7 +50,8 @@ class Failure:
     """Why a check did not pass, and how to run it again. `picture` is a PNG of the error, as a data URI.
 
     `count` says how many cases failed of this cause, and `others` are the other causes. `stage` is the call that raised
-    an exception, such as "build"; None if none did. `trace` is its traceback, if one was requested.
+    an exception, such as "build"; None if none did. `trace` is its traceback, if one was requested. `layers` is the
+    first wrong layer and the strip: see `vaespec_conformance.layers`.
     """
 
     message: str
@@ -63,6 +64,7 @@ class Failure:
     count: str | None = None
     stage: str | None = None
     trace: str | None = None
+    layers: dict[str, Any] | None = None
     others: tuple[Failure, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:

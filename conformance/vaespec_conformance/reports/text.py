@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 from vaespec.escaping import escaped
 from vaespec_conformance.judging import budgets
@@ -17,6 +18,9 @@ NOTE = (
     "The budget of a whole model is 128 times the error that rounding must cause in float32 and float64, 4 times in "
     "16 bits."
 )
+
+WITHIN, BEYOND = "▁▂▃▄▅", "█"
+"""Characters for a used share from 0 to 1, and for more than the budget."""
 
 
 def margin(used: float | None) -> str:
@@ -111,6 +115,8 @@ def _described(failure: Failure) -> Iterator[str]:
         yield f"  where:  {failure.where}"
     if failure.hint:
         yield f"  likely: {failure.hint}"
+    for name, text in layer_rows(failure.layers):
+        yield f"  {name}: {text}"
     if failure.case is not None:
         yield f"  case:   {json.dumps(failure.case)}"
     if failure.command:
@@ -118,3 +124,31 @@ def _described(failure: Failure) -> Iterator[str]:
     if failure.snippet:
         yield "  without the suite:"
         yield from textwrap.indent(failure.snippet.rstrip("\n"), "    ").split("\n")
+
+
+def _first_wrong(layers: Mapping[str, Any]) -> str:
+    """The first wrong layer in words: its name, how far it is off, where, and how it was found."""
+    name = f"{layers['layer']}.{layers['part']}" if layers.get("part") else layers["layer"]
+    used = next((used for layer, used in layers["strip"] if layer == layers["layer"]), None)
+    facts = [f"{margin(used)} budgets" if used and 1 < used < 1e300 else "", layers.get("where") or "", layers["how"]]
+    return f"{name} ({'; '.join(fact for fact in facts if fact)})"
+
+
+def _strip(layers: Mapping[str, Any]) -> str:
+    """The strip as one line of blocks, with the names of its ends; empty if no layer was measured."""
+    strip = layers["strip"]
+    if not strip:
+        return ""
+    blocks = "".join(BEYOND if used > 1 else WITHIN[min(4, int(5 * used))] for _, used in strip)
+    return f"{strip[0][0]} {blocks} {strip[-1][0]} ({BEYOND} is beyond the budget)"
+
+
+def layer_rows(layers: Mapping[str, Any] | None) -> Iterator[tuple[str, str]]:
+    """(name, text) of what was found out about the layers; nothing if none could be named."""
+    if layers is None:
+        return
+    yield "first wrong layer", _first_wrong(layers)
+    if layers.get("cause"):
+        yield "likely in it", layers["cause"]
+    if line := _strip(layers):
+        yield "layers", line

@@ -6,10 +6,13 @@ import json
 import shlex
 import traceback
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
+from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.layers import first_wrong_layer
 from vaespec_conformance.reports.picture import error_picture
 from vaespec_conformance.reports.report import Failure, Result, rounded
 from vaespec_conformance.running.agenda import REQUIRED, Item
@@ -18,6 +21,11 @@ from vaespec_conformance.running.examination import Examination
 from vaespec_conformance.running.snippets import snippet
 from vaespec_conformance.subjects.capabilities import Gap
 from vaespec_conformance.subjects.errors import ConformanceError
+
+HALVES = {"model.encode": "encoder", "model.decode": "decoder"}
+"""The checks whose failure leads to the search for the first wrong layer."""
+SECONDS = 20.0
+"""How long a search may take; without a finding it names no layer."""
 
 
 def outcome(examination: Examination, named: str | None, *, debug: bool = False) -> Result:
@@ -101,6 +109,7 @@ def _described(examination: Examination, cause: Cause, named: str | None, debug:
         command=_command(item, case, named) if case else None,
         picture=_picture(error),
         trace=_trace(error) if debug else None,
+        layers=_layers(examination, case, error),
     )
 
 
@@ -108,6 +117,20 @@ def _trace(error: Exception) -> str | None:
     """The traceback of what the subject raised, or of a mistake of the suite; None for a difference of numbers."""
     cause = error.__cause__ if isinstance(error, ConformanceError) else error
     return "".join(traceback.format_exception(cause)) if cause else None
+
+
+def _layers(examination: Examination, case: Case | None, error: Exception) -> dict[str, Any] | None:
+    """The first wrong layer of a whole VAE whose encode or decode is wrong, and the strip over the layers."""
+    item, subject = examination.item, examination.subject
+    if subject.kind == "backend" or item.check.id not in HALVES or case is None or item.lacking:
+        return None
+    if not isinstance(error, ConformanceError) or error.evidence is None:
+        return None
+    half = HALVES[item.check.id]
+    x = (models.images if half == "encoder" else models.latents)(case, item.dtype)
+    weights = models.weights(case, item.dtype)
+    found = first_wrong_layer(subject, models.config_of(case), item.dtype, half, weights=weights, x=x, seconds=SECONDS)
+    return found.to_dict() if found else None
 
 
 def sentence(text: str) -> str:

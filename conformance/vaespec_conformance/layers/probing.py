@@ -1,0 +1,143 @@
+"""Probes: a subject's whole half with chosen weights, against the specification with the same weights."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import numpy as np
+from threadpoolctl import threadpool_limits
+
+from vaespec import AutoencoderConfig
+from vaespec.analysis.rounding import GRIDS, RoundingOps, relative_error
+from vaespec.architecture import HALVES
+from vaespec.layers import Sequential
+from vaespec.posterior import DiagonalGaussian
+from vaespec.reference import ReferenceOps
+from vaespec_conformance.judging import budgets
+from vaespec_conformance.judging.comparison import within
+from vaespec_conformance.layers.chosen import Weights
+from vaespec_conformance.subjects.errors import ConformanceError
+
+
+class TimeUpError(Exception):
+    """The time for a search is up."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The subject's result of a probe, the expected one, and the used share of the budget: inf if it raised.
+
+    `error` is the difference, with its place; None if the result is within the budget.
+    """
+
+    used: float
+    actual: np.ndarray | None
+    expected: np.ndarray
+    error: ConformanceError | None
+
+    @property
+    def right(self) -> bool:
+        """Whether the result is within the budget."""
+        return self.used <= 1
+
+    @property
+    def measured(self) -> bool:
+        """Whether there is a result of the right shape."""
+        return self.actual is not None and self.actual.shape == self.expected.shape
+
+
+@dataclass(frozen=True)
+class Bench:
+    """One half of a subject, to be asked with chosen weights until the deadline, in seconds of time.monotonic()."""
+
+    subject: Any
+    config: AutoencoderConfig
+    dtype: str
+    half: str
+    deadline: float
+
+    @property
+    def layers(self) -> tuple[Any, ...]:
+        """The layers of the half, in order."""
+        return HALVES[self.half].build(self.config).layers
+
+    def ask(
+        self, weights: Weights, x: np.ndarray, passed: frozenset[int] = frozenset(), begun: Begun | None = None
+    ) -> Answer:
+        """Runs the subject and the specification; raises TimeUpError after the deadline. Weights are in the dtype.
+
+        `passed` are the numbers of the layers that return their input with these weights, bit by bit: the
+        specification leaves them out. `begun` is what it has computed already.
+        """
+        if time.monotonic() > self.deadline:
+            raise TimeUpError
+        first, maps = begun or (0, [x] * len(runs(self.dtype)))
+        layers = tuple(layer for i, layer in enumerate(self.layers) if i >= first and i not in passed)
+        with threadpool_limits(1, "blas"):  # the maps are small
+            results = [run(layers, weights, y) for run, y in zip(runs(self.dtype), maps, strict=True)]
+        return self._ask(weights, x, [finished(result, self.half) for result in results])
+
+    def _ask(self, weights: Weights, x: np.ndarray, results: list[np.ndarray]) -> Answer:
+        factor = 2.0**-29 if self.dtype == "float64" else 1.0
+        try:
+            actual = run_half(self.subject, self.config, weights, self.dtype, self.half, x)
+        except ConformanceError as raised:
+            return Answer(float("inf"), None, results[0], raised)
+        if self.half == "encoder" and 2 * actual.shape[1] == results[0].shape[1]:  # the mean alone
+            results = [result[:, : actual.shape[1]] for result in results]
+        expected, *narrow = results
+        budget = budgets.model(self.dtype, factor * relative_error(narrow, expected))
+        used, error = compared(actual, expected, budget, self.half)
+        return Answer(used, actual, expected, error)
+
+
+def compared(
+    actual: np.ndarray, expected: np.ndarray, budget: float, what: str
+) -> tuple[float, ConformanceError | None]:
+    """The used share of the budget, and the error if it is more than 1; inf for NaN or another shape."""
+    try:
+        return max(within(actual, expected, budget, what)), None
+    except ConformanceError as error:
+        return max(error.eta2, error.etainf), error
+
+
+Run = Callable[[tuple[Any, ...], Weights, np.ndarray], np.ndarray]
+"""(layers, weights, x) -> the result of the layers."""
+Begun = tuple[int, list[np.ndarray]]
+"""A layer's number, and its input in each of the runs."""
+
+
+@cache
+def runs(dtype: str) -> tuple[Run, ...]:
+    """The specification, then the runs that predict the error of rounding, as vaespec.analysis.rounding does."""
+    if dtype in ("float32", "float64"):
+        return partial(_run, ReferenceOps(np), np.float64), partial(_run, ReferenceOps(np, "float32"), np.float32)
+    rounding = (RoundingOps(ReferenceOps(np), dtype, grid) for grid in GRIDS)
+    return tuple(partial(_run, ops, np.float64) for ops in (ReferenceOps(np), *rounding))
+
+
+def _run(ops: Any, kind: type[np.floating], layers: tuple[Any, ...], weights: Weights, x: np.ndarray) -> np.ndarray:
+    narrow = {name: weights[name].astype(kind) for layer in layers for name, _ in layer.parameters()}
+    return np.asarray(Sequential(layers)(x.astype(kind), narrow, ops))
+
+
+def finished(y: np.ndarray, half: str) -> np.ndarray:
+    """What a half returns for the result of its last layer: the encoder its mean and its clamped log-variance."""
+    if half == "decoder":
+        return y
+    posterior = DiagonalGaussian(y)
+    return np.concatenate([posterior.mean, posterior.logvar], axis=1)
+
+
+def run_half(
+    subject: Any, config: AutoencoderConfig, weights: Weights, dtype: str, half: str, x: np.ndarray
+) -> np.ndarray:
+    """The subject's images, or its mean and log-variance, one after the other."""
+    vae = subject.build(config, weights, dtype)
+    if half == "decoder":
+        return np.asarray(vae.decode(x))
+    return np.concatenate(vae.encode(x), axis=1)

@@ -1,0 +1,199 @@
+"""The first wrong layer of a VAE is named: from inside, from what it tells itself, or by bisection of a black box."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import partial
+
+import jsonschema
+import numpy as np
+import pytest
+from conformance.test_ports import subject as diffusers_port
+from support.made_reports import report as made_report
+
+from vaespec.architecture import HALVES
+from vaespec.reference import ReferenceOps
+from vaespec_conformance.cases import models
+from vaespec_conformance.layers import first_wrong_layer
+from vaespec_conformance.reports.html import to_html
+from vaespec_conformance.reports.markdown import to_markdown
+from vaespec_conformance.reports.report import SCHEMA_FILE, Failure, Report, Result
+from vaespec_conformance.reports.text import failure_lines
+from vaespec_conformance.subjects.subjects import PortSubject
+
+CONFIG = models.narrow((8, 16), layers_per_block=1)
+
+
+class Changed:
+    """Ops with some operations replaced by f(ops, *arguments, **numbers)."""
+
+    def __init__(self, ops, **replaced):
+        self.ops, self.replaced = ops, replaced
+
+    def __getattr__(self, name):
+        return partial(self.replaced[name], self.ops) if name in self.replaced else getattr(self.ops, name)
+
+
+@dataclass
+class BlackBox:
+    """The specification in float32, whose layer `at` runs on changed ops."""
+
+    config: object
+    weights: dict
+    at: str = ""
+    replaced: tuple = ()
+
+    def run(self, half, x):
+        ops = ReferenceOps(np, "float32")
+        for layer in HALVES[half].build(self.config).layers:
+            x = layer(x, self.weights, Changed(ops, **dict(self.replaced)) if layer.name == self.at else ops)
+        return x
+
+    def encode(self, x):
+        mean, logvar = np.split(self.run("encoder", x), 2, axis=1)
+        return mean, logvar.clip(-30, 20)
+
+    def decode(self, z):
+        return self.run("decoder", z)
+
+
+def black_box(at="", **replaced):
+    return PortSubject(partial(BlackBox, at=at, replaced=tuple(replaced.items())), "black box")
+
+
+def no_bias(ops, x, w, b, **numbers):
+    return ops.conv2d(x, w, 0 * b, **numbers)
+
+
+def wide_eps(ops, x, scale, shift, *, groups, eps):
+    return ops.group_norm(x, scale, shift, groups=groups, eps=10 * eps)
+
+
+def all_sides(ops, x, w, b, *, stride, padding):
+    return ops.conv2d(x, w, b, stride=stride, padding=((1, 1), (1, 1)))
+
+
+def shifted(ops, x):
+    return np.roll(ops.upsample_nearest2x(x), 1, 3)
+
+
+FAULTS = {
+    "encoder.conv_in": {"conv2d": no_bias},
+    "encoder.down_blocks.1.resnets.0": {"group_norm": wide_eps},
+    "encoder.down_blocks.0.downsamplers.0": {"conv2d": all_sides},
+    "encoder.mid_block.attentions.0": {"add": lambda ops, x, y: y},
+    "quant_conv": {"conv2d": no_bias},
+    "post_quant_conv": {"conv2d": no_bias},
+    "decoder.mid_block.attentions.0": {"attention": lambda ops, q, k, v, *, scale: ops.attention(q, k, v, scale=1.0)},
+    "decoder.mid_block.resnets.1": {"silu": lambda ops, x: ops.relu(x)},
+    "decoder.up_blocks.0.upsamplers.0": {"upsample_nearest2x": shifted},
+    "decoder.conv_act": {"silu": lambda ops, x: ops.relu(x)},
+}
+
+
+def half_of(layer):
+    return "encoder" if layer.startswith(("encoder", "quant")) else "decoder"
+
+
+@pytest.mark.parametrize("layer", FAULTS)
+def test_the_wrong_layer_of_a_black_box_is_named(layer):
+    found = first_wrong_layer(black_box(layer, **FAULTS[layer]), CONFIG, half=half_of(layer))
+    assert found is not None
+    assert found.layer == layer.replace("conv_act", "conv_norm_out")
+    assert dict(found.strip)[found.layer] > 1
+
+
+@pytest.mark.parametrize("half", HALVES)
+@pytest.mark.parametrize("port", [black_box(), diffusers_port()], ids=["black box", "diffusers"])
+def test_no_layer_of_a_right_port_is_named(port, half):
+    assert first_wrong_layer(port, CONFIG, half=half) is None
+
+
+def test_no_layer_is_named_for_a_mistake_outside_the_layers():
+    class Halved(BlackBox):
+        def decode(self, z):
+            return super().decode(z) / 2 + 0.5
+
+    assert first_wrong_layer(PortSubject(Halved, "outside"), CONFIG) is None
+
+
+def test_no_layer_is_named_after_the_deadline():
+    at = "decoder.mid_block.resnets.1"
+    assert first_wrong_layer(black_box(at, **FAULTS[at]), CONFIG, seconds=0) is None
+
+
+def test_a_known_mistake_in_the_layer_gives_the_part_and_the_cause():
+    found = first_wrong_layer(black_box("decoder.conv_in", conv2d=no_bias), CONFIG)
+    assert found.cause == "The bias is not added."
+
+
+def spoilt(part, attribute, value):
+    """Changes one number of one module."""
+    return lambda layer, vae: setattr(vae.get_submodule(f"{layer}.{part}".strip(".")), attribute, value)
+
+
+@pytest.mark.parametrize(
+    ("layer", "part", "spoil"),
+    [
+        ("decoder.up_blocks.1.resnets.1", "norm2", spoilt("norm2", "eps", 0.1)),
+        ("encoder.mid_block.attentions.0", None, spoilt("", "rescale_output_factor", 2.0)),
+    ],
+)
+def test_a_port_made_of_objects_is_watched_from_inside(layer, part, spoil):
+    found = first_wrong_layer(diffusers_port(partial(spoil, layer)), CONFIG, half=half_of(layer))
+    assert (found.layer, found.part) == (layer, part)
+    assert "from inside" in found.how
+    used = dict(found.strip)
+    assert used[layer] > 1 >= max(used[name] for name in list(used)[: list(used).index(layer)])
+    assert found.picture.startswith("data:image/png")
+
+
+def test_a_port_that_returns_its_layers_is_believed():
+    class Telling(BlackBox):
+        def layers(self, call, x):
+            half = "encoder" if call == "encode" else "decoder"
+            told, ops = {}, ReferenceOps(np, "float32")
+            for layer in HALVES[half].build(self.config).layers:
+                x = told[layer.name] = layer(x, self.weights, ops) + 0.1 * (layer.name == "decoder.mid_block.resnets.0")
+            return told
+
+        def decode(self, z):
+            return list(self.layers("decode", z).values())[-1]
+
+    found = first_wrong_layer(PortSubject(Telling, "telling"), CONFIG)
+    assert found.layer == "decoder.mid_block.resnets.0"
+    assert "from inside" in found.how
+
+
+def test_the_objects_of_a_port_are_as_before_when_it_was_watched():
+    built = []
+
+    def spoil(vae):
+        vae.decoder.conv_norm_out.eps = 0.1
+        built.append((vae, [type(module) for module in vae.modules()]))
+
+    assert first_wrong_layer(diffusers_port(spoil), CONFIG).layer == "decoder.conv_norm_out"
+    assert all([type(module) for module in vae.modules()] == before for vae, before in built)
+
+
+@pytest.fixture(scope="module")
+def report():
+    at = "decoder.mid_block.resnets.1"
+    found = first_wrong_layer(black_box(at, **FAULTS[at]), CONFIG)
+    failure = Failure("decode is off.", layers=found.to_dict())
+    return made_report(Result("model.decode", "L3", "float32", "fail", 1, 1, 9.0, 9.0, failure=failure))
+
+
+def test_the_report_of_a_failed_port_names_the_layer_and_shows_the_strip(report):
+    layers = report.results[0].failure.layers
+    assert layers["layer"] == "decoder.mid_block.resnets.1"
+    assert Report.from_json(report.to_json()).results[0].failure.layers == layers
+    for text in ("\n".join(failure_lines(report.results[0])), to_markdown(report)):
+        assert "first wrong layer: decoder.mid_block.resnets.1" in text
+        assert "█" in text
+    assert 'title="decoder.mid_block.resnets.1: ' in to_html(report)
+
+
+def test_the_report_keeps_to_its_schema_when_it_names_a_layer(report):
+    jsonschema.validate(json.loads(report.to_json()), json.loads(SCHEMA_FILE.read_text()))
