@@ -16,6 +16,7 @@ from vaespec_conformance.mutants import (  # noqa: F401  (registers)
     pointwise,
     products,
     tiling,
+    topology,
 )
 from vaespec_conformance.mutants.benign import BENIGN
 from vaespec_conformance.mutants.models import decode_returns_images_from_0_to_1

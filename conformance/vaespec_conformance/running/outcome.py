@@ -76,7 +76,8 @@ def _measured(examination: Examination) -> tuple[float | None, float | None]:
 def _failure(examination: Examination, named: str | None) -> Failure:
     """The first cause, with the others beside it."""
     total = examination.examples
-    first, *others = (_described(examination, cause, named, total) for cause in causes(examination.failures))
+    passed = [case for cases in examination.passed.values() for case in cases]
+    first, *others = (_described(examination, cause, named, total) for cause in causes(examination.failures, passed))
     return replace(first, others=tuple(others))
 
 
