@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -72,8 +73,18 @@ class Weights(nn.Module):
 def through(parts: Sequence[nn.Module], x: Tensor) -> Tensor:
     """Call the parts of a half one after the other; if they are float16, what is between them may be float32."""
     for part in parts[:-1]:
-        x = part(x, wide=True) if x.dtype == torch.float16 else part(x)
+        x = _call(part, x, wide=True) if x.dtype == torch.float16 else part(x)
     return parts[-1](x)
+
+
+def _call(part: nn.Module, x: Tensor, **options: Any) -> Tensor:
+    """Call a part with options of Part.forward, or without them if what wraps it takes its input alone."""
+    if not isinstance(part, Part):
+        try:
+            inspect.signature(part.forward).bind(x, **options)
+        except TypeError:
+            return part(x)
+    return part(x, **options)
 
 
 def _enter(owner: nn.Module, x: Tensor, compute: Compute) -> Tensor:
@@ -91,9 +102,13 @@ class CalledModel(Model):
         return self._returned(half, through(self.parts[half], x))
 
     def stream(self, half: Half, x: Any, bands: Bands) -> Iterator[Tensor]:
-        """See Model.stream; each part works in bands within its call, and returns the whole."""
+        """See Model.stream; each part works in bands within its call, and returns the whole.
+
+        A part in what takes one argument alone, as nn.Sequential does, works without bands.
+        """
+        x = x[...]  # hooks and wrappers expect a tensor
         for part in self.parts[half]:
-            x = part(x, bands(self.ops))
+            x = _call(part, x, bands=bands(self.ops))
         yield self._returned(half, x)
 
     def _returned(self, half: Half, y: Tensor) -> Tensor:

@@ -158,6 +158,19 @@ def test_hooks_and_wrappers_are_called_without_a_gradient_too(put, parts):
     assert relative_l2(array(sample), array(expected)) <= 2e-6
 
 
+@pytest.mark.parametrize("bands", [False, True])
+def test_in_float16_a_wrapper_that_takes_its_input_alone_is_called(bands):
+    module = tiny("torch", dtype="float16").module()
+    if bands:
+        module.enable_tiling("exact", band_rows=3)
+    with torch.no_grad():
+        true = results(tiny("torch").module())[1]
+        module.post_quant_conv = nn.Sequential(module.post_quant_conv)
+        sample = results(module)[1]
+    assert sample.dtype == torch.float16
+    assert relative_l2(array(sample.float()), array(true)) <= 4 * torch.finfo(torch.float16).eps
+
+
 def test_a_parametrization_is_computed_without_a_gradient_too():
     module = tiny("torch").module()
     parametrize.register_parametrization(module.decoder.conv_in, "weight", Unchanged())
