@@ -59,7 +59,7 @@ def _near(evidence: tuple[Any, ...], end: float) -> list[tuple[float, Mutant]]:
     compute, case, dtype, actual, expected = evidence
     right = _distance(actual, expected, expected)
     limit = NEAR * right if np.isfinite(right) or actual.shape == expected.shape else SAME_SHAPE
-    found = []
+    found: list[tuple[float, Mutant]] = []
     for mutant in MUTANTS.values():
         if time.monotonic() > end:
             found = [near for near in found if near[0] < limit * NEARLY_EQUAL]
