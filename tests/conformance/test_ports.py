@@ -14,6 +14,7 @@ from support.oracle import diffusers_model
 
 import vaespec_conformance.checks  # noqa: F401  (registers)
 from vaespec_conformance.judging.registry import CHECKS
+from vaespec_conformance.mutants import hints
 from vaespec_conformance.subjects.capabilities import Capabilities
 from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.subjects import PortSubject
@@ -228,3 +229,81 @@ def even(port, x):
 def test_one_mistake_around_diffusers_is_detected(encode, expected):
     spoiled = type("Spoiled", (Port,), {"encode": encode})
     assert expected in failures(PortSubject(spoiled, "spoiled"))
+
+
+# -- the causes that are named -----------------------------------------------------------------------------------------
+
+
+def norms_named(*parts: str) -> Callable[[torch.nn.Module], object]:
+    """Sets eps to 1e-5 in the norms whose name has one of the parts."""
+
+    def spoil(vae):
+        for name, module in vae.named_modules():
+            if isinstance(module, torch.nn.GroupNorm) and any(part in name for part in parts):
+                module.eps = 1e-5
+
+    return spoil
+
+
+def one_pass(norm):
+    """Computes the variance as E[x²] - E[x]², as Flax does."""
+
+    def forward(x):
+        g = x.reshape(len(x), norm.num_groups, -1)
+        mean = g.mean(-1, keepdim=True)
+        variance = ((g * g).mean(-1, keepdim=True) - mean * mean).clamp(min=0)
+        y = ((g - mean) / (variance + norm.eps).sqrt()).reshape(x.shape)
+        axes = (1, -1, *[1] * (x.ndim - 2))
+        return y * norm.weight.reshape(axes) + norm.bias.reshape(axes)
+
+    norm.forward = forward
+
+
+def same(vae):
+    """Pads as TensorFlow's SAME at stride 2."""
+    for block in vae.encoder.down_blocks:
+        for downsampler in block.downsamplers or ():
+            conv = downsampler.conv
+            downsampler.forward = lambda x, *_, conv=conv: conv(
+                torch.nn.functional.pad(x, (x.shape[3] % 2, 1, x.shape[2] % 2, 1))
+            )
+
+
+NAMED = {
+    "eps in all norms": (modules(torch.nn.GroupNorm, eps), "model.decode", "eps is 1e-5, not 1e-6."),
+    "eps in attention": (
+        norms_named("group_norm"),
+        "model.decode",
+        "eps is 1e-5, not 1e-6, in the attention's norm only.",
+    ),
+    "eps in resnets": (
+        norms_named("norm1", "norm2"),
+        "model.decode",
+        "eps is 1e-5, not 1e-6, in the norms of the resnets only.",
+    ),
+    "SAME": (same, "model.encode", 'The padding at stride 2 is TensorFlow\'s "SAME", which differs on odd sizes.'),
+    "one pass": (modules(torch.nn.GroupNorm, one_pass), "model.decode", hints.FAR),
+}
+
+
+@pytest.mark.parametrize("name", first(3, NAMED))
+def test_the_cause_of_a_planted_defect_is_named_rightly(name):
+    spoil, check, cause = NAMED[name]
+    port, passed, errors = subject(spoil), [], []
+    for case in CHECKS[check].pinned:
+        try:
+            CHECKS[check].run(port, case, "float32")
+            passed.append(case)
+        except ConformanceError as error:
+            errors.append(error)
+    assert errors
+    assert {hints.likely(error, passed) for error in errors[:3]} <= {cause, None}
+    assert hints.likely(errors[0], passed) == cause or hints.likely(errors[-1], passed) == cause
+
+
+def test_weights_strict_is_not_passed_by_a_port_that_raises_in_every_build():
+    def refusing(config, weights):
+        raise ValueError("no")
+
+    with pytest.raises(ConformanceError, match="build raised ValueError"):
+        CHECKS["weights.strict"].run(PortSubject(refusing, "refusing"), CHECKS["weights.strict"].pinned[0], "float32")

@@ -94,19 +94,22 @@ def _config(name: str) -> AutoencoderConfig:
     return CONFIGS[name] if name in CONFIGS else AutoencoderConfig.from_dict(strict_json.parse(name))
 
 
-REGIMES = ("plain", "faint", "offset", "loud", "sharp")
+REGIMES = ("plain", "faint", "offset", "loud", "sharp", "far")
 """Distributions of weights, each of which shows some mistakes.
 
 plain: as large as new weights; no norm is the identity. faint: every map that is normalized has a deviation of 10⁻³, so
 that eps matters. offset: maps have a mean of twenty deviations, which norms subtract. loud: maps have a deviation of
 100, whose squares overflow float16. sharp: queries and keys give logits with a deviation of 10 around 100, so that the
-scale matters and exponentials overflow.
+scale matters and exponentials overflow. far: the inputs of some norms have a mean of a thousand deviations, so that a
+variance that is computed in one pass shows.
 """
 
 SIZES = {"faint": 1e-3, "loud": 1e2}
-OFFSET = 20.0
-"""The mean of maps, in deviations of about 1. Beyond it, PyTorch's own group norm is inexact on CPUs: see
-`ops.group_norm`."""
+OFFSET, FAR = 20.0, 1000.0
+"""The mean of maps, in deviations of about 1. 16 bits hold no deviation of 1 beside 1000: there it is OFFSET."""
+BEFORE_ATTENTION = ("down_blocks.", "mid_block.resnets.0.conv1")
+"""The layers whose means are FAR. After an attention, PyTorch's CPU kernel for maps with their channels last computes
+the variance in one pass, in diffusers too: that is not a mistake of a port."""
 INTO_NORMS = ("conv_in", "conv1", "conv2", "to_out.0")
 """The layers whose results are added up and normalized."""
 
@@ -124,6 +127,9 @@ def weights(case: Case, dtype: str) -> Weights:
 def _draw_all(config: str, regime: str, seed: int, dtype: str) -> Weights:
     rng = Case.of(seed=seed).rng("weights")
     drawn = {name: _drawn(name, row.shape, regime, rng) for name, row in parameters(_config(config)).items()}
+    if regime == "far":
+        mean = FAR if dtype in ("float32", "float64") else OFFSET
+        drawn |= {name: w + mean for name, w in drawn.items() if _is_far(name)}
     return {name: rounded(w, dtype) for name, w in drawn.items()}
 
 
@@ -149,6 +155,11 @@ def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Genera
     if regime == "sharp" and module.endswith(("to_q", "to_k")):
         return 2 * w + (5.0 if leaf == "bias" else 0.0)
     return w
+
+
+def _is_far(name: str) -> bool:
+    """Whether a parameter sets the mean of a map that is normalized next, before any attention."""
+    return name.endswith("conv1.bias") and any(part in name for part in BEFORE_ATTENTION)
 
 
 def _statistic(leaf: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:

@@ -17,6 +17,7 @@ from vaespec_conformance.mutants import (  # noqa: F401  (registers)
     products,
     sizes,
     tiling,
+    topology,
 )
 from vaespec_conformance.mutants.benign import BENIGN
 from vaespec_conformance.mutants.models import decode_returns_images_from_0_to_1, encode_expects_images_from_0_to_1

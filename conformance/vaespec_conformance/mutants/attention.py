@@ -92,5 +92,5 @@ def chunks_merged_without_rescaling(ops: Any, call: Any, one: Any, other: Any) -
 
 @formula("eager_attention", "ops.attention")
 def eager_attention_without_scale(q: np.ndarray, k: np.ndarray, v: np.ndarray, *, scale: float) -> np.ndarray:
-    """Eager attention does not scale the logits."""
+    """The logits are not scaled."""
     return softmax(_logits(q, k, 1.0)) @ v

@@ -2,31 +2,103 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.mutants import MUTANTS
+from vaespec_conformance.mutants.mutant import Mutant
 from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.oracle import ORACLE
 
 NEAR = 0.25
 """A mistake is a likely cause if the result is four times nearer to it than to the specification."""
+NEARLY_EQUAL = 0.01
+"""A mistake that was found before the time was over has to be so much nearer."""
+SAME_SHAPE = 0.05
+"""If the result has another shape than the specification's, the relative distance to a mistake of that shape."""
+TIED = 1.5
+"""Two mistakes are equally likely if the distance to one is at most so many times the distance to the other."""
+SEEN = 1e-3
+"""A mistake that changes a result by this share would have failed a case that passed."""
+DEADLINE = 40.0
+"""Seconds for one search."""
+FAR = "Only maps whose mean is far from 0 are wrong: is the variance computed in one pass, as E[x²] - E[x]²?"
+TURNED = {
+    (0, 1, 3, 2): "The result has its height and width exchanged.",
+    (0, 2, 3, 1): "The result is (B, H, W, C), not (B, C, H, W).",
+}
 
 
-def likely(error: ConformanceError) -> str | None:
-    """The likely cause as a sentence; None if no known mistake comes near, or nothing was computed."""
+def likely(error: ConformanceError, passed: Sequence[Case] = (), deadline: float = DEADLINE) -> str | None:
+    """The likely cause as a sentence; None if no known mistake comes near, two do alike, or nothing was computed.
+
+    `passed` are cases that the same check passed: they refute mistakes that would have failed them. The search ends
+    after `deadline` seconds, and then names only a mistake whose result is nearly the same.
+    """
     if error.evidence is None:
         return None
     compute, case, dtype, actual, expected = error.evidence
-    nearest, cause = NEAR * _distance(actual, expected, expected), None
+    end = time.monotonic() + deadline
+    causes = _nearest(_near(error.evidence, end), compute, passed[:4], dtype, end)
+    if len(causes) == 1:
+        return causes[0]
+    if not causes and actual.shape != expected.shape:
+        return _turned(actual, expected)
+    regimes = {dict(other.items).get("regime") for other in passed}
+    if not causes and dict(case.items).get("regime") == "far" and "plain" in regimes:
+        return FAR
+    return None
+
+
+def _near(evidence: tuple[Any, ...], end: float) -> list[tuple[float, Mutant]]:
+    """The mistakes that come near, nearest first; fewer and nearer ones if the time is over."""
+    compute, case, dtype, actual, expected = evidence
+    right = _distance(actual, expected, expected)
+    limit = NEAR * right if np.isfinite(right) or actual.shape == expected.shape else SAME_SHAPE
+    found: list[tuple[float, Mutant]] = []
     for mutant in MUTANTS.values():
+        if time.monotonic() > end:
+            found = [near for near in found if near[0] < limit * NEARLY_EQUAL]
+            break
         distance = _distance(actual, _mistaken(mutant.wrap(ORACLE), compute, case, dtype), expected)
-        if distance < nearest:
-            nearest, cause = distance, mutant.cause
-    return cause
+        if distance < limit:
+            found.append((distance, mutant))
+    return sorted(found, key=lambda near: near[0])
+
+
+def _nearest(
+    near: list[tuple[float, Mutant]],
+    compute: Callable[..., np.ndarray],
+    passed: Sequence[Case],
+    dtype: str,
+    end: float,
+) -> list[str]:
+    """The causes that are nearest among those that no passed case refutes: more than one if they are tied."""
+    kept = [
+        (distance, mutant) for distance, mutant in near if not any(_refutations(mutant, compute, passed, dtype, end))
+    ]
+    return list(dict.fromkeys(mutant.cause for distance, mutant in kept if distance <= TIED * kept[0][0] + 1e-12))
+
+
+def _refutations(
+    mutant: Mutant, compute: Callable[..., np.ndarray], passed: Sequence[Case], dtype: str, end: float
+) -> Iterator[bool]:
+    """For each passed case, whether the mistake would have failed it."""
+    for case in passed:
+        if time.monotonic() < end:
+            right = compute(ORACLE, case, dtype)
+            yield _distance(right, _mistaken(mutant.wrap(ORACLE), compute, case, dtype), right) > SEEN
+
+
+def _turned(actual: np.ndarray, expected: np.ndarray) -> str | None:
+    """Says if a result has the right axes in another order."""
+    if actual.ndim != 4 or expected.ndim != 4:
+        return None
+    return next((text for axes, text in TURNED.items() if actual.shape == expected.transpose(axes).shape), None)
 
 
 def _mistaken(subject: Any, compute: Callable[..., np.ndarray], case: Case, dtype: str) -> np.ndarray | None:

@@ -64,7 +64,7 @@ def group_norm_unbiased_variance(g: np.ndarray, eps: float) -> np.ndarray:
     return (g - _mean(g)) / np.sqrt(g.var(-1, ddof=1, keepdims=True) + eps)
 
 
-@_core(seen_in_ports=None)
+@_core()
 def group_norm_variance_in_one_pass(g: np.ndarray, eps: float) -> np.ndarray:
     """The variance is E[x²] - E[x]², which cancels if the mean is large."""
     g = g.astype(np.float32)

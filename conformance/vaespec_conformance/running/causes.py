@@ -24,7 +24,7 @@ class Cause:
     count: int = 1
 
 
-def causes(failures: Sequence[tuple[Case | None, Exception]]) -> list[Cause]:
+def causes(failures: Sequence[tuple[Case | None, Exception]], passed: Sequence[Case] = ()) -> list[Cause]:
     """The distinct causes, in the order of their first cases; mistakes of the suite first.
 
     Two failures have one cause if a known mistake explains both, if the same exception was raised at the same place, or
@@ -36,7 +36,7 @@ def causes(failures: Sequence[tuple[Case | None, Exception]]) -> list[Cause]:
         hint = None
         if isinstance(error, ConformanceError) and error.raised is None and searches < SEARCHED:
             searches += 1
-            hint = hints.likely(error)
+            hint = hints.likely(error, passed)
         key = _key(error, hint)
         if key in found:
             found[key].count += 1

@@ -19,7 +19,7 @@ USUAL = "plain"
 """The config of most cases."""
 WIDE = 16 << 20
 """Parameters from which a config is a real one, whose cases take seconds each: it gets few of them."""
-WIDE_CASES = 5
+WIDE_CASES = len(models.REGIMES)
 """Cases of a check in a wide config: one for each regime of weights."""
 
 

@@ -87,7 +87,8 @@ def _measured(examination: Examination) -> tuple[float | None, float | None]:
 
 def _failure(examination: Examination, named: str | None, debug: bool) -> Failure:
     """The first cause, with the others beside it."""
-    first, *others = (_described(examination, cause, named, debug) for cause in causes(examination.failures))
+    passed = [case for cases in examination.passed.values() for case in cases]
+    first, *others = (_described(examination, cause, named, debug) for cause in causes(examination.failures, passed))
     return replace(first, others=tuple(others))
 
 
