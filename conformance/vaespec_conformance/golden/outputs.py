@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from vaespec import AutoencoderConfig, DiagonalGaussian
 from vaespec.analysis.cost import CostOps, FakeArray
 from vaespec.analysis.observe import WITH_PARAMETERS, WatchedOps, activations
-from vaespec.analysis.rounding import GRIDS, RoundingOps, relative_error
+from vaespec.analysis.rounding import GRIDS, relative_error, rounded
 from vaespec.architecture import ENCODER, HALVES, Half
 from vaespec.layers import Conv, Sequential
 from vaespec.reference import ReferenceOps
@@ -64,9 +64,14 @@ def _half(half: Half, model: Sequential, x: np.ndarray, weights: Arrays, dtype: 
 def _inexact(model: Sequential, x: np.ndarray, weights: Arrays, dtype: str) -> list[Iterator[tuple[str, np.ndarray]]]:
     """The runs that predict the error of a dtype, as `predicted_error` does; float64's is 2⁻²⁹ of float32's."""
     if dtype in ("float16", "bfloat16"):
-        return [_layers(model, x, weights, RoundingOps(ReferenceOps(np), dtype, grid)) for grid in GRIDS]
+        return [_layers(model, x, weights, WatchedOps(ReferenceOps(np), _rounding(dtype, grid))) for grid in GRIDS]
     narrow = {name: w.astype(np.float32) for name, w in weights.items()}
     return [_layers(model, x.astype(np.float32), narrow, ReferenceOps(InOrder(), "float32"))]
+
+
+def _rounding(dtype: str, grid: float) -> Callable[[str, np.ndarray], np.ndarray]:
+    """Rounds each result as RoundingOps does, by way of float32: exact halves are then even on every machine."""
+    return lambda _, y: rounded(rounded(y, "float32"), dtype, grid)
 
 
 class InOrder:

@@ -18,6 +18,7 @@ from vaespec_conformance.cases.drawing import require_alike
 from vaespec_conformance.running.agenda import AgendaError, Item, Selection, agenda, levels_between
 from vaespec_conformance.running.facts import run_facts
 from vaespec_conformance.running.preliminaries import preliminaries
+from vaespec_conformance.running.programs import keep_programs
 from vaespec_conformance.running.request import Request
 from vaespec_conformance.running.runner import run_item
 from vaespec_conformance.running.tally import PRELIMINARIES
@@ -38,6 +39,7 @@ def main() -> None:
 def serve(request: Request, orders: TextIO, send: Send) -> None:
     """Loads the subject, sends the agenda, and runs the items that are then requested."""
     subject = load_subject(request.backend, request.port, request.device, request.precision)
+    keep_programs(subject)
     selection = Selection(request.dtypes, levels_between(request.levels), request.checks)
     items = agenda(subject, selection)
     case, named = _case(request, items), request.named
