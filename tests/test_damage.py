@@ -1,4 +1,7 @@
-"""Damaged inputs and killed work, at random: see tests/support/damage.py and tests/support/kills.py."""
+"""Damaged inputs and killed work, at random: see tests/support/damage.py and tests/support/kills.py.
+
+benchmarks/attacks.py asks the same of a hundred thousand inputs.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.depth import first
 from support.kills import WORKS
 from support.weight_files import WRITERS
 
@@ -30,33 +32,28 @@ def require_harmless(kind: str, count: int) -> None:
     assert tally["grown_mb"] < 200
 
 
-@pytest.mark.parametrize("count", first(1, [100, 1500]))
 @pytest.mark.parametrize("container", WRITERS)
-def test_a_damaged_weight_file_is_read_or_refused_in_twice_its_size(container, count):
-    require_harmless(container, count)
+def test_a_damaged_weight_file_is_read_or_refused_in_twice_its_size(container):
+    require_harmless(container, 100)
 
 
-@pytest.mark.parametrize("count", first(1, [40, 1200]))
 @pytest.mark.parametrize("container", [container for container in WRITERS if container != "shards"])
-def test_a_damaged_file_of_a_model_is_loaded_or_refused(container, count):
-    require_harmless(f"model:{container}", count)
+def test_a_damaged_file_of_a_model_is_loaded_or_refused(container):
+    require_harmless(f"model:{container}", 40)
 
 
-@pytest.mark.parametrize("count", first(1, [400, 20_000]))
-def test_a_damaged_picture_is_read_or_refused(count):
-    require_harmless("pictures", count)
+def test_a_damaged_picture_is_read_or_refused():
+    require_harmless("pictures", 400)
 
 
-@pytest.mark.parametrize("count", first(1, [1000, 50_000]))
-def test_an_odd_config_describes_a_model_or_is_refused(count):
-    require_harmless("configs", count)
+def test_an_odd_config_describes_a_model_or_is_refused():
+    require_harmless("configs", 1000)
 
 
-@pytest.mark.parametrize("count", first(1, [4, 30]))
 @pytest.mark.parametrize("work", WORKS)
-def test_killed_work_leaves_the_old_or_the_new_result(work, count):
+def test_killed_work_leaves_the_old_or_the_new_result(work):
     """A folder of weights may also be refused; a mixture never loads."""
-    tally = tally_of("kills", work, count)
-    assert sum(tally.values()) == count
+    tally = tally_of("kills", work, 4)
+    assert sum(tally.values()) == 4
     assert work == "save_pretrained" or tally["refused"] == 0
-    assert tally["new"] < count
+    assert tally["new"] < 4
