@@ -51,9 +51,13 @@ class JaxBackend:
         import jax
 
         if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-            jax.config.update("jax_compilation_cache_dir", str(folder))
-            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # there are many, each quick
-            jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+            settings = {
+                "jax_compilation_cache_dir": str(folder),
+                "jax_persistent_cache_min_compile_time_secs": 0.0,  # there are many programs, each compiled quickly
+                "jax_persistent_cache_min_entry_size_bytes": -1,
+            }
+            for name, value in settings.items():
+                jax.config.update(name, value)  # type: ignore[no-untyped-call]
 
 
 def _installed(distribution: str) -> bool:
