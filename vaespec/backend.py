@@ -36,6 +36,7 @@ class Backend(Protocol):
     # accelerators() -> tuple[str, ...]       devices other than the CPU, listed without importing the framework
     # default_dtype: str                      the dtype of a model for which none is requested, float32 if left out
     # module(model) -> Any                    the Model as an object of the framework's module class
+    # keep_programs(folder: Path) -> None     keeps compiled programs in this folder, for later processes
     # containers: tuple[Container, ...]       kinds of files that only the framework can read, as rows of the table in
     #                                         vaespec.weights.containers; made without importing the framework
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from vaespec import machine
@@ -44,6 +45,19 @@ class JaxBackend:
         from vaespec_jax.ops import JaxOps
 
         return JaxOps(device, dtype, precision)
+
+    def keep_programs(self, folder: Path) -> None:
+        """Keeps compiled programs in `folder`, which other processes read; JAX's own settings have priority."""
+        import jax
+
+        if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+            settings = {
+                "jax_compilation_cache_dir": str(folder),
+                "jax_persistent_cache_min_compile_time_secs": 0.0,  # there are many programs, each compiled quickly
+                "jax_persistent_cache_min_entry_size_bytes": -1,
+            }
+            for name, value in settings.items():
+                jax.config.update(name, value)  # type: ignore[no-untyped-call]
 
 
 def _installed(distribution: str) -> bool:

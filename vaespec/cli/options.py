@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,14 @@ def padding_of(words: str) -> str | list[str]:
     """Splits the words of --padding: one, or two for (height, width)."""
     parts = [word.strip() for word in words.split(",")]
     return parts if len(parts) > 1 else parts[0]
+
+
+def image_size(size: str) -> tuple[int, int]:
+    """(height, width) of "768" or "768x1024", in px; raises a usage error for any other text."""
+    match = re.fullmatch(r"(\d+)(?:[x×](\d+))?", size)
+    if match is None or 0 in (sides := [int(side) for side in match.groups() if side]):
+        raise typer.BadParameter(f"{size!r}: give one number, or HEIGHTxWIDTH such as 768x1024.", param_hint="--size")
+    return sides[0], sides[-1]
 
 
 def _folder(folder: Path | None) -> Path | None:

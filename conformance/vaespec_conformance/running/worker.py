@@ -20,6 +20,7 @@ from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.drawing import require_alike
 from vaespec_conformance.running.agenda import AgendaError, Item, Selection, agenda, levels_between
 from vaespec_conformance.running.facts import run_facts
+from vaespec_conformance.running.kept_programs import keep_programs
 from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.request import Request
 from vaespec_conformance.running.runner import run_item
@@ -47,6 +48,7 @@ def serve(request: Request, orders: TextIO, send: Send) -> None:
 
 
 def _run(subject: Subject, request: Request, orders: TextIO, send: Send) -> None:
+    keep_programs(subject)
     selection = Selection(request.dtypes, levels_between(request.levels), request.checks)
     items = agenda(subject, selection)
     case, named = _case(request, items), request.named

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping
 from typing import Annotated, Any
 
@@ -56,7 +55,7 @@ def info(
     The SHA-256 is the same for the same numbers in any format and dtype. The exit code is 1 if the weights cannot be
     loaded; the problems are listed.
     """
-    image, path = _parse(size), autoencoder.locate(source)
+    image, path = options.image_size(size), autoencoder.locate(source)
     with progress(f"inspecting {source}"):
         inspection = inspect_weights(
             path, family, check=check, hashed=digest, prefix=prefix, dialect=dialect, use_ema=ema, strict=strict
@@ -73,13 +72,6 @@ def info(
         _print(source, inspection, image, costs, plans, strict)
     if inspection.problems:
         raise typer.Exit(1)
-
-
-def _parse(size: str) -> tuple[int, int]:
-    match = re.fullmatch(r"(\d+)(?:[x×](\d+))?", size)
-    if match is None or 0 in (sides := [int(side) for side in match.groups() if side]):
-        raise typer.BadParameter(f"{size!r}: give one number, or HEIGHTxWIDTH such as 768x1024.", param_hint="--size")
-    return sides[0], sides[-1]
 
 
 def _costs(config: AutoencoderConfig, image: tuple[int, int], source: str) -> dict[str, Cost]:
