@@ -664,7 +664,8 @@ def test_a_program_that_hangs_costs_its_checks_and_the_run_goes_on(temporary, mo
 
 def test_a_run_that_is_told_to_end_leaves_no_program_and_no_files(tmp_path, temporary):
     script = f"echo $$ > {tmp_path}/number; sleep 1000"
-    code = "from vaespec.cli import main; main()"
+    listen = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"  # as started from a terminal
+    code = f"{listen}; from vaespec.cli import main; main()"
     run = subprocess.Popen(
         [sys.executable, "-c", code, "conformance", "--program", shell(script), "--check", "model.logvar"],
         env={**os.environ, "TMPDIR": str(temporary)},

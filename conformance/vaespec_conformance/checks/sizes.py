@@ -20,7 +20,7 @@ from vaespec_conformance.checks.model import build_model
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import within
 from vaespec_conformance.judging.judge import Compute, judge, predicted, specified
-from vaespec_conformance.judging.registry import DTYPES, Examples, Limited, Margin, check
+from vaespec_conformance.judging.registry import DTYPES, WHOLE, Examples, Limited, Margin, check
 from vaespec_conformance.subjects.capabilities import DECODER, ENCODER
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.oracle import ORACLE
@@ -107,7 +107,7 @@ def _memory(subject: Any, dtype: str) -> MemoryUse:
     return use
 
 
-level = partial(check, level="L5", examples=DRAWN)
+level = partial(check, level="L5", examples=DRAWN, subjects=WHOLE)
 drawn = partial(cases, regime=among("plain"), size=among(*SIZES), items=among(1))
 
 
