@@ -262,7 +262,7 @@ def test_equal_maps_have_no_place():
 @pytest.mark.parametrize(("order", "words"), [((0, 1, 2, 3), "of the map on"), ((0, 2, 3, 1), "channels last on")])
 def test_an_index_that_wraps_is_told_from_rows(order, words):
     expected = np.random.default_rng(0).normal(size=(1, 8, 100, 100)).astype(np.float32)
-    flat = expected.transpose(order).ravel()
+    flat = expected.transpose(order).flatten()
     flat[2**16 :] = 9
     shape = [expected.shape[axis] for axis in order]
     found = place(flat.reshape(shape).transpose(np.argsort(order)), expected, 1e-3)

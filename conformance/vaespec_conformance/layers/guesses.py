@@ -20,7 +20,7 @@ from vaespec.ops import Array, Layer
 from vaespec.reference import ReferenceOps
 from vaespec.specification import Specification
 from vaespec_conformance.layers.chosen import Weights
-from vaespec_conformance.layers.probing import Answer, Bench, TimeUpError, finished, run_half
+from vaespec_conformance.layers.probing import Answer, Bench, TimeUpError, alike, finished, run_half
 from vaespec_conformance.mutants import MUTANTS
 from vaespec_conformance.mutants.mutant import with_methods
 from vaespec_conformance.subjects.errors import ConformanceError
@@ -121,7 +121,7 @@ def fitting(bench: Bench, candidates: list[int], evidence: Evidence, passed: fro
         start = kept.index(guess.layer)
         result = _guessed(layers[start:], guess, maps[start], evidence.weights)
         if result is not None and result.shape == maps[-1].shape:
-            distance = float(np.linalg.norm(evidence.actual - finished(result, bench.half)))
+            distance = float(np.linalg.norm(evidence.actual - alike(finished(result, bench.half), evidence.actual)))
             fits += [(distance, guess)] if distance <= NEAR * size else []
     return [guess for _, guess in sorted(fits, key=lambda fit: fit[0])]
 
@@ -137,7 +137,7 @@ def outside(bench: Bench, weights: Weights, x: np.ndarray, answer: Answer) -> bo
         altered = subject.replace(alter=partial(_remembering, subject.alter, x, answer.expected))
         try:
             with np.errstate(all="ignore"):
-                result = run_half(altered, bench.config, weights, "float64", bench.half, x)
+                result = alike(run_half(altered, bench.config, weights, "float64", bench.half, x), answer.actual)
         except ConformanceError:  # a mistake that stops the specification
             continue
         if result.shape == answer.actual.shape and np.linalg.norm(answer.actual - result) <= NEAR * size:

@@ -87,9 +87,7 @@ class Bench:
             actual = run_half(self.subject, self.config, weights, self.dtype, self.half, x)
         except ConformanceError as raised:
             return Answer(float("inf"), None, results[0], raised)
-        if self.half == "encoder" and 2 * actual.shape[1] == results[0].shape[1]:  # the mean alone
-            results = [result[:, : actual.shape[1]] for result in results]
-        expected, *narrow = results
+        expected, *narrow = (alike(result, actual) for result in results)
         budget = budgets.model(self.dtype, factor * relative_error(narrow, expected))
         used, error = compared(actual, expected, budget, self.half)
         return Answer(used, actual, expected, error)
@@ -131,6 +129,11 @@ def finished(y: np.ndarray, half: str) -> np.ndarray:
         return y
     posterior = DiagonalGaussian(y)
     return np.concatenate([posterior.mean, posterior.logvar], axis=1)
+
+
+def alike(result: np.ndarray, actual: np.ndarray) -> np.ndarray:
+    """A half's result, or the mean alone if `actual`, the subject's result, is that."""
+    return result[:, : actual.shape[1]] if result.shape[1] == 2 * actual.shape[1] else result
 
 
 def run_half(

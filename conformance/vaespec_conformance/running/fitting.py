@@ -74,8 +74,14 @@ def _few(check: Check, config: AutoencoderConfig) -> tuple[Case, ...]:
 
 
 def _in_config(case: Case, config: AutoencoderConfig) -> Case:
-    """The case with another config, and with even sizes if its latents are cut into patches."""
+    """The case with another config, and with sizes that the config can have: even ones, if its latents are patches."""
     values = {**dict(case.items), "config": name_of(config)}
-    if config.patch_size and "size" in values:
-        values["size"] = tuple(n + n % patch for n, patch in zip(case["size"], config.patch_size, strict=True))
+    if "size" in values:
+        multiples = config.patch_size or (1, 1)
+        values["size"] = tuple(max(n + n % m, _least(config)) for n, m in zip(case["size"], multiples, strict=True))
     return Case.of(**values)
+
+
+def _least(config: AutoencoderConfig) -> int:
+    """The least side of latents: 2 where a group is one channel, since a norm of a single value is but its rounding."""
+    return 2 if config.block_out_channels[-1] == config.norm_num_groups else 1

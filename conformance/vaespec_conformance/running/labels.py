@@ -8,8 +8,6 @@ from vaespec import AutoencoderConfig, families
 from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
 
-LABELS: dict[str, str] = getattr(models, "LABELS", {"plain": "SD 1", "attentive": "attention outside the middle"})
-FAMILIES: tuple[str, ...] = getattr(models, "FAMILIES", ("plain",))
 FULL = " at full width"
 OWN = "a config of its own"
 SPOKEN = {"sd1": "SD 1", "sd2": "SD 1", "sdxl": "SD 1", "sd3": "FLUX.1", "flux1": "FLUX.1", "flux2": "FLUX.2"}
@@ -22,20 +20,20 @@ def label_of(case: Case) -> str | None:
     if name is None:
         return None
     if name in models.CONFIGS:
-        return LABELS.get(str(name), str(name))
+        return models.LABELS[name]
     return label(models.config_of(case))
 
 
 @cache
 def label(config: AutoencoderConfig) -> str:
     """The label of a config that a subject brings: its published family, or OWN."""
-    return next((LABELS[name] for name, other in models.CONFIGS.items() if other == config), None) or _family(config)
+    return next((models.LABELS[name] for name, other in models.CONFIGS.items() if other == config), None) or _family(config)
 
 
 def published() -> tuple[str, ...]:
     """The labels of the published families."""
     spoken = [_spoken(name) + width for name in families.names() for width in ("", FULL)]
-    return tuple(dict.fromkeys((*(LABELS[name] for name in FAMILIES), *spoken)))
+    return tuple(dict.fromkeys((*(models.LABELS[name] for name in models.FAMILIES), *spoken)))
 
 
 def _spoken(name: str) -> str:
