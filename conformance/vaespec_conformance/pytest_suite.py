@@ -20,16 +20,18 @@ from vaespec.errors import InputError, VaespecError
 from vaespec.escaping import escaped
 from vaespec_conformance.reports.html import to_html
 from vaespec_conformance.reports.markdown import to_markdown
-from vaespec_conformance.reports.report import Report, Result
+from vaespec_conformance.reports.report import Report
+from vaespec_conformance.reports.result import Result
 from vaespec_conformance.reports.text import failure_lines
 from vaespec_conformance.reports.writing import write_texts
 from vaespec_conformance.running.agenda import EVERYTHING, Item, Selection, agenda, levels_between
 from vaespec_conformance.running.facts import run_facts
+from vaespec_conformance.running.fitting import allowed
 from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.request import Request
 from vaespec_conformance.running.runner import run_item
 from vaespec_conformance.running.tally import hung, probed, unfinished
-from vaespec_conformance.running.timing import HungError, allowed, call_within
+from vaespec_conformance.running.timing import HungError, call_within
 from vaespec_conformance.subjects.loading import as_subject, load_subject
 from vaespec_conformance.subjects.subjects import Subject
 

@@ -18,7 +18,8 @@ from vaespec_conformance.cases import models
 from vaespec_conformance.layers import first_wrong_layer
 from vaespec_conformance.reports.html import to_html
 from vaespec_conformance.reports.markdown import to_markdown
-from vaespec_conformance.reports.report import SCHEMA_FILE, Failure, Report, Result
+from vaespec_conformance.reports.report import SCHEMA_FILE, Report
+from vaespec_conformance.reports.result import Failure, Result
 from vaespec_conformance.reports.text import failure_lines
 from vaespec_conformance.subjects.subjects import PortSubject
 

@@ -24,7 +24,8 @@ from support.made_reports import report as made
 from vaespec_conformance.reports.html import to_html
 from vaespec_conformance.reports.markdown import matrix, to_markdown
 from vaespec_conformance.reports.picture import LARGEST, error_picture
-from vaespec_conformance.reports.report import SCHEMA_FILE, STATUSES, Failure, Report, Result, rounded
+from vaespec_conformance.reports.report import SCHEMA_FILE, Report
+from vaespec_conformance.reports.result import STATUSES, Failure, Result, rounded
 from vaespec_conformance.reports.text import failure_lines, margin
 from vaespec_conformance.running.facts import DECISIVE, FOLDER
 

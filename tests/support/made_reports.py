@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from vaespec_conformance.reports.picture import error_picture
-from vaespec_conformance.reports.report import Failure, Report, Result
+from vaespec_conformance.reports.report import Report
+from vaespec_conformance.reports.result import Failure, Result
 
 HOSTILE = '<script>alert("1")</script> & | `x`\n# not a heading'
 ERROR = np.zeros((1, 2, 3, 4))

@@ -10,7 +10,8 @@ from typing import Any
 
 from vaespec.escaping import escaped
 from vaespec_conformance.judging.registry import LEVELS
-from vaespec_conformance.reports.report import STATUSES, Report, Result, by_check, by_level
+from vaespec_conformance.reports.report import Report, by_check, by_level
+from vaespec_conformance.reports.result import STATUSES, Result
 from vaespec_conformance.reports.text import (
     MARKS,
     NOTE,

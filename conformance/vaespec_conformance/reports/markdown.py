@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 
 from vaespec.escaping import escaped
-from vaespec_conformance.reports.report import NOT_RUN, STATUSES, Report, Result, by_check
+from vaespec_conformance.reports.report import NOT_RUN, Report, by_check
+from vaespec_conformance.reports.result import STATUSES, Result
 from vaespec_conformance.reports.text import (
     NOTE,
     environment_rows,

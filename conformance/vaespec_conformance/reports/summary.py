@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from vaespec.cli.console import print_lines, print_table
 from vaespec.escaping import escaped
 from vaespec_conformance.judging.registry import LEVELS
-from vaespec_conformance.reports.report import Report, Result, by_level
+from vaespec_conformance.reports.report import Report, by_level
+from vaespec_conformance.reports.result import Result
 from vaespec_conformance.reports.text import COLUMNS, MARKS, NOTE, failure_lines, grade_text, margin, precision_rows
 
 PRINTED = 10

@@ -9,7 +9,8 @@ from typing import Any
 
 from vaespec.escaping import escaped
 from vaespec_conformance.judging import budgets
-from vaespec_conformance.reports.report import STATUSES, Failure, Report, Result
+from vaespec_conformance.reports.report import Report
+from vaespec_conformance.reports.result import STATUSES, Failure, Result
 
 MARKS = {"pass": "✓", "fail": "✗", "error": "!", "gap": "⚠", "xpass": "⇡", "undeclared": "–", "not_asked": "○"}
 COLUMNS = 100

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from vaespec.errors import VaespecError
 from vaespec_conformance import checks  # noqa: F401  (registers them)
 from vaespec_conformance.judging.registry import CHECKS, DTYPES, LEVELS, Check
-from vaespec_conformance.reports.report import Place
+from vaespec_conformance.reports.result import Place
 from vaespec_conformance.subjects.capabilities import Gap
 from vaespec_conformance.subjects.subjects import PortSubject, Subject
 

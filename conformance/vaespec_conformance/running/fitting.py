@@ -13,6 +13,7 @@ from vaespec.architecture import count_parameters
 from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging.registry import PROFILES, Check
+from vaespec_conformance.running.timing import TIME_LIMITS
 from vaespec_conformance.subjects.subjects import Subject
 
 USUAL = "plain"
@@ -21,6 +22,8 @@ WIDE = 16 << 20
 """Parameters from which a config is a real one, whose cases take seconds each: it gets few of them."""
 WIDE_CASES = len(models.REGIMES)
 """Cases of a check in a wide config: one for each regime of weights."""
+PATIENT = 5
+"""How many times as long a check may take in a wide config."""
 
 
 def pinned_cases(subject: Subject, check: Check, dtype: str, profile: str) -> tuple[Case, ...]:
@@ -54,6 +57,12 @@ def name_of(config: AutoencoderConfig) -> str:
 def is_wide(config: AutoencoderConfig) -> bool:
     """Whether a case in this config takes seconds."""
     return count_parameters(config) >= WIDE
+
+
+def allowed(subject: Subject, profile: str) -> float:
+    """Seconds that a check may take."""
+    slower = PATIENT if subject.home is not None and is_wide(subject.home) else 1
+    return slower * TIME_LIMITS[profile]
 
 
 def _own(subject: Subject) -> tuple[AutoencoderConfig, ...]:

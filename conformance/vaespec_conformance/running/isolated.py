@@ -9,7 +9,8 @@ from queue import Empty, SimpleQueue
 from typing import Any
 
 from vaespec.errors import VaespecError
-from vaespec_conformance.reports.report import Place, Report, Result
+from vaespec_conformance.reports.report import Report
+from vaespec_conformance.reports.result import Place, Result
 from vaespec_conformance.running.process import Message, Process
 from vaespec_conformance.running.request import LOADING, Request
 from vaespec_conformance.running.tally import PRELIMINARIES, Tally, hung

@@ -27,7 +27,9 @@ def label_of(case: Case) -> str | None:
 @cache
 def label(config: AutoencoderConfig) -> str:
     """The label of a config that a subject brings: its published family, or OWN."""
-    return next((models.LABELS[name] for name, other in models.CONFIGS.items() if other == config), None) or _family(config)
+    return next((models.LABELS[name] for name, other in models.CONFIGS.items() if other == config), None) or _family(
+        config
+    )
 
 
 def published() -> tuple[str, ...]:

@@ -14,7 +14,7 @@ from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.layers import first_wrong_layer
 from vaespec_conformance.reports.picture import error_picture
-from vaespec_conformance.reports.report import Failure, Result, rounded
+from vaespec_conformance.reports.result import Failure, Result, rounded
 from vaespec_conformance.running.agenda import REQUIRED, Item
 from vaespec_conformance.running.causes import Cause, causes
 from vaespec_conformance.running.examination import Examination

@@ -10,7 +10,7 @@ from vaespec_conformance import mutants
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.registry import CHECKS
-from vaespec_conformance.reports.report import rounded
+from vaespec_conformance.reports.result import rounded
 from vaespec_conformance.running.agenda import REQUIRED, Item
 from vaespec_conformance.running.examination import examine
 from vaespec_conformance.running.facts import environment

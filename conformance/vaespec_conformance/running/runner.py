@@ -7,14 +7,16 @@ from collections.abc import Callable
 from functools import partial
 
 from vaespec_conformance.cases.cases import Case
-from vaespec_conformance.reports.report import Report, Result
+from vaespec_conformance.reports.report import Report
+from vaespec_conformance.reports.result import Result
 from vaespec_conformance.running.agenda import EVERYTHING, Item, Selection, agenda
 from vaespec_conformance.running.examination import examine
 from vaespec_conformance.running.facts import run_facts
+from vaespec_conformance.running.fitting import allowed
 from vaespec_conformance.running.outcome import outcome
 from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.tally import Tally, hung
-from vaespec_conformance.running.timing import HungError, allowed, call_within
+from vaespec_conformance.running.timing import HungError, call_within
 from vaespec_conformance.subjects.subjects import Subject
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from vaespec_conformance.reports.report import BAD, Failure, Place, Report, Result
+from vaespec_conformance.reports.report import BAD, Report
+from vaespec_conformance.reports.result import Failure, Place, Result
 
 PATIENCE = 3
 """After this many checks that did not end, no other is begun."""

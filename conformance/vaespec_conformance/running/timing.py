@@ -8,24 +8,12 @@ from concurrent.futures import Future, wait
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from vaespec_conformance.running.fitting import is_wide
-from vaespec_conformance.subjects.subjects import Subject
-
 TIME_LIMITS = {"quick": 60.0, "default": 120.0, "thorough": 1200.0}
 """Seconds for one check in one dtype. On two cores a correct backend needs a tenth of them, or a third if it compiles
 for each shape.
 """
 
-PATIENT = 5
-"""How many times as long a check may take in a config of real widths."""
-
 T = TypeVar("T")
-
-
-def allowed(subject: Subject, profile: str) -> float:
-    """Seconds that a check may take."""
-    slower = PATIENT if subject.home is not None and is_wide(subject.home) else 1
-    return slower * TIME_LIMITS[profile]
 
 
 class HungError(Exception):

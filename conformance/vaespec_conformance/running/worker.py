@@ -20,12 +20,12 @@ from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.drawing import require_alike
 from vaespec_conformance.running.agenda import AgendaError, Item, Selection, agenda, levels_between
 from vaespec_conformance.running.facts import run_facts
+from vaespec_conformance.running.fitting import allowed
 from vaespec_conformance.running.kept_programs import keep_programs
 from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.request import Request
 from vaespec_conformance.running.runner import run_item
 from vaespec_conformance.running.tally import PRELIMINARIES
-from vaespec_conformance.running.timing import allowed
 from vaespec_conformance.subjects.loading import load_program, load_subject
 from vaespec_conformance.subjects.subjects import Subject
 
