@@ -51,7 +51,7 @@ def test_the_wheel_registers_our_backends_by_entry_points(wheel):
 def test_the_wheel_registers_the_suite_with_the_command_line_and_with_pytest(wheel):
     (points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     text = wheel.read(points).decode()
-    assert "[vaespec.commands]\nconformance = vaespec_conformance.command:register" in text
+    assert "[vaespec.commands]\nconformance = vaespec_conformance.commands.conformance:register" in text
     assert "[pytest11]\nvaespec = vaespec_conformance.pytest_plugin" in text
 
 

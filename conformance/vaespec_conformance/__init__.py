@@ -1,8 +1,8 @@
-"""vaespec_conformance: checks whether a backend, or a user's whole VAE, computes AutoencoderKL.
+"""vaespec_conformance: checks whether a backend, a user's whole VAE, or a program computes AutoencoderKL.
 
 `run_conformance` examines a subject and returns a Report; `conformance_suite` returns a class of tests that do the
-same. The command is `vaespec conformance`. Names are imported on first use, since every pytest session on a machine
-with vaespec imports this package.
+same. The commands are `vaespec conformance`, `vaespec check` and `vaespec golden`. Names are imported on first use,
+since every pytest session on a machine with vaespec imports this package.
 """
 
 from __future__ import annotations

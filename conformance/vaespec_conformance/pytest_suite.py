@@ -25,8 +25,8 @@ from vaespec_conformance.reports.result import Result
 from vaespec_conformance.reports.text import failure_lines
 from vaespec_conformance.reports.writing import write_texts
 from vaespec_conformance.running.agenda import EVERYTHING, Item, Selection, agenda, levels_between
+from vaespec_conformance.running.case_selection import allowed
 from vaespec_conformance.running.facts import run_facts
-from vaespec_conformance.running.fitting import allowed
 from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.request import Request
 from vaespec_conformance.running.runner import run_item

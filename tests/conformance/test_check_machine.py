@@ -24,10 +24,10 @@ from vaespec.analysis.rounding import predicted_error
 from vaespec.architecture import DECODER, ENCODER
 from vaespec.cli.failures import CommandGroup
 from vaespec.machine import host_memory
-from vaespec_conformance.own_machine import examination, samples
-from vaespec_conformance.own_machine.command import register
-from vaespec_conformance.own_machine.places import place
-from vaespec_conformance.own_machine.prediction import predict
+from vaespec_conformance.commands.check import register
+from vaespec_conformance.machine_check import examination, samples
+from vaespec_conformance.machine_check.places import place
+from vaespec_conformance.machine_check.prediction import predict
 
 ROOT = Path(__file__).parents[2]
 FAULTS = ROOT / "tests" / "support" / "faulty_devices.py"
@@ -143,7 +143,7 @@ def test_what_is_wrong_at_every_size_is_no_matter_of_size(check):
 
 def test_a_wrong_reference_is_no_verdict_about_the_subject(check, monkeypatch):
     broken = Everywhere.ops("cpu", "float32", "default")
-    monkeypatch.setattr("vaespec_conformance.own_machine.subjects.reference_ops", lambda dtype: broken)
+    monkeypatch.setattr("vaespec_conformance.machine_check.subjects.reference_ops", lambda dtype: broken)
     error = check("--size", 40, "--half", "encode", code=2).stderr.splitlines()[-1]
     assert "the NumPy engine, which is the reference, is wrong on this machine itself: encode of 40 px is off" in error
 
@@ -190,7 +190,7 @@ def test_diffusers_takes_neither_a_backend_nor_a_precision(check):
 
 
 def test_without_diffusers_the_option_says_what_to_install(check, monkeypatch):
-    monkeypatch.setattr("vaespec_conformance.own_machine.subjects.find_spec", lambda name: None)
+    monkeypatch.setattr("vaespec_conformance.machine_check.subjects.find_spec", lambda name: None)
     assert 'pip install "vaespec[diffusers]"' in check("--diffusers", code=2).stderr
 
 
@@ -387,8 +387,8 @@ def test_the_command_is_an_entry_point_and_needs_neither_hypothesis_nor_a_framew
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["vaespec.commands"]
     assert points["check"] == f"{register.__module__}:{register.__name__}"
     code = (
-        "import sys; import vaespec_conformance.own_machine.command, vaespec_conformance.own_machine.examination\n"
-        "import vaespec_conformance.own_machine.subjects, vaespec_conformance.own_machine.words\n"
+        "import sys; import vaespec_conformance.commands.check, vaespec_conformance.machine_check.examination\n"
+        "import vaespec_conformance.machine_check.subjects, vaespec_conformance.machine_check.sentences\n"
         "print([name for name in ('hypothesis', 'torch', 'diffusers', 'jax') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -23,8 +23,8 @@ from vaespec import families
 from vaespec.architecture import HALVES, parameters
 from vaespec.cli.app import app
 from vaespec.errors import InputError
-from vaespec_conformance.golden import pack as packs
-from vaespec_conformance.golden.pack import Request, write_pack
+from vaespec_conformance.golden_packs import pack as packs
+from vaespec_conformance.golden_packs.pack import Request, write_pack
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "golden"
 ENDS = ("moments", "mean", "logvar", "sample")

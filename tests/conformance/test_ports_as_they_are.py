@@ -15,7 +15,7 @@ from vaespec import families
 from vaespec.initialize import initialize
 from vaespec_conformance import Capabilities, PortSubject, Selection, run_conformance
 from vaespec_conformance.cases.models import narrow
-from vaespec_conformance.running.fitting import name_of
+from vaespec_conformance.running.case_selection import name_of
 from vaespec_conformance.running.labels import label
 
 NARROW = {"norm_num_groups": 32, "layers_per_block": 2}

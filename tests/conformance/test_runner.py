@@ -99,7 +99,7 @@ def test_the_greatest_margin_is_kept():
 def _nothing():
     from hypothesis import strategies as st
 
-    from vaespec_conformance.cases.cases import cases
+    from vaespec_conformance.cases.strategies import cases
 
     return cases(number=st.just(0))
 
@@ -125,7 +125,7 @@ def test_a_check_draws_the_same_cases_alone_and_among_others():
 DRAW = """
 import sys
 from hypothesis import strategies as st
-from vaespec_conformance.cases.cases import cases
+from vaespec_conformance.cases.strategies import cases
 from vaespec_conformance.cases.drawing import run_drawn
 {local}
 drawn = []
@@ -328,7 +328,7 @@ def test_a_canary_that_survives_is_vacuous(monkeypatch):
 def test_a_check_whose_cases_cannot_be_drawn_is_an_error():
     from hypothesis import strategies as st
 
-    from vaespec_conformance.cases.cases import cases
+    from vaespec_conformance.cases.strategies import cases
 
     define("own", cases=cases(number=st.integers(0, 9).filter(lambda n: n > 9)))
     assert only(run()).status == "error"

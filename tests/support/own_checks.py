@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from vaespec_conformance.cases.cases import Case, cases
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.strategies import cases
 from vaespec_conformance.judging.registry import CHECKS, EXACT, Examples, check
 
 NUMBERS = cases(number=st.integers(0, 10**6))

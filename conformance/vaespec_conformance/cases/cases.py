@@ -1,8 +1,4 @@
-"""Cases: what hypothesis draws. Structure and a seed only; the numbers come from NumPy, seeded by the case.
-
-So a case is a few words of JSON, nothing is filtered, and shrinking finds a small shape and a small seed. Lists of
-choices begin with the simplest, since hypothesis shrinks towards it; choices that catch more appear more than once.
-"""
+"""A case: structure and a seed only; the numbers come from NumPy, seeded by the case. So it is a few words of JSON."""
 
 from __future__ import annotations
 
@@ -13,7 +9,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from hypothesis import strategies as st
 
 from vaespec import strict_json
 
@@ -53,16 +48,3 @@ class Case:
 
 def _frozen(value: Any) -> Json:
     return tuple(map(_frozen, value)) if isinstance(value, list | tuple) else value
-
-
-def cases(**fields: st.SearchStrategy[Any]) -> st.SearchStrategy[Case]:
-    """A strategy that draws cases with the given fields and a seed."""
-    return st.fixed_dictionaries({**fields, "seed": SEEDS}).map(lambda values: Case.of(**values))
-
-
-SEEDS = st.integers(0, 999)
-
-
-def among(*choices: Any) -> st.SearchStrategy[Any]:
-    """A strategy that draws one of the choices; the simplest comes first."""
-    return st.sampled_from(choices)

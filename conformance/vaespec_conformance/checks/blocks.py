@@ -11,7 +11,8 @@ from vaespec.analysis.rounding import predicted_error, rounded
 from vaespec.attention import Attention
 from vaespec.layers import Downsample, Resnet, Sequential, Upsample
 from vaespec.ops import Layer
-from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.checks.table import check_rows
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.judge import judge

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from vaespec import parameters
-from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.goldens import SIZES, golden_images, golden_latents, golden_weights, goldens
 from vaespec_conformance.cases.models import CONFIGS
+from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import MODEL, WHOLE, Margin, check
 from vaespec_conformance.subjects.capabilities import Terms

@@ -10,7 +10,8 @@ import numpy as np
 
 from vaespec.analysis.rounding import rounded
 from vaespec.ops import KERNELS
-from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.checks.structure import MAPS
 from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge

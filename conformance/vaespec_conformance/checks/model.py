@@ -9,7 +9,8 @@ import numpy as np
 
 from vaespec.analysis.rounding import rounded
 from vaespec_conformance.cases import models
-from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import elementwise
 from vaespec_conformance.judging.judge import judge, specified

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from vaespec.analysis.rounding import rounded
-from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.checks.structure import BELOW_AND_RIGHT, NONE, SAME
 from vaespec_conformance.checks.table import check_rows
 from vaespec_conformance.judging import budgets

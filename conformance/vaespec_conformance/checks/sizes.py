@@ -14,8 +14,9 @@ import numpy as np
 
 from vaespec.machine import MemoryUse, host_memory
 from vaespec_conformance.cases import models, sizes
-from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.sizes import ATTENDING, BROAD, DEEP, FLAT, PLAIN, REAL, THIN, sized
+from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.checks.model import build_model
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import within

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.judging.comparison import integers
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import OPERATION, Margin, check

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from vaespec_conformance.cases import models
-from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.checks.model import ONE_MODEL, build_model
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import MODEL, Margin, check

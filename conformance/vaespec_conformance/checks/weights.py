@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from vaespec.analysis.rounding import rounded
 from vaespec.weights.dialects import DIFFUSERS_DEPRECATED
 from vaespec_conformance.cases import models
-from vaespec_conformance.cases.cases import Case, among, cases
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.checks.model import ONE_MODEL
 from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge

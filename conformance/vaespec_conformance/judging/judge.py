@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from vaespec.analysis.rounding import relative_error
+from vaespec.analysis.rounding import rounding_error
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.cache import cached_within
@@ -79,10 +79,8 @@ def predicted(compute: Compute, case: Case, dtype: str) -> float:
     """The error that rounding to the dtype must cause: the relative L2 of the rounded specification against itself.
 
     In 16 bits it is the root mean square over several grids, since one rounding alone may be lucky. In float64, the
-    dtype of the specification itself, it is 2⁻²⁹ of float32's.
+    dtype of the specification itself, it is a share of float32's.
     """
-    if dtype == "float64":
-        return 2.0**-29 * predicted(compute, case, "float32")
-    return relative_error(
-        [compute(subject, case, dtype) for subject in roundings(dtype)], specified(compute, case, dtype)
-    )
+    narrow = "float32" if dtype == "float64" else dtype
+    results = [compute(subject, case, narrow) for subject in roundings(narrow)]
+    return rounding_error(results, specified(compute, case, narrow), dtype)

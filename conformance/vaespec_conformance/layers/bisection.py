@@ -15,7 +15,7 @@ import numpy as np
 
 from vaespec.analysis.rounding import rounded
 from vaespec.layers import NormAct
-from vaespec_conformance.layers.chosen import Weights, can_scale, idle, quiet, scaled, silent
+from vaespec_conformance.layers.neutral_weights import Weights, can_scale, idle, quiet, scaled, silent
 from vaespec_conformance.layers.probing import Answer, Bench, TimeUpError, runs
 
 FAINTEST, FARTHEST = 0.05, 5.0

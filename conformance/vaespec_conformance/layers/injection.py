@@ -15,7 +15,7 @@ import numpy as np
 from vaespec.analysis.rounding import rounded
 from vaespec.attention import Attention
 from vaespec.layers import Conv, Downsample, NormAct, Resnet, Upsample
-from vaespec_conformance.layers.chosen import Weights, idle, own, quiet, silent, without_output
+from vaespec_conformance.layers.neutral_weights import Weights, idle, own, quiet, silent, without_output
 from vaespec_conformance.layers.probing import Answer, Bench
 
 CONSTANT = 2.0**-6

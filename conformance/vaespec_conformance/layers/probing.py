@@ -12,14 +12,14 @@ import numpy as np
 from threadpoolctl import threadpool_limits
 
 from vaespec import AutoencoderConfig
-from vaespec.analysis.rounding import GRIDS, RoundingOps, relative_error
+from vaespec.analysis.rounding import rounding_error, rounding_ops
 from vaespec.architecture import HALVES
 from vaespec.layers import Sequential
 from vaespec.posterior import DiagonalGaussian
 from vaespec.reference import ReferenceOps
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import within
-from vaespec_conformance.layers.chosen import Weights
+from vaespec_conformance.layers.neutral_weights import Weights
 from vaespec_conformance.subjects.errors import ConformanceError
 
 
@@ -82,13 +82,12 @@ class Bench:
         return self._ask(weights, x, [finished(result, self.half) for result in results])
 
     def _ask(self, weights: Weights, x: np.ndarray, results: list[np.ndarray]) -> Answer:
-        factor = 2.0**-29 if self.dtype == "float64" else 1.0
         try:
             actual = run_half(self.subject, self.config, weights, self.dtype, self.half, x)
         except ConformanceError as raised:
             return Answer(float("inf"), None, results[0], raised)
         expected, *narrow = (alike(result, actual) for result in results)
-        budget = budgets.model(self.dtype, factor * relative_error(narrow, expected))
+        budget = budgets.model(self.dtype, rounding_error(narrow, expected, self.dtype))
         used, error = compared(actual, expected, budget, self.half)
         return Answer(used, actual, expected, error)
 
@@ -111,11 +110,8 @@ Begun = tuple[int, list[np.ndarray]]
 
 @cache
 def runs(dtype: str) -> tuple[Run, ...]:
-    """The specification, then the runs that predict the error of rounding, as vaespec.analysis.rounding does."""
-    if dtype in ("float32", "float64"):
-        return partial(_run, ReferenceOps(np), np.float64), partial(_run, ReferenceOps(np, "float32"), np.float32)
-    rounding = (RoundingOps(ReferenceOps(np), dtype, grid) for grid in GRIDS)
-    return tuple(partial(_run, ops, np.float64) for ops in (ReferenceOps(np), *rounding))
+    """The specification, then the runs that show the error of rounding."""
+    return tuple(partial(_run, ops, kind) for ops, kind in ((ReferenceOps(np), np.float64), *rounding_ops(dtype)))
 
 
 def _run(ops: Any, kind: type[np.floating], layers: tuple[Any, ...], weights: Weights, x: np.ndarray) -> np.ndarray:

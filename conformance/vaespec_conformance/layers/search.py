@@ -14,12 +14,12 @@ from vaespec.layers import Downsample
 from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.layers.bisection import Bisection
-from vaespec_conformance.layers.chosen import Weights, can_scale
+from vaespec_conformance.layers.comparing import first_wrong, look
 from vaespec_conformance.layers.finding import LayerFinding, name_of
-from vaespec_conformance.layers.guesses import Evidence, Guess, fitting, outside
 from vaespec_conformance.layers.injection import Injection
+from vaespec_conformance.layers.known_mistakes import Evidence, Guess, fitting, outside
+from vaespec_conformance.layers.neutral_weights import Weights, can_scale
 from vaespec_conformance.layers.probing import Bench, TimeUpError
-from vaespec_conformance.layers.seeing import first_wrong, look
 from vaespec_conformance.layers.strips import finding, measured, modelled, seen_finding
 from vaespec_conformance.subjects.errors import NotSupportedError
 

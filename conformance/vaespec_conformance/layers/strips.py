@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from vaespec.analysis.rounding import relative_error
+from vaespec.analysis.rounding import rounding_error
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.layers.bisection import Bisection
+from vaespec_conformance.layers.comparing import Seen, owner
 from vaespec_conformance.layers.finding import LayerFinding, name_of
-from vaespec_conformance.layers.guesses import Guess, mistaken_maps
+from vaespec_conformance.layers.known_mistakes import Guess, mistaken_maps
 from vaespec_conformance.layers.probing import compared
-from vaespec_conformance.layers.seeing import Seen, owner
 from vaespec_conformance.reports.picture import error_picture
 from vaespec_conformance.subjects.errors import ConformanceError
 
@@ -30,9 +30,8 @@ def modelled(bisection: Bisection, guess: Guess) -> Rows:
     bench, (exact, *narrow) = bisection.bench, bisection.maps
     maps = mistaken_maps(bench, guess, exact[guess.layer], bisection.weights)
     rows: Rows = [(name_of(layer), 0.0, None) for layer in bench.layers[: guess.layer]]
-    factor = 2.0**-29 if bench.dtype == "float64" else 1.0
     for i, y in enumerate(maps, guess.layer):
-        predicted = factor * relative_error([maps_[i + 1] for maps_ in narrow], exact[i + 1])
+        predicted = rounding_error([maps_[i + 1] for maps_ in narrow], exact[i + 1], bench.dtype)
         used, error = compared(y, exact[i + 1], budgets.model(bench.dtype, predicted), "layer")
         rows.append((name_of(bench.layers[i]), used, error))
     return rows

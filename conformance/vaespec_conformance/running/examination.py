@@ -11,7 +11,7 @@ from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.drawing import draw, run_drawn
 from vaespec_conformance.judging.registry import EXACT, Margin
 from vaespec_conformance.running.agenda import Item
-from vaespec_conformance.running.fitting import drawn_cases, fitted, pinned_cases
+from vaespec_conformance.running.case_selection import drawn_cases, fitted, pinned_cases
 from vaespec_conformance.running.labels import label_of
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.subjects import Subject

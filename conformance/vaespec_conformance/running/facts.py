@@ -28,7 +28,7 @@ DECISIVE = (
     "checks/*.py",
     "running/agenda.py",
     "running/examination.py",
-    "running/fitting.py",
+    "running/case_selection.py",
     "running/labels.py",
 )
 """Files of the suite that decide which cases are run and whether a result passes."""

@@ -12,9 +12,9 @@ from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.registry import CHECKS
 from vaespec_conformance.reports.result import rounded
 from vaespec_conformance.running.agenda import REQUIRED, Item
+from vaespec_conformance.running.case_selection import pinned_cases
 from vaespec_conformance.running.examination import examine
 from vaespec_conformance.running.facts import environment
-from vaespec_conformance.running.fitting import pinned_cases
 from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.subjects import BackendSubject, Subject
 

@@ -10,9 +10,9 @@ from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.reports.report import Report
 from vaespec_conformance.reports.result import Result
 from vaespec_conformance.running.agenda import EVERYTHING, Item, Selection, agenda
+from vaespec_conformance.running.case_selection import allowed
 from vaespec_conformance.running.examination import examine
 from vaespec_conformance.running.facts import run_facts
-from vaespec_conformance.running.fitting import allowed
 from vaespec_conformance.running.outcome import outcome
 from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.tally import Tally, hung

@@ -19,9 +19,9 @@ from vaespec.errors import VaespecError
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.drawing import require_alike
 from vaespec_conformance.running.agenda import AgendaError, Item, Selection, agenda, levels_between
+from vaespec_conformance.running.case_selection import allowed
+from vaespec_conformance.running.compilation_cache import keep_programs
 from vaespec_conformance.running.facts import run_facts
-from vaespec_conformance.running.fitting import allowed
-from vaespec_conformance.running.kept_programs import keep_programs
 from vaespec_conformance.running.preliminaries import preliminaries
 from vaespec_conformance.running.request import Request
 from vaespec_conformance.running.runner import run_item
@@ -56,7 +56,7 @@ def _run(subject: Subject, request: Request, orders: TextIO, send: Send) -> None
     facts = run_facts(subject, profile=request.profile, selection=selected, seed=request.seed)
     probes = {number: item.lacking for number, item in enumerate(items) if item.lacking}
     order = sorted(range(len(items)), key=lambda number: items[number].turn)
-    limit = request.time_limit or allowed(subject, request.profile)
+    limit = max(request.allowance, request.time_limit or allowed(subject, request.profile))
     send(facts=facts, places=[item.place for item in items], probes=probes, order=order, limit=limit)
     for number in json.loads(orders.readline()):
         if number == PRELIMINARIES:

@@ -1,1 +1,1 @@
-"""Subjects: backends and ports, loaded by name and called with NumPy arrays."""
+"""Subjects: backends, ports and programs, loaded by name and called with NumPy arrays."""

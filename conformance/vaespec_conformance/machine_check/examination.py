@@ -14,13 +14,13 @@ from vaespec.errors import BackendError
 from vaespec.tiling import planner
 from vaespec.tiling.settings import Tiling
 from vaespec_conformance.judging import budgets
-from vaespec_conformance.own_machine.findings import Comparison, Finding
-from vaespec_conformance.own_machine.operations import WrongOperation, first_wrong_operation
-from vaespec_conformance.own_machine.places import place
-from vaespec_conformance.own_machine.prediction import CROP, Prediction, RoundedWeights, predict, specified
-from vaespec_conformance.own_machine.question import Question
-from vaespec_conformance.own_machine.samples import Scale, latents, picture
-from vaespec_conformance.own_machine.sides import Placed, Result, ask
+from vaespec_conformance.machine_check.findings import Comparison, Finding
+from vaespec_conformance.machine_check.models import Placed, Result, ask
+from vaespec_conformance.machine_check.operations import WrongOperation, first_wrong_operation
+from vaespec_conformance.machine_check.places import place
+from vaespec_conformance.machine_check.prediction import CROP, Prediction, RoundedWeights, predict, specified
+from vaespec_conformance.machine_check.question import Question
+from vaespec_conformance.machine_check.samples import Scale, latents, picture
 
 PEAK = 0.5
 """The share of the largest error from which on a number belongs to the place where an error is largest."""

@@ -19,7 +19,7 @@ from vaespec.layers import Sequential
 from vaespec.ops import Array, Layer
 from vaespec.reference import ReferenceOps
 from vaespec.specification import Specification
-from vaespec_conformance.layers.chosen import Weights
+from vaespec_conformance.layers.neutral_weights import Weights
 from vaespec_conformance.layers.probing import Answer, Bench, TimeUpError, alike, finished, run_half
 from vaespec_conformance.mutants import MUTANTS
 from vaespec_conformance.mutants.mutant import with_methods

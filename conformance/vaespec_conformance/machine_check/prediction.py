@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vaespec.analysis.rounding import GRIDS, RoundingOps, relative_error, rounded
+from vaespec.analysis.rounding import rounded, rounding_error, rounding_ops
 from vaespec.architecture import Half
 from vaespec.config import AutoencoderConfig
 from vaespec.reference import ReferenceOps
@@ -72,14 +72,10 @@ def predict(
     half: Half, config: AutoencoderConfig, weights: Mapping[str, np.ndarray], x: np.ndarray, dtype: str
 ) -> Prediction:
     """Runs a half on a crop x in float64, and again with the rounding of the dtype: see vaespec.analysis.rounding."""
-    layers, x64 = half.build(config), rounded(x, dtype)
-    wide = RoundedWeights(weights, dtype, "float64")
-    exact = specified(half, config, weights, x, dtype)
+    layers, exact = half.build(config), specified(half, config, weights, x, dtype)
     with np.errstate(over="ignore", invalid="ignore"):
-        if dtype in ("float32", "float64"):
-            narrow = RoundedWeights(weights, dtype, "float32")
-            results = [layers(x64.astype(np.float32), narrow, ReferenceOps(np, "float32"))]
-        else:
-            results = [layers(x64, wide, RoundingOps(ReferenceOps(np), dtype, grid)) for grid in GRIDS]
-        error = relative_error(results, exact)
-    return Prediction(exact, error * 2.0**-29 if dtype == "float64" else error, dtype)
+        results = [
+            layers(rounded(x, dtype).astype(kind), RoundedWeights(weights, dtype, np.dtype(kind).name), ops)
+            for ops, kind in rounding_ops(dtype)
+        ]
+        return Prediction(exact, rounding_error(results, exact, dtype), dtype)

@@ -15,7 +15,7 @@ from vaespec.model import Model
 from vaespec.reference import ReferenceOps
 from vaespec.tiling import execution, planner
 from vaespec.tiling.settings import Tiling
-from vaespec_conformance.own_machine.sides import WHOLE, Subject, Weights
+from vaespec_conformance.machine_check.models import WHOLE, Subject, Weights
 
 COPIES = 12
 """How many pictures of float32 are held beside the maps: inputs, results, and what compares them."""

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 
 from vaespec.analysis.observe import activations
-from vaespec.analysis.rounding import GRIDS, RoundingOps, relative_error
+from vaespec.analysis.rounding import rounding_error, rounding_ops
 from vaespec.architecture import HALVES
 from vaespec.layers import Sequential
 from vaespec.reference import ReferenceOps
 from vaespec_conformance.judging import budgets
-from vaespec_conformance.layers.chosen import Weights
+from vaespec_conformance.layers.hooks import as_numpy, watched
+from vaespec_conformance.layers.neutral_weights import Weights
 from vaespec_conformance.layers.probing import Bench, compared
-from vaespec_conformance.layers.watching import as_numpy, watched
 from vaespec_conformance.subjects.errors import ConformanceError
 
 
@@ -35,12 +35,12 @@ def look(bench: Bench, weights: Weights, x: np.ndarray) -> list[Seen]:
     found = _results(bench, weights, x)
     if not found:
         return []
-    exact, *rounded = (dict(_activations(bench, weights, x, ops)) for ops in _runs(bench.dtype))
-    factor = 2.0**-29 if bench.dtype == "float64" else 1.0
+    runs = ((ReferenceOps(np), np.float64), *rounding_ops(bench.dtype))
+    exact, *rounded = (dict(_activations(bench, weights, x, *run)) for run in runs)
     seen = []
     for name, expected in exact.items():
         if name in found and (actual := _arranged(found[name], expected)) is not None:
-            predicted = factor * relative_error([run[name] for run in rounded], expected)
+            predicted = rounding_error([run[name] for run in rounded], expected, bench.dtype)
             seen.append(Seen(name, *compared(actual, expected, budgets.model(bench.dtype, predicted), name)))
     return seen
 
@@ -88,14 +88,9 @@ def _results(bench: Bench, weights: Weights, x: np.ndarray) -> Mapping[str, np.n
     return watched(vae, half.verb, x, bench.layers, weights)
 
 
-def _runs(dtype: str) -> tuple[Any, ...]:
-    if dtype in ("float32", "float64"):
-        return ReferenceOps(np), ReferenceOps(np, "float32")
-    return ReferenceOps(np), *(RoundingOps(ReferenceOps(np), dtype, grid) for grid in GRIDS)
-
-
-def _activations(bench: Bench, weights: Weights, x: np.ndarray, ops: Any) -> Iterator[tuple[str, np.ndarray]]:
-    kind = np.float32 if getattr(ops, "dtype", "float64") == "float32" else np.float64
+def _activations(
+    bench: Bench, weights: Weights, x: np.ndarray, ops: Any, kind: type[np.floating]
+) -> Iterator[tuple[str, np.ndarray]]:
     params = {name: w.astype(kind) for name, w in weights.items()}
     return activations(Sequential(bench.layers), x.astype(kind), params, ops)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from vaespec.layers import NormAct
-from vaespec_conformance.layers.chosen import Weights
+from vaespec_conformance.layers.neutral_weights import Weights
 
 MOST = 20000
 """Objects that are looked at; a VAE has some hundreds."""

@@ -6,8 +6,8 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from vaespec_conformance.own_machine.operations import PRODUCTS, WrongOperation
-from vaespec_conformance.own_machine.places import EVERYWHERE, NAN, Place
+from vaespec_conformance.machine_check.operations import PRODUCTS, WrongOperation
+from vaespec_conformance.machine_check.places import EVERYWHERE, NAN, Place
 
 CLASSES = {"TF32": 1.5e-3, "bfloat16": 1.2e-2}
 """The class of products of float32 -> the greatest relative L2 of a sum of them, as in the suite's preliminaries."""

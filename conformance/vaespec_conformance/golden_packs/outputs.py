@@ -13,7 +13,7 @@ from threadpoolctl import threadpool_limits
 from vaespec import AutoencoderConfig, DiagonalGaussian
 from vaespec.analysis.cost import CostOps, FakeArray
 from vaespec.analysis.observe import WITH_PARAMETERS, WatchedOps, activations
-from vaespec.analysis.rounding import GRIDS, relative_error, rounded
+from vaespec.analysis.rounding import GRIDS, rounded, rounding_error
 from vaespec.architecture import ENCODER, HALVES, Half
 from vaespec.layers import Conv, Sequential
 from vaespec.reference import ReferenceOps
@@ -105,7 +105,7 @@ def _layers(model: Sequential, x: np.ndarray, weights: Arrays, ops: Any) -> Iter
 def _output(name: str, results: Sequence[np.ndarray], dtype: str) -> Output:
     """The first result is exact, the others are not. Three digits of a budget are the same with any NumPy."""
     exact, *others = results
-    predicted = relative_error(others, exact) * (2.0**-29 if dtype == "float64" else 1.0)
+    predicted = rounding_error(others, exact, dtype)
     return Output(name, exact, float(f"{budgets.model(dtype, predicted):.2e}"))
 
 

@@ -49,7 +49,7 @@ def golden(
     layers with fewer channels. examples/golden/ has checkers of 60 lines in C and in Python.
     """
     require_hypothesis()
-    from vaespec_conformance.golden.pack import Request, write_pack
+    from vaespec_conformance.golden_packs.pack import Request, write_pack
 
     chosen: dict[str, Any] = {"per_layer": per_layer, "full_width": full_width, "groups": groups, "seed": seed}
     request = Request(family=family, size=options.image_size(size), dtype=dtype, **chosen)

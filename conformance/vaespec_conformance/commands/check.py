@@ -18,12 +18,12 @@ from vaespec.cli.options import example
 from vaespec.config import AutoencoderConfig
 from vaespec.machine import host_memory
 from vaespec.tiling import planner
-from vaespec_conformance.command import usage_errors
+from vaespec_conformance.commands.conformance import usage_errors
 
 if TYPE_CHECKING:
-    from vaespec_conformance.own_machine.findings import Finding
-    from vaespec_conformance.own_machine.question import Question
-    from vaespec_conformance.own_machine.sides import Subject, Weights
+    from vaespec_conformance.machine_check.findings import Finding
+    from vaespec_conformance.machine_check.models import Subject, Weights
+    from vaespec_conformance.machine_check.question import Question
 
 SCHEMA = "vaespec-check/1"
 DIRECTIONS = [half.verb for half in HALVES.values()]
@@ -76,8 +76,8 @@ def check(
 
     Exit codes: 0 right; 1 wrong; 2 the request is invalid, or the memory is too little.
     """
-    from vaespec_conformance.own_machine import subjects
-    from vaespec_conformance.own_machine.examination import Examination
+    from vaespec_conformance.machine_check import subjects
+    from vaespec_conformance.machine_check.examination import Examination
 
     config, opened = open_weights(weights, family, strict)
     chosen = _halves(half, config, opened)
@@ -109,8 +109,8 @@ def _question(
     max_memory: str | None,
     step: Steps,
 ) -> Question:
-    from vaespec_conformance.own_machine.question import Question
-    from vaespec_conformance.own_machine.subjects import reference_ops
+    from vaespec_conformance.machine_check.question import Question
+    from vaespec_conformance.machine_check.subjects import reference_ops
 
     sides = [int(side) for side in re.split("[x×]", size)]
     memory = host_memory()
@@ -131,7 +131,7 @@ def _question(
 
 def _report(weights: str, subject: Subject, question: Question, findings: list[Finding], as_json: bool) -> None:
     """Prints a table and sentences, or one JSON document."""
-    from vaespec_conformance.own_machine.words import sentences
+    from vaespec_conformance.machine_check.sentences import sentences
 
     lines = [line for finding in findings for line in sentences(finding)]
     right = all(finding.right for finding in findings)

@@ -17,7 +17,7 @@ from vaespec.model import Model
 from vaespec.ops import Array, Layer
 from vaespec.reference import ReferenceOps
 from vaespec_conformance.judging import budgets
-from vaespec_conformance.own_machine.places import Place, place
+from vaespec_conformance.machine_check.places import Place, place
 
 Params = Mapping[str, Array]
 ON_MAPS = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "add", "scale", "upsample_nearest2x")

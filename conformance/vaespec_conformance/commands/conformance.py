@@ -15,7 +15,8 @@ from vaespec.cli.console import print_json, print_lines, print_table, progress
 from vaespec.cli.failures import complain, in_words
 from vaespec.cli.options import example
 from vaespec.errors import VaespecError
-from vaespec_conformance import options, require_hypothesis
+from vaespec_conformance import require_hypothesis
+from vaespec_conformance.commands import options
 from vaespec_conformance.reports.report import Report
 from vaespec_conformance.running.request import Request
 

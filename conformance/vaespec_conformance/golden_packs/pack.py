@@ -22,9 +22,9 @@ from vaespec.files import folder_made
 from vaespec.machine import host_memory
 from vaespec.weights import save_folder
 from vaespec.weights.containers import write_safetensors
-from vaespec_conformance.golden.drawing import drawn_inputs, drawn_weights
-from vaespec_conformance.golden.narrowing import narrowings
-from vaespec_conformance.golden.outputs import Output, count, layer_shapes, outputs
+from vaespec_conformance.golden_packs.narrowing import narrowings
+from vaespec_conformance.golden_packs.outputs import Output, count, layer_shapes, outputs
+from vaespec_conformance.golden_packs.weights import drawn_inputs, drawn_weights
 from vaespec_conformance.judging.budgets import WORST_ELEMENT
 
 FORMAT = "vaespec-golden/1"

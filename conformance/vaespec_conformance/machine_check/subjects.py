@@ -14,7 +14,7 @@ from vaespec.dtypes import dtype_name, storage_dtype
 from vaespec.errors import BackendError, InputError
 from vaespec.reference import ReferenceOps
 from vaespec.registry import choose_backend, get_backend, make_ops
-from vaespec_conformance.own_machine.sides import Placed, Subject, Weights
+from vaespec_conformance.machine_check.models import Placed, Subject, Weights
 from vaespec_conformance.subjects.loading import load_backend
 
 INTEGRATION = "vaespec_diffusers.unchanged"

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from vaespec_conformance.running import kept_programs
-from vaespec_conformance.running.kept_programs import keep_programs, programs_folder
+from vaespec_conformance.running import compilation_cache
+from vaespec_conformance.running.compilation_cache import keep_programs, programs_folder
 
 
 def test_a_backend_that_can_keep_programs_gets_a_private_folder_in_the_users_cache(tmp_path, monkeypatch):
@@ -36,7 +36,7 @@ def test_without_a_folder_that_can_be_written_to_a_run_goes_on(tmp_path, monkeyp
 
 def test_another_kind_of_cpu_has_programs_of_its_own(tmp_path, monkeypatch):
     cpuinfo = tmp_path / "cpuinfo"
-    monkeypatch.setattr(kept_programs, "CPUINFO", cpuinfo)
+    monkeypatch.setattr(compilation_cache, "CPUINFO", cpuinfo)
     folders = set()
     for text in ("flags : fma avx2\ncpu MHz : 1000", "flags : fma avx2\ncpu MHz : 2000", "flags : fma"):
         cpuinfo.write_text(text)

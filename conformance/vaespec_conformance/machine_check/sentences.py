@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from vaespec_conformance.own_machine.findings import Finding
-from vaespec_conformance.own_machine.operations import WrongOperation
+from vaespec_conformance.machine_check.findings import Finding
+from vaespec_conformance.machine_check.operations import WrongOperation
 
 
 def sentences(finding: Finding) -> Iterator[str]:

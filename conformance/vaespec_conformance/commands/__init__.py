@@ -1,0 +1,1 @@
+"""The commands that the suite adds to `vaespec`: one file each."""
