@@ -121,12 +121,12 @@ drawn = partial(cases, regime=among("plain"), size=among(*SIZES), items=among(1)
     cases=drawn(config=among(PLAIN), half=among("decode"), more=among(0)),
     pinned=(sized("plain", (35, 33), half="decode"),),
     limited=(
-        Limited(sized("plain", (154, 8), half="decode"), "quick"),
-        Limited(sized("plain", (63, 65), half="decode"), "default"),
         Limited(sized(PLAIN, (153, 157), half="decode"), "quick"),
         Limited(sized(PLAIN, (160, 153), half="decode"), "default", DTYPES[1:]),
         Limited(sized(PLAIN, (41, 160), half="decode"), "default"),
         Limited(sized(DEEP, (97, 81), half="decode"), "default"),
+        Limited(sized("plain", (154, 8), half="decode"), "quick"),
+        Limited(sized("plain", (63, 65), half="decode"), "default"),
     ),
 )
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
@@ -144,12 +144,12 @@ def decode(subject: Any, case: Case, dtype: str) -> Margin:
     cases=drawn(config=among(PLAIN), half=among("encode"), more=among(0, 1)),
     pinned=(sized("plain", (35, 33), half="encode", more=1),),
     limited=(
-        Limited(sized("plain", (8, 154), half="encode"), "quick"),
-        Limited(sized("plain", (63, 65), half="encode"), "default"),
         Limited(sized(PLAIN, (151, 155), half="encode", more=1), "quick"),
         Limited(sized(PLAIN, (155, 160), half="encode"), "default", DTYPES[1:]),
         Limited(sized(PLAIN, (160, 37), half="encode"), "default"),
         Limited(sized(DEEP, (81, 98), half="encode"), "default"),
+        Limited(sized("plain", (8, 154), half="encode"), "quick"),
+        Limited(sized("plain", (63, 65), half="encode"), "default"),
     ),
 )
 def encode(subject: Any, case: Case, dtype: str) -> Margin:
