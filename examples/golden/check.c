@@ -17,8 +17,9 @@ static File opened(const char *path) { /* 8 bytes: the length of a table in JSON
     return f.table = memcpy(calloc(f.length + 1, 1), f.data + 8, f.length), f.data += 8 + f.length, f;
 }
 static int find(File f, const char *start, const char *name, Tensor *t) { /* whether there is a tensor start + name */
-    char key[300], *p, *shape, *at;
-    if (snprintf(key, sizeof key, "\"%s%s\"", start, name), !(p = strstr(f.table, key))) return 0;
+    char key[300], brace[2] = "", *p = f.table, *shape, *at;
+    for (snprintf(key, sizeof key, "\"%s%s\"", start, name); !*brace; sscanf(p += strlen(key), " : %1[{]", brace))
+        if (!(p = strstr(p, key))) return 0; /* metadata may have the name too, but no brace after it */
     if (!(at = strstr(p, "\"dtype\"")) || sscanf(at, "\"dtype\" : \"%7[A-Z0-9]", t->dtype) != 1 ||
         !(at = strstr(p, "\"data_offsets\"")) || sscanf(at, "\"data_offsets\" : [%zu ,%zu", &t->begin, &t->end) != 2 ||
         !(shape = strstr(p, "\"shape\"")) || !strchr(shape, ']') || !strstr("F64 F32 F16 BF16", t->dtype) ||
@@ -44,8 +45,7 @@ int main(int argc, char **argv) {
     if (argc < 3 || argc > 4) stop("needs", "PACK ANSWER.safetensors [PREFIX]");
     char path[4096], name[256], first[256] = "", *p, *prefix = argc == 4 ? argv[3] : "";
     snprintf(path, sizeof path, "%s/expected.safetensors", argv[1]);
-    File pack = opened(path), answer = opened(argv[2]);
-    Tensor b, r, a;
+    File pack = opened(path), answer = opened(argv[2]); Tensor b, r, a;
     int seen = 0, bare = !find(answer, "", "moments", &a); /* an answer has mean and logvar, or moments; and sample */
     for (p = pack.table; (p = strstr(p, "\"budget.")) && sscanf(p, "\"budget.%255[^\"]", name) == 1; p++) {
         int there = find(answer, "", name, &a), end = strstr("mean logvar", name) ? bare : !strcmp(name, "sample");

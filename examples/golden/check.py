@@ -46,7 +46,7 @@ def main(pack, path, prefix=""):
         print(f"{name:48} {share:8.3f} of its budget{fault}")
     wrong = [name for name, share in shares.items() if not share <= 1]
     if not names:
-        raise ValueError(f"{path} has no output whose name begins so")
+        raise ValueError(f"{path} has no output whose name begins with {prefix!r}")
     print(f"first outside its budget: {wrong[0]}" if wrong else "all within their budgets")
     return int(bool(wrong))
 
@@ -55,5 +55,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(*sys.argv[1:]))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        print(f"check: {error}", file=sys.stderr)
+        print(f"check: needs PACK ANSWER.safetensors [PREFIX], whole files with floats: {error}", file=sys.stderr)
         sys.exit(2)

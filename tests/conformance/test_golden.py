@@ -375,3 +375,20 @@ def test_after_an_error_nothing_half_written_is_left(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="disk full"):
         write_pack(tmp_path / "deep" / "pack", Request(family="kl-f4", size=(9, 11), groups=4))
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["sample", "mean"])
+def test_a_tensors_name_in_the_metadata_of_an_answer_is_no_tensor(checker, per_layer, tmp_path, name):
+    answer = load_file(per_layer / "expected.safetensors")
+    save_file(answer, tmp_path / "answer.safetensors", {"output": name, name: "moments"})
+    assert checker(per_layer, tmp_path / "answer.safetensors")[0] == 0
+
+
+def test_an_empty_folder_that_somebody_stands_in_is_filled(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    write_pack(Path("."), Request(family="sd1", size=(16, 16)))
+    assert {path.name for path in Path(".").iterdir()} >= {"manifest.json", "expected.safetensors"}
+
+
+def test_every_file_of_a_pack_may_be_read_by_others(per_layer):
+    assert len({path.stat().st_mode for path in per_layer.iterdir()}) == 1

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
 import sys
 import time
 from dataclasses import replace
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -331,7 +333,8 @@ def test_a_program_that_never_ends_in_time_is_not_asked_for_ever():
     subject, program = scripted(lambda exchange, cases: Ending("did not end within 1 s", hung=True))
     for n in range(PATIENCE):
         assert "did not end" in complaint(subject, call=lambda s, n=n: decode(s, Z + n))
-    assert f"was not run, since {PATIENCE} requests" in complaint(subject)
+    last = f"was not run any more: the last of {PATIENCE} requests before, it did not end within 1 s"
+    assert last in complaint(subject)
     assert len(program.requests) == PATIENCE
 
 
@@ -353,18 +356,56 @@ def described(words, dtypes=()):
 
 
 def test_a_program_says_its_dtypes_what_it_lacks_and_its_configs():
-    claimed = described({"dtypes": ["bfloat16", "float32"], "lacks": ["logvar", "x"], "configs": [SMALLEST.to_dict()]})
+    claimed = described({"dtypes": ["bfloat16", "float32"], "lacks": ["logvar"], "configs": [SMALLEST.to_dict()]})
     assert claimed.dtypes == ("float32", "bfloat16")
     assert claimed.lacks == {"logvar"}
     assert claimed.configs == (SMALLEST,)
 
 
-@pytest.mark.parametrize(
-    "words", [{"not_supported": "describe"}, {"error": "describe"}, {}, {"dtypes": 1, "configs": [1]}]
-)
+@pytest.mark.parametrize("words", [{"not_supported": "describe"}, {"error": "describe"}, {}, {"dtypes": None}])
 def test_a_program_that_says_nothing_has_the_dtypes_in_which_it_decodes(words):
     claimed = described(words, dtypes=("float32", "float64"))
     assert (claimed.dtypes, claimed.configs, claimed.lacks) == (("float32", "float64"), None, frozenset())
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        ({"dtypes": ["fp32"]}, 'dtypes "fp32": give a list of float32, bfloat16, float16, float64.'),
+        ({"dtypes": 1}, "dtypes 1: give a list of float32, bfloat16, float16, float64."),
+        ({"lacks": [["logvar"]]}, 'lacks ["logvar"]: give a list of encoder, logvar.'),
+        ({"configs": ["sd1"]}, "configs that are none ("),
+        ({"configs": [{}]}, "configs that are none ("),
+        ({"configs": [{"block_out_channels": [5], "norm_num_groups": 32}]}, "configs that are none ("),
+    ],
+)
+def test_a_program_that_describes_what_there_is_not_is_refused(words, complaint):
+    with pytest.raises(ProgramError, match=re.escape(f"the program describes {complaint}")):
+        described(words)
+
+
+def test_the_page_s_description_is_understood():
+    page = (Path(__file__).parents[2] / "docs" / "programs.md").read_text(encoding="utf-8")
+    (words,) = (line for line in page.splitlines() if line.startswith('{"name"'))
+    claimed = described(json.loads(words))
+    assert [config.block_out_channels for config in claimed.configs] == [(128, 256, 512, 512)]
+    assert claimed.lacks == {"logvar"}
+
+
+@pytest.mark.parametrize("answer", [{}, {"name": "x"}, {"seconds": 1}])
+def test_facts_are_no_answer_to_a_call(answer):
+    def write(exchange, cases):
+        (exchange.answer / f"{cases[0]['id']}.json").write_text(json.dumps(answer))
+
+    assert '{"not_supported": "reason"}' in complaint(scripted(write)[0])
+
+
+def test_two_answers_to_a_case_are_a_failure():
+    def write(exchange, cases):
+        (exchange.answer / f"{cases[0]['id']}.json").write_text('{"not_supported": "it"}')
+        save_file({"sample": np.zeros((1, 3, 2, 3), np.float32)}, exchange.answer / f"{cases[0]['id']}.safetensors")
+
+    assert "has answered twice, with case-1.safetensors and case-1.json" in complaint(scripted(write)[0])
 
 
 def test_a_program_that_gives_the_mean_alone_is_examined_for_that():
@@ -631,6 +672,8 @@ def conformance(*arguments):
         (("--program", "a {request} {answer}", "--backend", "numpy"), "name one of them"),
         (("--program", "true {request} {answer}", "--device", "cpu"), "a program chooses its device itself"),
         (("--program", "true {request}"), "lacks {answer}"),
+        (("--program", ""), "--program is empty"),
+        (("--program-serve", ""), "--program-serve is empty"),
     ],
 )
 def test_options_that_contradict_each_other_are_refused(arguments, words):

@@ -11,7 +11,7 @@ from vaespec import families
 from vaespec.cli import options, text
 from vaespec.cli.console import print_facts, progress
 from vaespec.dtypes import STORAGE_DTYPES
-from vaespec_conformance import require_hypothesis
+from vaespec_conformance.commands.conformance import usage_errors
 
 Out = Annotated[Path, typer.Argument(metavar="OUT", help="The folder to write: a new one, or an empty one.")]
 Family = Annotated[str, typer.Option("--family", metavar="NAME", help=f"Whose layers: {', '.join(families.names())}.")]
@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=options.example("vaespec golden sd1-pack --family sd1 --size 33x47 --per-layer"))(golden)
 
 
+@usage_errors()
 def golden(
     out: Out,
     family: Family,
@@ -48,7 +49,6 @@ def golden(
     The files are safetensors, named as diffusers names them, and a manifest. A narrow model has the family's levels and
     layers with fewer channels. examples/golden/ has checkers of 60 lines in C and in Python.
     """
-    require_hypothesis()
     from vaespec_conformance.golden_packs.pack import Request, write_pack
 
     chosen: dict[str, Any] = {"per_layer": per_layer, "full_width": full_width, "groups": groups, "seed": seed}

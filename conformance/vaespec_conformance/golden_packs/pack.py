@@ -18,7 +18,7 @@ import numpy as np
 from vaespec import AutoencoderConfig, __version__, families, parameters
 from vaespec.dtypes import storage_dtype
 from vaespec.errors import InputError
-from vaespec.files import folder_made
+from vaespec.files import folder_made, written_whole
 from vaespec.machine import host_memory
 from vaespec.weights import save_folder
 from vaespec.weights.containers import write_safetensors
@@ -104,7 +104,8 @@ def write_pack(out: Path, request: Request) -> dict[str, Any]:
     kept = np.float64 if request.dtype == "float64" else np.float32
     with _appearing(out) as folder:
         save_folder(folder, config, weights)
-        write_safetensors(folder / INPUTS, inputs, {"format": FORMAT})
+        with written_whole(folder / INPUTS) as part:
+            write_safetensors(part, inputs, {"format": FORMAT})
         tensors = {f"budget.{output.name}": np.array(output.budget) for output in expected}
         tensors |= {output.name: output.array.astype(kept) for output in expected}
         (folder / EXPECTED).write_bytes(_in_order(tensors))
@@ -151,8 +152,8 @@ def _manifest(request: Request, config: AutoencoderConfig, expected: list[Output
 
 def _require_free(out: Path) -> None:
     """Raises InputError unless `out` is a new or an empty folder."""
-    if os.path.lexists(out) and not out.is_dir():
-        raise InputError(f"{out} is no folder: name a new one.")
+    if file := next((path for path in (out, *out.parents) if os.path.lexists(path) and not path.is_dir()), None):
+        raise InputError(f"{file} is no folder: name a new one.")
     if out.is_dir() and any(out.iterdir()):
         raise InputError(f"{out} has files in it: name a new folder, or an empty one.")
 
@@ -173,16 +174,22 @@ def _require_memory(config: AutoencoderConfig, request: Request) -> None:
 
 @contextmanager
 def _appearing(out: Path) -> Iterator[Path]:
-    """Yields an empty folder beside `out` that takes its place at the end; after an error, neither is left."""
+    """Yields an empty folder beside `out` that takes its place at the end; after an error, neither is left.
+
+    If `out` is there, and empty, it is filled, with the manifest last.
+    """
     target = Path(os.path.realpath(out))
     with folder_made(target.parent):
         part = target.with_name(f".{target.name}.{os.getpid()}.part")
         part.mkdir()
         try:
             yield part
-            if target.is_dir():
-                target.rmdir()  # it is empty, or this raises
-            part.rename(target)
+            if target.is_dir():  # it may be the folder that somebody stands in
+                for file in sorted(part.iterdir(), key=lambda file: file.name == MANIFEST):
+                    file.rename(target / file.name)
+                part.rmdir()
+            else:
+                part.rename(target)
         except BaseException:
             shutil.rmtree(part, ignore_errors=True)
             raise

@@ -90,6 +90,8 @@ class RecordingSubject(BackendSubject):
 
 def snippet(subject: Subject, check: Check, case: Case, dtype: str) -> str | None:
     """The snippet; None if the check calls several operations, or one without a formula here."""
+    if subject.kind == "program":  # which is not called from Python
+        return None
     if isinstance(subject, PortSubject):
         return port_snippet(subject, check, case, dtype)
     if not isinstance(subject, BackendSubject) or check.level != OPERATIONS:

@@ -46,8 +46,8 @@ def load_port(name: str) -> Subject:
 
 def load_program(command: str | None, serving: str | None, seconds: float) -> ProgramSubject:
     """A program by its command line, or by that of one that serves; `seconds` is its time for a batch of cases."""
-    line = serving or command
-    assert line
+    line = command if serving is None else serving
+    assert line is not None
     return ProgramSubject.of_command(line, serves=serving is not None, seconds=seconds)
 
 

@@ -6,6 +6,7 @@ answers the questions of all its cases at once.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -15,18 +16,18 @@ from typing import Any, Self
 import numpy as np
 
 from vaespec import AutoencoderConfig
-from vaespec.errors import ConfigError
 from vaespec.initialize import initialize
 from vaespec_conformance.subjects.capabilities import ENCODER as NO_ENCODER
 from vaespec_conformance.subjects.capabilities import LOGVAR, Capabilities
 from vaespec_conformance.subjects.programs.asking import Asker, Asks, Recorder
-from vaespec_conformance.subjects.programs.processes import Served, Started
+from vaespec_conformance.subjects.programs.processes import ProgramError, Served, Started
 from vaespec_conformance.subjects.programs.question import DECODE, DESCRIBE, ENCODE, Answer, Model, Question
 from vaespec_conformance.subjects.subjects import PortSubject
 
 SECONDS = 30.0
 """Seconds that a program may take for a batch of cases, if nobody says so: less than a check in any profile."""
 DTYPES = ("float32", "bfloat16", "float16", "float64")
+PLAIN = {"down": "DownEncoderBlock2D", "up": "UpDecoderBlock2D"}
 SMALLEST = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2)
 """The config of the model that a program is first tried with."""
 
@@ -71,25 +72,55 @@ class Program:
         """What the program describes; otherwise the dtypes in which it decodes the smallest model."""
         about = self.asker.first(_about_itself)
         described = about[DESCRIBE].facts
-        dtypes = described.get("dtypes")
-        if not isinstance(dtypes, list):
+        dtypes = _chosen(described, "dtypes", DTYPES)
+        if dtypes is None:
             dtypes = [dtype for dtype in DTYPES if about[dtype].tensors] or ["float32"]
-        lacks = described.get("lacks")
         return Capabilities(
             tuple(dtype for dtype in DTYPES if dtype in dtypes),
             features=frozenset({"deterministic"}),
-            configs=_configs(described.get("configs")),
-            lacks=frozenset(lacks if isinstance(lacks, list) else ()) & {NO_ENCODER, LOGVAR},
+            configs=_configs(described),
+            lacks=frozenset(_chosen(described, "lacks", (NO_ENCODER, LOGVAR)) or ()),
         )
 
+    @property
+    def distribution(self) -> str | None:
+        """The name and version that the program gives itself."""
+        name = self.asker.first(_about_itself)[DESCRIBE].facts.get("name")
+        return name if isinstance(name, str) else None
 
-def _configs(described: object) -> tuple[AutoencoderConfig, ...] | None:
-    """The configs that a program describes; None, which stands for any, if there is none or if one is no config."""
-    if not isinstance(described, list):
+
+def _chosen(described: Mapping[str, object], member: str, choices: Sequence[str]) -> list[str] | None:
+    """A list of names in what a program describes; None if it is left out. Raises ProgramError for another name."""
+    names = described.get(member)
+    if names is None:
         return None
-    with suppress(ConfigError):
-        return tuple(AutoencoderConfig.from_dict(config) for config in described) or None
-    return None
+    for name in names if isinstance(names, list) else [names]:
+        if name not in choices:
+            known = ", ".join(choices)
+            raise ProgramError(f"the program describes {member} {json.dumps(name):.80}: give a list of {known}.")
+    return names if isinstance(names, list) else [str(names)]
+
+
+def _configs(described: Mapping[str, object]) -> tuple[AutoencoderConfig, ...] | None:
+    """The configs that a program describes; None, which stands for any, if there are none.
+
+    Block types that are left out are the plain ones, one for each width. Raises ProgramError for what is no config.
+    """
+    configs = described.get("configs")
+    if configs is None:
+        return None
+    try:
+        return tuple(_config(fields) for fields in configs) or None  # type: ignore[attr-defined]  # any JSON
+    except (TypeError, ValueError, KeyError) as error:  # a ConfigError is a ValueError
+        raise ProgramError(
+            f"the program describes configs that are none ({error}): give them as in config.json."
+        ) from None
+
+
+def _config(fields: Mapping[str, object]) -> AutoencoderConfig:
+    widths = fields["block_out_channels"]
+    plain = {f"{way}_block_types": [kind] * len(widths) for way, kind in PLAIN.items()}  # type: ignore[arg-type]
+    return AutoencoderConfig.from_dict({**plain, **fields})
 
 
 def _about_itself() -> dict[str, Question]:

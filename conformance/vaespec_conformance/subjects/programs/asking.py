@@ -34,7 +34,7 @@ class Asker:
         self.program, self.seconds = program, seconds
         self.answers: defaultdict[str, deque[Answer]] = defaultdict(deque)
         self.folders: Folders | None = None
-        self.hung = 0
+        self.hung, self.last = 0, ""
         self.about: dict[str, Answer] = {}
 
     def first(self, questions: Callable[[], dict[str, Question]]) -> dict[str, Answer]:
@@ -68,7 +68,7 @@ class Asker:
     def _batch(self, questions: Sequence[Question], seconds: float) -> tuple[Sequence[Question], Ending]:
         """Makes one request, and keeps its answers; the questions without one, and how the program ended."""
         if self.hung >= PATIENCE:
-            return questions, Ending(f"was not run, since {PATIENCE} requests before did not end in time")
+            return questions, Ending(f"was not run any more: the last of {PATIENCE} requests before, it {self.last}")
         self.folders = self.folders or Folders()
         exchange = self.folders.write(questions)
         try:
@@ -77,6 +77,7 @@ class Asker:
         finally:
             exchange.remove()
         self.hung = self.hung + 1 if ending.hung and len(rest) == len(questions) else 0
+        self.last = ending.words
         return rest, ending
 
     def _keep(self, exchange: Exchange) -> list[Question]:

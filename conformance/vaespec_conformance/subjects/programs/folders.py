@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 import tempfile
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ LAYER = "layer."
 """The beginning of the name of a tensor that is the result of a layer."""
 KEPT = 256 << 20
 """Bytes of models that are kept on disk for later requests."""
+ADVICE = re.compile("[:;] (the )?download.*")
+"""What the loader of weights says to somebody who has downloaded the file."""
 TOO_LARGE = 64
 """How many times as many numbers as expected an answer may have and still be read, so that its shape can be judged."""
 WIDER = {
@@ -49,16 +52,17 @@ class Exchange:
 
     def read(self, id: str) -> Answer | None:
         """The answer to one case; None if there is none."""
-        tensors, words = (self.answer / f"{id}.{ending}" for ending in ("safetensors", "json"))
+        found = [file for ending in ANSWERS if os.path.lexists(file := self.answer / f"{id}.{ending}")]
+        if not found:
+            return None
+        if len(found) > 1:
+            both = " and ".join(file.name for file in found)
+            return Answer(failure=f"the program has answered twice, with {both}: write one of them.")
         try:
-            if os.path.lexists(words):
-                return _in_words(strict_json.read(words))
-            if os.path.lexists(tensors):
-                return _read(tensors, self.questions[id])
+            return ANSWERS[found[0].suffix[1:]](found[0], self.questions[id])
         except (WeightFileError, OSError, ValueError) as error:
-            reason = str(error).replace(f"{self.answer}{os.sep}", "")
-            return Answer(failure=f"the program's answer cannot be read: {reason}")
-        return None
+            reason = ADVICE.sub("", str(error).replace(str(found[0]), "it").removesuffix("."))
+            return Answer(failure=f"{found[0].name}, the program's answer, cannot be read: {reason}.")
 
     def remove(self) -> None:
         """Deletes both folders."""
@@ -148,14 +152,14 @@ def _write_input(question: Question, request: Path, id: str) -> str:
     return place
 
 
-def _in_words(value: Any) -> Answer:
+def _in_words(path: Path, question: Question) -> Answer:
     """The answer of a JSON file: what the program does not do, what is wrong, or what it is."""
-    match value:
+    match value := strict_json.read(path):
         case {"not_supported": str(reason)}:
             return Answer(not_supported=reason)
         case {"error": str(message)}:
             return Answer(refusal=message)
-        case dict() if not value.keys() & {"not_supported", "error"}:
+        case dict() if question.call == DESCRIBE and not value.keys() & {"not_supported", "error"}:
             return Answer(facts=value)
     raise ValueError(f'it is {json.dumps(value):.80}, expected {{"not_supported": "reason"}} or {{"error": "message"}}')
 
@@ -181,3 +185,7 @@ def _read(path: Path, question: Question) -> Answer:
         raise ValueError(f"it has {shapes}, expected {question.shape}")
     layers = {name.removeprefix(LAYER): name for name in file if name.startswith(LAYER)} if question.layers else {}
     return Answer(tensors, {layer: np.asarray(file[name]) for layer, name in layers.items()})
+
+
+ANSWERS: dict[str, Callable[[Path, Question], Answer]] = {"safetensors": _read, "json": _in_words}
+"""The file ending of an answer -> the function that reads it."""

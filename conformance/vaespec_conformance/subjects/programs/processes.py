@@ -1,6 +1,7 @@
 """Runs a program on a request: started for each one, or kept as a process that reads requests from stdin.
 
-Whatever the program does (hangs, dies, prints without end) becomes an `Ending`, and no process of it is left.
+Whatever the program does (hangs, dies, prints without end) becomes an `Ending`. It is killed with all that it started,
+but for what it has put into another session.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ LINE_LIMIT = 1 << 16
 """Bytes of a line on the stdout of a program that serves."""
 GOODBYE = 5.0
 """Seconds that a program which serves may take to end after its stdin was closed."""
+READING = 1.0
+"""Seconds for reading the rest of what a killed program has printed; one that it left behind may hold the streams."""
 SIGNALS = {number.value: number.name for number in signal.Signals}
 POLL = 0.02
 """Seconds between two looks at a running program."""
@@ -117,10 +120,11 @@ class Child:
         return self.process.poll() is not None
 
     def kill(self) -> None:
-        """Kills the process and all that it started, and closes its streams."""
+        """Kills the process and all that it started in its session, and closes its streams."""
         self.finalizer()
+        end = time.monotonic() + READING
         for reader in self.readers:
-            reader.join(GOODBYE)
+            reader.join(max(0.0, end - time.monotonic()))
         if any(reader.is_alive() for reader in self.readers):
             return  # a process in another session has the streams: closing them would wait for it
         for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
@@ -264,7 +268,7 @@ class Served:
         except ValueError:
             done = None
         if isinstance(done, dict) and done.get("done") is True:
-            return Ending("answered", good=True)
+            return Ending('printed {"done": true}', good=True)
         text = line.decode("utf-8", "replace").strip()
         return Ending(f'printed {text[:80]!r} on stdout, expected {{"done": true}} and no other line')
 
