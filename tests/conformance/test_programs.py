@@ -31,6 +31,7 @@ from vaespec_conformance.checks.model import ONE_MODEL
 from vaespec_conformance.judging.registry import CHECKS
 from vaespec_conformance.running.agenda import Item
 from vaespec_conformance.running.examination import examine
+from vaespec_conformance.running.facts import distribution
 from vaespec_conformance.running.runner import run_item
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, UnansweredError
 from vaespec_conformance.subjects.program import DTYPES, SMALLEST, Program, ProgramSubject
@@ -341,8 +342,8 @@ def test_a_program_that_never_ends_in_time_is_not_asked_for_ever():
 # -- what a program is -------------------------------------------------------------------------------------------------
 
 
-def described(words, dtypes=()):
-    """The capabilities of a program that describes itself in these words, or decodes in these dtypes."""
+def describing(words, dtypes=()):
+    """A program that describes itself in these words, or decodes in these dtypes."""
 
     def answer(exchange, cases):
         for case in cases:
@@ -351,8 +352,16 @@ def described(words, dtypes=()):
             elif case["dtype"] in dtypes:
                 save_file({"sample": np.zeros((1, 3, 1, 1))}, exchange.answer / f"{case['id']}.safetensors")
 
-    subject = ProgramSubject.asking(Asker(Scripted(answer), PLENTY), "described")
-    return subject.capabilities
+    return ProgramSubject.asking(Asker(Scripted(answer), PLENTY), "described")
+
+
+def described(words, dtypes=()):
+    return describing(words, dtypes).capabilities
+
+
+def test_the_name_that_a_program_gives_itself_is_in_the_report():
+    assert distribution(describing({"name": "my_vae 0.3"})) == "my_vae 0.3"
+    assert distribution(describing({"name": 3})) is None
 
 
 def test_a_program_says_its_dtypes_what_it_lacks_and_its_configs():

@@ -14,6 +14,7 @@ from vaespec import backends
 from vaespec.ops import KERNELS
 from vaespec_conformance.running.agenda import REQUIRED
 from vaespec_conformance.running.labels import published
+from vaespec_conformance.subjects.program import ProgramSubject
 from vaespec_conformance.subjects.subjects import BackendSubject, Subject
 
 SUITE = "1.0"
@@ -93,7 +94,12 @@ def _device(subject: Subject) -> str | None:
 
 
 def distribution(subject: Subject) -> str | None:
-    """The installed package of a backend, or that a port names, with its version; None if there is none."""
+    """The installed package of a backend, or that a port names, with its version; the name that a program gives itself.
+
+    None if there is none.
+    """
+    if isinstance(subject, ProgramSubject):
+        return subject.maker.own_name
     own = [info.distribution for info in backends() if info.name == subject.name]
     named = (
         own if isinstance(subject, BackendSubject) else [getattr(getattr(subject, "maker", None), "distribution", "")]

@@ -83,7 +83,7 @@ class Program:
         )
 
     @property
-    def distribution(self) -> str | None:
+    def own_name(self) -> str | None:
         """The name and version that the program gives itself."""
         name = self.asker.first(_about_itself)[DESCRIBE].facts.get("name")
         return name if isinstance(name, str) else None
