@@ -1,4 +1,4 @@
-"""What is asked: whose weights, on what, at which size; and whether the memory suffices to answer."""
+"""What to check: whose weights, on what, at which size; and whether the memory suffices."""
 
 from __future__ import annotations
 
@@ -13,24 +13,25 @@ from vaespec.errors import InputError, MemoryLimitError
 from vaespec.machine import host_memory
 from vaespec.model import Model
 from vaespec.reference import ReferenceOps
-from vaespec.tiling import execution, planner
+from vaespec.tiling import planner
 from vaespec.tiling.settings import Tiling
-from vaespec_conformance.machine_check.models import WHOLE, Subject, Weights
+from vaespec_conformance.machine_check.setups import Setup
+from vaespec_conformance.machine_check.sides import Weights
 
 COPIES = 12
 """How many pictures of float32 are held beside the maps: inputs, results, and what compares them."""
 
 
 @dataclass(frozen=True)
-class Question:
-    """The weights, the subject, the halves to run, the size of the picture in px, and the most bytes of memory.
+class CheckSettings:
+    """The weights, the setup, the halves to run, the size of the picture in px, and the most bytes of memory.
 
     `tell` is called with a line before each step, `progress(done, total)` within one.
     """
 
     config: AutoencoderConfig
     weights: Weights
-    subject: Subject
+    setup: Setup
     reference_ops: ReferenceOps
     halves: Sequence[Half]
     height: int
@@ -55,10 +56,10 @@ class Question:
         if min(self.height, self.width) < f:
             raise InputError(f"--size {self.height}x{self.width} is too small: this VAE needs at least {f} x {f} px.")
         for half in self.halves:
+            self._require_whole(half)
+        for half in self.halves:  # later, since the plan of bands takes seconds for a large picture
             reference = Model.outline(self.config, self.weights, self.reference_ops)
             planner.choose(reference, half, self.shape(half), self.bands, self._held(self.reference_ops.dtype))
-            if self.subject.on_host:
-                self._require_whole(half)
 
     def _held(self, dtype: str) -> int:
         """Bytes of the weights of the halves, and of pictures."""
@@ -68,15 +69,18 @@ class Question:
         return sum(math.prod(row.shape) for row in rows) * storage_dtype(dtype).itemsize + pictures
 
     def _require_whole(self, half: Half) -> None:
-        """Raises MemoryLimitError if the subject's run on the whole picture needs more than the memory."""
-        subject = self.subject
-        model = Model.outline(self.config, self.weights, subject.planned_by)
-        run = execution.estimate(model, half, self.shape(half), WHOLE).run
-        need = host_memory().used + self._held(subject.dtype) + int(planner.MARGIN * run) + planner.SLACK_OF_FORECASTS
+        """Raises MemoryLimitError if the pictures, and a run on the whole one if it is on the host, need too much."""
+        setup, run = self.setup, 0
+        if setup.on_host:
+            model = Model.outline(self.config, self.weights, setup.planned_by).computing(half)
+            run = int(planner.MARGIN * planner.estimate(model, half, self.shape(half), planner.MemoryPlan()).run)
+        need = host_memory().used + self._held(setup.dtype) + run + planner.SLACK_OF_FORECASTS
         if need > self.max_memory:
-            enough, limit = (math.ceil(count / 2**20) / 1024 for count in (need, self.max_memory))
+            enough = math.ceil(need / 2**20) / 1024
+            few = self.max_memory < 2**30 / 100  # "4", meant as GiB, shows
+            limit = f"{self.max_memory:,} bytes" if few else f"{self.max_memory / 2**30:.2f} GiB"
             raise MemoryLimitError(
-                f"to {half.verb} {self.height} x {self.width} px as a whole, {subject.name} needs about {enough:.2f} "
-                f"GiB, and {limit:.2f} GiB are allowed: give a smaller --size, or more --max-memory.",
+                f"to {half.verb} {self.height} x {self.width} px as a whole, {setup.name} needs about {enough:,.2f} "
+                f"GiB of the host's memory, and {limit} are allowed: give a smaller --size, or more --max-memory.",
                 need,
             )
