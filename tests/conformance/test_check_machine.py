@@ -284,18 +284,29 @@ def test_what_is_wrong_stays_wrong_if_the_memory_is_too_little_to_find_out_more(
     assert (found["wrong_from"], found["operation"], found["bands_right"]) == (ONSET, None, None)
 
 
-def test_the_whole_check_keeps_to_its_memory(app, tmp_path):
+@pytest.mark.parametrize(("fault", "code"), [("Clean", 0), ("Tile", 1)])
+def test_the_whole_check_keeps_to_its_memory(app, tmp_path, fault, code):
     config = narrow((8, 8), latent_channels=4, mid_block_add_attention=False)
     vaespec.AutoencoderKL.from_config(config, backend="numpy").save_pretrained(tmp_path)
     allowed = 128 * 2**20
-    arguments = ["check", str(tmp_path), "--size", "256", "--backend", f"{FAULTS}:Clean", "--max-memory"]
+    arguments = [
+        "check",
+        str(tmp_path),
+        "--size",
+        "192",
+        "--half",
+        "decode",
+        "--backend",
+        f"{FAULTS}:{fault}",
+        "--max-memory",
+    ]
     tracemalloc.start()
     try:
         result = CliRunner().invoke(app, [*arguments, str(host_memory().used + allowed)])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     assert 2 * 2**20 < peak < allowed
 
 

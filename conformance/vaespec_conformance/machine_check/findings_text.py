@@ -24,8 +24,9 @@ def sentences(finding: Finding) -> Iterator[str]:
         yield _bands(finding)
     elif finding.right_up_to:
         yield (
-            'The way out may be exact bands with small maps, vaespec_diffusers.install(pipe, tiling="exact"): '
-            "`vaespec check --backend torch` tells whether they are right on this device."
+            "The way out may be exact bands with small maps, in a pipeline "
+            'vaespec_diffusers.install(pipe, tiling="exact"): '
+            "`vaespec check --backend NAME` tells whether they are right on this device, if the memory suffices."
         )
 
 
