@@ -16,17 +16,24 @@ from vaespec.dtypes import dtype_name, storage_dtype
 from vaespec.errors import BackendError, InputError, MemoryLimitError, VaespecError
 from vaespec.reference import ReferenceOps
 from vaespec.registry import choose_backend, get_backend, make_ops
+from vaespec.tiling import planner
 from vaespec_conformance.machine_check.sides import LoadedModel, Side, Weights, out_of_memory
 from vaespec_conformance.subjects.loading import load_backend
 
 INTEGRATION = "vaespec_diffusers.unchanged"
+DIFFUSERS_MARGIN = 1.6
+"""How many times the memory of the reference's plan a run of diffusers' model may take.
+
+1.36 were measured at 384 and 512 px; and the pages of the weights' file count as memory of the process too.
+"""
 
 
 @dataclass(frozen=True)
 class Setup:
     """What is checked: a backend or diffusers, on a device, in a dtype. `make` loads the weights.
 
-    `ops` are a backend's, None for a model of others. `planned_by` are those whose plan says how much memory it takes.
+    `ops` are a backend's, None for a model of others. A run takes at most `margin` times the memory that the plan of
+    `planned_by` says.
     """
 
     name: str
@@ -37,6 +44,7 @@ class Setup:
     on_host: bool
     make: Callable[[], Side]
     planned_by: ReferenceOps
+    margin: float = planner.MARGIN
     ops: ReferenceOps | None = None
 
     def load(self) -> Side:
@@ -109,6 +117,7 @@ def diffusers_setup(
         on_host=device == "cpu",
         make=partial(integration.Unchanged, config, weights, device, dtype),
         planned_by=ReferenceOps(np, "float64" if dtype == "float64" else "float32"),
+        margin=DIFFUSERS_MARGIN,
     )
 
 
