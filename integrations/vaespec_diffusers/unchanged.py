@@ -50,6 +50,6 @@ def device_of(name: str | None) -> str:
     try:
         torch.zeros(1, device=name or best)
     except Exception as error:  # PyTorch raises different errors
-        reason = str(error).split("\n")[0].rstrip(".")
+        reason = str(error).split("\n")[0].split(". ")[0].rstrip(".")  # PyTorch goes on for a page
         raise BackendError(f"PyTorch has no device {name!r} here ({reason}): choose {best}, or another.") from None
     return name or best

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import gc
 import json
+import math
 import subprocess
 import sys
 import tomllib
 import tracemalloc
 import weakref
+from dataclasses import replace
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -24,9 +26,13 @@ from vaespec.analysis.rounding import predicted_error
 from vaespec.architecture import DECODER, ENCODER
 from vaespec.cli.failures import CommandGroup
 from vaespec.machine import host_memory
+from vaespec.tiling import planner
 from vaespec_conformance.commands.check import register
-from vaespec_conformance.machine_check import examination, samples
-from vaespec_conformance.machine_check.places import place
+from vaespec_conformance.judging.places import WrongRegion
+from vaespec_conformance.machine_check import check as machine_check
+from vaespec_conformance.machine_check import sample_inputs
+from vaespec_conformance.machine_check.findings import Cause, Comparison, Finding
+from vaespec_conformance.machine_check.findings_text import sentences
 from vaespec_conformance.machine_check.prediction import predict
 
 ROOT = Path(__file__).parents[2]
@@ -71,11 +77,11 @@ def answer(check, *arguments, code=0, **options):
 # -- faults of devices -------------------------------------------------------------------------------------------
 
 FIVE = {
-    "Zeros": ("size", "zeros from row 70 of 80 on", "the last rows of a map are not computed"),
-    "Stale": ("size", "other numbers from row 75 of 80 on", "the last rows of a map are not computed"),
-    "Tile": ("size", "a block of zeros: rows 32 to 63, columns 32 to 63", "a tile of the result is not computed"),
+    "Zeros": ("size", "zeros from row 70 on", "some rows of a map are not computed"),
+    "Stale": ("size", "other numbers from row 75 on", "some rows of a map are not computed"),
+    "Tile": ("size", "zeros in one block: rows 32 to 63, columns 32 to 63", "a tile of a map is not computed"),
     "Narrow": ("precision", "everywhere", "multiplies float32 as TF32"),
-    "Wrapped": ("index", "number 65,536 of the map on", "an index wraps at 65,536 = 2^16"),
+    "Wrapped": ("index", "from number 65,536 of the map on", "an index wraps at 65,536 = 2^16"),
 }
 
 
@@ -143,7 +149,7 @@ def test_what_is_wrong_at_every_size_is_no_matter_of_size(check):
 
 def test_a_wrong_reference_is_no_verdict_about_the_subject(check, monkeypatch):
     broken = Everywhere.ops("cpu", "float32", "default")
-    monkeypatch.setattr("vaespec_conformance.machine_check.subjects.reference_ops", lambda dtype: broken)
+    monkeypatch.setattr("vaespec_conformance.machine_check.setups.reference_ops", lambda dtype: broken)
     error = check("--size", 40, "--half", "encode", code=2).stderr.splitlines()[-1]
     assert "the NumPy engine, which is the reference, is wrong on this machine itself: encode of 40 px is off" in error
 
@@ -153,7 +159,7 @@ def test_a_wrong_reference_is_no_verdict_about_the_subject(check, monkeypatch):
 
 def test_diffusers_own_model_passes(check):
     document, _ = answer(check, "--size", "66x97", "--half", "decode", "--diffusers", "--device", "cpu")
-    assert (document["subject"]["name"], document["subject"]["device"]) == ("diffusers", "cpu")
+    assert (document["setup"]["name"], document["setup"]["device"]) == ("diffusers", "cpu")
 
 
 def test_a_fault_of_diffusers_model_is_found_by_its_result_alone(check, monkeypatch):
@@ -170,7 +176,7 @@ def test_a_fault_of_diffusers_model_is_found_by_its_result_alone(check, monkeypa
     monkeypatch.setattr(Unchanged, "run", faulty)
     _, found = answer(check, "--size", 96, "--half", "decode", "--diffusers", "--device", "cpu", code=1)
     assert (found["wrong_from"], found["cause"], found["operation"]) == (ONSET, "size", None)
-    assert found["where"] == "zeros from row 60 of 96 on"
+    assert found["where"] == "zeros from row 60 on"
 
 
 def test_float16_that_cannot_hold_the_maps_is_told_from_a_fault_of_the_device(check, tmp_path):
@@ -190,7 +196,7 @@ def test_diffusers_takes_neither_a_backend_nor_a_precision(check):
 
 
 def test_without_diffusers_the_option_says_what_to_install(check, monkeypatch):
-    monkeypatch.setattr("vaespec_conformance.machine_check.subjects.find_spec", lambda name: None)
+    monkeypatch.setattr("vaespec_conformance.machine_check.setups.find_spec", lambda name: None)
     assert 'pip install "vaespec[diffusers]"' in check("--diffusers", code=2).stderr
 
 
@@ -198,15 +204,15 @@ def test_without_diffusers_the_option_says_what_to_install(check, monkeypatch):
 
 
 def test_a_smaller_picture_is_a_crop_and_no_two_rows_are_alike():
-    whole = samples.picture(3, 70, 90)
-    np.testing.assert_array_equal(samples.picture(3, 40, 30), whole[:, :, :40, :30])
+    whole = sample_inputs.picture(3, 70, 90)
+    np.testing.assert_array_equal(sample_inputs.picture(3, 40, 30), whole[:, :, :40, :30])
     assert abs(whole).max() <= 1
     assert len(np.unique(whole.transpose(2, 0, 1, 3).reshape(70, -1), axis=0)) == 70
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_the_prediction_is_that_of_the_analysis(dtype):
-    vae, x = vaespec.AutoencoderKL.from_config(TWO_LEVELS, backend="numpy"), samples.picture(3, 16, 12)
+    vae, x = vaespec.AutoencoderKL.from_config(TWO_LEVELS, backend="numpy"), sample_inputs.picture(3, 16, 12)
     expected = predicted_error(ENCODER.build(TWO_LEVELS), x, vae.weights(), dtype)
     assert predict(ENCODER, TWO_LEVELS, vae.weights(), x, dtype).error == pytest.approx(expected, rel=1e-6)
 
@@ -219,93 +225,101 @@ def test_the_latents_of_the_decoder_alone_are_those_of_both_halves(check):
 
 def test_latents_have_the_mean_and_the_deviation_of_the_encoders():
     moments = np.random.default_rng(0).normal(3, 2, (1, 8, 30, 30))
-    z = samples.latents(4, 64, 64, samples.Scale.of(moments))
+    z = sample_inputs.latents(4, 64, 64, sample_inputs.Scale.of(moments))
     assert z.shape == (1, 4, 64, 64)
     np.testing.assert_allclose(z.mean((0, 2, 3)), moments[:, :4].mean((0, 2, 3)), atol=2.4)
     np.testing.assert_allclose(z.std((0, 2, 3)), moments[:, :4].std((0, 2, 3)), rtol=0.3)
 
 
-# -- places ------------------------------------------------------------------------------------------------------
+# -- causes ------------------------------------------------------------------------------------------------------
+
+OF_NAN, OF_ROWS = Comparison(math.inf, math.inf, "NaN or infinity"), WrongRegion("rows", "in row 3 of 9", "zeros")
+CAUSES = {
+    "overflow": {"dtype": "float16", "overflows": True, "comparison": OF_NAN},
+    "exception": {"comparison": Comparison(math.inf, math.inf, "raised RuntimeError: no")},
+    "precision": {"comparison": Comparison(1e-3, 9.0)},
+    "index": {"comparison": Comparison(1.0, 9.0, region=WrongRegion("index", "from number 65,536 on", "zeros", 2**16))},
+    "size": {"comparison": Comparison(1.0, 9.0, region=OF_ROWS), "right_up_to": 80},
+    "everywhere": {"comparison": Comparison(1.0, 9.0, region=OF_ROWS)},
+}
 
 
-def spoilt(index, value=9.0, shape=(1, 3, 40, 50)):
-    expected = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    actual = expected.copy()
-    actual[index] = value
-    return place(actual, expected, 1e-3)
-
-
-@pytest.mark.parametrize(
-    ("index", "value", "kind", "words"),
-    [
-        (np.s_[:, :, 20:], 0, "rows", "zeros from row 20 of 40 on"),
-        (np.s_[:, :, 39:], 9, "last rows", "other numbers in the last row"),
-        (np.s_[:, :, 3:7], 9, "rows", "other numbers in rows 3 to 6"),
-        (np.s_[..., 30:], np.nan, "columns", "NaN or infinity from column 30 of 50 on"),
-        (np.s_[:, :, 8:16, 16:24], 0, "block", "a block of zeros: rows 8 to 15, columns 16 to 23"),
-        (np.s_[:], 9, "everywhere", "everywhere"),
-    ],
-)
-def test_a_place_is_named_as_a_reader_of_pictures_would(index, value, kind, words):
-    found = spoilt(index, value)
-    assert (found.kind, found.words) == (kind, words)
-
-
-def test_channels_that_are_wrong_are_named():
-    assert spoilt(np.s_[:, 8:], shape=(1, 16, 9, 9)).words == "other numbers in channels 8 to 15 of 16"
-
-
-def test_equal_maps_have_no_place():
-    assert place(np.zeros((1, 2, 3, 4)), np.zeros((1, 2, 3, 4)), 0) is None
-
-
-@pytest.mark.parametrize(("order", "words"), [((0, 1, 2, 3), "of the map on"), ((0, 2, 3, 1), "channels last on")])
-def test_an_index_that_wraps_is_told_from_rows(order, words):
-    expected = np.random.default_rng(0).normal(size=(1, 8, 100, 100)).astype(np.float32)
-    flat = expected.transpose(order).flatten()
-    flat[2**16 :] = 9
-    shape = [expected.shape[axis] for axis in order]
-    found = place(flat.reshape(shape).transpose(np.argsort(order)), expected, 1e-3)
-    assert (found.kind, found.wraps) == ("index", 2**16)
-    assert found.words.endswith(words)
+def test_each_cause_has_its_own_sentence():
+    assert CAUSES.keys() == set(get_args(Cause))
+    plain = Finding("decode", "float32", 1e-5, 1e-7, False, OF_NAN, wrong_from=64)
+    found = {cause: replace(plain, **facts) for cause, facts in CAUSES.items()}
+    assert {cause: finding.cause for cause, finding in found.items()} == {cause: cause for cause in CAUSES}
+    said = [next(line for line in sentences(finding) if line.startswith("Likely")) for finding in found.values()]
+    assert len(set(said)) == len(CAUSES)
 
 
 # -- memory ------------------------------------------------------------------------------------------------------
 
 
-def test_a_picture_that_is_too_large_for_the_memory_is_refused_before_anything_runs(check, monkeypatch):
-    monkeypatch.setattr(examination, "predict", lambda *a: pytest.fail("it began"))
-    error = check("--size", 30000, "--backend", "numpy", "--max-memory", "2GiB", code=2).stderr
-    assert error.startswith("vaespec: error: to encode 30000 x 30000 px as a whole, numpy needs about ")
+@pytest.mark.parametrize("size", ["30000", "2x400000000", "999999999"])
+@pytest.mark.parametrize("subject", ["numpy", f"{FAULTS}:Elsewhere"])
+def test_a_picture_that_is_too_large_for_the_memory_is_refused_before_anything_is_planned(
+    check, monkeypatch, size, subject
+):
+    monkeypatch.setattr(planner, "choose", lambda *a: pytest.fail("it planned bands, which can take minutes"))
+    error = check("--size", size, "--backend", subject, "--max-memory", "2GiB", code=2).stderr
+    height, width = size.split("x") if "x" in size else (size, size)
+    assert f"code {height} x {width} px as a whole, numpy needs about " in error
     assert "2.00 GiB are allowed: give a smaller --size, or more --max-memory.\n" in error
 
 
-def test_the_whole_check_keeps_to_its_memory(app, tmp_path):
+def out_of_memory(*arguments):
+    raise MemoryError
+
+
+def test_a_reference_without_memory_is_no_verdict(check, monkeypatch):
+    monkeypatch.setattr(machine_check.MachineCheck, "_expected", out_of_memory)
+    error = check("--size", 40, "--backend", "numpy", code=2).stderr.splitlines()[-1]
+    assert error == "vaespec: error: not enough memory to check 40 x 40 px: give a smaller --size."
+
+
+def test_what_is_wrong_stays_wrong_if_the_memory_is_too_little_to_find_out_more(check, monkeypatch):
+    monkeypatch.setattr(machine_check, "first_wrong_operation", out_of_memory)
+    _, found = answer(check, "--size", 96, "--half", "decode", "--backend", f"{FAULTS}:Zeros", code=1)
+    assert (found["wrong_from"], found["operation"], found["bands_right"]) == (ONSET, None, None)
+
+
+@pytest.mark.parametrize(("fault", "code"), [("Clean", 0), ("Tile", 1)])
+def test_the_whole_check_keeps_to_its_memory(app, tmp_path, fault, code):
     config = narrow((8, 8), latent_channels=4, mid_block_add_attention=False)
     vaespec.AutoencoderKL.from_config(config, backend="numpy").save_pretrained(tmp_path)
     allowed = 128 * 2**20
-    arguments = ["check", str(tmp_path), "--size", "256", "--backend", f"{FAULTS}:Clean", "--max-memory"]
+    arguments = [
+        "check",
+        str(tmp_path),
+        "--size",
+        "192",
+        "--half",
+        "decode",
+        "--backend",
+        f"{FAULTS}:{fault}",
+        "--max-memory",
+    ]
     tracemalloc.start()
     try:
         result = CliRunner().invoke(app, [*arguments, str(host_memory().used + allowed)])
         _, peak = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert result.exit_code == 0, result.output
+    assert result.exit_code == code, result.output
     assert 2 * 2**20 < peak < allowed
 
 
 def test_one_side_is_freed_before_the_other_is_loaded(check, monkeypatch):
-    alive, place_of = [], examination.Placed.of.__func__
+    alive, load = [], machine_check.LoadedModel.of.__func__
 
     def of(cls, *arguments):
-        gc.collect()
         assert not [side for side in alive if side() is not None]
-        side = place_of(cls, *arguments)
+        side = load(cls, *arguments)
         alive.append(weakref.ref(side.model))
         return side
 
-    monkeypatch.setattr(examination.Placed, "of", classmethod(of))
+    monkeypatch.setattr(machine_check.LoadedModel, "of", classmethod(of))
     check("--size", 96, "--backend", f"{FAULTS}:Tile", code=1)
     assert len(alive) > 10
 
@@ -318,6 +332,7 @@ def test_one_side_is_freed_before_the_other_is_loaded(check, monkeypatch):
     [
         (("--size", "0"), "give one number, or HEIGHTxWIDTH such as 768x1024"),
         (("--size", "a"), "give one number, or HEIGHTxWIDTH such as 768x1024"),
+        (("--size", "9" * 5000), "give one number, or HEIGHTxWIDTH such as 768x1024"),
         (("--size", "1"), "--size 1x1 is too small: this VAE needs at least 2 x 2 px."),
         (("--half", "both"), "choose encode or decode"),
         (("--dtype", "int8", "--backend", "numpy"), "no dtype 'int8'"),
@@ -326,7 +341,7 @@ def test_one_side_is_freed_before_the_other_is_loaded(check, monkeypatch):
         (("--device", "abc", "--diffusers"), "PyTorch has no device 'abc' here"),
         (("--backend", "none"), "no backend named 'none'"),
         (("--backend", "none.py:x"), "none.py cannot be imported"),
-        (("--max-memory", "4"), "too little"),
+        (("--max-memory", "4"), "and 4 bytes are allowed: give a smaller --size, or more --max-memory."),
         (("--max-memory", "much"), "expected a number of bytes"),
     ],
 )
@@ -387,8 +402,8 @@ def test_the_command_is_an_entry_point_and_needs_neither_hypothesis_nor_a_framew
     points = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"]["vaespec.commands"]
     assert points["check"] == f"{register.__module__}:{register.__name__}"
     code = (
-        "import sys; import vaespec_conformance.commands.check, vaespec_conformance.machine_check.examination\n"
-        "import vaespec_conformance.machine_check.subjects, vaespec_conformance.machine_check.sentences\n"
+        "import sys; import vaespec_conformance.commands.check, vaespec_conformance.machine_check.check\n"
+        "import vaespec_conformance.machine_check.setups, vaespec_conformance.machine_check.findings_text\n"
         "print([name for name in ('hypothesis', 'torch', 'diffusers', 'jax') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

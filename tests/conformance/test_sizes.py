@@ -13,7 +13,7 @@ from vaespec_conformance.cases import models, sizes
 from vaespec_conformance.checks import sizes as checks
 from vaespec_conformance.judging.comparison import equal, within
 from vaespec_conformance.judging.judge import predicted
-from vaespec_conformance.judging.places import place
+from vaespec_conformance.judging.places import wrong_region
 from vaespec_conformance.judging.registry import CHECKS
 from vaespec_conformance.mutants import size_faults as faults
 from vaespec_conformance.running.agenda import Selection, agenda
@@ -85,6 +85,11 @@ def wrong(*index, shape=(4, 3, 128, 160)):
 
 
 ALL = slice(None)
+
+
+def place(difference, factor=1):
+    """The words for the wrong part of a map."""
+    return wrong_region(difference, difference, factor).words
 
 
 @pytest.mark.parametrize(

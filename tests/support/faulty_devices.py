@@ -69,6 +69,7 @@ def refusing(y, *_):
 
 
 Clean = ChangedBackend(numpy_backend, lambda ops: with_methods(ops))
+Elsewhere = ChangedBackend(numpy_backend, lambda ops: with_methods(ops, on_host=False))
 Zeros, Stale, Wrapped, Tile, Narrow, Nan, Raising, Full = map(
     in_convolutions,
     (zeros_from_a_row, stale_last_rows, wrapped_index, zero_tile, narrow_products, not_a_number, raising, refusing),

@@ -12,6 +12,7 @@ import typer
 from vaespec.backend import PRECISIONS
 from vaespec.cli.picture_files import FORMATS, Pad
 from vaespec.cli.picture_writing import Depth
+from vaespec.config_checks import brief
 from vaespec.errors import InputError
 from vaespec.tiling import planner
 from vaespec.tiling.padding import PADDINGS
@@ -47,9 +48,11 @@ def padding_of(words: str) -> str | list[str]:
 
 def image_size(size: str) -> tuple[int, int]:
     """(height, width) of "768" or "768x1024", in px; raises a usage error for any other text."""
-    match = re.fullmatch(r"(\d+)(?:[x×](\d+))?", size)
+    match = re.fullmatch(r"(\d{1,9})(?:[x×](\d{1,9}))?", size)
     if match is None or 0 in (sides := [int(side) for side in match.groups() if side]):
-        raise typer.BadParameter(f"{size!r}: give one number, or HEIGHTxWIDTH such as 768x1024.", param_hint="--size")
+        raise typer.BadParameter(
+            f"{brief(size)}: give one number, or HEIGHTxWIDTH such as 768x1024.", param_hint="--size"
+        )
     return sides[0], sides[-1]
 
 

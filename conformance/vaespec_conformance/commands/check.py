@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,14 +15,16 @@ from vaespec.cli.console import Steps, print_json, print_lines, print_table, pro
 from vaespec.cli.loading import open_weights
 from vaespec.cli.options import example
 from vaespec.config import AutoencoderConfig
+from vaespec.errors import MemoryLimitError
 from vaespec.machine import host_memory
 from vaespec.tiling import planner
 from vaespec_conformance.commands.conformance import usage_errors
 
 if TYPE_CHECKING:
     from vaespec_conformance.machine_check.findings import Finding
-    from vaespec_conformance.machine_check.models import Subject, Weights
-    from vaespec_conformance.machine_check.question import Question
+    from vaespec_conformance.machine_check.settings import CheckSettings
+    from vaespec_conformance.machine_check.setups import Setup
+    from vaespec_conformance.machine_check.sides import Weights
 
 SCHEMA = "vaespec-check/1"
 DIRECTIONS = [half.verb for half in HALVES.values()]
@@ -34,13 +35,6 @@ def register(app: typer.Typer) -> None:
     app.command(epilog=example("vaespec check sdxl_vae.safetensors --device mps --dtype float16"))(check)
 
 
-def _size(words: str) -> str:
-    """Raises a usage error for words that are no size."""
-    if re.fullmatch(r"[1-9]\d{0,5}([x×][1-9]\d{0,5})?", words) is None:
-        raise typer.BadParameter(f"{words!r}: give one number, or HEIGHTxWIDTH such as 768x1024.")
-    return words
-
-
 def _half(word: str | None) -> str | None:
     if word is not None and word not in DIRECTIONS:
         raise typer.BadParameter(f"{word!r}: choose {' or '.join(DIRECTIONS)}.")
@@ -49,10 +43,8 @@ def _half(word: str | None) -> str | None:
 
 @usage_errors()
 def check(
-    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help=options._SOURCES, show_default=False)],
-    size: Annotated[
-        str, typer.Option("--size", metavar="N|HxW", callback=_size, help="Size of the picture in px.")
-    ] = "1024",
+    source: options.Source,
+    size: Annotated[str, typer.Option("--size", metavar="N|HxW", help="Size of the picture in px.")] = "1024",
     half: Annotated[
         str | None, typer.Option("--half", metavar="encode|decode", callback=_half, help="Only this half.")
     ] = None,
@@ -76,17 +68,17 @@ def check(
 
     Exit codes: 0 right; 1 wrong; 2 the request is invalid, or the memory is too little.
     """
-    from vaespec_conformance.machine_check import subjects
-    from vaespec_conformance.machine_check.examination import Examination
+    from vaespec_conformance.machine_check import setups
 
-    config, opened = open_weights(weights, family, strict)
-    chosen = _halves(half, config, opened)
+    sides = options.image_size(size)
+    config, weights = open_weights(source, family, strict)
+    halves = _halves(half, config, weights)
     with progress("check") as step:
-        asked = subjects.diffusers_own if diffusers else subjects.backend_of
-        subject = asked(config, opened, backend, device, dtype, precision)
-        question = _question(config, opened, subject, chosen, size, max_memory, step)
-        findings = Examination(question).run()
-    _report(weights, subject, question, findings, as_json)
+        make = setups.diffusers_setup if diffusers else setups.backend_setup
+        setup = make(config, weights, backend, device, dtype, precision)
+        settings = _settings(config, weights, setup, halves, sides, max_memory, step)
+        findings = _findings(settings)
+    _report(source, settings, findings, as_json)
     raise typer.Exit(0 if all(finding.right for finding in findings) else 1)
 
 
@@ -100,57 +92,59 @@ def _halves(direction: str | None, config: AutoencoderConfig, weights: Weights) 
     return [half]
 
 
-def _question(
+def _settings(
     config: AutoencoderConfig,
     weights: Weights,
-    subject: Subject,
+    setup: Setup,
     halves: Sequence[Half],
-    size: str,
+    sides: tuple[int, int],
     max_memory: str | None,
     step: Steps,
-) -> Question:
-    from vaespec_conformance.machine_check.question import Question
-    from vaespec_conformance.machine_check.subjects import reference_ops
+) -> CheckSettings:
+    from vaespec_conformance.machine_check.settings import CheckSettings
+    from vaespec_conformance.machine_check.setups import reference_ops
 
-    sides = [int(side) for side in re.split("[x×]", size)]
     memory = host_memory()
     most = int(planner.SHARE * memory.free) + memory.used if max_memory is None else planner.as_bytes(max_memory)
-    return Question(
+    return CheckSettings(
         config=config,
         weights=weights,
-        subject=subject,
-        reference_ops=reference_ops(subject.dtype),
+        setup=setup,
+        reference_ops=reference_ops(setup.dtype),
         halves=halves,
         height=sides[0],
-        width=sides[-1],
+        width=sides[1],
         max_memory=most,
         tell=step.say,
         progress=step.part,
     )
 
 
-def _report(weights: str, subject: Subject, question: Question, findings: list[Finding], as_json: bool) -> None:
+def _findings(settings: CheckSettings) -> list[Finding]:
+    """Runs the check. Raises MemoryLimitError if it runs out of memory: that is no verdict."""
+    from vaespec_conformance.machine_check.check import MachineCheck
+
+    try:
+        return MachineCheck(settings).run()
+    except MemoryError as error:
+        size = f"{settings.height} x {settings.width} px"
+        raise MemoryLimitError(f"not enough memory to check {size}: give a smaller --size.") from error
+
+
+def _report(source: str, settings: CheckSettings, findings: list[Finding], as_json: bool) -> None:
     """Prints a table and sentences, or one JSON document."""
-    from vaespec_conformance.machine_check.sentences import sentences
+    from vaespec_conformance.machine_check.findings_text import sentences
 
     lines = [line for finding in findings for line in sentences(finding)]
     right = all(finding.right for finding in findings)
-    size = f"{question.height} x {question.width} px"
     if as_json:
-        return print_json(_document(weights, subject, question, findings, lines))
+        return print_json(_document(source, settings, findings, lines))
     rows = [
-        [
-            f.half,
-            f.dtype,
-            _number(f.error),
-            _number(f.budget),
-            _number(f.share),
-            _verdict(f.right),
-        ]
-        for f in findings
+        [f.half, f.dtype, _number(f.error), _number(f.budget), _number(f.share), _verdict(f.right)] for f in findings
     ]
     print_table(("half", "dtype", "error", "budget", "of the budget", "verdict"), rows, numbers=(2, 3, 4))
-    print_lines(*lines, f"{weights}: {_verdict(right)} at {size}. {subject.place}; vaespec {__version__}.")
+    size = f"{settings.height} x {settings.width} px"
+    print_lines(*lines, f"{source}: {_verdict(right)} at {size}. {settings.setup.words}; vaespec {__version__}.")
 
 
 def _number(x: float) -> str:
@@ -161,21 +155,20 @@ def _verdict(right: bool) -> str:
     return "right" if right else "wrong"
 
 
-def _document(
-    weights: str, subject: Subject, question: Question, findings: list[Finding], lines: list[str]
-) -> dict[str, Any]:
+def _document(source: str, settings: CheckSettings, findings: list[Finding], lines: list[str]) -> dict[str, Any]:
+    setup = settings.setup
     return {
         "schema": SCHEMA,
         "vaespec": __version__,
-        "weights": weights,
-        "subject": {
-            "name": subject.name,
-            "version": subject.version or None,
-            "device": subject.device,
-            "dtype": subject.dtype,
-            "precision": subject.precision,
+        "weights": source,
+        "setup": {
+            "name": setup.name,
+            "version": setup.version or None,
+            "device": setup.device,
+            "dtype": setup.dtype,
+            "precision": setup.precision,
         },
-        "size": [question.height, question.width],
+        "size": [settings.height, settings.width],
         "verdict": _verdict(all(finding.right for finding in findings)),
         "halves": [finding.document() for finding in findings],
         "sentences": lines,

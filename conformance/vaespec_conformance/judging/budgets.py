@@ -34,6 +34,15 @@ def contraction(dtype: str) -> float:
     return 1e-12 if dtype == "float64" else 2e-5 + storage_eps(dtype)
 
 
+PRODUCT_CLASSES = {"float32": 2e-5, "tf32": 1.5e-3, "bfloat16": 1.2e-2}
+"""The class of products of float32 numbers -> the greatest relative L2 of a sum of them: see `contraction`."""
+
+
+def product_class(error: float) -> str | None:
+    """The class of products whose sums are off by so much at most; None for more than bfloat16's."""
+    return next((name for name, greatest in PRODUCT_CLASSES.items() if error <= greatest), None)
+
+
 MODEL = {"float32": 128.0, "bfloat16": 4.0, "float16": 4.0, "float64": 128.0}
 
 

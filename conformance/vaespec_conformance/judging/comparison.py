@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vaespec_conformance.judging.budgets import WORST_ELEMENT
-from vaespec_conformance.judging.places import LARGE, place
+from vaespec_conformance.judging.places import LARGE, WrongRegion, wrong_region
 from vaespec_conformance.judging.registry import EXACT, Margin
 from vaespec_conformance.subjects.errors import ConformanceError
 
@@ -23,6 +23,7 @@ def within(actual: np.ndarray, expected: np.ndarray, budget: float, what: str, *
     if eta2 > 1 or etainf > 1:
         raise _failure(
             f"{what} is off by {eta2 * budget:.2g} of its size: {max(eta2, etainf):.3g} budgets of {budget:.2g}",
+            actual,
             difference,
             eta2,
             etainf,
@@ -36,7 +37,9 @@ def elementwise(actual: np.ndarray, expected: np.ndarray, bound: np.ndarray, wha
     difference = _difference(actual, expected, what)
     worst = float((abs(difference) / bound).max(initial=0.0))
     if worst > 1:
-        raise _failure(f"{what} has an error of {worst:.3g} times the bound of an element", difference, worst, worst)
+        raise _failure(
+            f"{what} has an error of {worst:.3g} times the bound of an element", actual, difference, worst, worst
+        )
     return Margin(worst, worst)
 
 
@@ -45,7 +48,7 @@ def equal(actual: np.ndarray, expected: np.ndarray, what: str) -> Margin:
     difference = _difference(actual, expected, what)
     if difference.any():
         wrong = np.count_nonzero(difference)
-        raise _failure(f"{what} differs in {wrong} of {difference.size} numbers that must be equal", difference)
+        raise _failure(f"{what} differs in {wrong} of {difference.size} numbers that must be equal", actual, difference)
     return EXACT
 
 
@@ -54,7 +57,9 @@ def integers(actual: np.ndarray, expected: np.ndarray, budget: float, what: str)
     difference = _difference(actual, expected, what)
     wrong = np.count_nonzero(abs(difference) >= budget)
     if wrong:
-        raise _failure(f"{what} differs in {wrong} of {difference.size} integers that must be exact", difference)
+        raise _failure(
+            f"{what} differs in {wrong} of {difference.size} integers that must be exact", actual, difference
+        )
     return EXACT
 
 
@@ -66,22 +71,31 @@ def _difference(actual: np.ndarray, expected: np.ndarray, what: str, factor: int
     if not np.isfinite(wide).all():
         bad = ~np.isfinite(wide)
         count = np.count_nonzero(bad)
+        region = _region(actual, bad.astype(float), factor)
         raise ConformanceError(
             f"{what} has {count} of {wide.size} numbers that are NaN or infinite: expected finite ones.",
-            where=place(bad.astype(float), factor) if _is_large(bad) else None,
+            where=region.words if region and _is_large(bad) else None,
+            region=region,
         )
     return np.asarray(wide - np.asarray(expected, np.float64))
 
 
 def _failure(
     message: str,
+    actual: np.ndarray,
     difference: np.ndarray,
     eta2: float = float("inf"),
     etainf: float = float("inf"),
     factor: int = 1,
 ) -> ConformanceError:
-    where = _location(difference, factor)
-    return ConformanceError(f"{message}.", where=where, difference=difference, eta2=eta2, etainf=etainf)
+    region = _region(actual, difference, factor)
+    where = _location(difference, region)
+    return ConformanceError(f"{message}.", where=where, region=region, difference=difference, eta2=eta2, etainf=etainf)
+
+
+def _region(actual: np.ndarray, difference: np.ndarray, factor: int) -> WrongRegion | None:
+    """The wrong part of a map; None for any other array."""
+    return wrong_region(actual, difference, factor) if difference.ndim == 4 else None
 
 
 def _is_large(a: np.ndarray) -> bool:
@@ -89,16 +103,16 @@ def _is_large(a: np.ndarray) -> bool:
     return a.ndim == 4 and a.shape[2] * a.shape[3] > LARGE
 
 
-def _location(difference: np.ndarray, factor: int) -> str:
+def _location(difference: np.ndarray, region: WrongRegion | None) -> str:
     """Describes the worst element and, for a map, the part that is wrong."""
-    worst = tuple(map(int, np.unravel_index(abs(difference).argmax(), difference.shape)))
-    if _is_large(difference):
-        return f"wrong {place(difference, factor)}; worst at {worst}"
-    return f"worst at {worst}, {_region(difference)}" if difference.ndim == 4 else f"worst at {worst}"
+    worst = "worst at " + str(tuple(map(int, np.unravel_index(abs(difference).argmax(), difference.shape))))
+    if region is None:
+        return worst
+    return f"wrong {region.words}; {worst}" if _is_large(difference) else f"{worst}, {_border(difference)}"
 
 
-def _region(difference: np.ndarray) -> str:
-    """Describes the wrong part of a map (B, C, H, W): elements with more than a tenth of the largest error."""
+def _border(difference: np.ndarray) -> str:
+    """Describes the wrong part of a small map (B, C, H, W): elements with more than a tenth of the largest error."""
     size = abs(difference)
     wrong = size > 0.1 * size.max()
     items, channels = wrong.any((1, 2, 3)), wrong.any((0, 2, 3))

@@ -9,12 +9,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
-
-from hypothesis.strategies import SearchStrategy
+from typing import TYPE_CHECKING, NamedTuple
 
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.subjects.subjects import Subject
+
+if TYPE_CHECKING:  # `vaespec check` runs without hypothesis
+    from hypothesis.strategies import SearchStrategy
 
 LEVELS = {
     "L0": "interop",

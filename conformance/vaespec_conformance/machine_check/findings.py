@@ -4,23 +4,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from vaespec_conformance.judging import budgets
+from vaespec_conformance.judging.places import WrongRegion
 from vaespec_conformance.machine_check.operations import PRODUCTS, WrongOperation
-from vaespec_conformance.machine_check.places import EVERYWHERE, NAN, Place
 
-CLASSES = {"TF32": 1.5e-3, "bfloat16": 1.2e-2}
-"""The class of products of float32 -> the greatest relative L2 of a sum of them, as in the suite's preliminaries."""
 PRECISION = 1e5
 """A float32 result that is off by fewer predicted errors may come from narrow products; TF32 makes 1,700."""
+Cause = Literal["overflow", "exception", "precision", "index", "size", "everywhere"]
 
 
 @dataclass(frozen=True)
 class Comparison:
     """A result beside the reference: the relative L2, the used share of the budget, what is wrong, and where.
 
-    Error and share are infinite if nothing could be measured; `problem` then says why. `peak` is where an error that
-    is everywhere is largest.
+    Error and share are infinite if nothing could be measured; `problem` then says why.
     """
 
     error: float
@@ -28,8 +27,7 @@ class Comparison:
     problem: str = ""
     culprit: str = ""
     note: str = ""
-    place: Place | None = None
-    peak: Place | None = None
+    region: WrongRegion | None = None
 
     @property
     def right(self) -> bool:
@@ -41,7 +39,7 @@ class Comparison:
 class Finding:
     """The answer for one half. `right_up_to` and `wrong_from` are sizes in px, None if there is no such size.
 
-    `bands_rows` are the rows of the exact bands that were tried on the device, None if none were; `bands_right` is
+    `band_rows` are the rows of the exact bands that were tried on the device, None if none were; `bands_right` is
     whether they were right.
     """
 
@@ -73,44 +71,45 @@ class Finding:
         return self.comparison.share
 
     @property
-    def place(self) -> Place | None:
+    def region(self) -> WrongRegion | None:
         """Where it is wrong: in the first wrong operation if it is known, else in the result."""
-        return self.operation.place if self.operation else self.comparison.place
+        return self.operation.region if self.operation else self.comparison.region
 
     @property
-    def cause(self) -> str | None:
-        """A word for the likely cause, for programs: one of CAUSES; None if the half is right."""
+    def cause(self) -> Cause | None:
+        """The likely cause, for programs; None if the half is right."""
         if self.right:
             return None
-        if (
-            self.comparison.problem.startswith(NAN)
-            and self.dtype == "float16"
-            and (self.overflows or not self.operation)
-        ):
+        if self._not_finite and self.dtype == "float16" and (self.overflows or not self.operation):
             return "overflow"
         if self.comparison.problem.startswith("raised"):
             return "exception"
         if self.precision:
             return "precision"
-        if self.place and self.place.kind == "index":
+        if self.region and self.region.kind == "index":
             return "index"
         return "size" if self.right_up_to else "everywhere"
 
     @property
+    def _not_finite(self) -> bool:
+        return self.comparison.problem.startswith("NaN or infinity")
+
+    @property
     def precision(self) -> str | None:
         """The class of the float32 products, if they are narrower and nothing else is wrong."""
-        if (
-            self.right
-            or self.dtype != "float32"
-            or (self.place and self.place.words != EVERYWHERE)
-            or self.comparison.problem
-        ):
+        if self.right or self.dtype != "float32" or self.comparison.problem or self._has_an_edge:
             return None
         if self.operation is None:
-            return "TF32 or bfloat16" if self.comparison.error < PRECISION * self.predicted else None
-        if self.operation.op not in PRODUCTS:
-            return None
-        return next((name for name, most in CLASSES.items() if self.operation.error <= most), None)
+            return "tf32 or bfloat16" if self.comparison.error < PRECISION * self.predicted else None
+        found = budgets.product_class(self.operation.error) if self.operation.op in PRODUCTS else None
+        return found if found != "float32" else None
+
+    @property
+    def _has_an_edge(self) -> bool:
+        """Whether zeros, NaN or a part with an edge are wrong, which no rounding causes."""
+        region = self.region
+        spread = region is None or region.kind in ("everywhere", "scattered", "channels")
+        return not spread or (region is not None and region.holds != "other numbers")
 
     def document(self) -> dict[str, Any]:
         """The finding for JSON."""
@@ -124,20 +123,16 @@ class Finding:
             "share": _finite(found.share),
             "problem": found.problem or None,
             "note": found.note or None,
-            "where": found.place.words if found.place else None,
-            "most_of_all": found.peak.words if found.peak else None,
+            "where": str(found.region) if found.region else None,
             "right_up_to": self.right_up_to,
             "wrong_from": self.wrong_from,
             "operation": op and {"name": op.op, "layer": op.layer, "shape": list(op.shape), "error": _finite(op.error)},
-            "operation_where": op.place.words if op and op.place else None,
+            "operation_where": str(op.region) if op and op.region else None,
             "cause": self.cause,
             "precision": self.precision,
             "band_rows": self.band_rows,
             "bands_right": self.bands_right,
         }
-
-
-CAUSES = ("overflow", "exception", "precision", "index", "size", "everywhere")
 
 
 def _finite(number: float) -> float | None:

@@ -12,12 +12,16 @@ import numpy as np
 
 from vaespec.analysis.observe import WITH_PARAMETERS, WatchedParams
 from vaespec.architecture import Half
+from vaespec.errors import MemoryLimitError
 from vaespec.layouts import OIHW
 from vaespec.model import Model
 from vaespec.ops import Array, Layer
 from vaespec.reference import ReferenceOps
 from vaespec_conformance.judging import budgets
-from vaespec_conformance.machine_check.places import Place, place
+from vaespec_conformance.judging.comparison import within
+from vaespec_conformance.judging.places import WrongRegion
+from vaespec_conformance.machine_check.sides import out_of_memory
+from vaespec_conformance.subjects.errors import ConformanceError
 
 Params = Mapping[str, Array]
 ON_MAPS = ("conv2d", "group_norm", "silu", "mish", "gelu", "relu", "add", "scale", "upsample_nearest2x")
@@ -29,7 +33,7 @@ OTHERS = 1e-3
 
 @dataclass(frozen=True)
 class WrongOperation:
-    """The first operation whose result is wrong: its name, the layer, its inputs' shape, and the place in its result.
+    """The first operation whose result is wrong: its name, the layer, its inputs' shape, and the region of its result.
 
     `error` is the relative L2, infinite if there is none; `problem` then says why.
     """
@@ -38,7 +42,7 @@ class WrongOperation:
     layer: str
     shape: tuple[int, ...]
     error: float
-    place: Place | None
+    region: WrongRegion | None
     problem: str = ""
 
     @property
@@ -88,6 +92,8 @@ class _ComparedOps:
             try:
                 y = self.ops.materialize(op(*args, **numbers))
             except Exception as error:  # a framework can raise anything
+                if out_of_memory(error):
+                    raise MemoryLimitError("the memory is too little for both sides.") from error
                 shape = _leave(self.ops, "map" if args[0].ndim == 4 else "tokens", args[0]).shape
                 self._end(name, shape, math.inf, None, f"it raised {type(error).__name__}")
             self._compare(name, args, numbers, y)
@@ -103,18 +109,21 @@ class _ComparedOps:
         expected = _leave(self.reference, y_kind, getattr(self.reference, name)(*entered, **numbers))
         assert actual is not None
         assert first is not None
-        budget, size = _budget(name, self.ops.dtype), float(np.linalg.norm(expected))
-        same = actual.shape == expected.shape
-        error = float(np.linalg.norm(actual - expected)) / (size or 1.0) if same else math.inf
-        bound = budgets.WORST_ELEMENT * budget * size / max(1.0, expected.size**0.5)
-        found = place(actual, expected, bound) if same else None
-        if np.isfinite(expected).all() and (not error <= budget or found is not None):
-            problem = "" if math.isfinite(error) else found.words if found else "a result of another shape"
-            self._end(name, first.shape, math.inf if problem else error, found, problem)
+        if not np.isfinite(expected).all():
+            return
+        budget = _budget(name, self.ops.dtype)
+        try:
+            within(_as_map(actual), _as_map(expected), budget, "the result")
+        except ConformanceError as wrong:
+            error = wrong.eta2 * budget
+            problem = "" if math.isfinite(error) else str(wrong.region or "a result of another shape")
+            self._end(name, first.shape, error, wrong.region, problem)
 
-    def _end(self, name: str, shape: tuple[int, ...], error: float, found: Place | None, problem: str) -> NoReturn:
+    def _end(
+        self, name: str, shape: tuple[int, ...], error: float, region: WrongRegion | None, problem: str
+    ) -> NoReturn:
         layer = self.params.last.removesuffix(".weight").removesuffix(".bias")
-        self.found = WrongOperation(name, layer, shape, error, found, problem)
+        self.found = WrongOperation(name, layer, shape, error, region, problem)
         raise _Found
 
     def _read(self, a: Any) -> tuple[str, np.ndarray | None]:
@@ -136,6 +145,11 @@ class _ComparedOps:
 def _leave(ops: Any, kind: str, a: Any) -> np.ndarray:
     numbers: np.ndarray = ops.to_numpy(ops.to_nchw(a) if kind == "map" else a)
     return numbers
+
+
+def _as_map(a: np.ndarray) -> np.ndarray:
+    """Tokens (B, N, C) as a map (B, C, N, 1), whose rows they are; a map as it is."""
+    return a.transpose(0, 2, 1)[..., None] if a.ndim == 3 else a
 
 
 def _wide(a: np.ndarray) -> np.ndarray:

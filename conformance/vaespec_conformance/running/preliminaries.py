@@ -18,8 +18,6 @@ from vaespec_conformance.running.facts import environment
 from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.subjects import BackendSubject, Subject
 
-CLASSES = {"float32": 2e-5, "tf32": 1.5e-3, "bfloat16": 1.2e-2}
-"""The class of float32 products -> the greatest relative L2 of a sum of them; see budgets.contraction."""
 PRODUCTS = ("ops.conv2d", "ops.linear")
 
 
@@ -70,8 +68,7 @@ def _measured(subject: BackendSubject, precision: str) -> dict[str, Any]:
         return {"class": "not available", "error": None}
     except Exception:  # the checks report it
         return {"class": "not measured", "error": None}
-    fitting = (name for name, greatest in CLASSES.items() if error <= greatest)
-    return {"class": next(fitting, "worse than bfloat16"), "error": rounded(error)}
+    return {"class": budgets.product_class(error) or "worse than bfloat16", "error": rounded(error)}
 
 
 def _error(subject: BackendSubject, check: str) -> float:

@@ -27,6 +27,7 @@ class NotSupportedError(Exception):
 class ConformanceError(Exception):
     """The subject is wrong. `where` is the place in the array, `difference` is actual - expected in float64.
 
+    `region` is the wrong part of a map, a `judging.places.WrongRegion`; None if the array is no map.
     `eta2` and `etainf` are the ratios to the budget, as in a Margin; infinite if nothing can be measured.
     `evidence` is (compute, case, dtype, actual, expected) of the computation that failed, from which
     `vaespec_conformance.mutants.hints` finds the likely cause; None if nothing was computed. `raised` is (call, type,
@@ -38,13 +39,14 @@ class ConformanceError(Exception):
         message: str,
         *,
         where: str | None = None,
+        region: Any = None,
         difference: np.ndarray | None = None,
         eta2: float = float("inf"),
         etainf: float = float("inf"),
         raised: tuple[str, str, str] | None = None,
     ) -> None:
         super().__init__(message)
-        self.where, self.difference = where, difference
+        self.where, self.region, self.difference = where, region, difference
         self.eta2, self.etainf = eta2, etainf
         self.raised = raised
         self.evidence: tuple[Any, ...] | None = None

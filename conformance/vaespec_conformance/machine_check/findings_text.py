@@ -24,8 +24,9 @@ def sentences(finding: Finding) -> Iterator[str]:
         yield _bands(finding)
     elif finding.right_up_to:
         yield (
-            'The way out may be exact bands with small maps, vaespec_diffusers.install(pipe, tiling="exact"): '
-            "`vaespec check --backend torch` tells whether they are right on this device."
+            "The way out may be exact bands with small maps, in a pipeline "
+            'vaespec_diffusers.install(pipe, tiling="exact"): '
+            "`vaespec check --backend NAME` tells whether they are right on this device, if the memory suffices."
         )
 
 
@@ -33,15 +34,14 @@ def _what(finding: Finding) -> str:
     found = finding.comparison
     if found.problem:
         first = f", first in {found.culprit}" if found.culprit else ""
-        where = f" ({found.place.words})" if found.place and found.place.kind != "everywhere" else ""
+        where = f" ({found.region.words})" if found.region and found.region.kind != "everywhere" else ""
         return f"{finding.half} is wrong: {found.problem}{first}{where}."
-    place = f": {found.place.words}" if found.place and not finding.operation else ""
-    place += f", most of all {found.peak.words}" if place and found.peak else ""
-    return f"{finding.half} is off by {found.error:.2g} of its size, {found.share:.3g} budgets{place}."
+    where = f": {found.region}" if found.region and not finding.operation else ""
+    return f"{finding.half} is off by {found.error:.2g} of its size, {found.share:.3g} budgets{where}."
 
 
 def _operation(size: int | None, op: WrongOperation) -> str:
-    how = op.problem or f"off by {op.error:.2g} of its size: {op.place.words if op.place else 'everywhere'}"
+    how = op.problem or f"off by {op.error:.2g} of its size: {op.region or 'everywhere'}"
     return f"The first wrong operation at {size} px is {op.words}: {how}."
 
 
@@ -67,9 +67,10 @@ def _cause(finding: Finding) -> Iterator[str]:
             )
         case "precision":
             remedy = "--precision highest" if finding.operation else "your framework's setting for true float32"
-            yield f"Likely cause: {onset}, the device multiplies float32 as {finding.precision}: try {remedy}."
+            products = str(finding.precision).replace("tf32", "TF32")
+            yield f"Likely cause: {onset}, the device multiplies float32 as {products}: try {remedy}."
         case "index":
-            wraps = finding.place.wraps if finding.place else 0
+            wraps = finding.region.wraps if finding.region else 0
             yield (
                 f"Likely cause: the device fails {onset}: an index wraps at {wraps:,} = 2^{wraps.bit_length() - 1}, so "
                 "that larger maps are read or written at the wrong place."
@@ -85,15 +86,16 @@ def _cause(finding: Finding) -> Iterator[str]:
 
 
 def _pattern(finding: Finding) -> str:
-    kinds = {
-        "block": ": a tile of the result is not computed",
-        "last rows": ": the last rows of a map are not computed",
-        "rows": ": a map is computed up to a row only",
-        "columns": ": a map is computed up to a column only",
-        "channels": ": some channels of a map are not computed",
+    parts = {
+        "block": "a tile of a map is",
+        "rows": "some rows of a map are",
+        "columns": "some columns of a map are",
+        "channels": "some channels of a map are",
     }
-    place = finding.place
-    return kinds.get(place.kind, "") if place and place.finite else ""
+    region = finding.region
+    if region is None or region.holds == "NaN or infinity" or region.kind not in parts:
+        return ""
+    return f": {parts[region.kind]} not computed"
 
 
 def _bands(finding: Finding) -> str:
