@@ -17,7 +17,7 @@ from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import EXACT, MODEL, WHOLE, Margin, check
 from vaespec_conformance.subjects.errors import ConformanceError, UnansweredError
-from vaespec_conformance.subjects.subjects import input_dtype
+from vaespec_conformance.subjects.subjects import input_dtype, unaltered
 
 FAULTS = ("missing", "unexpected", "misshapen")
 MODELS: dict[str, Any] = {
@@ -102,9 +102,13 @@ def legacy_names(weights: dict[str, np.ndarray], axes: int) -> dict[str, np.ndar
 
 
 def _compute_from_legacy_names(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Images decoded by a port built from the older names; the specification is built from the newer names."""
+    """Images decoded by a port built from the older names; the specification, which does not read them, from the newer.
+
+    A mistake in how it is built does read them.
+    """
     weights, config = models.weights(case, dtype), models.config_of(case)
-    named = legacy_names(weights, case["axes"]) if subject.kind == "port" else weights
+    reads = subject.kind == "port" or subject.alter is not unaltered
+    named = legacy_names(weights, case["axes"]) if reads else weights
     return subject.build(config, named, dtype).decode(models.latents(case, dtype))
 
 

@@ -189,7 +189,7 @@ def act_fn_ignored(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
 
 @builder("model.decode")
 def norm_num_groups_ignored(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    """Norms have one group, whatever norm_num_groups says."""
+    """Norms have one group for all channels, whatever norm_num_groups says."""
     return factory(config.replace(norm_num_groups=1), weights, dtype)
 
 

@@ -79,7 +79,7 @@ def mish_overflows(x: np.ndarray) -> np.ndarray:
 
 @formula("mish", "ops.mish", seen_in_ports="model.encode")
 def mish_is_silu(x: np.ndarray) -> np.ndarray:
-    """The activation is SiLU, not Mish."""
+    """The activation is SiLU, whatever act_fn says."""
     return x * SIGMOID(x)
 
 

@@ -37,7 +37,7 @@ for _name, _padding in PADDINGS.items():
 
 BORDERS = {
     "conv2d_repeats_the_border": ("The border is padded by repeating its pixels, not with zeros.", "edge"),
-    "conv2d_mirrors_the_border": ("The border is padded by mirroring its pixels, not with zeros.", "symmetric"),
+    "conv2d_mirrors_the_border": ("The border is padded by mirroring its pixels, not with zeros.", "reflect"),
 }
 
 
