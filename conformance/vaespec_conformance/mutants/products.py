@@ -8,7 +8,7 @@ import numpy as np
 
 from vaespec.analysis.rounding import rounded
 from vaespec.reference import ReferenceOps
-from vaespec_conformance.mutants.mutant import formula, named, operation
+from vaespec_conformance.mutants.mutant import formula, map_numbers, named, operation
 
 SPECIFICATION = ReferenceOps(np)
 SAME_AS_TF32 = {dtype: "its numbers have at most the 11 bits of TF32" for dtype in ("bfloat16", "float16")}
@@ -33,6 +33,14 @@ def _downsampling(other: Any) -> Any:
 for _name, _padding in PADDINGS.items():
     _cause = f"The padding at stride 2 is {_padding}, not ((0, 1), (0, 1))."
     operation(**CONV2D)(named(_name, _cause, _downsampling(_padding)))
+
+
+@operation("conv2d", "model.encode", seen_in_ports="model.encode")
+def conv2d_same_at_stride_2(ops: Any, call: Any, x: Any, w: Any, b: Any, *, stride: int, padding: Any) -> Any:
+    """The padding at stride 2 is TensorFlow's "SAME", which differs on odd sizes."""
+    if stride == 2:
+        padding = tuple((n % 2, 1) for n in map_numbers(ops, x).shape[2:])
+    return call(x, w, b, stride=stride, padding=padding)
 
 
 BORDERS = {
