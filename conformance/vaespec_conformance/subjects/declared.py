@@ -68,9 +68,15 @@ class Declared:
 
     @property
     def weights(self) -> OwnWeights | None:
-        """The function that gives the only weights that the port has for a config."""
+        """The function that gives the only weights that the port has for a config.
+
+        A method of a class is none: it returns the weights of a VAE, which is a feature.
+        """
         given: OwnWeights | None = getattr(self.maker, "weights", None)
-        return given
+        of_a_vae = inspect.isclass(self.maker) and inspect.isfunction(
+            inspect.getattr_static(self.maker, "weights", None)
+        )
+        return None if of_a_vae else given
 
     def complete(self, features: Callable[[], list[str]]) -> Capabilities:
         """All capabilities; without an object of them, float32 and the features that the port's methods show."""
