@@ -29,8 +29,6 @@ SEEN = 1e-3
 """A mistake that changes a result by less may have passed a case."""
 KEPT = 32 << 20
 """Bytes of the results of mistakes that are kept: the failures of a check are compared with the same passed cases."""
-DEADLINE = 40.0
-"""Seconds for one search."""
 FAR = "Only maps whose mean is far from 0 are wrong: is the variance computed in one pass, as E[x²] - E[x]²?"
 TURNED = {
     (0, 1, 3, 2): "The result has its height and width exchanged.",
@@ -38,17 +36,17 @@ TURNED = {
 }
 
 
-def likely(error: ConformanceError, passed: Sequence[Case] = (), deadline: float = DEADLINE) -> str | None:
+def likely(error: ConformanceError, passed: Sequence[Case] = (), seconds: float = float("inf")) -> str | None:
     """The likely cause as a sentence; None if no known mistake comes near, or nothing was computed.
 
     If several come near alike, all are named if the case gives the same numbers for them, and none otherwise.
     `passed` are cases that the same check passed: they refute mistakes that would have failed them. The search ends
-    after `deadline` seconds, and then names only a mistake whose result is nearly the same.
+    after some `seconds`, and then names only a mistake whose result is nearly the same.
     """
     if error.evidence is None:
         return None
     compute, case, dtype, actual, expected = error.evidence
-    end = time.monotonic() + deadline
+    end = time.monotonic() + seconds
     mutants = _nearest(_near(error.evidence, end), compute, passed[:4], dtype, end)
     if mutants:
         causes = dict.fromkeys(mutant.cause for mutant in mutants)
