@@ -104,7 +104,8 @@ scale matters and exponentials overflow. far: the inputs of some norms have a me
 variance that is computed in one pass shows.
 """
 
-SIZES = {"faint": 1e-3, "loud": 1e2}
+AMPLITUDES = {"faint": 1e-3, "loud": 1e2}
+"""The deviation of every map that is normalized."""
 OFFSET, FAR = 20.0, 1000.0
 """The mean of maps, in deviations of about 1. 16 bits hold no deviation of 1 beside 1000: there it is OFFSET."""
 BEFORE_ATTENTION = ("down_blocks.", "mid_block.resnets.0.conv1")
@@ -114,13 +115,13 @@ INTO_NORMS = ("conv_in", "conv1", "conv2", "to_out.0")
 """The layers whose results are added up and normalized."""
 
 
-LARGE = 1 << 20
-"""Parameters of a model whose weights are not kept beside those of others."""
+KEPT = 1 << 20
+"""Parameters of the widest model whose weights are kept beside those of others."""
 
 
 def weights(case: Case, dtype: str) -> Weights:
     """Canonical float64 weights for the case's config, regime and seed, rounded to the dtype."""
-    draw = _last_weights if count_parameters(config_of(case)) > LARGE else _weights
+    draw = _last_weights if count_parameters(config_of(case)) > KEPT else _weights
     return dict(draw(case["config"], case["regime"], case["seed"], dtype))
 
 
@@ -147,14 +148,29 @@ def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Genera
         if leaf == "bias"
         else rng.standard_normal(shape) * (1.2 / np.prod(shape[1:])) ** 0.5
     )
-    into_norm = module.endswith(INTO_NORMS)
-    if regime in SIZES and (into_norm or (leaf == "bias" and module.endswith((".conv", "shortcut")))):
-        return SIZES[regime] * w
-    if regime == "offset" and into_norm and leaf == "bias":
+    if regime in AMPLITUDES and is_normalized_next(name):
+        return AMPLITUDES[regime] * w
+    if regime == "offset" and module.endswith(INTO_NORMS) and leaf == "bias":
         return w + OFFSET
-    if regime == "sharp" and module.endswith(("to_q", "to_k")):
+    if regime == "sharp" and is_of_logits(name):
         return 2 * w + (5.0 if leaf == "bias" else 0.0)
     return w
+
+
+def is_normalized_next(name: str) -> bool:
+    """Whether a parameter sets the deviation of a map that is normalized: kernels of resampling layers do not."""
+    module, leaf = name.rsplit(".", 1)
+    return module.endswith(INTO_NORMS) or (leaf == "bias" and module.endswith((".conv", ".conv_shortcut")))
+
+
+def is_of_logits(name: str) -> bool:
+    """Whether a parameter is of the queries or the keys of an attention."""
+    return name.rsplit(".", 1)[0].endswith((".to_q", ".to_k"))
+
+
+def last_bias(config: AutoencoderConfig) -> str:
+    """The name of the last bias of the encoder: half of it is added to the mean, half to the log-variance."""
+    return "quant_conv.bias" if config.use_quant_conv else "encoder.conv_out.bias"
 
 
 def _is_far(name: str) -> bool:

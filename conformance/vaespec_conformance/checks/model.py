@@ -95,8 +95,7 @@ def decode(subject: Any, case: Case, dtype: str) -> Margin:
 
 def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Log-variances around ±50, from a last bias of the encoder that is changed by ±50."""
-    weights = models.weights(case, dtype)
-    last = "quant_conv.bias" if "quant_conv.bias" in weights else "encoder.conv_out.bias"
+    weights, last = models.weights(case, dtype), models.last_bias(models.config_of(case))
     half = len(weights[last]) // 2
     weights[last] = rounded(weights[last] + np.repeat((0.0, 50.0), half) * np.tile((1, -1), half), dtype)
     moments = subject.build(models.config_of(case), weights, dtype).encode(models.images(case, dtype))
