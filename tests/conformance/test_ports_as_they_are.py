@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
 from dataclasses import replace
 
@@ -12,7 +13,7 @@ import torch
 from support.oracle import diffusers_model
 from support.subjects_of_all_kinds import Port
 
-from vaespec import families
+from vaespec import families, parameters
 from vaespec.initialize import initialize
 from vaespec_conformance import Capabilities, PortSubject, Selection, run_conformance
 from vaespec_conformance.cases.models import CONFIGS, LABELS, config_of, narrow
@@ -249,6 +250,127 @@ def test_the_family_of_a_config_is_found_by_its_layers():
 )
 def test_a_relative_of_a_family_has_norms_of_several_groups_of_several_channels(widths, groups, name):
     assert label(replace(families.config("sd1"), block_out_channels=widths, norm_num_groups=groups)) == name
+
+
+# -- NotImplementedError -----------------------------------------------------------------------------------------
+
+
+class OddHeights(Port):
+    """Raises what PyTorch raises for an operator that a device does not have."""
+
+    def decode(self, z):
+        if z.shape[2] % 2:
+            raise NotImplementedError("not currently implemented for the MPS device")
+        return super().decode(z)
+
+
+def test_a_call_that_is_not_implemented_is_a_failure_if_others_are():
+    result, *_ = run(maker(OddHeights), HALVES).bad
+    assert (result.id, result.status) == ("model.decode[float32]", "fail")
+    assert "decode raised NotImplementedError: not currently implemented for the MPS" in result.failure.message
+
+
+class EncoderToDo(Port):
+    def encode(self, x):
+        raise NotImplementedError("to do")
+
+
+def test_a_half_of_which_no_call_is_implemented_is_lacking():
+    report = run(maker(EncoderToDo), Selection(checks=("model.encode", "model.decode", "behaviour.repeatable")))
+    assert (report.exit_code, report.left_out["the encoder"]) == (0, "to do")
+    statuses = {result.check: result.status for result in report.results if result.dtype == "float32"}
+    assert statuses == {"model.encode": "not_asked", "model.decode": "pass", "behaviour.repeatable": "pass"}
+
+
+def test_a_build_may_not_refuse_what_it_has_built():
+    built = []
+
+    def tires(config, weights):
+        built.append(config)
+        if built.count(config) > 4:
+            raise NotImplementedError("later")
+        return Port(config, weights)
+
+    result, *_ = run(tires, HALVES).bad
+    assert "build raised NotImplementedError: later" in result.failure.message
+
+
+def test_a_build_may_not_refuse_some_weights_of_a_config():
+    def faint(config, weights):
+        if abs(weights["decoder.conv_in.weight"]).max() < 0.05:
+            raise NotImplementedError("too small")
+        return Port(config, weights)
+
+    result, *_ = run(faint, Selection(checks=("model.decode[float32]",))).bad
+    assert "build raised NotImplementedError: too small" in result.failure.message
+
+
+def test_bad_weights_may_be_refused_by_any_exception():
+    def build(config, weights):
+        try:
+            return Port(config, weights)
+        except Exception as error:
+            raise NotImplementedError("these weights") from error
+
+    report = run(build, Selection(checks=("weights.strict[float32]",)))
+    assert [(result.status, result.not_asked) for result in report.results] == [("pass", None)]
+
+
+class LooseDecoder(DecoderAlone):
+    def __init__(self, config, weights):
+        loose = {
+            name: weights.get(name, np.zeros(row.shape)).reshape(row.shape) for name, row in parameters(config).items()
+        }
+        super().__init__(config, loose)
+
+
+@pytest.mark.parametrize(("kind", "status"), [(DecoderAlone, "pass"), (EncoderAlone, "pass"), (LooseDecoder, "fail")])
+def test_half_a_port_is_asked_to_refuse_the_wrong_weights_of_its_half(kind, status):
+    (result,) = run(maker(kind), Selection(checks=("weights.strict[float32]",))).results
+    assert result.status == status
+
+
+def test_a_loader_that_empties_the_dictionary_does_not_own_the_arrays():
+    class Pops:
+        def __init__(self, config, weights):
+            self.config, self.kept = config, {name: weights.pop(name) for name in list(weights)}
+
+        def decode(self, z):
+            return Port(self.config, self.kept).decode(z)
+
+    assert run(maker(Pops), Selection(checks=("weights.owned[float32]",))).bad
+
+
+# -- what a port returns -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype"),
+    [(lambda y: y + 5j, "complex64"), (lambda y: y.astype(str), "<U32"), (lambda y: np.full(y.shape, None), "object")],
+)
+def test_results_are_real_numbers(change, dtype):
+    class Odd(Port):
+        def decode(self, z):
+            return change(super().decode(z))
+
+    result, *_ = run(maker(Odd), Selection(checks=("model.decode[float32]",))).bad
+    assert result.failure.message == f"decode returned an array of {dtype}: expected real numbers, such as float32."
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda config, weights: None, "build returned None: expected an object with encode or decode"),
+        (lambda config, weights: sys.exit(3), "build raised SystemExit: 3"),
+    ],
+)
+def test_a_build_that_builds_nothing_is_named(build, message):
+    report = run(build, HALVES)
+    assert report.exit_code == 3
+    assert message in report.headline
+
+
+# -- sizes and sameness ------------------------------------------------------------------------------------------
 
 
 def test_sizes_that_a_port_does_not_take_are_not_asked():

@@ -129,6 +129,10 @@ class ProgramSubject(PortSubject):
         if recorder.questions:
             self.maker.asker.ask_all(recorder.questions)
 
+    def stub(self, method: str) -> str | None:
+        """None: a program says in each answer what it does not do."""
+        return None
+
     @property
     def recording(self) -> bool:
         """Whether answers are zeros, so that nothing need be compared."""
