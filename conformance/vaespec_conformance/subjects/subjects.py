@@ -34,7 +34,7 @@ from vaespec_conformance.subjects.capabilities import (
     Terms,
     refused_config,
 )
-from vaespec_conformance.subjects.declared import Declared
+from vaespec_conformance.subjects.declared import Declared, require_valid
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, blamed
 from vaespec_conformance.subjects.numpy_facade import OpsFacade, PortFacade, VaeFacade
 from vaespec_conformance.subjects.stubs import stub_words
@@ -165,7 +165,7 @@ class BackendSubject(Subject):
     @cached_property
     def capabilities(self) -> Capabilities:
         """The declared capabilities; otherwise the dtypes available here and every feature of `Assembled`."""
-        declared = getattr(self.backend, "capabilities", None)
+        declared: Capabilities | None = self._declared("capabilities")
         dtypes = tuple(dtype for dtype in self.backend.dtypes if self._has(dtype))
         return declared or Capabilities(dtypes, self._devices(), features=PRESUMED | BACKEND_FEATURES | FEATURES.keys())
 
@@ -188,7 +188,13 @@ class BackendSubject(Subject):
     @property
     def gaps(self) -> tuple[Gap, ...]:
         """The gaps that the backend declares."""
-        return tuple(getattr(self.backend, "gaps", ()))
+        return tuple(self._declared("gaps") or ())
+
+    def _declared(self, name: str) -> Any:
+        """What the backend declares under a name; None if nothing. Raises LoadError if it is not what it has to be."""
+        value = getattr(self.backend, name, None)
+        require_valid(name, value)
+        return value
 
 
 @dataclass(frozen=True)
@@ -321,4 +327,4 @@ class PortSubject(Subject):
     @property
     def gaps(self) -> tuple[Gap, ...]:
         """The gaps that the maker declares."""
-        return tuple(getattr(self.maker, "gaps", ()))
+        return self.declared.gaps
