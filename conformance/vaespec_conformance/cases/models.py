@@ -80,7 +80,7 @@ LABELS = {
 }
 """What a report calls each config."""
 
-FAMILIES = ("plain", "sd1", "flux1", "flux2")
+FAMILIES = ("sd1", "flux1", "flux2")
 """The configs that are a published family's."""
 
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 from hypothesis.strategies import SearchStrategy
 
 from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.subjects.capabilities import DTYPES as DTYPES
 from vaespec_conformance.subjects.subjects import Subject
 
 LEVELS = {
@@ -28,7 +29,6 @@ LEVELS = {
     "L8": "compilation and precision",
     "L9": "goldens",
 }
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 PROFILES = ("quick", "default", "thorough")
 
 

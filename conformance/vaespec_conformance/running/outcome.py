@@ -47,6 +47,7 @@ def outcome(examination: Examination, named: str | None, *, debug: bool = False)
         url=item.gap.url if item.gap else None,
         works=examination.failure is None if item.lacking and examination.examples else None,
         passed=None if item.lacking else tuple(filter(None, examination.passed)) or None,
+        failed=None if item.lacking else examination.failed or None,
         not_asked=None if item.lacking else examination.not_asked or None,
         failure=_failure(examination, named, debug) if status in ("fail", "error") else None,
     )
