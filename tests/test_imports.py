@@ -1,8 +1,12 @@
 """Imports of vaespec: they load no framework (proved in fresh interpreters), and never go in a circle."""
 
+import ast
+import re
 import subprocess
 import sys
+import tomllib
 from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
 
 import grimp
 import pytest
@@ -158,3 +162,30 @@ def test_a_planted_circle_is_found(plant, changes):
     *modules, last = circle("planted", "other")
     assert modules[0] == last
     assert {f"planted.{name.replace('/', '.').removesuffix('.__init__')}" for name in changes} <= set(modules)
+
+
+PROJECT = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+BROUGHT = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
+"""Distributions whose module has another name."""
+
+
+def imported(path):
+    """The top-level modules that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_only_declared_packages_are_imported(package):
+    """A package that another one happens to bring along may be missing on the next machine."""
+    extras = {name: rows for name, rows in PROJECT["optional-dependencies"].items() if name not in ("test", "bench")}
+    rows = [*PROJECT["dependencies"], *(row for rows in extras.values() for row in rows)]
+    declared = {re.match(r"[A-Za-z0-9_-]+", row)[0] for row in rows}
+    own = {*PACKAGES, "pytest", "triton"}  # pytest loads its plugin; torch for CUDA brings its own triton
+    allowed = own | {BROUGHT.get(name, name.replace("-", "_")) for name in declared} | sys.stdlib_module_names
+    folder = Path(__import__(package).__file__).parent
+    found = {name: path for path in folder.rglob("*.py") for name in imported(path)}
+    assert not {name: str(found[name].relative_to(folder)) for name in found.keys() - allowed}

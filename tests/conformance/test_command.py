@@ -429,6 +429,29 @@ def test_a_self_check_of_a_port_has_exit_code_2():
     assert "mistakes are put into a backend" in run("--self-check", "--port", "x:y", code=2).stderr
 
 
+# -- tracebacks ---------------------------------------------------------------------------------------------------
+
+
+def debugged(*arguments, code):
+    result = CliRunner().invoke(app, ["--debug", "conformance", *map(str, arguments)])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_debug_shows_the_traceback_of_what_a_port_raised(tmp_path):
+    (tmp_path / "mine.py").write_text("def build(config, weights):\n    return 1 / 0\n")
+    options = ("--port", f"{tmp_path}/mine.py:build", "--check", "model.decode", "--profile", "quick")
+    assert "return 1 / 0" in debugged(*options, code=3).stdout
+    assert "return 1 / 0" not in run(*options, code=3).stdout
+
+
+def test_debug_shows_the_traceback_of_a_request_that_is_refused(tmp_path):
+    (tmp_path / "mine.py").write_text("import no_such_module\n")
+    options = ("--port", f"{tmp_path}/mine.py:build")
+    assert "Traceback" in debugged(*options, code=2).stderr
+    assert run(*options, code=2).stderr.startswith("vaespec: error: ")
+
+
 # -- commands of other packages ----------------------------------------------------------------------------------
 
 

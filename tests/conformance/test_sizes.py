@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from support import size_faults as faults
 
+from vaespec import families
+from vaespec.initialize import initialize
 from vaespec.machine import MemoryUse
 from vaespec.registry import get_backend
 from vaespec_conformance.cases import models, sizes
@@ -15,6 +17,7 @@ from vaespec_conformance.judging.judge import predicted
 from vaespec_conformance.judging.places import place
 from vaespec_conformance.judging.registry import CHECKS
 from vaespec_conformance.running.agenda import Selection, agenda
+from vaespec_conformance.running.case_selection import pinned_cases
 from vaespec_conformance.running.examination import examine
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.oracle import ORACLE, OracleOps
@@ -173,9 +176,47 @@ def test_a_case_that_needs_more_memory_than_is_free_is_not_asked(monkeypatch):
 
 
 def test_a_size_that_the_specification_would_need_minutes_for_is_not_asked():
-    case = sizes.sized(sizes.REAL.replace("[128, ", "[160, "), (33, 35), half="decode")
-    with pytest.raises(NotSupportedError, match=r"33 x 35 latents of this config take .* GFLOP"):
+    case = sizes.sized(sizes.REAL.replace("[128, ", "[160, "), (65, 67), half="decode")
+    with pytest.raises(NotSupportedError, match=r"65 x 67 latents of this config take .* GFLOP"):
         CHECKS["sizes.decode"].run(NUMPY, case, "float32")
+
+
+def family_port(**widths):
+    """A port of FLUX.1's layers that takes 32 groups and four levels alone, or of one fixed config."""
+
+    def build(config, weights):
+        if not widths and (config.levels, config.norm_num_groups) != (4, 32):
+            raise NotImplementedError("four levels and 32 groups")
+        return NUMPY.factory(config, weights, "float32")
+
+    if widths:
+        build.config = families.config("flux1")
+    return PortSubject(build, "family")
+
+
+def test_a_port_of_published_layers_alone_is_asked_for_large_maps_of_them():
+    for half in ("decode", "encode"):
+        asked = pinned_cases(family_port(), CHECKS[f"sizes.{half}"], "float32", "default")
+        taken = [case for case in asked if models.config_of(case).levels == 4 and case["config"] in models.CONFIGS]
+        assert {case["size"] for case in taken} >= {(35, 33), (63, 65)}
+        assert any(max(case["size"]) > 150 for case in taken)
+
+
+def test_a_port_of_full_width_is_asked_for_more_than_32_latents_a_side():
+    for half in ("decode", "encode"):
+        asked = pinned_cases(family_port(full=True), CHECKS[f"sizes.{half}"], "float32", "quick")
+        (case,) = (case for case in asked if models.is_wide(models.config_of(case)))
+        assert min(case["size"]) > 32
+        checks.require_affordable(case)
+
+
+def test_a_port_with_its_own_weights_is_compared_with_them_in_huge_batches():
+    def build(config, weights):
+        return NUMPY.factory(config, weights, "float32")
+
+    build.weights = lambda config: initialize(config, 7)
+    (case,) = CHECKS["sizes.bytes"].pinned
+    assert max(CHECKS["sizes.bytes"].run(PortSubject(build, "own"), case, "float32")) <= 1
 
 
 def test_a_port_that_declares_small_sizes_only_is_not_asked_for_large_ones():

@@ -35,11 +35,23 @@ class CommandGroup(TyperGroup):
         except SomeFailedError as failed:
             for failure in failed.failures:
                 complain(failure.words, failure.trace if ctx.params["debug"] else "")
+        except InvalidRequestError as invalid:
+            complain(in_words(invalid.error), invalid.trace if ctx.params["debug"] else "")
+            raise typer.Exit(2) from None
         except Exception as error:
             if hasattr(error, "exit_code") or isinstance(error, (typer.Abort, BrokenPipeError)):
                 raise  # Typer's own: usage errors and exits; or the reader of our output has closed the pipe
             complain(in_words(error), traceback.format_exc() if ctx.params["debug"] else "")
         raise typer.Exit(1) from None
+
+
+class InvalidRequestError(Exception):
+    """A command cannot begin: exit code 2, where 1 says that what was examined has failed."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
+        self.trace = getattr(error, "trace", None) or "".join(traceback.format_exception(error))
 
 
 def complain(words: str, trace: str = "") -> None:

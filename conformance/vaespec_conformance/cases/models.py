@@ -119,6 +119,15 @@ KEPT = 1 << 20
 """Parameters of the widest model whose weights are kept beside those of others."""
 
 
+WIDE = 16 << 20
+"""Parameters from which a config is a real one, whose cases take seconds each."""
+
+
+def is_wide(config: AutoencoderConfig) -> bool:
+    """Whether a case in this config takes seconds: then few are asked."""
+    return count_parameters(config) >= WIDE
+
+
 def weights(case: Case, dtype: str) -> Weights:
     """Canonical float64 weights for the case's config, regime and seed, rounded to the dtype."""
     draw = _last_weights if count_parameters(config_of(case)) > KEPT else _weights

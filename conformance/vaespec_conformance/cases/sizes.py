@@ -43,8 +43,11 @@ SMALL = (9, 10)
 It is relative, and does not grow with the plane: from these to 160 x 157 latents it changes by at most a quarter, in
 float32, bfloat16 and float16, and to 65 x 67 with attention by a sixth.
 """
-FLOPS = 6e10
-"""Arithmetic of a case, at most: the specification needs some ten seconds for it."""
+FLOPS, WIDE_FLOPS = 7e10, 8e11
+"""Arithmetic of a case, at most, and of the one large case of a half at real widths.
+
+The specification needs some twenty seconds, and a minute and a half.
+"""
 
 
 def sized(config: str, size: tuple[int, int], *, half: Half, items: int = 1, more: int = 0) -> Case:

@@ -8,11 +8,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import click
 import typer
 
 from vaespec.cli.console import print_json, print_lines, print_table, progress
-from vaespec.cli.failures import complain, in_words
+from vaespec.cli.failures import InvalidRequestError
 from vaespec.cli.options import example
 from vaespec.errors import VaespecError
 from vaespec_conformance import require_hypothesis
@@ -31,22 +30,16 @@ def register(app: typer.Typer) -> None:
 
 @contextmanager
 def usage_errors() -> Iterator[None]:
-    """Ends with exit code 2 if a run cannot begin: 1 is for a subject that failed."""
+    """Raises InvalidRequestError, which ends with exit code 2, if a run cannot begin."""
     try:
         yield
     except (VaespecError, OSError) as error:
-        complain(in_words(error), getattr(error, "trace", "") if _debug() else "")
-        raise typer.Exit(2) from None
-
-
-def _debug() -> bool:
-    """Whether `vaespec --debug` was called."""
-    context = click.get_current_context(silent=True)
-    return bool(context and context.find_root().params.get("debug"))
+        raise InvalidRequestError(error) from error
 
 
 @usage_errors()
 def conformance(
+    context: typer.Context,
     backend: options.Backend = None,
     port: options.Port = None,
     program: options.Program = None,
@@ -86,7 +79,8 @@ def conformance(
     programs = {"program": program, "program_serve": program_serve}
     subject = {"backend": backend, "port": port, "device": device, "precision": precision, **programs}
     selection = {"dtypes": tuple(dtype or ()), "levels": level, "checks": tuple(check or ()), "case": case}
-    request = _request(seed, profile=profile, time_limit=time_limit, jobs=jobs, debug=_debug(), **subject, **selection)
+    run = {"profile": profile, "time_limit": time_limit, "jobs": jobs, "debug": context.find_root().params["debug"]}
+    request = _request(seed, **run, **subject, **selection)
     raise typer.Exit(_examine(request, report, markdown, html, seconds=seconds, as_json=as_json))
 
 

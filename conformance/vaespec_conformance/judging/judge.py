@@ -47,9 +47,7 @@ def judge(
     actual = compute(subject, case, dtype)  # first: the subject may not take the case
     if subject.recording:
         return EXACT
-    asked: Compute = compute
-    if subject.terms != NO_TERMS:
-        asked = _on_terms(compute, subject.terms)
+    asked = on_terms(compute, subject.terms)
     right = expected(subject.terms) if expected else specified(asked, case, dtype)
     if budget is None:
         budget = budgets.model(dtype, predicted(asked, like or case, dtype))
@@ -61,8 +59,10 @@ def judge(
 
 
 @lru_cache(256)
-def _on_terms(compute: Compute, terms: Terms) -> Compute:
+def on_terms(compute: Compute, terms: Terms) -> Compute:
     """The computation on a subject of the same terms: with the same weights, and without what is not asked."""
+    if terms == NO_TERMS:
+        return compute
     return lambda subject, case, dtype: compute(subject.replace(terms=terms), case, dtype)
 
 

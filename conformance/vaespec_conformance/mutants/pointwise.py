@@ -138,6 +138,12 @@ def add_drops_the_input(ops: Any, call: Any, x: Any, y: Any) -> Any:
 
 
 @operation("add", "structure.add", seen_in_ports="model.encode")
+def add_takes_the_input_twice(ops: Any, call: Any, x: Any, y: Any) -> Any:
+    """A residual connection adds the input twice."""
+    return call(2 * x, y)
+
+
+@operation("add", "structure.add", seen_in_ports="model.encode")
 def add_halves_the_sum(ops: Any, call: Any, x: Any, y: Any) -> Any:
     """A residual connection returns half of the sum."""
     return call(0.5 * x, 0.5 * y)

@@ -43,6 +43,15 @@ def conv2d_same_at_stride_2(ops: Any, call: Any, x: Any, w: Any, b: Any, *, stri
     return call(x, w, b, stride=stride, padding=padding)
 
 
+@formula("conv2d", "blocks.shortcut", seen_in_ports="model.encode")
+def shortcut_without_its_kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray, **numbers: Any) -> np.ndarray:
+    """The convolution of the shortcut is left out: channels are repeated or cut off."""
+    outputs, inputs, *kernel = w.shape
+    if kernel != [1, 1] or outputs == inputs:
+        return SPECIFICATION.conv2d(x, w, b, **numbers)
+    return x[:, np.arange(outputs) % inputs] + b[:, np.newaxis, np.newaxis]
+
+
 BORDERS = {
     "conv2d_repeats_the_border": ("The border is padded by repeating its pixels, not with zeros.", "edge"),
     "conv2d_mirrors_the_border": ("The border is padded by mirroring its pixels, not with zeros.", "reflect"),

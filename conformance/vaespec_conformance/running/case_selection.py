@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 
 from vaespec import AutoencoderConfig
-from vaespec.architecture import count_parameters
 from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging.registry import PROFILES, Check
@@ -18,8 +17,6 @@ from vaespec_conformance.subjects.subjects import Subject
 
 USUAL = "plain"
 """The config of most cases."""
-WIDE = 16 << 20
-"""Parameters from which a config is a real one, whose cases take seconds each: it gets few of them."""
 WIDE_CASES = len(models.REGIMES)
 """Cases of a check in a wide config: one for each regime of weights."""
 PATIENT = 5
@@ -28,14 +25,15 @@ PATIENT = 5
 
 def pinned_cases(subject: Subject, check: Check, dtype: str, profile: str) -> tuple[Case, ...]:
     """The pinned cases of a check in a dtype and a profile, then those in the subject's own configs, each once."""
-    added = [_in_config(case, config) for config in _own(subject) for case in _few(check, config)]
-    return tuple(dict.fromkeys((*check.pinned_in(dtype, profile), *added)))
+    cases = check.pinned_in(dtype, profile)
+    added = [_in_config(case, config) for config in _own(subject) for case in _few(config, cases)]
+    return tuple(dict.fromkeys((*cases, *added)))
 
 
 def drawn_cases(subject: Subject, check: Check, profile: str) -> int:
     """How many cases are drawn: none if the subject has wide configs only."""
     home, of_models = subject.home, any("config" in dict(case.items) for case in check.pinned)
-    if home is not None and of_models and is_wide(home) and not subject.takes(models.CONFIGS[USUAL]):
+    if home is not None and of_models and models.is_wide(home) and not subject.takes(models.CONFIGS[USUAL]):
         return 0
     return check.examples[PROFILES.index(profile)]
 
@@ -54,14 +52,9 @@ def name_of(config: AutoencoderConfig) -> str:
     return next(known, None) or json.dumps(config.to_dict(), sort_keys=True)
 
 
-def is_wide(config: AutoencoderConfig) -> bool:
-    """Whether a case in this config takes seconds."""
-    return count_parameters(config) >= WIDE
-
-
 def allowed(subject: Subject, profile: str) -> float:
     """Seconds that a check may take."""
-    slower = PATIENT if subject.home is not None and is_wide(subject.home) else 1
+    slower = PATIENT if subject.home is not None and models.is_wide(subject.home) else 1
     return slower * TIME_LIMITS[profile]
 
 
@@ -71,12 +64,10 @@ def _own(subject: Subject) -> tuple[AutoencoderConfig, ...]:
     return tuple(c for c in dict.fromkeys((*subject.own_configs, *homes)) if c != models.CONFIGS[USUAL])
 
 
-def _few(check: Check, config: AutoencoderConfig) -> tuple[Case, ...]:
-    """The cases of a check in the usual config: all of them, or one for each regime in a wide config."""
-    usual = tuple(
-        case for case in check.pinned if dict(case.items).get("config") == USUAL and "regime" in dict(case.items)
-    )
-    if not is_wide(config):
+def _few(config: AutoencoderConfig, cases: tuple[Case, ...]) -> tuple[Case, ...]:
+    """The cases in the usual config: all of them, or the first of each regime for a wide config."""
+    usual = tuple(case for case in cases if dict(case.items).get("config") == USUAL and "regime" in dict(case.items))
+    if not models.is_wide(config):
         return usual
     by_kind = {(case["regime"], dict(case.items).get("fault")): case for case in reversed(usual)}
     return tuple(case for case in usual if case in by_kind.values())[:WIDE_CASES]
