@@ -11,7 +11,7 @@ import numpy as np
 
 from vaespec import AutoencoderConfig, parameters, strict_json
 from vaespec.analysis.rounding import rounded
-from vaespec.architecture import count_parameters
+from vaespec.architecture import ENCODER, Half, count_parameters
 from vaespec.latents import patchify
 from vaespec_conformance.cases.cases import Case
 
@@ -205,6 +205,11 @@ def latents(case: Case, dtype: str) -> np.ndarray:
     """Latents (2, C, h, w), drawn from N(0, 1)."""
     config = config_of(case)
     return rounded(case.rng("latents").standard_normal((2, config.latent_channels, *case["size"])), dtype)
+
+
+def given(half: Half, case: Case, dtype: str) -> np.ndarray:
+    """The input of a half: images or latents."""
+    return images(case, dtype) if half is ENCODER else latents(case, dtype)
 
 
 def diffusion_latents(case: Case, dtype: str) -> np.ndarray:

@@ -8,6 +8,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from vaespec.analysis.rounding import rounded
+from vaespec.architecture import DECODER, ENCODER, HALVES
 from vaespec.weights.dialects import DIFFUSERS_DEPRECATED
 from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
@@ -16,13 +17,11 @@ from vaespec_conformance.checks.model import ONE_MODEL
 from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import EXACT, MODEL, WHOLE, Margin, check
-from vaespec_conformance.subjects.capabilities import DECODER, ENCODER
+from vaespec_conformance.subjects.capabilities import OTHER_WEIGHTS
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, UnansweredError
 from vaespec_conformance.subjects.subjects import input_dtype, unaltered
 
-HALVES = {ENCODER: ("encode", models.images), DECODER: ("decode", models.latents)}
-"""Half -> the method that runs it, and what draws its argument."""
-OF = {ENCODER: ("encoder.", "quant_conv."), DECODER: ("decoder.", "post_quant_conv.")}
+OF = {ENCODER.name: ("encoder.", "quant_conv."), DECODER.name: ("decoder.", "post_quant_conv.")}
 """Half -> how the names of its weights begin. A port with one half need not read those of the other."""
 FAULTS = ("missing", "unexpected", "misshapen")
 MODELS: dict[str, Any] = {
@@ -37,7 +36,7 @@ MODELS: dict[str, Any] = {
     "weights.strict",
     level="L6",
     subjects=WHOLE,
-    needs=("other weights",),
+    needs=(OTHER_WEIGHTS,),
     examples=MODEL,
     cases=cases(**MODELS, fault=among(*FAULTS), which=st.integers(0, 200)),
     pinned=tuple(
@@ -78,10 +77,10 @@ def _use(subject: Any, case: Case, weights: dict[str, np.ndarray], dtype: str) -
     Raises NotSupportedError if it has none.
     """
     vae, halves, refusals = subject.build(models.config_of(case), weights, dtype), [], []
-    for half, (method, draw) in HALVES.items():
+    for name, half in HALVES.items():
         try:
-            getattr(vae, method)(draw(case, dtype))
-            halves.append(half)
+            getattr(vae, half.verb)(models.given(half, case, dtype))
+            halves.append(name)
         except NotSupportedError as refusal:
             refusals.append(refusal)
     if not halves:
@@ -93,7 +92,7 @@ def _use(subject: Any, case: Case, weights: dict[str, np.ndarray], dtype: str) -
     "weights.kept",
     level="L6",
     requires=("weights",),
-    needs=("other weights",),
+    needs=(OTHER_WEIGHTS,),
     examples=MODEL,
     cases=cases(**MODELS),
     pinned=(ONE_MODEL,),
@@ -133,7 +132,7 @@ def _compute_from_legacy_names(subject: Any, case: Case, dtype: str) -> np.ndarr
 @check(
     "weights.legacy_names",
     level="L6",
-    needs=("other weights",),
+    needs=(OTHER_WEIGHTS,),
     subjects=("port",),
     requires=("legacy_names",),
     examples=MODEL,
@@ -147,9 +146,7 @@ def legacy(subject: Any, case: Case, dtype: str) -> Margin:
     )
 
 
-@check(
-    "weights.owned", level="L6", needs=("other weights",), examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,)
-)
+@check("weights.owned", level="L6", needs=(OTHER_WEIGHTS,), examples=MODEL, cases=cases(**MODELS), pinned=(ONE_MODEL,))
 def owned(subject: Any, case: Case, dtype: str) -> Margin:
     """A model does not change when the arrays that it was built from are changed."""
     given = input_dtype(dtype)

@@ -13,6 +13,7 @@ from vaespec_conformance.judging.registry import EXACT, Margin
 from vaespec_conformance.running.agenda import Item
 from vaespec_conformance.running.case_selection import drawn_cases, fitted, pinned_cases
 from vaespec_conformance.running.labels import label_of
+from vaespec_conformance.subjects.capabilities import LACKING
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.subjects import Subject
 
@@ -101,7 +102,7 @@ def examine(
     """
     examination = Examination(subject, item)
     if item.missing:
-        examination.not_asked[_words(item.missing)] = f"the subject declares that it has no {item.missing}"
+        examination.not_asked[LACKING[item.missing]] = f"the subject declares that it has no {item.missing}"
         return examination
     if item.lacking and not (item.tried or case):
         return examination
@@ -114,10 +115,6 @@ def examine(
     if drawn and not examination.failures:
         _run_drawn(examination, drawn, seed, shrink=shrink and not (item.lacking or item.gap))
     return examination
-
-
-def _words(missing: str) -> str:
-    return {"logvar": "the log-variance", "other weights": "weights other than its own"}.get(missing, f"the {missing}")
 
 
 def _run_drawn(examination: Examination, examples: int, seed: int, *, shrink: bool) -> None:

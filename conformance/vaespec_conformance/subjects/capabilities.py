@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from vaespec import AutoencoderConfig
+from vaespec.architecture import HALVES
 from vaespec_conformance.subjects.errors import ConformanceError
 
 Configs: TypeAlias = Sequence[AutoencoderConfig] | Callable[[AutoencoderConfig], str | bool | None] | None
@@ -19,13 +20,18 @@ Sizes: TypeAlias = Callable[[int, int, int], str | bool | None] | None
 OwnWeights: TypeAlias = Callable[[AutoencoderConfig], Mapping[str, np.ndarray]]
 """A config -> the only weights that a port has for it, canonical."""
 
-ENCODER, DECODER, LOGVAR, QUIET_BUILDING, WEIGHTS = "encoder", "decoder", "logvar", "quiet building", "other weights"
-"""Names of required things that a subject may lack.
+LOGVAR, QUIET_BUILDING, OTHER_WEIGHTS = "logvar", "quiet building", "other weights"
+LACKING = {
+    **{half: f"the {half}" for half in HALVES},
+    LOGVAR: "the log-variance",
+    QUIET_BUILDING: "quiet building",
+    OTHER_WEIGHTS: "weights other than its own",
+}
+"""Required things that a subject may lack, and what a report calls each.
 
 "encoder": it decodes only; "decoder": it encodes only. "logvar": encode returns the mean alone. "quiet building":
 building changes random states. "other weights": it has only its own, which `build.weights(config)` returns.
 """
-LACKING = (ENCODER, DECODER, LOGVAR, QUIET_BUILDING, WEIGHTS)
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 FEATURES = {

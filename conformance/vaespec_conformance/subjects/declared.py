@@ -12,8 +12,8 @@ from vaespec import AutoencoderConfig
 from vaespec_conformance.subjects.capabilities import (
     DTYPES,
     LACKING,
+    OTHER_WEIGHTS,
     PRESUMED,
-    WEIGHTS,
     Capabilities,
     Configs,
     Gap,
@@ -132,7 +132,7 @@ class Declared:
     def lacks(self) -> frozenset[str]:
         """The required things that the port says it does not have."""
         declared = self.capabilities.lacks if self.capabilities else ()
-        own = (WEIGHTS,) if self.weights else ()
+        own = (OTHER_WEIGHTS,) if self.weights else ()
         return frozenset((*_listed(declared or ()), *_listed(self.given("lacks") or ()), *own))
 
     @property

@@ -9,16 +9,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vaespec import AutoencoderConfig
+from vaespec.architecture import DECODER, ENCODER, HALVES, Half
 from vaespec.layers import Sequential
 from vaespec.layouts import OIHW
 from vaespec.reference import ReferenceOps
-from vaespec_conformance.subjects.capabilities import DECODER, ENCODER, NO_TERMS, Terms, refused_size
+from vaespec_conformance.subjects.capabilities import LACKING, NO_TERMS, Terms, refused_size
 from vaespec_conformance.subjects.declared import Declared
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, blamed
 
-METHODS = {ENCODER: "encode", DECODER: "decode"}
-"""Half -> the method that runs it."""
-_WHAT = {method: f"the {half}" for half, method in METHODS.items()}
+_WHAT = {half.verb: LACKING[name] for name, half in HALVES.items()}
 """Method -> what is not asked if the port has it in name only."""
 
 
@@ -32,8 +31,8 @@ class VaeFacade:
     def __init__(self, vae: Any, input_dtype: type[np.floating], terms: Terms = NO_TERMS) -> None:
         self.vae, self.input_dtype, self.terms = vae, input_dtype, terms
 
-    def has(self, half: str) -> bool:
-        """Whether the VAE has the half, "encoder" or "decoder"."""
+    def has(self, half: Half) -> bool:
+        """Whether the VAE has the half."""
         return True
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -83,7 +82,7 @@ def is_encode(name: str) -> bool:
     return name.endswith("encode")
 
 
-def _half(name: str) -> str | None:
+def _half(name: str) -> Half | None:
     """The half that a method runs; None if it runs none."""
     if "decode" in name:
         return DECODER
@@ -122,18 +121,18 @@ class PortFacade(VaeFacade):
         modules = (kind.__module__ for one in objects for kind in type(one).__mro__)
         self.seen.setdefault("packages", set()).update(name.partition(".")[0] for name in modules)
 
-    def has(self, half: str) -> bool:
-        """Whether the port has the half, "encoder" or "decoder"."""
-        return self._shows(half) and self.stub(METHODS[half]) is None
+    def has(self, half: Half) -> bool:
+        """Whether the port has the half."""
+        return self._shows(half) and self.stub(half.verb) is None
 
-    def _shows(self, half: str) -> bool:
+    def _shows(self, half: Half) -> bool:
         """Whether there is a method for the half, which may be a stub."""
-        return half not in self.declared.lacks and hasattr(self.vae, METHODS[half])
+        return half.name not in self.declared.lacks and hasattr(self.vae, half.verb)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         half = _half(name)
         if half and not self._shows(half):
-            raise NotSupportedError(f"it has no {half}", f"the {half}")
+            raise NotSupportedError(f"it has no {half.name}", LACKING[half.name])
         return super().__getattr__(name)
 
     @contextmanager

@@ -15,10 +15,10 @@ from typing import Any, Self
 import numpy as np
 
 from vaespec import AutoencoderConfig
+from vaespec.architecture import ENCODER
 from vaespec.errors import ConfigError
 from vaespec.initialize import initialize
 from vaespec_conformance.subjects.capabilities import DTYPES, LOGVAR, Capabilities
-from vaespec_conformance.subjects.capabilities import ENCODER as NO_ENCODER
 from vaespec_conformance.subjects.programs.asking import Asker, Asks, Recorder
 from vaespec_conformance.subjects.programs.processes import Served, Started
 from vaespec_conformance.subjects.programs.question import DECODE, DESCRIBE, ENCODE, Answer, Model, Question
@@ -78,7 +78,7 @@ class Program:
             tuple(dtype for dtype in DTYPES if dtype in dtypes),
             features=frozenset({"deterministic"}),
             configs=_configs(described.get("configs")),
-            lacks=frozenset(lacks if isinstance(lacks, list) else ()) & {NO_ENCODER, LOGVAR},
+            lacks=frozenset(lacks if isinstance(lacks, list) else ()) & {ENCODER.name, LOGVAR},
         )
 
 
