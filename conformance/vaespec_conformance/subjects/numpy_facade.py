@@ -17,7 +17,7 @@ from vaespec_conformance.subjects.capabilities import LACKING, NO_TERMS, Terms, 
 from vaespec_conformance.subjects.declared import Declared
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, blamed
 
-_WHAT = {half.verb: LACKING[name] for name, half in HALVES.items()}
+_WHAT: dict[str, str] = {half.verb: LACKING[name] for name, half in HALVES.items()}
 """Method -> what is not asked if the port has it in name only."""
 
 

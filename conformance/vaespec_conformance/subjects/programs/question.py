@@ -16,11 +16,11 @@ from vaespec.dtypes import numpy_dtype
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, UnansweredError
 
 ENCODE, DECODE, DESCRIBE = ENCODER.verb, DECODER.verb, "describe"
-RESULTS = {ENCODE: ("mean", "logvar"), DECODE: ("sample",)}
+RESULTS: dict[str, tuple[str, ...]] = {ENCODE: ("mean", "logvar"), DECODE: ("sample",)}
 """The tensors of an answer."""
 COUNTERS = ("bn.num_batches_tracked",)
 """Weights that are integers: FLUX.2 has one."""
-INPUTS = {half.verb: half.source for half in HALVES.values()}
+INPUTS: dict[str, str] = {half.verb: half.source for half in HALVES.values()}
 """The tensor of an input file."""
 
 
