@@ -192,6 +192,11 @@ def test_a_mistake_in_a_port_is_named_at_the_first_case_that_it_fails(name):
     assert hint is None if name in UNNAMED else mutant.cause in hint.split(" Or: ")
 
 
+def test_statistics_in_16_bits_are_not_taken_for_a_variance_in_one_pass():
+    passed, errors = run_pinned(mistaken_port(MUTANTS["group_norm_statistics_in_16_bits"]), ENCODE, "bfloat16")
+    assert hints.likely(errors[0], passed) is None
+
+
 def test_two_mistakes_that_a_case_cannot_tell_apart_are_both_named():
     mutant = MUTANTS["conv2d_pads_all_sides_at_stride_2"]
     error = caught("model.encode", mistaken_port(mutant), "float32")

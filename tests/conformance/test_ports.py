@@ -234,12 +234,12 @@ def test_one_mistake_around_diffusers_is_detected(encode, expected):
     assert expected in failures(PortSubject(spoiled, "spoiled"))
 
 
-def run_pinned(port: PortSubject, check: str) -> tuple[list[Case], list[ConformanceError]]:
+def run_pinned(port: PortSubject, check: str, dtype: str = "float32") -> tuple[list[Case], list[ConformanceError]]:
     """The cases of quick that pass, and the errors of the others."""
     passed, errors = [], []
-    for case in CHECKS[check].pinned_in("float32"):
+    for case in CHECKS[check].pinned_in(dtype):
         try:
-            CHECKS[check].run(port, case, "float32")
+            CHECKS[check].run(port, case, dtype)
             passed.append(case)
         except ConformanceError as error:
             errors.append(error)

@@ -107,7 +107,9 @@ variance that is computed in one pass shows.
 AMPLITUDES = {"faint": 1e-3, "loud": 1e2}
 """The deviation of every map that is normalized."""
 OFFSET, FAR = 20.0, 1000.0
-"""The mean of maps, in deviations of about 1. 16 bits hold no deviation of 1 beside 1000: there it is OFFSET."""
+"""The mean of maps, in deviations of about 1."""
+FAR_IN = ("float32", "float64")
+"""Dtypes in which "far" is FAR: 16 bits hold no deviation of 1 beside 1000, and have OFFSET."""
 BEFORE_ATTENTION = ("down_blocks.", "mid_block.resnets.0.conv1")
 """The layers whose means are FAR. After an attention, PyTorch's CPU kernel for maps with their channels last computes
 the variance in one pass, in diffusers too: that is not a mistake of a port."""
@@ -138,7 +140,7 @@ def _draw_all(config: str, regime: str, seed: int, dtype: str) -> Weights:
     rng = Case.of(seed=seed).rng("weights")
     drawn = {name: _drawn(name, row.shape, regime, rng) for name, row in parameters(_config(config)).items()}
     if regime == "far":
-        mean = FAR if dtype in ("float32", "float64") else OFFSET
+        mean = FAR if dtype in FAR_IN else OFFSET
         drawn |= {name: w + mean for name, w in drawn.items() if _is_far(name)}
     return {name: rounded(w, dtype) for name, w in drawn.items()}
 

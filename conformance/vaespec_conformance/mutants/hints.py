@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.cache import cached_within
@@ -54,7 +55,8 @@ def likely(error: ConformanceError, passed: Sequence[Case] = (), seconds: float 
     if actual.shape != expected.shape:
         return _turned(actual, expected)
     regimes = {dict(other.items).get("regime") for other in passed}
-    return FAR if dict(case.items).get("regime") == "far" and "plain" in regimes else None
+    only_far = dict(case.items).get("regime") == "far" and "plain" in regimes
+    return FAR if only_far and dtype in models.FAR_IN else None
 
 
 def _near(evidence: tuple[Any, ...], end: float) -> list[tuple[float, Mutant]]:
