@@ -11,17 +11,21 @@ a port, with pinned cases only.
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 
 import vaespec_conformance.checks  # noqa: F401  (registers)
 from vaespec.registry import get_backend
 from vaespec_conformance.judging.registry import CHECKS
-from vaespec_conformance.mutants import size_faults as faults
-from vaespec_conformance.mutants.size_faults import BEGINS, FACTOR, Planted
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+from support import size_faults as faults
+from support.size_faults import BEGINS, FACTOR, Planted
 
 NUMPY = BackendSubject(get_backend("numpy"))
 PROFILES = ("quick", "default")

@@ -15,7 +15,7 @@ from vaespec.registry import get_backend
 from vaespec_conformance.cases import models
 from vaespec_conformance.checks.weights import legacy_names
 from vaespec_conformance.judging.registry import CHECKS
-from vaespec_conformance.mutants import BENIGN, MUTANTS, canary, hints, owned_by
+from vaespec_conformance.mutants import BENIGN, MUTANTS, Mutant, canaries, hints, owned_by
 from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject, Subject
 
@@ -46,6 +46,12 @@ def caught(check: str, subject: Subject, dtype: str) -> ConformanceError | None:
     return None
 
 
+def mistaken_port(mutant: Mutant) -> PortSubject:
+    """A port with a mistake."""
+    of_backend = "backend" in CHECKS[mutant.owner].subjects
+    return PortSubject.of(mutant.wrap(NUMPY)) if of_backend else mutant.wrap(PortSubject.of(NUMPY))
+
+
 def base(check: str) -> Subject:
     """The correct subject of a check: a backend, or a port if the check is only for ports."""
     return NUMPY if "backend" in CHECKS[check].subjects else PortSubject.of(NUMPY)
@@ -63,9 +69,7 @@ def test_each_mistake_is_caught_by_its_owner_except_in_dtypes_where_it_is_none(m
 def test_each_mistake_that_shows_in_a_port_is_caught_in_a_port(mutant, dtype):
     if mutant.seen_in_ports is None or dtype in mutant.equivalent_in:
         pytest.skip("does not show in a port")
-    of_backend = "backend" in CHECKS[mutant.owner].subjects
-    port = PortSubject.of(mutant.wrap(NUMPY)) if of_backend else mutant.wrap(PortSubject.of(NUMPY))
-    error = caught(mutant.seen_in_ports, port, dtype)
+    error = caught(mutant.seen_in_ports, mistaken_port(mutant), dtype)
     assert (error is None) == ((mutant.name, dtype) in HIDDEN_IN_PORTS)
 
 
@@ -111,11 +115,11 @@ def test_diffusers_reads_the_older_names_as_the_same_weights(tmp_path):
 
 
 @pytest.mark.parametrize("subject", [NUMPY, PortSubject.of(NUMPY)], ids=["backend", "port"])
-def test_the_canary_is_caught_by_the_check_it_names(subject):
-    mutant = canary(subject)
-    check = mutant.owner if subject.kind == "backend" else mutant.seen_in_ports
-    assert caught(check, subject, "float32") is None
-    assert caught(check, mutant.wrap(subject), "float32")
+def test_each_canary_is_caught_by_the_check_it_names(subject):
+    for mutant in canaries(subject):
+        check = mutant.owner if subject.kind == "backend" else mutant.seen_in_ports
+        assert caught(check, subject, "float32") is None
+        assert caught(check, mutant.wrap(subject), "float32")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import sys
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,16 +13,18 @@ import torch
 from support.oracle import diffusers_model
 from support.subjects_of_all_kinds import Port
 
-from vaespec import families
+from vaespec import families, parameters
 from vaespec.initialize import initialize
 from vaespec_conformance import Capabilities, PortSubject, Selection, run_conformance
-from vaespec_conformance.cases.models import narrow
-from vaespec_conformance.running.case_selection import name_of
+from vaespec_conformance.cases.models import CONFIGS, LABELS, config_of, narrow
+from vaespec_conformance.judging.registry import CHECKS
+from vaespec_conformance.running.case_selection import name_of, pinned_cases
 from vaespec_conformance.running.labels import label
 
 NARROW = {"norm_num_groups": 32, "layers_per_block": 2}
-SD1 = narrow((32, 32, 32, 32), **NARROW)
-FLUX1 = narrow((32, 32, 32, 32), latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **NARROW)
+SD1 = narrow((32, 32, 64, 64), **NARROW)
+FLUX1 = narrow((32, 32, 64, 64), latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **NARROW)
+SMALL = narrow((4, 8), layers_per_block=1)
 MODELS = Selection(dtypes=("float32",), checks=("model.encode", "model.decode", "model.logvar"))
 HALVES = Selection(dtypes=("float32",), checks=("model.encode", "model.decode"))
 
@@ -107,8 +111,6 @@ class QuantOutside(Port):
     """Its own model has no quant convolutions: those of the weights are computed in the adapter, with NumPy."""
 
     def __init__(self, config, weights):
-        from dataclasses import replace
-
         kept = {n: w for n, w in weights.items() if "quant_conv" not in n}
         self.outer = {n: w for n, w in weights.items() if "quant_conv" in n}
         super().__init__(replace(config, use_quant_conv=False, use_post_quant_conv=False), kept)
@@ -156,8 +158,9 @@ def test_the_verdict_names_what_was_taken_and_what_was_not_asked():
     report = run(maker(GroupsOf32, accepts=four_levels_only))
     families, left_out = report.headline.split("; not asked: ")
     assert families == "mine: partial for SD 1, FLUX.1, FLUX.2"
-    assert "attention outside the middle" in left_out
+    assert left_out.split(". ")[0].split("; ")[3] == f"{len(report.left_out) - 3} more"
     assert "four levels only" in report.left_out.values()
+    assert "attention outside the middle" in report.left_out
 
 
 @pytest.mark.parametrize(
@@ -168,14 +171,17 @@ def test_the_verdict_names_what_was_taken_and_what_was_not_asked():
             maker(type("Refuses", (Port,), {"__init__": lambda *_: (_ for _ in ()).throw(NotImplementedError)})),
             "refused",
         ),
-        (maker(type("Raises", (Port,), {"__init__": lambda *_: 1 / 0})), "build raised in every config that was asked"),
+        (
+            maker(type("Raises", (Port,), {"__init__": lambda *_: 1 / 0})),
+            "no config that was asked could be built: build",
+        ),
         (maker(Neither), "it has no encoder; it has no decoder"),
     ],
 )
 def test_a_run_in_which_nothing_is_taken_is_vacuous_and_says_why(build, words):
     report = run(build)
     assert report.exit_code == 3
-    assert words in report.headline.replace("Build", "build")
+    assert words in report.headline.replace("No config", "no config")
 
 
 def test_a_config_of_no_published_family_is_too_little():
@@ -184,10 +190,187 @@ def test_a_config_of_no_published_family_is_too_little():
     assert "No published family was taken" in report.headline
 
 
+class WithoutMiddleAttention(Port):
+    """Its middle adds nothing, which is right only where there is none."""
+
+    def __init__(self, config, weights):
+        super().__init__(config, {name: 0 * w if ".to_out.0." in name else w for name, w in weights.items()})
+
+
+def test_a_port_that_is_wrong_in_every_family_has_failed_whatever_else_it_passes():
+    report = run(maker(WithoutMiddleAttention), HALVES)
+    assert report.taken == ("a middle without attention",)
+    assert (report.verdict, report.exit_code) == ("failed", 1)
+
+
+def test_a_case_that_is_run_again_may_be_in_a_config_of_no_family():
+    selected = HALVES.to_dict() | {"case": ["{}"]}
+    report = run(maker(configs=[CONFIGS["mish"]]), HALVES)
+    again = replace(report, about=report.about | {"run": report.about["run"] | {"selection": selected}})
+    assert (report.exit_code, again.exit_code) == (3, 0)
+
+
+def test_the_usual_config_alone_is_no_published_family():
+    report = run(maker(configs=[CONFIGS["plain"]]), HALVES)
+    assert (report.verdict, report.taken) == ("vacuous", (LABELS["plain"],))
+    assert "No published family was taken, only SD 1 with two levels" in report.headline
+    alone = replace(report, results=tuple(replace(result, not_asked=None) for result in report.results))
+    assert alone.exit_code == 0  # a selection in which no family is asked
+
+
+def test_what_is_refused_is_not_counted_beside_a_failure():
+    class Darker(Port):
+        def decode(self, z):
+            return super().decode(z) * 0.99
+
+    report = run(maker(Darker, configs=[SMALL]), Selection(checks=("model.decode[float32]",)))
+    (result,) = report.bad
+    own = {
+        case for case in pinned_cases(PortSubject(maker(config=SMALL), "x"), CHECKS["model.decode"], "float32", "quick")
+    }
+    asked = [case for case in own if config_of(case) == SMALL]
+    assert result.examples == len(asked)
+    assert result.failure.count == f"{len(asked)} of {len(asked)} cases"
+
+
 def test_the_family_of_a_config_is_found_by_its_layers():
     assert label(families.config("flux1")) == "FLUX.1 at full width"
     assert label(families.config("sd1")) == "SD 1 at full width"
     assert label(narrow((8, 8), act_fn="relu")) == "a config of its own"
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups", "name"),
+    [
+        ((128, 256, 512, 512), 16, "SD 1"),
+        ((2, 2, 4, 4), 2, "SD 1"),
+        ((1, 1, 1, 1), 1, "a config of its own"),
+        ((32, 32, 32, 32), 32, "a config of its own"),
+    ],
+)
+def test_a_relative_of_a_family_has_norms_of_several_groups_of_several_channels(widths, groups, name):
+    assert label(replace(families.config("sd1"), block_out_channels=widths, norm_num_groups=groups)) == name
+
+
+# -- NotImplementedError -----------------------------------------------------------------------------------------
+
+
+class OddHeights(Port):
+    """Raises what PyTorch raises for an operator that a device does not have."""
+
+    def decode(self, z):
+        if z.shape[2] % 2:
+            raise NotImplementedError("not currently implemented for the MPS device")
+        return super().decode(z)
+
+
+def test_a_call_that_is_not_implemented_is_a_failure_if_others_are():
+    result, *_ = run(maker(OddHeights), HALVES).bad
+    assert (result.id, result.status) == ("model.decode[float32]", "fail")
+    assert "decode raised NotImplementedError: not currently implemented for the MPS" in result.failure.message
+
+
+class EncoderToDo(Port):
+    def encode(self, x):
+        raise NotImplementedError("to do")
+
+
+def test_a_half_of_which_no_call_is_implemented_is_lacking():
+    report = run(maker(EncoderToDo), Selection(checks=("model.encode", "model.decode", "behaviour.repeatable")))
+    assert (report.exit_code, report.left_out["the encoder"]) == (0, "to do")
+    statuses = {result.check: result.status for result in report.results if result.dtype == "float32"}
+    assert statuses == {"model.encode": "not_asked", "model.decode": "pass", "behaviour.repeatable": "pass"}
+
+
+def test_a_build_may_not_refuse_what_it_has_built():
+    built = []
+
+    def tires(config, weights):
+        built.append(config)
+        if built.count(config) > 4:
+            raise NotImplementedError("later")
+        return Port(config, weights)
+
+    result, *_ = run(tires, HALVES).bad
+    assert "build raised NotImplementedError: later" in result.failure.message
+
+
+def test_a_build_may_not_refuse_some_weights_of_a_config():
+    def faint(config, weights):
+        if abs(weights["decoder.conv_in.weight"]).max() < 0.05:
+            raise NotImplementedError("too small")
+        return Port(config, weights)
+
+    result, *_ = run(faint, Selection(checks=("model.decode[float32]",))).bad
+    assert "build raised NotImplementedError: too small" in result.failure.message
+
+
+def test_bad_weights_may_be_refused_by_any_exception():
+    def build(config, weights):
+        try:
+            return Port(config, weights)
+        except Exception as error:
+            raise NotImplementedError("these weights") from error
+
+    report = run(build, Selection(checks=("weights.strict[float32]",)))
+    assert [(result.status, result.not_asked) for result in report.results] == [("pass", None)]
+
+
+class LooseDecoder(DecoderAlone):
+    def __init__(self, config, weights):
+        loose = {
+            name: weights.get(name, np.zeros(row.shape)).reshape(row.shape) for name, row in parameters(config).items()
+        }
+        super().__init__(config, loose)
+
+
+@pytest.mark.parametrize(("kind", "status"), [(DecoderAlone, "pass"), (EncoderAlone, "pass"), (LooseDecoder, "fail")])
+def test_half_a_port_is_asked_to_refuse_the_wrong_weights_of_its_half(kind, status):
+    (result,) = run(maker(kind), Selection(checks=("weights.strict[float32]",))).results
+    assert result.status == status
+
+
+def test_a_loader_that_empties_the_dictionary_does_not_own_the_arrays():
+    class Pops:
+        def __init__(self, config, weights):
+            self.config, self.kept = config, {name: weights.pop(name) for name in list(weights)}
+
+        def decode(self, z):
+            return Port(self.config, self.kept).decode(z)
+
+    assert run(maker(Pops), Selection(checks=("weights.owned[float32]",))).bad
+
+
+# -- what a port returns -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "dtype"),
+    [(lambda y: y + 5j, "complex64"), (lambda y: y.astype(str), "<U32"), (lambda y: np.full(y.shape, None), "object")],
+)
+def test_results_are_real_numbers(change, dtype):
+    class Odd(Port):
+        def decode(self, z):
+            return change(super().decode(z))
+
+    result, *_ = run(maker(Odd), Selection(checks=("model.decode[float32]",))).bad
+    assert result.failure.message == f"decode returned an array of {dtype}: expected real numbers, such as float32."
+
+
+@pytest.mark.parametrize(
+    ("build", "message"),
+    [
+        (lambda config, weights: None, "build returned None: expected an object with encode or decode"),
+        (lambda config, weights: sys.exit(3), "build raised SystemExit: 3"),
+    ],
+)
+def test_a_build_that_builds_nothing_is_named(build, message):
+    report = run(build, HALVES)
+    assert report.exit_code == 3
+    assert message in report.headline
+
+
+# -- sizes and sameness ------------------------------------------------------------------------------------------
 
 
 def test_sizes_that_a_port_does_not_take_are_not_asked():
@@ -296,8 +479,8 @@ def test_a_config_of_the_port_s_own_travels_in_the_case():
         def decode(self, z):
             return super().decode(z) + 1
 
-    (result,) = run(maker(Wrong, config=SD1), Selection(checks=("model.decode[float32]",))).bad
-    assert result.failure.case["config"] == name_of(SD1)
+    (result,) = run(maker(Wrong, config=SMALL), Selection(checks=("model.decode[float32]",))).bad
+    assert result.failure.case["config"] == name_of(SMALL)
 
 
 def test_warnings_of_a_port_do_not_reach_the_report():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from support import size_faults as faults
 
 from vaespec import families
 from vaespec.initialize import initialize
@@ -15,7 +16,6 @@ from vaespec_conformance.judging.comparison import equal, within
 from vaespec_conformance.judging.judge import predicted
 from vaespec_conformance.judging.places import wrong_region
 from vaespec_conformance.judging.registry import CHECKS
-from vaespec_conformance.mutants import size_faults as faults
 from vaespec_conformance.running.agenda import Selection, agenda
 from vaespec_conformance.running.case_selection import pinned_cases
 from vaespec_conformance.running.examination import examine

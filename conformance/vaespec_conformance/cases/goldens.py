@@ -31,18 +31,35 @@ def uniform(key: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def golden_weights(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Canonical weights by names and shapes, exact in every dtype; no norm is the identity."""
+    """Canonical weights by names and shapes; no norm is the identity.
+
+    They are exact in every dtype but bfloat16, whose eight bits do not hold the nine of scales and variances.
+    """
     return {name: _weight(name, shape) for name, shape in shapes.items()}
 
 
 def _weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """Kernels with a variance of about 1 / fan-in; scales and variances in [½, 1)."""
     if name == "bn.num_batches_tracked":
         return np.array(7.0)
     drawn = uniform(name, shape)
     if name.endswith(("bias", "mean")):
-        return drawn / 4
-    return (drawn + 3) / 4 if len(shape) == 1 else drawn * 2.0 ** round(0.5 * math.log2(3.6 / math.prod(shape[1:])))
+        return bias_of(drawn)
+    return scale_of(drawn) if len(shape) == 1 else kernel_of(drawn, math.prod(shape[1:]))
+
+
+def bias_of(drawn: np.ndarray) -> np.ndarray:
+    """Biases, shifts and means in [-¼, ¼)."""
+    return drawn / 4
+
+
+def scale_of(drawn: np.ndarray) -> np.ndarray:
+    """Scales and variances in [½, 1)."""
+    return (drawn + 3) / 4
+
+
+def kernel_of(drawn: np.ndarray, fan_in: int) -> np.ndarray:
+    """A kernel with a variance of about 1 / fan-in, by a factor that is a power of two."""
+    return drawn * 2.0 ** round(0.5 * math.log2(3.6 / fan_in))
 
 
 def golden_images(name: str) -> np.ndarray:

@@ -11,7 +11,7 @@ import numpy as np
 
 from vaespec import AutoencoderConfig, parameters, strict_json
 from vaespec.analysis.rounding import rounded
-from vaespec.architecture import count_parameters
+from vaespec.architecture import ENCODER, Half, count_parameters
 from vaespec.latents import patchify
 from vaespec_conformance.cases.cases import Case
 
@@ -80,7 +80,7 @@ LABELS = {
 }
 """What a report calls each config."""
 
-FAMILIES = ("plain", "sd1", "flux1", "flux2")
+FAMILIES = ("sd1", "flux1", "flux2")
 """The configs that are a published family's."""
 
 
@@ -104,9 +104,12 @@ scale matters and exponentials overflow. far: the inputs of some norms have a me
 variance that is computed in one pass shows.
 """
 
-SIZES = {"faint": 1e-3, "loud": 1e2}
+AMPLITUDES = {"faint": 1e-3, "loud": 1e2}
+"""The deviation of every map that is normalized."""
 OFFSET, FAR = 20.0, 1000.0
-"""The mean of maps, in deviations of about 1. 16 bits hold no deviation of 1 beside 1000: there it is OFFSET."""
+"""The mean of maps, in deviations of about 1."""
+FAR_IN = ("float32", "float64")
+"""Dtypes in which "far" is FAR: 16 bits hold no deviation of 1 beside 1000, and have OFFSET."""
 BEFORE_ATTENTION = ("down_blocks.", "mid_block.resnets.0.conv1")
 """The layers whose means are FAR. After an attention, PyTorch's CPU kernel for maps with their channels last computes
 the variance in one pass, in diffusers too: that is not a mistake of a port."""
@@ -114,8 +117,8 @@ INTO_NORMS = ("conv_in", "conv1", "conv2", "to_out.0")
 """The layers whose results are added up and normalized."""
 
 
-LARGE = 1 << 20
-"""Parameters of a model whose weights are not kept beside those of others."""
+KEPT = 1 << 20
+"""Parameters of the widest model whose weights are kept beside those of others."""
 
 
 WIDE = 16 << 20
@@ -129,7 +132,7 @@ def is_wide(config: AutoencoderConfig) -> bool:
 
 def weights(case: Case, dtype: str) -> Weights:
     """Canonical float64 weights for the case's config, regime and seed, rounded to the dtype."""
-    draw = _last_weights if count_parameters(config_of(case)) > LARGE else _weights
+    draw = _last_weights if count_parameters(config_of(case)) > KEPT else _weights
     return dict(draw(case["config"], case["regime"], case["seed"], dtype))
 
 
@@ -137,7 +140,7 @@ def _draw_all(config: str, regime: str, seed: int, dtype: str) -> Weights:
     rng = Case.of(seed=seed).rng("weights")
     drawn = {name: _drawn(name, row.shape, regime, rng) for name, row in parameters(_config(config)).items()}
     if regime == "far":
-        mean = FAR if dtype in ("float32", "float64") else OFFSET
+        mean = FAR if dtype in FAR_IN else OFFSET
         drawn |= {name: w + mean for name, w in drawn.items() if _is_far(name)}
     return {name: rounded(w, dtype) for name, w in drawn.items()}
 
@@ -156,14 +159,29 @@ def _drawn(name: str, shape: tuple[int, ...], regime: str, rng: np.random.Genera
         if leaf == "bias"
         else rng.standard_normal(shape) * (1.2 / np.prod(shape[1:])) ** 0.5
     )
-    into_norm = module.endswith(INTO_NORMS)
-    if regime in SIZES and (into_norm or (leaf == "bias" and module.endswith((".conv", "shortcut")))):
-        return SIZES[regime] * w
-    if regime == "offset" and into_norm and leaf == "bias":
+    if regime in AMPLITUDES and is_normalized_next(name):
+        return AMPLITUDES[regime] * w
+    if regime == "offset" and module.endswith(INTO_NORMS) and leaf == "bias":
         return w + OFFSET
-    if regime == "sharp" and module.endswith(("to_q", "to_k")):
+    if regime == "sharp" and is_of_logits(name):
         return 2 * w + (5.0 if leaf == "bias" else 0.0)
     return w
+
+
+def is_normalized_next(name: str) -> bool:
+    """Whether a parameter sets the deviation of a map that is normalized: kernels of resampling layers do not."""
+    module, leaf = name.rsplit(".", 1)
+    return module.endswith(INTO_NORMS) or (leaf == "bias" and module.endswith((".conv", ".conv_shortcut")))
+
+
+def is_of_logits(name: str) -> bool:
+    """Whether a parameter is of the queries or the keys of an attention."""
+    return name.rsplit(".", 1)[0].endswith((".to_q", ".to_k"))
+
+
+def last_bias(config: AutoencoderConfig) -> str:
+    """The name of the last bias of the encoder: half of it is added to the mean, half to the log-variance."""
+    return "quant_conv.bias" if config.use_quant_conv else "encoder.conv_out.bias"
 
 
 def _is_far(name: str) -> bool:
@@ -189,6 +207,11 @@ def latents(case: Case, dtype: str) -> np.ndarray:
     """Latents (2, C, h, w), drawn from N(0, 1)."""
     config = config_of(case)
     return rounded(case.rng("latents").standard_normal((2, config.latent_channels, *case["size"])), dtype)
+
+
+def given(half: Half, case: Case, dtype: str) -> np.ndarray:
+    """The input of a half: images or latents."""
+    return images(case, dtype) if half is ENCODER else latents(case, dtype)
 
 
 def diffusion_latents(case: Case, dtype: str) -> np.ndarray:

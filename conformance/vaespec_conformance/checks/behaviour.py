@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from vaespec.architecture import DECODER, ENCODER, HALVES
 from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.strategies import among, cases
@@ -18,7 +19,7 @@ from vaespec_conformance.checks.model import ONE_MODEL, build_model
 from vaespec_conformance.judging.comparison import equal
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import EXACT, MODEL, WHOLE, Margin, check
-from vaespec_conformance.subjects.capabilities import DECODER, ENCODER, QUIET_BUILDING
+from vaespec_conformance.subjects.capabilities import QUIET_BUILDING
 from vaespec_conformance.subjects.errors import ConformanceError
 from vaespec_conformance.subjects.subjects import input_dtype
 
@@ -66,13 +67,11 @@ def batch(subject: Any, case: Case, dtype: str) -> Margin:
 def inputs(subject: Any, case: Case, dtype: str) -> Margin:
     """encode and decode do not change their arguments."""
     vae = build_model(subject, case, dtype)
-    for name, half, draw in (("encode", ENCODER, models.images), ("decode", DECODER, models.latents)):
-        if not vae.has(half):
-            continue
-        drawn = draw(case, dtype)
+    for half in filter(vae.has, HALVES.values()):
+        drawn = models.given(half, case, dtype)
         x = drawn.astype(input_dtype(dtype))
-        getattr(vae, name)(x)
-        equal(x, drawn, f"the argument of {name}, after it,")
+        getattr(vae, half.verb)(x)
+        equal(x, drawn, f"the argument of {half.verb}, after it,")
     return EXACT
 
 

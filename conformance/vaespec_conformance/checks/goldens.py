@@ -14,14 +14,14 @@ from vaespec_conformance.cases.models import CONFIGS
 from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.judging.judge import judge
 from vaespec_conformance.judging.registry import MODEL, WHOLE, Margin, check
-from vaespec_conformance.subjects.capabilities import Terms
+from vaespec_conformance.subjects.capabilities import OTHER_WEIGHTS, Terms
 
 golden = partial(
     check,
     level="L9",
     subjects=WHOLE,
     examples=MODEL,
-    needs=("other weights",),
+    needs=(OTHER_WEIGHTS,),
     cases=cases(config=among(*SIZES)),
     pinned=tuple(Case.of(config=name, seed=0) for name in ("plain", "attentive", "odd")),
 )

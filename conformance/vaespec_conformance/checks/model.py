@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from vaespec.analysis.rounding import rounded
+from vaespec.architecture import HALVES
 from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.strategies import among, cases
@@ -15,6 +16,7 @@ from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import elementwise
 from vaespec_conformance.judging.judge import judge, specified
 from vaespec_conformance.judging.registry import MODEL, WHOLE, Limited, Margin, check
+from vaespec_conformance.subjects.capabilities import LACKING, LOGVAR, OTHER_WEIGHTS
 from vaespec_conformance.subjects.errors import NotSupportedError
 
 SIZES = ((3, 4), (2, 3))
@@ -42,6 +44,10 @@ def other_configs(**fields: Any) -> tuple[Limited, ...]:
 
 
 ONE_MODEL = Case.of(config="plain", regime="plain", size=(3, 4), more=0, seed=1)
+
+
+HALF_OF = {f"model.{half.verb}": half for half in HALVES.values()}
+"""Check -> the half that it runs."""
 
 
 def build_model(subject: Any, case: Case, dtype: str) -> Any:
@@ -95,13 +101,12 @@ def decode(subject: Any, case: Case, dtype: str) -> Margin:
 
 def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarray:
     """Log-variances around ±50, from a last bias of the encoder that is changed by ±50."""
-    weights = models.weights(case, dtype)
-    last = "quant_conv.bias" if "quant_conv.bias" in weights else "encoder.conv_out.bias"
+    weights, last = models.weights(case, dtype), models.last_bias(models.config_of(case))
     half = len(weights[last]) // 2
     weights[last] = rounded(weights[last] + np.repeat((0.0, 50.0), half) * np.tile((1, -1), half), dtype)
     moments = subject.build(models.config_of(case), weights, dtype).encode(models.images(case, dtype))
     if len(moments) == 1:
-        raise NotSupportedError("encode returns the mean alone", "the log-variance")
+        raise NotSupportedError("encode returns the mean alone", LACKING[LOGVAR])
     return moments[1]
 
 
@@ -109,7 +114,7 @@ def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarra
     "model.logvar",
     level="L3",
     subjects=WHOLE,
-    needs=("logvar", "other weights"),
+    needs=(LOGVAR, OTHER_WEIGHTS),
     examples=MODEL,
     cases=cases(config=among("plain", "odd"), regime=among("plain"), size=among((3, 4)), more=among(0)),
     pinned=(ONE_MODEL,),

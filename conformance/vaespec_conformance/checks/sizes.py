@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from vaespec.architecture import DECODER, ENCODER
 from vaespec.machine import MemoryUse, host_memory
 from vaespec_conformance.cases import models, sizes
 from vaespec_conformance.cases.cases import Case
@@ -22,7 +23,6 @@ from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import within
 from vaespec_conformance.judging.judge import Compute, judge, on_terms, predicted, specified
 from vaespec_conformance.judging.registry import DTYPES, WHOLE, Examples, Limited, Margin, check
-from vaespec_conformance.subjects.capabilities import DECODER, ENCODER
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.oracle import ORACLE
 
@@ -117,7 +117,7 @@ drawn = partial(cases, regime=among("plain"), size=among(*SIZES), items=among(1)
 
 @level(
     "sizes.decode",
-    needs=(DECODER,),
+    needs=(DECODER.name,),
     cases=drawn(config=among(PLAIN), half=among("decode"), more=among(0)),
     pinned=(sized("plain", (35, 33), half="decode"),),
     limited=(
@@ -140,7 +140,7 @@ def decode(subject: Any, case: Case, dtype: str) -> Margin:
 
 @level(
     "sizes.encode",
-    needs=(ENCODER,),
+    needs=(ENCODER.name,),
     cases=drawn(config=among(PLAIN), half=among("encode"), more=among(0, 1)),
     pinned=(sized("plain", (35, 33), half="encode", more=1),),
     limited=(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
 from vaespec import AutoencoderConfig, parameters
@@ -11,8 +9,8 @@ from vaespec.analysis.rounding import rounded
 from vaespec.architecture import ENCODER, HALVES, Half
 from vaespec.dtypes import storage_dtype
 from vaespec.parameter import Parameter
-from vaespec_conformance.cases.goldens import uniform
-from vaespec_conformance.cases.models import INTO_NORMS
+from vaespec_conformance.cases.goldens import bias_of, kernel_of, scale_of, uniform
+from vaespec_conformance.cases.models import is_normalized_next, is_of_logits, last_bias
 
 FAINT = 2.0**-10
 """The deviation of every map that is normalized: its variance is as large as eps, so that a wrong eps is seen."""
@@ -25,8 +23,7 @@ CLAMPED = 20.0
 def drawn_weights(config: AutoencoderConfig, dtype: str, seed: int) -> dict[str, np.ndarray]:
     """Canonical weights in the dtype."""
     weights = {name: _drawn(name, row, seed) for name, row in parameters(config).items()}
-    last = "quant_conv.bias" if config.use_quant_conv else "encoder.conv_out.bias"
-    weights[last][config.latent_channels] += CLAMPED
+    weights[last_bias(config)][config.latent_channels] += CLAMPED
     return {
         name: w.astype(np.int64 if name.endswith("num_batches_tracked") else storage_dtype(dtype))
         for name, w in weights.items()
@@ -34,19 +31,17 @@ def drawn_weights(config: AutoencoderConfig, dtype: str, seed: int) -> dict[str,
 
 
 def _drawn(name: str, row: Parameter, seed: int) -> np.ndarray:
-    """Kernels with a variance of about 1 / fan-in, scales in [½, 1), biases in [-¼, ¼)."""
     drawn = uniform(f"golden pack {seed} {name}", row.shape)
     if row.role == "counter":
         return np.zeros(row.shape)
     if row.role == "norm_scale" or name.endswith("running_var"):
-        return (drawn + 3) / 4
+        return scale_of(drawn)
     if row.role in ("norm_shift", "statistic"):
-        return drawn / 4
-    w = drawn / 4 if row.role == "bias" else drawn * 2.0 ** round(0.5 * math.log2(3.6 / row.fan_in))
-    module = name.rpartition(".")[0]
-    if module.endswith(INTO_NORMS) or (row.role == "bias" and module.endswith((".conv", ".conv_shortcut"))):
+        return bias_of(drawn)
+    w = bias_of(drawn) if row.role == "bias" else kernel_of(drawn, row.fan_in)
+    if is_normalized_next(name):
         return w * FAINT
-    return w * STEEP if module.endswith((".to_q", ".to_k")) else w
+    return w * STEEP if is_of_logits(name) else w
 
 
 def drawn_inputs(config: AutoencoderConfig, size: tuple[int, int], dtype: str, seed: int) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.subjects.capabilities import DTYPES as DTYPES
 from vaespec_conformance.subjects.subjects import Subject
 
 if TYPE_CHECKING:  # `vaespec check` runs without hypothesis
@@ -29,7 +30,6 @@ LEVELS = {
     "L8": "compilation and precision",
     "L9": "goldens",
 }
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 PROFILES = ("quick", "default", "thorough")
 
 

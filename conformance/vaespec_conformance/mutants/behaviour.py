@@ -51,7 +51,7 @@ def results_share_one_buffer(factory: Any, config: Any, weights: Any, dtype: str
 
 @method("decode", "behaviour.strides")
 def decode_ignores_strides(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
-    """Strides are ignored: latents are read in the order in which they are stored."""
+    """Strides are ignored: numbers are read in the order in which they are stored."""
     return call(z.ravel(order="K").reshape(z.shape))
 
 

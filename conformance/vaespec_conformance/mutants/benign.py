@@ -235,8 +235,9 @@ def sample_by_formula(vae: Any, call: Any, x: np.ndarray, noise: np.ndarray) -> 
 
 @_method("decode_latents")
 def decode_latents_by_formula(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
-    """Decodes z / scale + shift."""
-    return vae.decode(z / vae.config.scaling_factor + (vae.config.shift_factor or 0))
+    """Decodes z / scale + shift; FLUX.2 has no scale."""
+    scale, shift = vae.config.scaling_factor, vae.config.shift_factor or 0
+    return vae.decode(z / scale + shift) if scale else call(z)
 
 
 @_method("decode")

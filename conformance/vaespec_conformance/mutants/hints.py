@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.judging import budgets
+from vaespec_conformance.judging.cache import cached_within
+from vaespec_conformance.judging.judge import Compute, predicted, specified
 from vaespec_conformance.mutants import MUTANTS
 from vaespec_conformance.mutants.mutant import Mutant
 from vaespec_conformance.subjects.errors import ConformanceError
@@ -17,15 +21,15 @@ from vaespec_conformance.subjects.oracle import ORACLE
 NEAR = 0.25
 """A mistake is a likely cause if the result is four times nearer to it than to the specification."""
 NEARLY_EQUAL = 0.01
-"""A mistake that was found before the time was over has to be so much nearer."""
+"""A mistake that was found before the time was over has to be so much nearer; two such mistakes are the same."""
 SAME_SHAPE = 0.05
 """If the result has another shape than the specification's, the relative distance to a mistake of that shape."""
 TIED = 1.5
 """Two mistakes are equally likely if the distance to one is at most so many times the distance to the other."""
 SEEN = 1e-3
-"""A mistake that changes a result by this share would have failed a case that passed."""
-DEADLINE = 40.0
-"""Seconds for one search."""
+"""A mistake that changes a result by less may have passed a case."""
+KEPT = 32 << 20
+"""Bytes of the results of mistakes that are kept: the failures of a check are compared with the same passed cases."""
 FAR = "Only maps whose mean is far from 0 are wrong: is the variance computed in one pass, as E[x²] - E[x]²?"
 TURNED = {
     (0, 1, 3, 2): "The result has its height and width exchanged.",
@@ -33,25 +37,26 @@ TURNED = {
 }
 
 
-def likely(error: ConformanceError, passed: Sequence[Case] = (), deadline: float = DEADLINE) -> str | None:
-    """The likely cause as a sentence; None if no known mistake comes near, two do alike, or nothing was computed.
+def likely(error: ConformanceError, passed: Sequence[Case] = (), seconds: float = float("inf")) -> str | None:
+    """The likely cause as a sentence; None if no known mistake comes near, or nothing was computed.
 
+    If several come near alike, all are named if the case gives the same numbers for them, and none otherwise.
     `passed` are cases that the same check passed: they refute mistakes that would have failed them. The search ends
-    after `deadline` seconds, and then names only a mistake whose result is nearly the same.
+    after some `seconds`, and then names only a mistake whose result is nearly the same.
     """
     if error.evidence is None:
         return None
     compute, case, dtype, actual, expected = error.evidence
-    end = time.monotonic() + deadline
-    causes = _nearest(_near(error.evidence, end), compute, passed[:4], dtype, end)
-    if len(causes) == 1:
-        return causes[0]
-    if not causes and actual.shape != expected.shape:
+    end = time.monotonic() + seconds
+    mutants = _nearest(_near(error.evidence, end), compute, passed[:4], dtype, end)
+    if mutants:
+        causes = dict.fromkeys(mutant.cause for mutant in mutants)
+        return " Or: ".join(causes) if len(causes) == 1 or _alike(mutants, error.evidence) else None
+    if actual.shape != expected.shape:
         return _turned(actual, expected)
     regimes = {dict(other.items).get("regime") for other in passed}
-    if not causes and dict(case.items).get("regime") == "far" and "plain" in regimes:
-        return FAR
-    return None
+    only_far = dict(case.items).get("regime") == "far" and "plain" in regimes
+    return FAR if only_far and dtype in models.FAR_IN else None
 
 
 def _near(evidence: tuple[Any, ...], end: float) -> list[tuple[float, Mutant]]:
@@ -64,34 +69,37 @@ def _near(evidence: tuple[Any, ...], end: float) -> list[tuple[float, Mutant]]:
         if time.monotonic() > end:
             found = [near for near in found if near[0] < limit * NEARLY_EQUAL]
             break
-        distance = _distance(actual, _mistaken(mutant.wrap(ORACLE), compute, case, dtype), expected)
+        distance = _distance(actual, _mistaken(mutant.name, compute, case, dtype), expected)
         if distance < limit:
             found.append((distance, mutant))
     return sorted(found, key=lambda near: near[0])
 
 
 def _nearest(
-    near: list[tuple[float, Mutant]],
-    compute: Callable[..., np.ndarray],
-    passed: Sequence[Case],
-    dtype: str,
-    end: float,
-) -> list[str]:
-    """The causes that are nearest among those that no passed case refutes: more than one if they are tied."""
+    near: list[tuple[float, Mutant]], compute: Compute, passed: Sequence[Case], dtype: str, end: float
+) -> list[Mutant]:
+    """The mistakes that are nearest among those that no passed case refutes: more than one if they are tied."""
     kept = [
         (distance, mutant) for distance, mutant in near if not any(_refutations(mutant, compute, passed, dtype, end))
     ]
-    return list(dict.fromkeys(mutant.cause for distance, mutant in kept if distance <= TIED * kept[0][0] + 1e-12))
+    return [mutant for distance, mutant in kept if distance <= TIED * kept[0][0] + 1e-12]
 
 
-def _refutations(
-    mutant: Mutant, compute: Callable[..., np.ndarray], passed: Sequence[Case], dtype: str, end: float
-) -> Iterator[bool]:
-    """For each passed case, whether the mistake would have failed it."""
+def _alike(mutants: Sequence[Mutant], evidence: tuple[Any, ...]) -> bool:
+    """Whether mistakes give the same numbers in a case, which then cannot tell them apart."""
+    compute, case, dtype, actual, expected = evidence
+    first, *others = (_mistaken(mutant.name, compute, case, dtype) for mutant in mutants)
+    limit = NEARLY_EQUAL * min(1.0, _distance(actual, expected, expected))
+    return all(_distance(first, other, expected) < limit for other in others)
+
+
+def _refutations(mutant: Mutant, compute: Compute, passed: Sequence[Case], dtype: str, end: float) -> Iterator[bool]:
+    """For each passed case, whether the mistake would have failed it: it changes the result by more than the budget."""
     for case in passed:
         if time.monotonic() < end:
-            right = compute(ORACLE, case, dtype)
-            yield _distance(right, _mistaken(mutant.wrap(ORACLE), compute, case, dtype), right) > SEEN
+            right = specified(compute, case, dtype)
+            budget = max(SEEN, budgets.model(dtype, predicted(compute, case, dtype)))
+            yield _distance(right, _mistaken(mutant.name, compute, case, dtype), right) > budget
 
 
 def _turned(actual: np.ndarray, expected: np.ndarray) -> str | None:
@@ -101,18 +109,21 @@ def _turned(actual: np.ndarray, expected: np.ndarray) -> str | None:
     return next((text for axes, text in TURNED.items() if actual.shape == expected.transpose(axes).shape), None)
 
 
-def _mistaken(subject: Any, compute: Callable[..., np.ndarray], case: Case, dtype: str) -> np.ndarray | None:
-    """The result of the specification with a mistake; None if the mistake stops it."""
+@cached_within(KEPT)
+def _mistaken(name: str, compute: Compute, case: Case, dtype: str) -> np.ndarray:
+    """The result of the specification with a mistake; no numbers if the mistake stops it."""
     try:
         with np.errstate(all="ignore"):
-            return compute(subject, case, dtype)
+            return np.array(
+                compute(MUTANTS[name].wrap(ORACLE), case, dtype)
+            )  # a copy: some mistakes reuse their result
     except Exception:  # a mistake that stops the specification is not the cause of a wrong result
-        return None
+        return np.empty(0)
 
 
-def _distance(actual: np.ndarray, other: np.ndarray | None, expected: np.ndarray) -> float:
+def _distance(actual: np.ndarray, other: np.ndarray, expected: np.ndarray) -> float:
     """The distance of the finite numbers, relative to the expected result; inf if other numbers are finite."""
     finite = np.isfinite(actual.astype(np.float64))
-    if other is None or actual.shape != other.shape or not np.array_equal(np.isfinite(other), finite):
+    if actual.shape != other.shape or not np.array_equal(np.isfinite(other), finite):
         return float("inf")
     return float(np.linalg.norm((actual.astype(np.float64) - other)[finite]) / np.linalg.norm(expected))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,9 +31,22 @@ def encode_returns_the_log_of_the_deviation(vae: Any, call: Any, x: np.ndarray) 
 
 
 @method("encode", "model.encode")
+def encode_returns_the_deviation(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """encode returns the standard deviation in the place of the log-variance."""
+    mean, logvar = call(x)
+    return mean, np.exp(0.5 * logvar.astype(np.float64))
+
+
+@method("encode", "model.encode")
 def encode_expects_images_from_0_to_1(vae: Any, call: Any, x: np.ndarray) -> Pair:
     """encode expects images in [0, 1], not in [-1, 1]."""
     return call(2 * x - 1)
+
+
+@method("encode", "model.encode")
+def encode_expects_images_from_0_to_1_halved(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """encode maps its images from [-1, 1] to [0, 1] first; its layers take [-1, 1]."""
+    return call(x / 2 + 0.5)
 
 
 @method("encode", "goldens.encode")
@@ -53,6 +67,13 @@ def encode_pads_odd_sizes(vae: Any, call: Any, x: np.ndarray) -> Pair:
     """An odd row or column is padded by repeating it; it must be left out."""
     H, W = (n + n % 2 for n in x.shape[2:])
     return call(np.pad(x, ((0, 0), (0, 0), (0, H - x.shape[2]), (0, W - x.shape[3])), mode="edge"))
+
+
+@method("encode", "model.encode")
+def encode_returns_nhwc(vae: Any, call: Any, x: np.ndarray) -> Pair:
+    """encode returns (B, H, W, C), not (B, C, H, W)."""
+    mean, logvar = call(x)
+    return mean.transpose(0, 2, 3, 1), logvar.transpose(0, 2, 3, 1)
 
 
 @method("decode", "model.decode")
@@ -77,6 +98,12 @@ def decode_reverses_channels(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
 def decode_returns_nhwc(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
     """decode returns (B, H, W, C), not (B, C, H, W)."""
     return call(z).transpose(0, 2, 3, 1)
+
+
+@method("decode", "model.decode")
+def decode_reads_latents_as_nhwc(vae: Any, call: Any, z: np.ndarray) -> np.ndarray:
+    """Latents (B, C, H, W) are read as (B, H, W, C) if the last axis has as many numbers as there are channels."""
+    return call(z.transpose(0, 3, 1, 2) if z.shape[3] == z.shape[1] else z)
 
 
 @method("decode", "model.decode")
@@ -181,6 +208,13 @@ for _name, (_conv, _owner) in QUANT_CONVS.items():
     builder(_owner)(named(_name, f"{_conv} is not applied.", _without(_conv)))
 
 
+@builder("model.decode", equivalent_in=dict.fromkeys(("bfloat16", "float16", "float64"), "it is tried in float32"))
+def post_quant_conv_by_the_other_flag(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
+    """post_quant_conv is applied only if use_quant_conv is set: the two flags are confused."""
+    build = factory if config.use_quant_conv else partial(_without("post_quant_conv"), factory)
+    return build(config, weights, dtype)
+
+
 @builder("model.decode")
 def act_fn_ignored(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
     """The activation is SiLU, whatever act_fn says."""
@@ -189,7 +223,7 @@ def act_fn_ignored(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
 
 @builder("model.decode")
 def norm_num_groups_ignored(factory: Any, config: Any, weights: Any, dtype: str) -> Any:
-    """Norms have one group, whatever norm_num_groups says."""
+    """Norms have one group for all channels, whatever norm_num_groups says."""
     return factory(config.replace(norm_num_groups=1), weights, dtype)
 
 

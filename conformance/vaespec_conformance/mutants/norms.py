@@ -97,7 +97,10 @@ GROUPS: dict[str, tuple[str, Callable[[int, int], int]]] = {
         "There are always 32 groups, or one for each channel if there are fewer channels.",
         lambda C, groups: min(32, C),
     ),
-    "group_norm_one_group": ("There is one group for all channels, as in a layer norm.", lambda C, groups: 1),
+    "group_norm_one_group": (
+        "Norms have one group for all channels, whatever norm_num_groups says.",
+        lambda C, groups: 1,
+    ),
 }
 
 

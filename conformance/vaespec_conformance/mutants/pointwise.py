@@ -79,7 +79,7 @@ def mish_overflows(x: np.ndarray) -> np.ndarray:
 
 @formula("mish", "ops.mish", seen_in_ports="model.encode")
 def mish_is_silu(x: np.ndarray) -> np.ndarray:
-    """The activation is SiLU, not Mish."""
+    """The activation is SiLU, whatever act_fn says."""
     return x * SIGMOID(x)
 
 
@@ -108,6 +108,18 @@ def upsample_is_bilinear(x: np.ndarray) -> np.ndarray:
 
 
 @formula(**UPSAMPLE)
+def upsample_bilinear(x: np.ndarray) -> np.ndarray:
+    """Upsampling is bilinear, not by repeating each pixel."""
+    for axis in (2, 3):
+        x = np.moveaxis(x, axis, -1)
+        before = np.concatenate((x[..., :1], x[..., :-1]), -1)
+        after = np.concatenate((x[..., 1:], x[..., -1:]), -1)
+        doubled = np.stack((0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after), -1)
+        x = np.moveaxis(doubled.reshape(*x.shape[:-1], -1), -1, axis)
+    return x
+
+
+@formula(**UPSAMPLE)
 def upsample_shifts_by_one_pixel(x: np.ndarray) -> np.ndarray:
     """Upsampling shifts the map by one pixel."""
     return np.roll(x.repeat(2, 2).repeat(2, 3), 1, 3)
@@ -123,6 +135,12 @@ def upsample_repeats_the_map(x: np.ndarray) -> np.ndarray:
 def add_drops_the_input(ops: Any, call: Any, x: Any, y: Any) -> Any:
     """A residual connection returns its branch only: the input is not added."""
     return call(0 * x, y)
+
+
+@operation("add", "structure.add", seen_in_ports="model.encode")
+def add_takes_the_input_twice(ops: Any, call: Any, x: Any, y: Any) -> Any:
+    """A residual connection adds the input twice."""
+    return call(2 * x, y)
 
 
 @operation("add", "structure.add", seen_in_ports="model.encode")
@@ -143,6 +161,14 @@ def pixels_column_by_column(ops: Any, call: Any, t: Any, like: Any) -> Any:
     x = map_numbers(ops, call(t, like))
     B, C, H, W = x.shape
     return as_map(ops, x.reshape(B, C, W, H).transpose(0, 1, 3, 2))
+
+
+@operation("pixels", "structure.pixels", seen_in_ports="model.decode")
+def pixels_reshaped_without_turning(ops: Any, call: Any, t: Any, like: Any) -> Any:
+    """Tokens (B, N, C) are reshaped to (B, C, H, W) without turning their axes first."""
+    tokens = map_numbers(ops, call(t, like))
+    B, C, H, W = tokens.shape
+    return as_map(ops, tokens.reshape(B, C, H * W).transpose(0, 2, 1).reshape(B, C, H, W))
 
 
 @operation("split", "structure.split")

@@ -8,7 +8,7 @@ import numpy as np
 
 from vaespec.analysis.rounding import rounded
 from vaespec.reference import ReferenceOps
-from vaespec_conformance.mutants.mutant import formula, named, operation
+from vaespec_conformance.mutants.mutant import formula, map_numbers, named, operation
 
 SPECIFICATION = ReferenceOps(np)
 SAME_AS_TF32 = {dtype: "its numbers have at most the 11 bits of TF32" for dtype in ("bfloat16", "float16")}
@@ -35,9 +35,26 @@ for _name, _padding in PADDINGS.items():
     operation(**CONV2D)(named(_name, _cause, _downsampling(_padding)))
 
 
+@operation("conv2d", "model.encode", seen_in_ports="model.encode")
+def conv2d_same_at_stride_2(ops: Any, call: Any, x: Any, w: Any, b: Any, *, stride: int, padding: Any) -> Any:
+    """The padding at stride 2 is TensorFlow's "SAME", which differs on odd sizes."""
+    if stride == 2:
+        padding = tuple((n % 2, 1) for n in map_numbers(ops, x).shape[2:])
+    return call(x, w, b, stride=stride, padding=padding)
+
+
+@formula("conv2d", "blocks.shortcut", seen_in_ports="model.encode")
+def shortcut_without_its_kernel(x: np.ndarray, w: np.ndarray, b: np.ndarray, **numbers: Any) -> np.ndarray:
+    """The convolution of the shortcut is left out: channels are repeated or cut off."""
+    outputs, inputs, *kernel = w.shape
+    if kernel != [1, 1] or outputs == inputs:
+        return SPECIFICATION.conv2d(x, w, b, **numbers)
+    return x[:, np.arange(outputs) % inputs] + b[:, np.newaxis, np.newaxis]
+
+
 BORDERS = {
     "conv2d_repeats_the_border": ("The border is padded by repeating its pixels, not with zeros.", "edge"),
-    "conv2d_mirrors_the_border": ("The border is padded by mirroring its pixels, not with zeros.", "symmetric"),
+    "conv2d_mirrors_the_border": ("The border is padded by mirroring its pixels, not with zeros.", "reflect"),
 }
 
 

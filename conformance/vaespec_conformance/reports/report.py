@@ -32,6 +32,10 @@ HALVES = ("model.encode", "model.decode", "goldens.encode", "goldens.decode")
 NOT_RUN = ("undeclared", "not_asked")
 """Statuses of results that count for nothing."""
 BAD = ("fail", "error", "xpass")
+BUILD = "build"
+"""The stage of a failure in which the subject was not yet built."""
+NAMED = 3
+"""Refusals that the headline names; the report has them all."""
 EXIT_CODES = {"conformant": 0, "partial": 0, "failed": 1, "vacuous": 3}
 """2 is for an invalid request, which has no report."""
 
@@ -92,30 +96,53 @@ class Report:
     def left_out(self) -> dict[str, str]:
         """What was not asked of the subject in the dtypes that it claims, and why."""
         refused = [row for result in reversed(self.results) for row in (result.not_asked or {}).items()]
-        return {what: why for what, why in refused if what not in self.taken}
+        return {f"{what} in some cases" if what in self.taken else what: why for what, why in refused}
 
     @property
     def _halves(self) -> list[Result]:
         """The results of the checks of which one has to pass in a published family."""
         return [result for result in self.results if result.check in HALVES and result.status != "undeclared"]
 
+    @property
+    def _families(self) -> tuple[str, ...]:
+        """The labels of the published families."""
+        return tuple(self.about["claims"].get("families", ()))
+
     @cached_property
     def untaken(self) -> str | None:
-        """Why the subject was not examined in any published family; None if it was, or need not be."""
-        halves, families = self._halves, self.about["claims"].get("families", ())
-        if not halves or self.about["subject"]["kind"] == "backend" or any(label in families for label in self.taken):
+        """Why the subject was not examined in any published family; None if it was, or need not be.
+
+        A subject that is wrong in a family, or does not end, was examined in it. One case that is run again may be in
+        any config.
+        """
+        exempt = self.about["subject"]["kind"] == "backend" or "case" in self.about["run"]["selection"]
+        if exempt or not self._halves or any(label in self._families for label in self.taken) or self._was_wrong:
             return None
         if self.taken:
-            return f"no published family was taken, only {', '.join(self.taken)}"
-        failures = [f for result in halves if result.failure for f in (result.failure, *result.failure.others)]
-        if any(failure.stage != "build" for failure in failures):
+            return self._relatives_only
+        failures = [f for result in self._halves if result.failure for f in (result.failure, *result.failure.others)]
+        if any(failure.stage != BUILD for failure in failures):
             return None  # it was built, and failed
         if failures:
-            return f"build raised in every config that was asked: {failures[0].message.removesuffix('.')}"
-        if any(result.status == "not_asked" for result in halves):
-            reasons = "; ".join(dict.fromkeys(why for r in halves for why in (r.not_asked or {}).values()))
+            return f"no config that was asked could be built: {failures[0].message.removesuffix('.')}"
+        if any(result.status == "not_asked" for result in self._halves):
+            reasons = "; ".join(dict.fromkeys(why for r in self._halves for why in (r.not_asked or {}).values()))
             return f"nothing was taken, every config or half was refused ({reasons:.200}): name a config that is taken"
         return None
+
+    @property
+    def _was_wrong(self) -> bool:
+        """Whether encode or decode was wrong in a published family, or did not end in a config that nobody knows."""
+        lost = any(result.failure.case is None for result in self._halves if result.failure)
+        return lost or any(label in self._families for result in self._halves for label in result.failed or ())
+
+    @property
+    def _relatives_only(self) -> str | None:
+        """Says that every published family was refused; None if none was asked, as in a selection of 16 bits."""
+        refused = {label for result in self._halves for label in result.not_asked or ()}
+        if not refused.intersection(self._families):
+            return None
+        return f"no published family was taken, only {', '.join(self.taken)}"
 
     @property
     def verdict(self) -> str:
@@ -123,7 +150,7 @@ class Report:
 
         A subject that cannot be built in any config has not been examined, whatever was raised.
         """
-        if self.bad and not (self.untaken and "case" not in self.about["run"]["selection"]):
+        if self.bad and not self.untaken:
             return "failed"
         if self.unseen:
             return "vacuous"
@@ -185,13 +212,13 @@ class Report:
 
     @property
     def _extent(self) -> str:
-        """ " for SD 1, FLUX.1; not asked: Mish": for what a subject passes that does not take everything."""
+        """ " for SD 1, FLUX.1; not asked: Mish; 5 more": for what a subject passes that does not take everything."""
         if not self.left_out or self.verdict not in ("conformant", "partial"):
             return ""
-        families = self.about["claims"].get("families", ())
-        taken = [label for label in self.taken if label in families]
+        taken = [label for label in self.taken if label in self._families]
         of = f" for {', '.join(taken)}" if taken else ""
-        return f"{of}; not asked: {', '.join(self.left_out)}"
+        named, more = list(self.left_out)[:NAMED], len(self.left_out) - NAMED
+        return f"{of}; not asked: {'; '.join((*named, *([f'{more} more'] if more > 0 else [])))}"
 
     # -- as a document -------------------------------------------------------------------------------------
 

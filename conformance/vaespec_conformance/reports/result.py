@@ -71,7 +71,8 @@ class Result:
     """The result of one check in one dtype. `eta2` and `etainf` are the greatest used shares of the budget.
 
     `works`, for an undeclared item, says whether the one case that was tried passed; None if it was not tried. `passed`
-    are the labels of the configs of which a case passed; `not_asked` maps what the subject does not take to the reason.
+    are the labels of the configs of which a case passed, `failed` those of which one failed after it was built;
+    `not_asked` maps what the subject does not take to the reason.
     """
 
     check: str
@@ -86,6 +87,7 @@ class Result:
     url: str | None = None
     works: bool | None = None
     passed: tuple[str, ...] | None = None
+    failed: tuple[str, ...] | None = None
     not_asked: Mapping[str, str] | None = None
     failure: Failure | None = None
 
@@ -113,10 +115,10 @@ class Result:
     @classmethod
     def from_dict(cls, document: Mapping[str, Any]) -> Self:
         """The inverse of `to_dict`."""
-        failure, passed = document.get("failure"), document.get("passed")
+        failure = document.get("failure")
         fields = {name: value for name, value in document.items() if name != "grade"}
-        restored = {"failure": failure and Failure.from_dict(failure), "passed": passed and tuple(passed)}
-        return cls(**{**fields, **restored})
+        labels = {name: tuple(document[name]) for name in ("passed", "failed") if document.get(name)}
+        return cls(**{**fields, **labels, "failure": failure and Failure.from_dict(failure)})
 
 
 def rounded(number: float | None) -> float | None:

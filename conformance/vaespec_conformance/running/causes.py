@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,8 @@ from vaespec_conformance.subjects.errors import ConformanceError
 
 SEARCHED = 6
 """Failures of one check whose likely cause is searched; each search computes the known mistakes."""
+SECONDS = 20.0
+"""Seconds for all searches of one check, of which even the quick profile lets one take a minute."""
 
 
 @dataclass
@@ -31,12 +34,12 @@ def causes(failures: Sequence[tuple[Case | None, Exception]], passed: Sequence[C
     if they differ in the numbers of their messages only.
     """
     found: dict[object, Cause] = {}
-    searches = 0
+    searches, end = 0, time.monotonic() + SECONDS
     for case, error in sorted(failures, key=lambda failure: isinstance(failure[1], ConformanceError)):
         hint = None
         if isinstance(error, ConformanceError) and error.raised is None and searches < SEARCHED:
             searches += 1
-            hint = hints.likely(error, passed)
+            hint = hints.likely(error, passed, end - time.monotonic())
         key = _key(error, hint)
         if key in found:
             found[key].count += 1

@@ -13,6 +13,7 @@ from vaespec_conformance.judging.registry import EXACT, Margin
 from vaespec_conformance.running.agenda import Item
 from vaespec_conformance.running.case_selection import drawn_cases, fitted, pinned_cases
 from vaespec_conformance.running.labels import label_of
+from vaespec_conformance.subjects.capabilities import LACKING
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.subjects import Subject
 
@@ -38,39 +39,57 @@ class Examination:
         """The first failure; None if there is none."""
         return self.failures[0] if self.failures else None
 
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The labels of the configs of which a case failed after the subject was built."""
+        failures = [(case, getattr(error, "raised", None)) for case, error in self.failures if case]
+        labels = (label_of(case) for case, raised in failures if not (raised and raised[0] == "build"))
+        return tuple(dict.fromkeys(label for label in labels if label))
+
     def run_pinned(self, cases: Sequence[Case]) -> None:
         """Runs every case, whatever fails."""
         for case in cases:
-            self.examples += 1
             try:
-                self._run(case)
+                self._count(asked=self._passes(case))
             except Exception as error:
+                self._count(asked=True)
                 self.failures.append((case, error))
 
     def __call__(self, case: Case) -> None:
-        """Runs one drawn case; raises the check's exception, which replaces the failure before it."""
-        case = fitted(self.subject, case)
-        self.examples += not self.failures
+        """Runs one drawn case; raises the check's exception, which replaces the failure before it.
+
+        What is drawn after a failure is smaller cases of the same, which are not counted.
+        """
+        case, counted = fitted(self.subject, case), not self.failures
         try:
-            self._run(case)
+            asked = self._passes(case)
         except Exception as error:
+            self.examples += counted
             self.failures = [(case, error)]
             raise
+        if counted:
+            self._count(asked=asked)
 
-    def _run(self, case: Case) -> None:
-        """Runs a case; raises what the check raises, or ConformanceError if more than the budget was used."""
+    def _count(self, *, asked: bool) -> None:
+        """Counts a case, or demands one less."""
+        self.examples += asked
+        self.required -= not asked
+
+    def _passes(self, case: Case) -> bool:
+        """Runs a case: True if it passes, False if it is not asked.
+
+        Raises what the check raises, or ConformanceError if more than the budget was used.
+        """
         try:
             margin = self.item.check.run(self.subject, case, self.item.dtype)
         except NotSupportedError as refusal:
             self.not_asked.setdefault(refusal.what or label_of(case) or refusal.reason, refusal.reason)
-            if not self.failures:
-                self.examples -= 1
-                self.required -= 1
-            return
+            return False
         if not max(margin) <= 1:  # NaN does not pass
             raise ConformanceError("the error is beyond the budget.", eta2=margin.eta2, etainf=margin.etainf)
         self.margin = Margin(max(self.margin.eta2, margin.eta2), max(self.margin.etainf, margin.etainf))
         self.passed.setdefault(label_of(case) or "", []).append(case)
+        return True
 
 
 def examine(
@@ -83,7 +102,7 @@ def examine(
     """
     examination = Examination(subject, item)
     if item.missing:
-        examination.not_asked[_words(item.missing)] = f"the subject declares that it has no {item.missing}"
+        examination.not_asked[LACKING[item.missing]] = f"the subject declares that it has no {item.missing}"
         return examination
     if item.lacking and not (item.tried or case):
         return examination
@@ -96,10 +115,6 @@ def examine(
     if drawn and not examination.failures:
         _run_drawn(examination, drawn, seed, shrink=shrink and not (item.lacking or item.gap))
     return examination
-
-
-def _words(missing: str) -> str:
-    return {"logvar": "the log-variance", "other weights": "weights other than its own"}.get(missing, f"the {missing}")
 
 
 def _run_drawn(examination: Examination, examples: int, seed: int, *, shrink: bool) -> None:

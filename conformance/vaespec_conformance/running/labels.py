@@ -12,6 +12,8 @@ FULL = " at full width"
 OWN = "a config of its own"
 SPOKEN = {"sd1": "SD 1", "sd2": "SD 1", "sdxl": "SD 1", "sd3": "FLUX.1", "flux1": "FLUX.1", "flux2": "FLUX.2"}
 """Families -> the label of their topology, which several share."""
+WIDTHS = ("block_out_channels", "decoder_widths", "norm_num_groups")
+"""The fields in which a narrow relative of a family may differ from it."""
 
 
 def label_of(case: Case) -> str | None:
@@ -33,7 +35,11 @@ def label(config: AutoencoderConfig) -> str:
 
 
 def published() -> tuple[str, ...]:
-    """The labels of the published families."""
+    """The labels of the published families.
+
+    The config "plain" is of none: nobody publishes two levels. A subject that refuses every family but takes "plain"
+    has not shown more than one model of a few layers.
+    """
     spoken = [_spoken(name) + width for name in families.names() for width in ("", FULL)]
     return tuple(dict.fromkeys((*(models.LABELS[name] for name in models.FAMILIES), *spoken)))
 
@@ -43,11 +49,15 @@ def _spoken(name: str) -> str:
 
 
 def _family(config: AutoencoderConfig) -> str:
-    """The family whose layers are the same but for their widths and groups."""
+    """The family whose layers are the same but for their widths and groups, and that the config stands for."""
     for name in families.names():
         family = families.config(name)
-        if _same_topology(config, family):
-            return _spoken(name) + (FULL if config.block_out_channels == family.block_out_channels else "")
+        if not _same_topology(config, family):
+            continue
+        if all(getattr(config, field) == getattr(family, field) for field in WIDTHS):
+            return _spoken(name) + FULL
+        if _has_groups(config):
+            return _spoken(name)
     return OWN
 
 
@@ -55,5 +65,13 @@ def _same_topology(config: AutoencoderConfig, family: AutoencoderConfig) -> bool
     """Whether two configs differ in widths, groups and conventions only."""
     if len(config.block_out_channels) != len(family.block_out_channels):
         return False
-    fields = [field for field in families.STRUCTURE if field not in ("block_out_channels", "decoder_widths")]
+    fields = [field for field in families.STRUCTURE if field not in WIDTHS]
     return config.act_fn == family.act_fn and all(getattr(config, f) == getattr(family, f) for f in fields)
+
+
+def _has_groups(config: AutoencoderConfig) -> bool:
+    """Whether a norm has groups, of several channels: with one group, or one channel in each, it is another layer.
+
+    A narrow relative of a family without them does not show whether a subject computes the family.
+    """
+    return 1 < config.norm_num_groups < max(config.block_out_channels)

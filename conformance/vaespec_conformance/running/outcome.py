@@ -12,6 +12,7 @@ import numpy as np
 
 from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.checks.model import HALF_OF
 from vaespec_conformance.layers import first_wrong_layer
 from vaespec_conformance.reports.picture import error_picture
 from vaespec_conformance.reports.result import Failure, Result, rounded
@@ -22,8 +23,6 @@ from vaespec_conformance.running.snippets import snippet
 from vaespec_conformance.subjects.capabilities import Gap
 from vaespec_conformance.subjects.errors import ConformanceError
 
-HALVES = {"model.encode": "encoder", "model.decode": "decoder"}
-"""The checks whose failure leads to the search for the first wrong layer."""
 SECONDS = 20.0
 """How long a search may take; without a finding it names no layer."""
 
@@ -47,6 +46,7 @@ def outcome(examination: Examination, named: str | None, *, debug: bool = False)
         url=item.gap.url if item.gap else None,
         works=examination.failure is None if item.lacking and examination.examples else None,
         passed=None if item.lacking else tuple(filter(None, examination.passed)) or None,
+        failed=None if item.lacking else examination.failed or None,
         not_asked=None if item.lacking else examination.not_asked or None,
         failure=_failure(examination, named, debug) if status in ("fail", "error") else None,
     )
@@ -123,14 +123,15 @@ def _trace(error: Exception) -> str | None:
 def _layers(examination: Examination, case: Case | None, error: Exception) -> dict[str, Any] | None:
     """The first wrong layer of a whole VAE whose encode or decode is wrong, and the strip over the layers."""
     item, subject = examination.item, examination.subject
-    if subject.kind == "backend" or item.check.id not in HALVES or case is None or item.lacking:
+    if subject.kind == "backend" or item.check.id not in HALF_OF or case is None or item.lacking:
         return None
     if not isinstance(error, ConformanceError) or error.evidence is None:
         return None
-    half = HALVES[item.check.id]
-    x = (models.images if half == "encoder" else models.latents)(case, item.dtype)
-    weights = models.weights(case, item.dtype)
-    found = first_wrong_layer(subject, models.config_of(case), item.dtype, half, weights=weights, x=x, seconds=SECONDS)
+    half = HALF_OF[item.check.id]
+    x, weights = models.given(half, case, item.dtype), models.weights(case, item.dtype)
+    found = first_wrong_layer(
+        subject, models.config_of(case), item.dtype, half.name, weights=weights, x=x, seconds=SECONDS
+    )
     return found.to_dict() if found else None
 
 

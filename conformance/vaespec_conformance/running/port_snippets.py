@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 
+from vaespec.architecture import ENCODER
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.models import config_of
+from vaespec_conformance.checks.model import HALF_OF
 from vaespec_conformance.judging.registry import Check
 from vaespec_conformance.subjects.subjects import PortSubject
-
-CALLS = {"model.encode": ("encode", "images"), "model.decode": ("decode", "latents")}
 
 
 def port_snippet(subject: PortSubject, check: Check, case: Case, dtype: str) -> str | None:
@@ -17,15 +17,13 @@ def port_snippet(subject: PortSubject, check: Check, case: Case, dtype: str) -> 
 
     It draws ordinary weights; those of the case, which make some mistakes large, are in the suite only.
     """
-    if check.id not in CALLS or dtype != "float32":
+    if check.id not in HALF_OF or dtype != "float32":
         return None
-    call, kind = CALLS[check.id]
-    config = config_of(case)
-    factor = config.downsampling_factor if kind == "images" else 1
-    channels = config.in_channels if kind == "images" else config.latent_channels
-    height, width = (n * factor + (dict(case.items).get("more", 0) if kind == "images" else 0) for n in case["size"])
-    expected = "vae.encode(x).latent_dist.mean" if call == "encode" else "vae.decode(x).sample"
-    take = "[0]" if call == "encode" else ""
+    half, config, factor = HALF_OF[check.id], config_of(case), config_of(case).downsampling_factor
+    height, width = (n * factor + dict(case.items).get("more", 0) for n in case["size"])
+    _, channels, height, width = half.input_shape(config, 2, height, width)
+    expected = "vae.encode(x).latent_dist.mean" if half is ENCODER else "vae.decode(x).sample"
+    take = "[0]" if half is ENCODER else ""
     return "\n".join(
         [
             "import json",
@@ -37,10 +35,10 @@ def port_snippet(subject: PortSubject, check: Check, case: Case, dtype: str) -> 
             f"rng = np.random.default_rng({case['seed']})",
             "weights = {name: (rng.standard_normal(p.shape) / max(1, p.fan_in) ** 0.5).astype('float32')",
             "           for name, p in parameters(config).items()}",
-            f"x = rng.standard_normal((2, {channels}, {height}, {width})).astype('float32')  # {kind}",
+            f"x = rng.standard_normal((2, {channels}, {height}, {width})).astype('float32')  # {half.source}",
             "vae = AutoencoderKL(config, weights, backend='reference')",
             f"expected = np.asarray({expected})",
-            f"actual = np.asarray(build(config, dict(weights)).{call}(x){take})",
+            f"actual = np.asarray(build(config, dict(weights)).{half.verb}(x){take})",
             "print(np.linalg.norm(actual - expected) / np.linalg.norm(expected))",
             "",
         ]

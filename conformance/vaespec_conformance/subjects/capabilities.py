@@ -9,6 +9,8 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from vaespec import AutoencoderConfig
+from vaespec.architecture import HALVES
+from vaespec_conformance.subjects.errors import ConformanceError
 
 Configs: TypeAlias = Sequence[AutoencoderConfig] | Callable[[AutoencoderConfig], str | bool | None] | None
 """Configs that a subject takes, or a function config -> None, or why it does not take it. None: any."""
@@ -18,12 +20,19 @@ Sizes: TypeAlias = Callable[[int, int, int], str | bool | None] | None
 OwnWeights: TypeAlias = Callable[[AutoencoderConfig], Mapping[str, np.ndarray]]
 """A config -> the only weights that a port has for it, canonical."""
 
-ENCODER, DECODER, LOGVAR, QUIET_BUILDING, WEIGHTS = "encoder", "decoder", "logvar", "quiet building", "other weights"
-"""Names of required things that a subject may lack.
+LOGVAR, QUIET_BUILDING, OTHER_WEIGHTS = "logvar", "quiet building", "other weights"
+LACKING = {
+    **{half: f"the {half}" for half in HALVES},
+    LOGVAR: "the log-variance",
+    QUIET_BUILDING: "quiet building",
+    OTHER_WEIGHTS: "weights other than its own",
+}
+"""Required things that a subject may lack, and what a report calls each.
 
 "encoder": it decodes only; "decoder": it encodes only. "logvar": encode returns the mean alone. "quiet building":
 building changes random states. "other weights": it has only its own, which `build.weights(config)` returns.
 """
+DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 FEATURES = {
     "sample": ("sample",),
@@ -87,11 +96,15 @@ def refused_size(sizes: Sizes, height: int, width: int, batch: int) -> str | Non
     return None if sizes is None else _reason(sizes(height, width, batch), "it does not take this size")
 
 
-def _reason(answer: str | bool | None, default: str) -> str | None:
-    """The reason in an answer; a function that says True or False instead is understood."""
-    if answer is None or answer is True:
+def _reason(answer: object, default: str) -> str | None:
+    """The reason in an answer; a function that says True or False instead is understood, in NumPy's bools as well."""
+    if answer is None:
         return None
-    return str(answer) if answer else default
+    if isinstance(answer, bool | np.bool_):
+        return None if answer else default
+    if isinstance(answer, str):
+        return answer or default
+    raise ConformanceError(f"a declared function returned {answer!r:.60}: expected None, True, False or a reason.")
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vaespec.errors import VaespecError
+
 SUITE = Path(__file__).parents[1]
 
 
@@ -52,34 +54,32 @@ class ConformanceError(Exception):
         self.evidence: tuple[Any, ...] | None = None
 
 
+class LoadError(VaespecError, ImportError):
+    """A subject cannot be found or imported, or declares what nobody understands."""
+
+
 class UnansweredError(ConformanceError):
     """A program crashed, hung, or answered in another way than its protocol says: it computed and refused nothing."""
 
 
 @contextmanager
 def blamed(call: str, given: str = "") -> Iterator[None]:
-    """Turns any exception of the subject into a ConformanceError that names the call, its arguments and the line."""
+    """Turns any exception of the subject into a ConformanceError that names the call, its arguments and the line.
+
+    So is SystemExit: otherwise the worker process would end as if the suite had told it to.
+    """
     try:
         yield
     except (ConformanceError, NotSupportedError):
         raise
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         kind, place = type(error).__name__, _place(error)
         details = ", ".join(part for part in (f"with {given}" if given else "", place) if part)
         message = f"{call} raised {kind}: {error}" + (f" ({details})" if details else "")
         raise ConformanceError(message, raised=(call, kind, place)) from error
 
 
-@contextmanager
-def declining(call: str, what: str | None = None) -> Iterator[None]:
-    """Turns NotImplementedError of the subject into NotSupportedError: so a port says that it does not take a case."""
-    try:
-        yield
-    except NotImplementedError as error:
-        raise NotSupportedError(str(error) or f"{call} raised NotImplementedError", what) from error
-
-
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """ "at keras/ops.py:31, called from port.py:12": the last and the first line outside the suite; empty if none."""
     frames = [
         frame

@@ -10,14 +10,10 @@ from types import ModuleType
 from typing import Any
 
 from vaespec.backend import MEMBERS
-from vaespec.errors import VaespecError
 from vaespec.registry import choose_backend
+from vaespec_conformance.subjects.errors import LoadError
 from vaespec_conformance.subjects.program import ProgramSubject
 from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject, Subject
-
-
-class LoadError(VaespecError, ImportError):
-    """A subject cannot be found or imported."""
 
 
 def load_subject(backend: str | None, port: str | None, device: str | None, precision: str) -> Subject:

@@ -9,14 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from vaespec import AutoencoderConfig
+from vaespec.architecture import DECODER, ENCODER, HALVES, Half
 from vaespec.layers import Sequential
 from vaespec.layouts import OIHW
 from vaespec.reference import ReferenceOps
-from vaespec_conformance.subjects.capabilities import DECODER, ENCODER, NO_TERMS, Sizes, Terms, refused_size
-from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, blamed, declining
+from vaespec_conformance.subjects.capabilities import LACKING, NO_TERMS, Terms, refused_size
+from vaespec_conformance.subjects.declared import Declared
+from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, blamed
 
-METHODS = {ENCODER: "encode", DECODER: "decode"}
-"""Half -> the method that runs it."""
+_WHAT: dict[str, str] = {half.verb: LACKING[name] for name, half in HALVES.items()}
+"""Method -> what is not asked if the port has it in name only."""
 
 
 class VaeFacade:
@@ -29,8 +31,8 @@ class VaeFacade:
     def __init__(self, vae: Any, input_dtype: type[np.floating], terms: Terms = NO_TERMS) -> None:
         self.vae, self.input_dtype, self.terms = vae, input_dtype, terms
 
-    def has(self, half: str) -> bool:
-        """Whether the VAE has the half, "encoder" or "decoder"."""
+    def has(self, half: Half) -> bool:
+        """Whether the VAE has the half."""
         return True
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
@@ -46,8 +48,10 @@ class VaeFacade:
     def _result(self, name: str, result: Any) -> Any:
         """What a method returned, in NumPy."""
         if name == "weights":
-            return {key: np.asarray(a) for key, a in result.items()}
-        return tuple(map(np.asarray, self._moments(name, result))) if is_encode(name) else np.asarray(result)
+            return {key: real(a, f"the weight {key}") for key, a in result.items()}
+        if is_encode(name):
+            return tuple(real(moment, name) for moment in self._moments(name, result))
+        return real(result, name)
 
     def _guarded(self, name: str, *arrays: np.ndarray) -> AbstractContextManager[None]:
         """Blames the subject for what a call raises."""
@@ -62,12 +66,23 @@ class VaeFacade:
         return (result[0],) if self.terms.mean_alone else (result[0], result[1])
 
 
+def real(result: Any, call: str) -> np.ndarray:
+    """A result as a NumPy array of real numbers; raises ConformanceError for any other kind of elements.
+
+    NumPy would drop the imaginary part of a complex number, and read a string as a number.
+    """
+    array = np.asarray(result)
+    if array.dtype.kind not in "fiu" and not array.dtype.name.startswith(("bfloat", "float")):
+        raise ConformanceError(f"{call} returned an array of {array.dtype}: expected real numbers, such as float32.")
+    return array
+
+
 def is_encode(name: str) -> bool:
     """Whether a method returns the parameters of a posterior."""
     return name.endswith("encode")
 
 
-def _half(name: str) -> str | None:
+def _half(name: str) -> Half | None:
     """The half that a method runs; None if it runs none."""
     if "decode" in name:
         return DECODER
@@ -84,6 +99,7 @@ class PortFacade(VaeFacade):
     """A port's VAE. Raises NotSupportedError for a half or a size that the port does not have.
 
     `seen` gets "mean alone" once encode has returned one array, and "packages", those of the objects that were seen.
+    `stub` says why a method is none, if it raises NotImplementedError whatever it is given: see `PortSubject.stub`.
     """
 
     def __init__(
@@ -92,12 +108,12 @@ class PortFacade(VaeFacade):
         input_dtype: type[np.floating],
         terms: Terms,
         config: AutoencoderConfig,
-        sizes: Sizes,
-        lacks: frozenset[str],
+        declared: Declared,
         seen: dict[str, Any],
+        stub: Callable[[str], str | None],
     ) -> None:
         super().__init__(vae, input_dtype, terms)
-        self.config, self.sizes, self.lacks, self.seen = config, sizes, lacks, seen
+        self.config, self.declared, self.seen, self.stub = config, declared, seen, stub
         self._note(vae, *vars(vae).values() if hasattr(vae, "__dict__") else ())
 
     def _note(self, *objects: Any) -> None:
@@ -105,23 +121,31 @@ class PortFacade(VaeFacade):
         modules = (kind.__module__ for one in objects for kind in type(one).__mro__)
         self.seen.setdefault("packages", set()).update(name.partition(".")[0] for name in modules)
 
-    def has(self, half: str) -> bool:
-        """Whether the port has the half, "encoder" or "decoder"."""
-        return half not in self.lacks and hasattr(self.vae, METHODS[half])
+    def has(self, half: Half) -> bool:
+        """Whether the port has the half."""
+        return self._shows(half) and self.stub(half.verb) is None
+
+    def _shows(self, half: Half) -> bool:
+        """Whether there is a method for the half, which may be a stub."""
+        return half.name not in self.declared.lacks and hasattr(self.vae, half.verb)
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         half = _half(name)
-        if half and not self.has(half):
-            raise NotSupportedError(f"it has no {half}", f"the {half}")
+        if half and not self._shows(half):
+            raise NotSupportedError(f"it has no {half.name}", LACKING[half.name])
         return super().__getattr__(name)
 
     @contextmanager
     def _guarded(self, name: str, *arrays: np.ndarray) -> Iterator[None]:
         with blamed(name, _given(name, arrays)):
-            if arrays and self.sizes:
+            if arrays:
                 self._require_size(name, arrays[0].shape)
-            with declining(name, name if name in METHODS.values() else None):
+            try:
                 yield
+            except NotImplementedError:
+                if reason := self.stub(name):
+                    raise NotSupportedError(reason, _WHAT.get(name, name)) from None
+                raise  # it answers other calls, so that this one is a failure
 
     def _result(self, name: str, result: Any) -> Any:
         self._note(*(result if isinstance(result, tuple | list) else (result,)))
@@ -130,7 +154,7 @@ class PortFacade(VaeFacade):
     def _require_size(self, name: str, shape: tuple[int, ...]) -> None:
         factor = 1 if "decode" in name else self.config.downsampling_factor
         height, width = (n // factor for n in shape[2:])
-        if reason := refused_size(self.sizes, height, width, shape[0]):
+        if reason := refused_size(self.declared.sizes, height, width, shape[0]):
             raise NotSupportedError(reason, f"latents {height} × {width} in a batch of {shape[0]}")
 
     def _moments(self, name: str, result: Any) -> tuple[Any, ...]:
@@ -255,7 +279,7 @@ class OpsFacade:
 
     def numpy(self, x: Any) -> np.ndarray:
         """A backend's array -> NumPy; copied, since it may be a view of the backend's memory."""
-        return np.array(self.ops.to_numpy(x))
+        return np.array(real(self.ops.to_numpy(x), "to_numpy"))
 
     def place(self, weights: tuple[np.ndarray, ...]) -> list[Any]:
         """Canonical kernels, scales and biases -> the backend's arrays, in its layout."""

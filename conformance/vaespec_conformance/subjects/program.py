@@ -16,9 +16,9 @@ from typing import Any, Self
 import numpy as np
 
 from vaespec import AutoencoderConfig
+from vaespec.architecture import ENCODER
 from vaespec.initialize import initialize
-from vaespec_conformance.subjects.capabilities import ENCODER as NO_ENCODER
-from vaespec_conformance.subjects.capabilities import LOGVAR, Capabilities
+from vaespec_conformance.subjects.capabilities import DTYPES, LOGVAR, Capabilities
 from vaespec_conformance.subjects.programs.asking import Asker, Asks, Recorder
 from vaespec_conformance.subjects.programs.processes import ProgramError, Served, Started
 from vaespec_conformance.subjects.programs.question import DECODE, DESCRIBE, ENCODE, Answer, Model, Question
@@ -26,7 +26,6 @@ from vaespec_conformance.subjects.subjects import PortSubject
 
 SECONDS = 30.0
 """Seconds that a program may take for a batch of cases, if nobody says so: less than a check in any profile."""
-DTYPES = ("float32", "bfloat16", "float16", "float64")
 PLAIN = {"down": "DownEncoderBlock2D", "up": "UpDecoderBlock2D"}
 SMALLEST = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2)
 """The config of the model that a program is first tried with."""
@@ -79,7 +78,7 @@ class Program:
             tuple(dtype for dtype in DTYPES if dtype in dtypes),
             features=frozenset({"deterministic"}),
             configs=_configs(described),
-            lacks=frozenset(_chosen(described, "lacks", (NO_ENCODER, LOGVAR)) or ()),
+            lacks=frozenset(_chosen(described, "lacks", (ENCODER.name, LOGVAR)) or ()),
         )
 
     @property
@@ -159,6 +158,10 @@ class ProgramSubject(PortSubject):
                 check.run(recording, case, dtype)
         if recorder.questions:
             self.maker.asker.ask_all(recorder.questions)
+
+    def stub(self, method: str) -> str | None:
+        """None: a program says in each answer what it does not do."""
+        return None
 
     @property
     def recording(self) -> bool:

@@ -34,9 +34,10 @@ from vaespec_conformance.subjects.capabilities import (
     Terms,
     refused_config,
 )
-from vaespec_conformance.subjects.declared import Declared
-from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, blamed, declining
+from vaespec_conformance.subjects.declared import Declared, require_valid
+from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, blamed
 from vaespec_conformance.subjects.numpy_facade import OpsFacade, PortFacade, VaeFacade
+from vaespec_conformance.subjects.stubs import stub_words
 
 Weights = Mapping[str, np.ndarray]
 Factory = Callable[[AutoencoderConfig, dict[str, np.ndarray], str], Any]
@@ -164,7 +165,7 @@ class BackendSubject(Subject):
     @cached_property
     def capabilities(self) -> Capabilities:
         """The declared capabilities; otherwise the dtypes available here and every feature of `Assembled`."""
-        declared = getattr(self.backend, "capabilities", None)
+        declared: Capabilities | None = self._declared("capabilities")
         dtypes = tuple(dtype for dtype in self.backend.dtypes if self._has(dtype))
         return declared or Capabilities(dtypes, self._devices(), features=PRESUMED | BACKEND_FEATURES | FEATURES.keys())
 
@@ -187,7 +188,13 @@ class BackendSubject(Subject):
     @property
     def gaps(self) -> tuple[Gap, ...]:
         """The gaps that the backend declares."""
-        return tuple(getattr(self.backend, "gaps", ()))
+        return tuple(self._declared("gaps") or ())
+
+    def _declared(self, name: str) -> Any:
+        """What the backend declares under a name; None if nothing. Raises LoadError if it is not what it has to be."""
+        value = getattr(self.backend, name, None)
+        require_valid(name, value)
+        return value
 
 
 @dataclass(frozen=True)
@@ -203,7 +210,9 @@ class PortSubject(Subject):
     seen: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """What its results have shown: see `PortFacade`."""
     refused: dict[AutoencoderConfig, str] = field(default_factory=dict, compare=False, repr=False)
-    """The configs for which build has raised NotImplementedError, and its words."""
+    """The configs that build refuses with NotImplementedError, and its words."""
+    built: set[AutoencoderConfig] = field(default_factory=set, compare=False, repr=False)
+    """The configs that have been built: none of them can be refused any more."""
     kind = "port"
 
     @classmethod
@@ -234,16 +243,50 @@ class PortSubject(Subject):
         return "dtype" in self.declared.parameters
 
     def _facade(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> VaeFacade:
-        declared = self.declared
         if reason := self._refusal(config):
             raise NotSupportedError(reason)
+        with blamed("build"):
+            vae = self._built(config, weights, dtype)
+        return PortFacade(vae, input_dtype(dtype), self.terms, config, self.declared, self.seen, self.stub)
+
+    def _built(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> Any:
+        """The port's VAE. Raises NotSupportedError if build refuses the config, whatever the weights."""
         try:
-            with blamed("build"), declining("build"):
-                vae = self.factory(config, weights, dtype)
-        except NotSupportedError as refusal:
-            self.refused[config] = refusal.reason
-            raise
-        return PortFacade(vae, input_dtype(dtype), self.terms, config, declared.sizes, declared.lacks, self.seen)
+            vae = self.factory(config, weights, dtype)
+        except NotImplementedError as error:
+            if config in self.built or self._builds(config):
+                raise  # it refuses these weights or this dtype, which is a failure
+            self.refused[config] = str(error) or "build raised NotImplementedError"
+            raise NotSupportedError(self.refused[config]) from error
+        if vae is None:
+            message = "build returned None: expected an object with encode or decode; does it end with return?"
+            raise ConformanceError(message, raised=("build", "None", ""))
+        self.built.add(config)
+        return vae
+
+    def _builds(self, config: AutoencoderConfig) -> bool:
+        """Whether build takes the config with ordinary weights, in float32, so that no check's own can refuse it."""
+        given = self.terms.weights
+        try:
+            weights = _own_weights(given, config, "float32") if given else initialize(config, 0)
+            self.factory(config, {name: np.array(w, np.float32) for name, w in weights.items()}, "float32")
+        except NotImplementedError:
+            return False
+        except Exception:  # another mistake, which the checks report
+            return True
+        return True
+
+    def stub(self, method: str) -> str | None:
+        """The words of a method that raises NotImplementedError in every call; None if it answers one.
+
+        It is called in the home config on latents, or images for them, of a few sizes that the port takes.
+        """
+        stubs, config = self.seen.setdefault("stubs", {}), self.home
+        if method not in stubs and config is not None:
+            vae = self.build(config, initialize(config, 0), "float32").vae
+            stubs[method] = stub_words(vae, method, config, self.declared.sizes)
+        words: str | None = stubs.get(method)
+        return words
 
     def _refusal(self, config: AutoencoderConfig) -> str | None:
         with blamed("accepts"):
@@ -284,4 +327,4 @@ class PortSubject(Subject):
     @property
     def gaps(self) -> tuple[Gap, ...]:
         """The gaps that the maker declares."""
-        return tuple(getattr(self.maker, "gaps", ()))
+        return self.declared.gaps

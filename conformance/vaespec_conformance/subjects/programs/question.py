@@ -11,15 +11,16 @@ from functools import cached_property
 import numpy as np
 
 from vaespec import AutoencoderConfig
+from vaespec.architecture import DECODER, ENCODER, HALVES
 from vaespec.dtypes import numpy_dtype
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, UnansweredError
 
-ENCODE, DECODE, DESCRIBE = "encode", "decode", "describe"
-RESULTS = {ENCODE: ("mean", "logvar"), DECODE: ("sample",)}
+ENCODE, DECODE, DESCRIBE = ENCODER.verb, DECODER.verb, "describe"
+RESULTS: dict[str, tuple[str, ...]] = {ENCODE: ("mean", "logvar"), DECODE: ("sample",)}
 """The tensors of an answer."""
 COUNTERS = ("bn.num_batches_tracked",)
 """Weights that are integers: FLUX.2 has one."""
-INPUTS = {ENCODE: "images", DECODE: "latents"}
+INPUTS: dict[str, str] = {half.verb: half.source for half in HALVES.values()}
 """The tensor of an input file."""
 
 

@@ -1,6 +1,6 @@
 """Faults that begin at a size that is chosen, and the words that a report should have for the place of each.
 
-The mistakes of `mutants.sizes` are some of them; `benchmarks/size_faults.py` plants forty.
+`benchmarks/size_faults.py` plants forty.
 """
 
 from __future__ import annotations
