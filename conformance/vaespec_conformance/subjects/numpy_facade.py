@@ -111,7 +111,7 @@ class PortFacade(VaeFacade):
         config: AutoencoderConfig,
         declared: Declared,
         seen: dict[str, Any],
-        stub: Callable[[str], str | None],
+        stub: Callable[[str, Any, AutoencoderConfig], str | None],
     ) -> None:
         super().__init__(vae, input_dtype, terms)
         self.config, self.declared, self.seen, self.stub = config, declared, seen, stub
@@ -124,7 +124,7 @@ class PortFacade(VaeFacade):
 
     def has(self, half: str) -> bool:
         """Whether the port has the half, "encoder" or "decoder"."""
-        return self._shows(half) and self.stub(METHODS[half]) is None
+        return self._shows(half) and self.stub(METHODS[half], self.vae, self.config) is None
 
     def _shows(self, half: str) -> bool:
         """Whether there is a method for the half, which may be a stub."""
@@ -144,7 +144,7 @@ class PortFacade(VaeFacade):
             try:
                 yield
             except NotImplementedError:
-                if reason := self.stub(name):
+                if reason := self.stub(name, self.vae, self.config):
                     raise NotSupportedError(reason, _WHAT.get(name, name)) from None
                 raise  # it answers other calls, so that this one is a failure
 
