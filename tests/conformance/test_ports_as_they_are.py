@@ -271,6 +271,18 @@ def test_a_call_that_is_not_implemented_is_a_failure_if_others_are():
     assert "decode raised NotImplementedError: not currently implemented for the MPS" in result.failure.message
 
 
+@pytest.mark.parametrize("only", [(2, 4, 2, 4), (2, 4, 3, 4)])
+def test_a_port_that_answers_one_size_alone_does_not_lack_the_half(only):
+    class Picky(Port):
+        def decode(self, z):
+            if z.shape != only:
+                raise NotImplementedError
+            return super().decode(z)
+
+    report = run(maker(Picky), Selection(checks=("model.decode[float32]",)))
+    assert report.exit_code == 1
+
+
 class EncoderToDo(Port):
     def encode(self, x):
         raise NotImplementedError("to do")

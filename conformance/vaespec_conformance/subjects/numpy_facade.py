@@ -99,7 +99,8 @@ def _given(name: str, arrays: tuple[np.ndarray, ...]) -> str:
 class PortFacade(VaeFacade):
     """A port's VAE. Raises NotSupportedError for a half or a size that the port does not have.
 
-    `seen` gets "mean alone" once encode has returned one array, and "packages", those of the objects that were seen.
+    `seen` gets "mean alone" once encode has returned one array, "packages", those of the objects that were seen, and
+    "answered", the methods that have answered a call.
     `stub` says why a method is none, if it raises NotImplementedError whatever it is given: see `PortSubject.stub`.
     """
 
@@ -141,12 +142,16 @@ class PortFacade(VaeFacade):
         with blamed(name, _given(name, arrays)):
             if arrays:
                 self._require_size(name, arrays[0].shape)
+            answered = self.seen.setdefault("answered", set())
             try:
                 yield
             except NotImplementedError:
-                if reason := self.stub(name, self.vae, self.config):
+                if name not in answered and (reason := self.stub(name, self.vae, self.config)):
                     raise NotSupportedError(reason, _WHAT.get(name, name)) from None
                 raise  # it answers other calls, so that this one is a failure
+            if words := self.seen.get("stubs", {}).get(name):
+                raise ConformanceError(f"{name} answers this call, but raised NotImplementedError in others: {words}")
+            answered.add(name)
 
     def _result(self, name: str, result: Any) -> Any:
         self._note(*(result if isinstance(result, tuple | list) else (result,)))
