@@ -162,6 +162,24 @@ def test_a_backend_that_cannot_be_imported_has_exit_code_2(code, message, tmp_pa
     assert "Traceback" not in result.stderr
 
 
+@pytest.mark.parametrize(
+    ("body", "code", "message"),
+    [
+        (
+            "os._exit(3)",
+            2,
+            "building a first model of the subject: the process exited with code 3, after it printed 'b'.",
+        ),
+        ("sys.exit(3)", 3, "no config that was asked could be built: build raised SystemExit: 3"),
+    ],
+)
+def test_a_port_that_ends_the_process_while_it_is_built_is_not_blamed_for_its_import(body, code, message, tmp_path):
+    file = tmp_path / "ends.py"
+    file.write_text(f"import os, sys\ndef build(config, weights):\n    os.write(2, b'b')\n    {body}\n")
+    result = run("--port", f"{file}:build", "--profile", "quick", "--check", "model.decode[float32]", code=code)
+    assert message in " ".join(result.output.split()).replace("No config", "no config")
+
+
 def test_declared_gaps_are_reported_and_pass():
     document = document_of("Declares", "--check", "ops.gelu")
     assert statuses(document)["ops.gelu[float16]"] == "gap"

@@ -24,6 +24,7 @@ from vaespec_conformance.running.labels import label
 NARROW = {"norm_num_groups": 32, "layers_per_block": 2}
 SD1 = narrow((32, 32, 64, 64), **NARROW)
 FLUX1 = narrow((32, 32, 64, 64), latent_channels=16, use_quant_conv=False, use_post_quant_conv=False, **NARROW)
+FOUR = narrow((4, 4, 8, 8), layers_per_block=2)
 SMALL = narrow((4, 8), layers_per_block=1)
 MODELS = Selection(dtypes=("float32",), checks=("model.encode", "model.decode", "model.logvar"))
 HALVES = Selection(dtypes=("float32",), checks=("model.encode", "model.decode"))
@@ -198,7 +199,7 @@ class WithoutMiddleAttention(Port):
 
 
 def test_a_port_that_is_wrong_in_every_family_has_failed_whatever_else_it_passes():
-    report = run(maker(WithoutMiddleAttention), HALVES)
+    report = run(maker(WithoutMiddleAttention), Selection(checks=("model.decode[float32]",)))
     assert report.taken == ("a middle without attention",)
     assert (report.verdict, report.exit_code) == ("failed", 1)
 
@@ -270,6 +271,18 @@ def test_a_call_that_is_not_implemented_is_a_failure_if_others_are():
     assert "decode raised NotImplementedError: not currently implemented for the MPS" in result.failure.message
 
 
+@pytest.mark.parametrize("only", [(2, 4, 2, 4), (2, 4, 3, 4)])
+def test_a_port_that_answers_one_size_alone_does_not_lack_the_half(only):
+    class Picky(Port):
+        def decode(self, z):
+            if z.shape != only:
+                raise NotImplementedError
+            return super().decode(z)
+
+    report = run(maker(Picky), Selection(checks=("model.decode[float32]",)))
+    assert report.exit_code == 1
+
+
 class EncoderToDo(Port):
     def encode(self, x):
         raise NotImplementedError("to do")
@@ -339,6 +352,47 @@ def test_a_loader_that_empties_the_dictionary_does_not_own_the_arrays():
             return Port(self.config, self.kept).decode(z)
 
     assert run(maker(Pops), Selection(checks=("weights.owned[float32]",))).bad
+
+
+class Bias:
+    """Returns the last bias of each half, whatever it is given."""
+
+    def __init__(self, config, weights):
+        self.f, self.weights = config.downsampling_factor, weights
+
+    def encode(self, x):
+        moments = self.weights["quant_conv.bias"][:, None, None] + self.zeros(x, 1 / self.f)
+        return np.split(moments, 2, axis=1)
+
+    def decode(self, z):
+        return self.weights["decoder.conv_out.bias"][:, None, None] + self.zeros(z, self.f)
+
+    def zeros(self, x, factor):
+        return np.zeros((len(x), 1, *(int(factor * n) for n in x.shape[2:])), np.float32)
+
+
+def unlike(*names):
+    """A function that gives weights of which some are zeros."""
+    return lambda config: {n: 0 * w if n in names else w for n, w in initialize(config, 7).items()}
+
+
+@pytest.mark.parametrize(
+    ("kind", "weights", "words"),
+    [
+        (Bias, unlike("quant_conv.weight", "decoder.conv_out.weight"), "encode hardly depends on the input (0 of"),
+        (Port, unlike("quant_conv.weight", "decoder.conv_out.weight"), "with its own weights, decode hardly depends"),
+    ],
+)
+def test_own_weights_under_which_nothing_depends_on_the_input_show_nothing(kind, weights, words):
+    report = run(maker(kind, weights=weights, config=FOUR), HALVES)
+    assert (report.verdict, report.exit_code, report.bad) == ("vacuous", 3, ())
+    assert words in report.headline
+
+
+def test_half_that_does_not_depend_on_the_input_is_told():
+    report = run(maker(weights=unlike("quant_conv.weight"), config=FOUR), HALVES)
+    assert report.exit_code == 0
+    assert "encode with its own weights" in report.left_out
 
 
 # -- what a port returns -----------------------------------------------------------------------------------------

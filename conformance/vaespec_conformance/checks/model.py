@@ -14,7 +14,7 @@ from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.cases.strategies import among, cases
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import elementwise
-from vaespec_conformance.judging.judge import judge, specified
+from vaespec_conformance.judging.judge import judge, require_change, specified
 from vaespec_conformance.judging.registry import MODEL, WHOLE, Limited, Margin, check
 from vaespec_conformance.subjects.capabilities import LACKING, LOGVAR, OTHER_WEIGHTS
 from vaespec_conformance.subjects.errors import NotSupportedError
@@ -78,7 +78,9 @@ def encode(subject: Any, case: Case, dtype: str) -> Margin:
     The weights show mistakes that ordinary weights hide: see `models.REGIMES`. An odd row or column of pixels is left
     out of the latents, not padded or refused.
     """
-    return judge(subject, _compute_encode, case, dtype, what="encode")
+    margin = judge(subject, _compute_encode, case, dtype, what="encode")
+    require_change(subject, _compute_encode, case, dtype, what="encode")
+    return margin
 
 
 def _compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
@@ -96,7 +98,9 @@ def _compute_decode(subject: Any, case: Case, dtype: str) -> np.ndarray:
 )
 def decode(subject: Any, case: Case, dtype: str) -> Margin:
     """Latents become the specification's images, unclipped, within a few times the error that rounding must cause."""
-    return judge(subject, _compute_decode, case, dtype, what="decode")
+    margin = judge(subject, _compute_decode, case, dtype, what="decode")
+    require_change(subject, _compute_decode, case, dtype, what="decode")
+    return margin
 
 
 def _compute_saturated_logvar(subject: Any, case: Case, dtype: str) -> np.ndarray:

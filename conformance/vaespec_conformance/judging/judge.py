@@ -15,7 +15,7 @@ from vaespec_conformance.judging.cache import cached_within
 from vaespec_conformance.judging.comparison import within
 from vaespec_conformance.judging.registry import EXACT, Margin
 from vaespec_conformance.subjects.capabilities import NO_TERMS, Terms
-from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError
 from vaespec_conformance.subjects.oracle import ORACLE, roundings
 
 Compute = Callable[[Any, Case, str], np.ndarray]
@@ -23,6 +23,8 @@ Compute = Callable[[Any, Case, str], np.ndarray]
 
 CACHED = 64 << 20
 """Bytes of the specification's results that are kept: thousands of narrow models', or a few of the largest maps."""
+CHANGE = 10
+"""Budgets by which the result has to change with the input, so that no constant is within a budget of both."""
 
 
 def judge(
@@ -56,6 +58,21 @@ def judge(
     except ConformanceError as error:
         error.evidence = (asked, case, dtype, actual, right)
         raise
+
+
+def require_change(subject: Any, compute: Compute, case: Case, dtype: str, *, what: str) -> None:
+    """Raises NotSupportedError if a subject's own weights show nothing, since the result is nearly one for any input.
+
+    A port that returned a constant would pass under such weights, of which the last may be zeros.
+    """
+    if subject.recording or subject.terms.weights is None:
+        return
+    asked = on_terms(compute, subject.terms)
+    first, second = (specified(asked, Case.of(**dict(case.items) | {"seed": case["seed"] + n}), dtype) for n in (0, 1))
+    change = float(np.linalg.norm(first - second)) / (float(np.linalg.norm(first)) or 1.0)
+    if change < CHANGE * budgets.model(dtype, predicted(asked, case, dtype)):
+        reason = f"with its own weights, {what} hardly depends on the input ({change:.2g} of its size changes)"
+        raise NotSupportedError(reason, f"{what} with its own weights")
 
 
 @lru_cache(256)

@@ -20,6 +20,9 @@ JOBS = 2
 one process may take all of its memory.
 """
 
+IMPORTING, BUILDING = "importing the subject", "building a first model of the subject"
+"""What a process does before it is ready, as a message names it."""
+
 Progress = Callable[[Place, int], None]
 
 
@@ -54,6 +57,7 @@ class _Lane:
     def start(self) -> None:
         """Starts a process, which has to load the subject first."""
         self.process, self.ready, self.done = Process(self.request, self.messages), False, False
+        self.loading = IMPORTING
         self.allow(LOADING)
 
     def allow(self, seconds: float) -> None:
@@ -85,8 +89,7 @@ class _Run:
             try:
                 process, message = self.messages.get(timeout=max(0.0, first.deadline - time.monotonic()))
             except Empty:
-                loading = f"importing the subject did not end within {LOADING:g} s."
-                self._lose(first, hung(self.limit), loading)
+                self._lose(first, hung(self.limit), f"{first.loading} did not end within {LOADING:g} s.")
                 continue
             for lane in lanes:
                 if lane.process is process:  # no lane has it if it was stopped meanwhile
@@ -105,9 +108,12 @@ class _Run:
                 ending = f"the process {lane.process.ending()}"
                 said = "" if lane.ready else lane.process.printed()[-200:]
                 last = f", after it printed {said!r}" if said else ""
-                self._lose(lane, f"{ending} during this check.", f"importing the subject: {ending}{last}.")
+                self._lose(lane, f"{ending} during this check.", f"{lane.loading}: {ending}{last}.")
             case {"refused": reason, "trace": trace}:
                 raise RefusedError(reason, trace)
+            case {"imported": _}:
+                lane.loading = BUILDING
+                lane.allow(LOADING)
             case {"facts": facts, "places": places, "probes": probes, "order": order, "limit": limit}:
                 if self.tally is None:
                     self.places, self.tally = [Place(*place) for place in places], Tally(facts)

@@ -44,6 +44,7 @@ def main() -> None:
 def serve(request: Request, orders: TextIO, send: Send) -> None:
     """Loads the subject, sends the agenda, and runs the items that are then requested."""
     with _loaded(request) as subject:
+        send(imported=subject.name)
         _run(subject, request, orders, send)
 
 

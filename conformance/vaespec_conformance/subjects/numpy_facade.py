@@ -98,7 +98,8 @@ def _given(name: str, arrays: tuple[np.ndarray, ...]) -> str:
 class PortFacade(VaeFacade):
     """A port's VAE. Raises NotSupportedError for a half or a size that the port does not have.
 
-    `seen` gets "mean alone" once encode has returned one array, and "packages", those of the objects that were seen.
+    `seen` gets "mean alone" once encode has returned one array, "packages", those of the objects that were seen, and
+    "answered", the methods that have answered a call.
     `stub` says why a method is none, if it raises NotImplementedError whatever it is given: see `PortSubject.stub`.
     """
 
@@ -110,7 +111,7 @@ class PortFacade(VaeFacade):
         config: AutoencoderConfig,
         declared: Declared,
         seen: dict[str, Any],
-        stub: Callable[[str], str | None],
+        stub: Callable[[str, Any, AutoencoderConfig], str | None],
     ) -> None:
         super().__init__(vae, input_dtype, terms)
         self.config, self.declared, self.seen, self.stub = config, declared, seen, stub
@@ -123,7 +124,7 @@ class PortFacade(VaeFacade):
 
     def has(self, half: Half) -> bool:
         """Whether the port has the half."""
-        return self._shows(half) and self.stub(half.verb) is None
+        return self._shows(half) and self.stub(half.verb, self.vae, self.config) is None
 
     def _shows(self, half: Half) -> bool:
         """Whether there is a method for the half, which may be a stub."""
@@ -140,12 +141,16 @@ class PortFacade(VaeFacade):
         with blamed(name, _given(name, arrays)):
             if arrays:
                 self._require_size(name, arrays[0].shape)
+            answered = self.seen.setdefault("answered", set())
             try:
                 yield
             except NotImplementedError:
-                if reason := self.stub(name):
+                if name not in answered and (reason := self.stub(name, self.vae, self.config)):
                     raise NotSupportedError(reason, _WHAT.get(name, name)) from None
                 raise  # it answers other calls, so that this one is a failure
+            if words := self.seen.get("stubs", {}).get(name):
+                raise ConformanceError(f"{name} answers this call, but raised NotImplementedError in others: {words}")
+            answered.add(name)
 
     def _result(self, name: str, result: Any) -> Any:
         self._note(*(result if isinstance(result, tuple | list) else (result,)))

@@ -159,7 +159,7 @@ class ProgramSubject(PortSubject):
         if recorder.questions:
             self.maker.asker.ask_all(recorder.questions)
 
-    def stub(self, method: str) -> str | None:
+    def stub(self, method: str, vae: Any, config: AutoencoderConfig) -> str | None:
         """None: a program says in each answer what it does not do."""
         return None
 

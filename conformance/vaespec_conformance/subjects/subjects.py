@@ -276,17 +276,22 @@ class PortSubject(Subject):
             return True
         return True
 
-    def stub(self, method: str) -> str | None:
+    def stub(self, method: str, vae: Any, config: AutoencoderConfig) -> str | None:
         """The words of a method that raises NotImplementedError in every call; None if it answers one.
 
-        It is called in the home config on latents, or images for them, of a few sizes that the port takes.
+        It is called in the config of this VAE, and if it answers nothing there, in the home config as well.
         """
-        stubs, config = self.seen.setdefault("stubs", {}), self.home
-        if method not in stubs and config is not None:
-            vae = self.build(config, initialize(config, 0), "float32").vae
-            stubs[method] = stub_words(vae, method, config, self.declared.sizes)
-        words: str | None = stubs.get(method)
-        return words
+        stubs, home = self.seen.setdefault("stubs", {}), self.home
+        if method not in stubs:
+            words = stub_words(vae, method, config, self.declared.sizes)
+            if words and home not in (None, config):
+                assert home
+                words = stub_words(
+                    self.build(home, initialize(home, 0), "float32").vae, method, home, self.declared.sizes
+                )
+            stubs[method] = words
+        known: str | None = stubs[method]
+        return known
 
     def _refusal(self, config: AutoencoderConfig) -> str | None:
         with blamed("accepts"):
