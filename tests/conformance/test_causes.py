@@ -13,7 +13,9 @@ from diffusers.models.attention_processor import Attention
 from diffusers.models.upsampling import Upsample2D
 from support.depth import first
 
+from vaespec_conformance import Selection, run_conformance
 from vaespec_conformance.mutants import MUTANTS, hints
+from vaespec_conformance.running import causes
 from vaespec_conformance.subjects.subjects import PortSubject
 
 # -- the defects of public ports, in diffusers' model ------------------------------------------------------------------
@@ -204,3 +206,33 @@ def test_two_mistakes_that_a_case_cannot_tell_apart_are_both_named():
         f"The padding at stride 2 is {padding}, not ((0, 1), (0, 1))."
         for padding in (((1, 0), (1, 0)), ((1, 1), (1, 1)))
     )
+
+
+# -- several failures of one check -------------------------------------------------------------------------------------
+
+DECODE = Selection(checks=("model.decode[float32]",))
+
+
+def failure_of(port):
+    (result,) = run_conformance(port, profile="quick", selection=DECODE).bad
+    return result.failure
+
+
+def test_a_mistake_that_was_found_is_recognized_in_cases_that_are_not_searched(monkeypatch):
+    monkeypatch.setattr(causes, "SEARCHED", 1)
+    failure = failure_of(spoiled(decode=lambda port, z: port.vae.decode(z).sample[:, ::-1]))
+    assert failure.hint
+    assert failure.others == ()
+
+
+def test_failures_whose_cause_was_not_searched_are_told_as_such(monkeypatch):
+    monkeypatch.setattr(causes, "SECONDS", 0.0)
+    failure = failure_of(spoiled(decode=lambda port, z: port.vae.decode(z).sample * 1.001))
+    assert failure.hint is None
+    assert "was not searched" in failure.message
+    assert failure.others == ()
+
+
+def test_a_variance_in_one_pass_is_not_suspected_if_other_cases_fail_too():
+    failure = failure_of(spoiled(decode=lambda port, z: port.vae.decode(z).sample * 1.001))
+    assert hints.FAR not in (failure.hint, *(other.hint for other in failure.others))

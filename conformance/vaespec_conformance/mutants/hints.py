@@ -30,6 +30,8 @@ SEEN = 1e-3
 """A mistake that changes a result by less may have passed a case."""
 KEPT = 32 << 20
 """Bytes of the results of mistakes that are kept: the failures of a check are compared with the same passed cases."""
+OR = " Or: "
+"""Between causes that a case cannot tell apart."""
 FAR = "Only maps whose mean is far from 0 are wrong: is the variance computed in one pass, as E[x²] - E[x]²?"
 TURNED = {
     (0, 1, 3, 2): "The result has its height and width exchanged.",
@@ -51,19 +53,32 @@ def likely(error: ConformanceError, passed: Sequence[Case] = (), seconds: float 
     mutants = _nearest(_near(error.evidence, end), compute, passed[:4], dtype, end)
     if mutants:
         causes = dict.fromkeys(mutant.cause for mutant in mutants)
-        return " Or: ".join(causes) if len(causes) == 1 or _alike(mutants, error.evidence) else None
+        return OR.join(causes) if len(causes) == 1 or _alike(mutants, error.evidence) else None
     if actual.shape != expected.shape:
         return _turned(actual, expected)
-    regimes = {dict(other.items).get("regime") for other in passed}
-    only_far = dict(case.items).get("regime") == "far" and "plain" in regimes
-    return FAR if only_far and dtype in models.FAR_IN else None
+    return FAR if dtype in models.FAR_IN and _only_far(case, passed) else None
+
+
+def _only_far(case: Case, passed: Sequence[Case]) -> bool:
+    """Whether a case of the regime "far" failed, and one of the same config passed that is plain."""
+    kinds = [(kind.get("config"), kind.get("regime")) for kind in (dict(other.items) for other in (case, *passed))]
+    return kinds[0][1] == "far" and (kinds[0][0], "plain") in kinds[1:]
+
+
+def explains(cause: str, error: ConformanceError) -> bool:
+    """Whether a likely cause that was found in another case gives the numbers of this failure too."""
+    if error.evidence is None:
+        return False
+    compute, case, dtype, actual, expected = error.evidence
+    limit = _limit(actual, expected)
+    mutants = (mutant for mutant in MUTANTS.values() if mutant.cause in cause.split(OR))
+    return any(_distance(actual, _mistaken(mutant.name, compute, case, dtype), expected) < limit for mutant in mutants)
 
 
 def _near(evidence: tuple[Any, ...], end: float) -> list[tuple[float, Mutant]]:
     """The mistakes that come near, nearest first; fewer and nearer ones if the time is over."""
     compute, case, dtype, actual, expected = evidence
-    right = _distance(actual, expected, expected)
-    limit = NEAR * right if np.isfinite(right) or actual.shape == expected.shape else SAME_SHAPE
+    limit = _limit(actual, expected)
     found: list[tuple[float, Mutant]] = []
     for mutant in MUTANTS.values():
         if time.monotonic() > end:
@@ -73,6 +88,12 @@ def _near(evidence: tuple[Any, ...], end: float) -> list[tuple[float, Mutant]]:
         if distance < limit:
             found.append((distance, mutant))
     return sorted(found, key=lambda near: near[0])
+
+
+def _limit(actual: np.ndarray, expected: np.ndarray) -> float:
+    """How far from a result the numbers of its cause may be."""
+    right = _distance(actual, expected, expected)
+    return NEAR * right if np.isfinite(right) or actual.shape == expected.shape else SAME_SHAPE
 
 
 def _nearest(

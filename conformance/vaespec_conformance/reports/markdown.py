@@ -138,7 +138,7 @@ def _failure(result: Result) -> Iterator[str]:
         details.append(("failed", failure.count))
     for other in failure.others:
         likely = f" Likely: {other.hint}" if other.hint else ""
-        details.append(("another cause", f"{other.message} ({other.count}){likely}"))
+        details.append(("other failures", f"{other.message} ({other.count}){likely}"))
     if any(text for _, text in details):
         yield ""
     yield from (f"- {name}: {_line(text)}" for name, text in details if text)

@@ -101,7 +101,7 @@ def _failure_lines(result: Result) -> Iterator[str]:
         return
     yield from _described(failure)
     for other in failure.others:
-        yield "  and of another cause:"
+        yield "  other failures of this check:"
         yield from textwrap.indent("\n".join(_described(other)), "  ").split("\n")
     if failure.trace:
         yield from textwrap.indent(failure.trace.rstrip("\n"), "  ").split("\n")

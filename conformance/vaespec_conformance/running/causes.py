@@ -16,15 +16,21 @@ SEARCHED = 6
 SECONDS = 20.0
 """Seconds for all searches of one check, of which even the quick profile lets one take a minute."""
 
+NOT_SEARCHED = "not searched"
+
 
 @dataclass
 class Cause:
-    """A cause: its first case and error, the likely mistake, and how many cases failed of it."""
+    """A cause: its first case and error, the likely mistake, and how many cases failed of it.
+
+    `searched` is False for cases whose likely mistake was not searched, since the time was up.
+    """
 
     case: Case | None
     error: Exception
     hint: str | None
     count: int = 1
+    searched: bool = True
 
 
 def causes(failures: Sequence[tuple[Case | None, Exception]], passed: Sequence[Case] = ()) -> list[Cause]:
@@ -35,16 +41,21 @@ def causes(failures: Sequence[tuple[Case | None, Exception]], passed: Sequence[C
     """
     found: dict[object, Cause] = {}
     searches, end = 0, time.monotonic() + SECONDS
+    far = all(dict(case.items).get("regime") == "far" for case, _ in failures if case)
     for case, error in sorted(failures, key=lambda failure: isinstance(failure[1], ConformanceError)):
-        hint = None
-        if isinstance(error, ConformanceError) and error.raised is None and searches < SEARCHED:
-            searches += 1
-            hint = hints.likely(error, passed, end - time.monotonic())
-        key = _key(error, hint)
+        hint, searched = None, True
+        if isinstance(error, ConformanceError) and error.evidence is not None:
+            hint = next((c.hint for c in found.values() if c.hint and hints.explains(c.hint, error)), None)
+            searched = hint is not None or (searches < SEARCHED and time.monotonic() < end)
+            if hint is None and searched:
+                searches += 1
+                hint = hints.likely(error, passed, end - time.monotonic())
+            hint = None if hint == hints.FAR and not far else hint
+        key = _key(error, hint) if searched else NOT_SEARCHED
         if key in found:
             found[key].count += 1
         else:
-            found[key] = Cause(case, error, hint)
+            found[key] = Cause(case, error, hint, searched=searched)
     return list(found.values())
 
 

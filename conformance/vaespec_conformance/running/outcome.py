@@ -95,6 +95,8 @@ def _failure(examination: Examination, named: str | None, debug: bool) -> Failur
 def _described(examination: Examination, cause: Cause, named: str | None, debug: bool) -> Failure:
     case, error, item, total = cause.case, cause.error, examination.item, examination.examples
     message = [sentence(str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}")]
+    if not cause.searched:
+        message.append("The cause was not searched, since the time for searches was up.")
     if examination.flaky:
         message.append("It does not fail each time this case is run.")
     if item.gap and _core(item):
