@@ -17,6 +17,7 @@ from vaespec.analysis.rounding import rounded
 from vaespec.layers import NormAct
 from vaespec_conformance.layers.neutral_weights import Weights, can_scale, idle, quiet, scaled, silent
 from vaespec_conformance.layers.probing import Answer, Bench, TimeUpError, runs
+from vaespec_conformance.subjects.errors import ConformanceError, UnansweredError
 
 FAINTEST, FARTHEST = 0.05, 5.0
 """A map is prepared for the last norm if its deviation is smaller, or its mean is more deviations away from 0."""
@@ -83,12 +84,14 @@ class Bisection:
         return wrong
 
     def strip(self) -> list[Answer | None]:
-        """The answers of the probes up to each layer; None where the time was up."""
+        """The answers of the probes up to each layer; None if the time was up, or if the subject raised."""
         answers: list[Answer | None] = []
         for k in range(len(self.bench.layers)):
             try:
                 answers.append(self.answer(k))
-            except TimeUpError:
+            except UnansweredError:
+                raise
+            except (TimeUpError, ConformanceError):
                 answers.append(None)
         return answers
 

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
+from types import FunctionType
 from typing import Any
 
 from vaespec import AutoencoderConfig
@@ -21,7 +22,10 @@ from vaespec_conformance.subjects.capabilities import (
 
 @dataclass(frozen=True)
 class Declared:
-    """The attributes of `maker`: capabilities, accepts, configs, config, sizes, lacks, weights."""
+    """The attributes of `maker`: capabilities, accepts, configs, config, sizes, lacks, weights.
+
+    If `maker` is a class, the methods and properties of its objects, such as weights(), declare nothing.
+    """
 
     maker: Callable[..., Any]
 
@@ -36,32 +40,32 @@ class Declared:
     @property
     def capabilities(self) -> Capabilities | None:
         """The capabilities that stand in one object."""
-        return getattr(self.maker, "capabilities", None)
+        return self._attribute("capabilities")
 
     @cached_property
     def configs(self) -> Configs:
         """The configs that the port takes: a function of one, a tuple, or None for any."""
         declared = self.capabilities.configs if self.capabilities else None
-        return declared or getattr(self.maker, "accepts", None) or self.own_configs or None
+        return declared or self._attribute("accepts") or self.own_configs or None
 
     @cached_property
     def own_configs(self) -> tuple[AutoencoderConfig, ...]:
         """The configs that the port names itself."""
         named = self.capabilities.configs if self.capabilities else None
         listed = () if named is None or callable(named) else tuple(named)
-        fixed = getattr(self.maker, "config", None)
-        return tuple(dict.fromkeys((*listed, *getattr(self.maker, "configs", ()), *((fixed,) if fixed else ()))))
+        fixed = self._attribute("config")
+        return tuple(dict.fromkeys((*listed, *self._attribute("configs", ()), *((fixed,) if fixed else ()))))
 
     @property
     def sizes(self) -> Sizes:
         """The function (height, width of the latents, batch) -> None, or why not."""
         declared = self.capabilities.sizes if self.capabilities else None
-        return declared or getattr(self.maker, "sizes", None)
+        return declared or self._attribute("sizes")
 
     @cached_property
     def lacks(self) -> frozenset[str]:
         """The required things that the port says it does not have."""
-        named = getattr(self.maker, "lacks", ())
+        named = self._attribute("lacks", ())
         declared = self.capabilities.lacks if self.capabilities else ()
         own = (WEIGHTS,) if self.weights else ()
         return frozenset((*declared, *((named,) if isinstance(named, str) else named), *own))
@@ -69,8 +73,14 @@ class Declared:
     @property
     def weights(self) -> OwnWeights | None:
         """The function that gives the only weights that the port has for a config."""
-        given: OwnWeights | None = getattr(self.maker, "weights", None)
+        given: OwnWeights | None = self._attribute("weights")
         return given
+
+    def _attribute(self, name: str, default: Any = None) -> Any:
+        held = inspect.getattr_static(self.maker, name, None) if isinstance(self.maker, type) else None
+        method = isinstance(held, FunctionType) and next(iter(inspect.signature(held).parameters), "") == "self"
+        of_objects = method or isinstance(held, property | cached_property)
+        return default if of_objects else getattr(self.maker, name, default)
 
     def complete(self, features: Callable[[], list[str]]) -> Capabilities:
         """All capabilities; without an object of them, float32 and the features that the port's methods show."""
