@@ -128,6 +128,12 @@ def test_no_layer_is_named_for_a_mistake_outside_the_layers():
     assert first_wrong_layer(PortSubject(Halved, "outside"), CONFIG) is None
 
 
+@pytest.mark.parametrize("mistake", ["silu_is_gelu", "resnet_without_residual", "middle_resnets_swapped"])
+def test_no_late_layer_is_named_for_a_mistake_that_is_in_many(mistake):
+    wrong = MUTANTS[mistake].wrap(BackendSubject(vaespec_numpy.backend))
+    assert first_wrong_layer(PortSubject.of(wrong), CONFIG) is None
+
+
 @pytest.mark.parametrize("seconds", [1, 20, 100])
 def test_a_search_asks_a_slow_port_no_more_than_its_time_allows(monkeypatch, seconds):
     clock, at = SimpleNamespace(now=0.0), "decoder.mid_block.resnets.1"

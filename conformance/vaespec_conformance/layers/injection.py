@@ -51,6 +51,12 @@ class Injection:
         downsampling = [k for k in resampling[:1] if isinstance(layers[k], Downsample)]
         return self._ask(j, {j: chosen} | {k: silent(layers[k]) for k in downsampling})
 
+    def constant_before(self, k: int, values: np.ndarray, chosen: Weights) -> np.ndarray:
+        """The result with a constant map before layer k, which has the weights `chosen`: a convolution is before it."""
+        before = without_output(self.bench.layers[k - 1])
+        bias = next(name for name in before if name.endswith("bias"))
+        return self._ask(k, {k - 1: before | {bias: values}, k: chosen}).actual
+
     @property
     def head(self) -> int:
         """The number of the last norm and its activation."""
@@ -93,9 +99,8 @@ class Injection:
         """The probe with these weights in some layers, zeros before layer j, and quiet layers behind it."""
         layers, chosen = self.bench.layers, dict(self.weights)
         for k, layer in enumerate(layers):
-            chosen |= changed.get(k, silent(layer) if k < j else quiet(layer, self.weights))
-            if k < j and isinstance(layer, Conv):
-                chosen |= without_output(layer)
+            before = without_output(layer) if isinstance(layer, Conv) else silent(layer)
+            chosen |= changed.get(k, before if k < j else quiet(layer, self.weights))
         passed = frozenset(k for k, layer in enumerate(layers) if k not in changed and idle(layer))
         return self.bench.ask(chosen, self.x if j == 0 else 0 * self.x, passed)
 

@@ -24,6 +24,7 @@ from vaespec_conformance.layers.known_mistakes import NEAR, Evidence, Guess, mat
 from vaespec_conformance.layers.neutral_weights import Weights, can_scale
 from vaespec_conformance.layers.probing import Answer, Bench, TimeUpError
 from vaespec_conformance.layers.strips import finding, measured, modelled, seen_finding
+from vaespec_conformance.layers.twins import first_resnet, first_resnet_is_right
 from vaespec_conformance.subjects.errors import ConformanceError, NotSupportedError, UnansweredError
 
 SECONDS = 60.0
@@ -141,14 +142,14 @@ class _Search:
         k = self.bisection.first_wrong()
         if k is None or self.bisection.answer(k).used < CLEAR * self.bisection.answer(k - 1).used:
             return None
-        has_branch = isinstance(self.bench.layers[k], Resnet | Attention)
-        if not has_branch or (self.bisection.prepares(k - 1) and not self.bisection.prepares(k)):
-            alone = has_branch and self.bisection.without(k, up_to=len(self.bench.layers) - 1).right
-            if not alone and self.injection.suspects()[-1] >= self.injection.head:
-                return self._injected()  # the last norm is wrong, and sees a faint or far map from here on
-        if not has_branch:
-            return None  # both probes have its own weights: something else made the difference
-        return k, self._guess([k], k), BISECTED
+        has_branch = isinstance(self.bench.layers[k], Resnet | Attention)  # if not, both probes have its own weights
+        bared = self.bisection.prepares(k - 1) and not self.bisection.prepares(k)
+        if not has_branch or (bared and not self.bisection.unprepared(k - 1).right):
+            # The last norm may be wrong, and see a faint or far map from here on.
+            return self._injected() if self.injection.suspects()[-1] >= self.injection.head else None
+        guess = self._guess([k], k)
+        proven = guess or self.bisection.without(k, up_to=len(self.bench.layers) - 1).right
+        return (k, guess, BISECTED) if proven or not self.bisection.only(k).right else None
 
     def _injected(self) -> Named | None:
         """A mistake in a convolution on the way, in a skip, in a change of size, or in the last norm."""
@@ -157,9 +158,12 @@ class _Search:
         if len(hiding) == 1:
             return hiding[0], self._guess(hiding, hiding[0]), HIDDEN
         if guess := self._guess(suspects, suspects[-1]):
-            return guess.layer, guess, INJECTED
+            late = guess.layer >= self.injection.head
+            return None if late and not first_resnet_is_right(self.injection) else (guess.layer, guess, INJECTED)
         k = self.injection.decided(suspects)
-        return None if k is None else (k, None, INJECTED)
+        if k is None or (k > first_resnet(self.injection) and not first_resnet_is_right(self.injection)):
+            return None
+        return k, None, INJECTED
 
     def _hides(self, k: int) -> bool:
         """Whether all is right as soon as layer k is silent, and no other layer has its branch."""
