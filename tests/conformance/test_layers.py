@@ -5,23 +5,32 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
+from types import SimpleNamespace
 
 import jsonschema
 import numpy as np
 import pytest
+from conformance.test_ports import Port as DiffusersPort
 from conformance.test_ports import subject as diffusers_port
 from support.made_reports import report as made_report
 
+import vaespec_numpy
+from vaespec.analysis.rounding import rounded
 from vaespec.architecture import HALVES
 from vaespec.reference import ReferenceOps
+from vaespec_conformance import Selection, run_conformance
 from vaespec_conformance.cases import models
-from vaespec_conformance.layers import first_wrong_layer
+from vaespec_conformance.cases.cases import Case
+from vaespec_conformance.layers import first_wrong_layer, probing, search
+from vaespec_conformance.mutants import MUTANTS, hints
 from vaespec_conformance.reports.html import to_html
 from vaespec_conformance.reports.markdown import to_markdown
 from vaespec_conformance.reports.report import SCHEMA_FILE, Report
 from vaespec_conformance.reports.result import Failure, Result
 from vaespec_conformance.reports.text import failure_lines
-from vaespec_conformance.subjects.subjects import PortSubject
+from vaespec_conformance.subjects.errors import UnansweredError
+from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject
 
 CONFIG = models.narrow((8, 16), layers_per_block=1)
 
@@ -119,9 +128,168 @@ def test_no_layer_is_named_for_a_mistake_outside_the_layers():
     assert first_wrong_layer(PortSubject(Halved, "outside"), CONFIG) is None
 
 
-def test_no_layer_is_named_after_the_deadline():
-    at = "decoder.mid_block.resnets.1"
-    assert first_wrong_layer(black_box(at, **FAULTS[at]), CONFIG, seconds=0) is None
+@pytest.mark.parametrize("mistake", ["silu_is_gelu", "resnet_without_residual", "middle_resnets_swapped"])
+def test_no_late_layer_is_named_for_a_mistake_that_is_in_many(mistake):
+    wrong = MUTANTS[mistake].wrap(BackendSubject(vaespec_numpy.backend))
+    assert first_wrong_layer(PortSubject.of(wrong), CONFIG) is None
+
+
+@pytest.mark.parametrize("seconds", [1, 20, 100])
+def test_a_search_asks_a_slow_port_no_more_than_its_time_allows(monkeypatch, seconds):
+    clock, at = SimpleNamespace(now=0.0), "decoder.mid_block.resnets.1"
+    for module in (probing, search):
+        monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Slow(BlackBox):
+        def decode(self, z):
+            clock.now += 6
+            return super().decode(z)
+
+    port = PortSubject(partial(Slow, at=at, replaced=tuple(FAULTS[at].items())), "slow")
+    assert first_wrong_layer(port, CONFIG, seconds=seconds) is None or seconds == 100
+    assert clock.now <= max(6, seconds)
+
+
+# -- ports of every kind -----------------------------------------------------------------------------------------------
+
+WRONG = {half: f"{half}.mid_block.resnets.1" for half in HALVES}
+OWN_CONFIG = models.narrow((4, 8, 8), norm_num_groups=2, latent_channels=6, layers_per_block=1)
+
+
+class Faulty(BlackBox):
+    """A wrong activation in one resnet of each half."""
+
+    def run(self, half, x):
+        relu = ("silu", lambda ops, x: ops.relu(x))
+        return BlackBox(self.config, self.weights, WRONG[half], (relu,)).run(half, x)
+
+
+class DecoderAlone(Faulty):
+    encode = property()
+
+
+class EncoderAlone(Faulty):
+    decode = property()
+
+
+class MeanAlone(Faulty):
+    def encode(self, x):
+        return super().encode(x)[0]
+
+
+class OwnConfig(Faulty):
+    config = OWN_CONFIG
+
+
+class Narrow(Faulty):
+    """Computes in bfloat16, as an adapter that takes a dtype."""
+
+    def __init__(self, config, weights, dtype):
+        super().__init__(config, {name: rounded(w, dtype) for name, w in weights.items()})
+        self.dtype = dtype
+
+    def run(self, half, x):
+        return rounded(super().run(half, x), self.dtype)
+
+
+class RaisesForZeros(Faulty):
+    def __init__(self, config, weights):
+        if not all(w.any() for w in weights.values()):
+            raise ValueError("a tensor of zeros")
+        super().__init__(config, weights)
+
+
+class EveryOtherTime(BlackBox):
+    """Wrong in every other call, as a cache that is not cleared."""
+
+    calls = count()
+
+    def run(self, half, x):
+        return super().run(half, x) + next(self.calls) % 2
+
+
+class Random(BlackBox):
+    rng = np.random.default_rng(0)
+
+    def run(self, half, x):
+        return super().run(half, x + 0.1 * self.rng.standard_normal(x.shape).astype(np.float32))
+
+
+class OwnWeights(Faulty):
+    weights = None
+
+    @staticmethod
+    def given(config):
+        return models.weights(Case.of(config="plain", regime="plain", size=(2, 3), more=0, seed=5), "float32")
+
+
+class Flat(Faulty):
+    """Returns numbers without axes."""
+
+    def run(self, half, x):
+        return super().run(half, x).ravel() if half == "decoder" else super().run(half, x)[:, :, 0]
+
+
+class Noticed(BlackBox):
+    """A wrong input of the first layer, which is seen from inside."""
+
+    def layers(self, call, x):
+        half, ops, told = {"encode": "encoder", "decode": "decoder"}[call], ReferenceOps(np, "float32"), {}
+        x = x / 2 + 0.5
+        for layer in HALVES[half].build(self.config).layers:
+            x = told[layer.name] = layer(x, self.weights, ops)
+        return told
+
+    def run(self, half, x):
+        return super().run(half, x / 2 + 0.5)
+
+
+BOTH = tuple(HALVES)
+KINDS = {
+    "decoder alone": (DecoderAlone, ("decoder",)),
+    "encoder alone": (EncoderAlone, ("encoder",)),
+    "mean alone": (MeanAlone, BOTH),
+    "a config of its own": (OwnConfig, BOTH),
+    "in bfloat16": (Narrow, ("decoder",)),  # the encoder is wrong by less than three budgets: nothing is clear
+    "raises for tensors of zeros": (RaisesForZeros, ()),
+    "wrong every other time": (EveryOtherTime, ()),
+    "random": (Random, ()),
+    "its own weights": (OwnWeights, ()),
+    "results of other shapes": (Flat, ()),
+    "a wrong input of the first layer": (Noticed, ()),
+}
+
+
+def of_kind(kind):
+    """The subject, a config that it takes, and its dtype."""
+    made = kind
+    if kind is OwnWeights:
+        made = lambda config, weights: kind(config, weights)  # noqa: E731
+        made.weights = kind.given
+    port = PortSubject(made, "kind")
+    return port, OWN_CONFIG if kind is OwnConfig else CONFIG, "bfloat16" if kind is Narrow else "float32"
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_ports_of_every_kind_have_the_right_layer_named_or_none(name):
+    kind, named = KINDS[name]
+    port, config, dtype = of_kind(kind)
+    found = {half: first_wrong_layer(port, config, dtype, half) for half in HALVES}
+    assert {half: one.layer for half, one in found.items() if one} == {half: WRONG[half] for half in named}
+
+
+def test_a_program_that_does_not_answer_a_probe_is_asked_no_more():
+    asked = []
+
+    class Hangs(Faulty):
+        def decode(self, z):
+            asked.append(z)
+            if len(asked) > 3:
+                raise UnansweredError("decode: the program did not end in time.")
+            return super().decode(z)
+
+    assert first_wrong_layer(PortSubject(Hangs, "hangs"), CONFIG) is None
+    assert len(asked) == 4
 
 
 def test_a_known_mistake_in_the_layer_gives_the_part_and_the_cause():
@@ -150,6 +318,15 @@ def test_a_port_made_of_objects_is_watched_from_inside(layer, part, spoil):
     assert found.picture.startswith("data:image/png")
 
 
+def test_a_class_whose_objects_return_their_weights_is_watched_too():
+    class Mine(DiffusersPort):
+        def __init__(self, config, weights):
+            super().__init__(config, weights)
+            self.vae.decoder.mid_block.resnets[1].norm2.eps = 0.1
+
+    assert first_wrong_layer(PortSubject(Mine, "mine"), CONFIG).name == "decoder.mid_block.resnets.1.norm2"
+
+
 def test_a_port_that_returns_its_layers_is_believed():
     class Telling(BlackBox):
         def layers(self, call, x):
@@ -176,6 +353,17 @@ def test_the_objects_of_a_port_are_as_before_when_it_was_watched():
 
     assert first_wrong_layer(diffusers_port(spoil), CONFIG).layer == "decoder.conv_norm_out"
     assert all([type(module) for module in vae.modules()] == before for vae, before in built)
+
+
+def test_a_run_names_the_layer_of_a_failing_port_and_searches_none_in_a_backend(monkeypatch):
+    monkeypatch.setattr(hints, "likely", lambda *arguments: None)  # the search for the cause takes longer
+    selection = Selection(dtypes=("float32",), checks=("model.decode",))
+    failing = black_box(WRONG["decoder"], **FAULTS[WRONG["decoder"]])
+    (result,) = run_conformance(failing, profile="quick", selection=selection).results
+    assert (result.status, result.failure.layers["layer"]) == ("fail", WRONG["decoder"])
+    backend = MUTANTS["silu_is_gelu"].wrap(BackendSubject(vaespec_numpy.backend))
+    (result,) = run_conformance(backend, profile="quick", selection=selection).results
+    assert (result.status, result.failure.layers) == ("fail", None)
 
 
 @pytest.fixture(scope="module")

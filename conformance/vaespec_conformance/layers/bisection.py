@@ -15,8 +15,9 @@ import numpy as np
 
 from vaespec.analysis.rounding import rounded
 from vaespec.layers import NormAct
-from vaespec_conformance.layers.neutral_weights import Weights, can_scale, idle, quiet, scaled, silent
+from vaespec_conformance.layers.neutral_weights import Weights, can_scale, idle, own, quiet, scaled, silent
 from vaespec_conformance.layers.probing import Answer, Bench, TimeUpError, runs
+from vaespec_conformance.subjects.errors import ConformanceError, UnansweredError
 
 FAINTEST, FARTHEST = 0.05, 5.0
 """A map is prepared for the last norm if its deviation is smaller, or its mean is more deviations away from 0."""
@@ -44,6 +45,11 @@ class Bisection:
         passed = self.passed(up_to) | ({k} if idle(self.bench.layers[k]) else set())
         return self.bench.ask(chosen, self.x, passed)
 
+    def only(self, k: int) -> Answer:
+        """The probe with real weights in layer k, and quiet layers before and behind it."""
+        passed = frozenset(i for i in self.passed(-1) if i != k)
+        return self.bench.ask(self.probe(-1) | own(self.bench.layers[k], self.weights), self.x, passed)
+
     def prepares(self, k: int) -> bool:
         """Whether the probe "up to k" has a map prepared for the last norm."""
         return bool(self._prepared(self.probe(k), k))
@@ -64,13 +70,20 @@ class Bisection:
             found.append(maps)
         return found
 
+    def unprepared(self, k: int) -> Answer:
+        """The probe "up to k" whose map is not prepared for the last norm."""
+        return self.bench.ask(self._up_to(k), self.x, self.passed(k))
+
     def probe(self, k: int) -> Weights:
         """The weights of the probe "up to k"."""
-        layers = self.bench.layers
-        chosen = dict(self.weights)
-        for layer in layers[k + 1 :]:
-            chosen |= quiet(layer, self.weights)
+        chosen = self._up_to(k)
         return chosen | {name: rounded(w, self.bench.dtype) for name, w in self._prepared(chosen, k).items()}
+
+    def _up_to(self, k: int) -> Weights:
+        chosen = dict(self.weights)
+        for layer in self.bench.layers[k + 1 :]:
+            chosen |= quiet(layer, self.weights)
+        return chosen
 
     def first_wrong(self) -> int | None:
         """The first k for which "up to k" is wrong and "up to k - 1" is right. "up to -1" must be right."""
@@ -83,12 +96,14 @@ class Bisection:
         return wrong
 
     def strip(self) -> list[Answer | None]:
-        """The answers of the probes up to each layer; None where the time was up."""
+        """The answers of the probes up to each layer; None if the time was up, or if the subject raised."""
         answers: list[Answer | None] = []
         for k in range(len(self.bench.layers)):
             try:
                 answers.append(self.answer(k))
-            except TimeUpError:
+            except UnansweredError:
+                raise
+            except (TimeUpError, ConformanceError):
                 answers.append(None)
         return answers
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import permutations
 from typing import Any
 
@@ -22,7 +23,7 @@ from vaespec_conformance.subjects.errors import ConformanceError
 
 
 @dataclass(frozen=True)
-class Seen:
+class Compared:
     """What one layer, or one part of it, returned: its name, the used share of its budget, and the error if beyond."""
 
     name: str
@@ -30,32 +31,33 @@ class Seen:
     error: ConformanceError | None
 
 
-def look(bench: Bench, weights: Weights, x: np.ndarray) -> list[Seen]:
+def compared_layers(bench: Bench, weights: Weights, x: np.ndarray) -> list[Compared]:
     """The layers of the subject that can be seen, in order, compared with the specification's."""
     found = _results(bench, weights, x)
     if not found:
         return []
     runs = ((ReferenceOps(np), np.float64), *rounding_ops(bench.dtype))
     exact, *rounded = (dict(_activations(bench, weights, x, *run)) for run in runs)
-    seen = []
+    results = []
     for name, expected in exact.items():
         if name in found and (actual := _arranged(found[name], expected)) is not None:
             predicted = rounding_error([run[name] for run in rounded], expected, bench.dtype)
-            seen.append(Seen(name, *compared(actual, expected, budgets.model(bench.dtype, predicted), name)))
-    return seen
+            budget = budgets.model(bench.dtype, predicted)
+            results.append(Compared(name, *compared(actual, expected, budget, name)))
+    return results
 
 
-def first_wrong(bench: Bench, seen: list[Seen]) -> Seen | None:
+def first_wrong(bench: Bench, results: list[Compared]) -> Compared | None:
     """The first wrong one, if the layer before it is seen and right, and nothing behind it is right.
 
     A part whose object returns something else than the specification's part is no evidence: then the layers behind
     it are right.
     """
     layers = [layer.name for layer in bench.layers]
-    whole = [one for one in seen if one.name in layers]
-    right = [i for i, one in enumerate(seen) if one.used <= 1 and one.name in layers]
+    whole = [one for one in results if one.name in layers]
+    right = [i for i, one in enumerate(results) if one.used <= 1 and one.name in layers]
     last = right[-1] if right else -1
-    wrong = next((one for one in seen[last + 1 :] if one.used > 1), None)
+    wrong = next((one for one in results[last + 1 :] if one.used > 1), None)
     if wrong is None:
         return None
     at = next(i for i, name in enumerate(layers) if _belongs(wrong.name, bench.layers[i]))
@@ -81,11 +83,11 @@ def _results(bench: Bench, weights: Weights, x: np.ndarray) -> Mapping[str, np.n
         params = ops.load_params(weights, dict(half.build(bench.config).parameters()))
         named = activations(half.build(bench.config), ops.from_numpy(x), params, ops)
         return {name: np.array(ops.to_numpy(y)).astype(np.float64) for name, y in named}
-    vae = subject.build(bench.config, weights, bench.dtype).vae
-    if hasattr(vae, "layers") and callable(vae.layers):
-        told = {name: as_numpy(y) for name, y in vae.layers(half.verb, x).items()}
+    built = subject.build(bench.config, weights, bench.dtype)
+    if callable(getattr(built.vae, "layers", None)):
+        told = {name: as_numpy(y) for name, y in built.vae.layers(half.verb, x.astype(built.input_dtype)).items()}
         return {name: y for name, y in told.items() if y is not None}
-    return watched(vae, half.verb, x, bench.layers, weights)
+    return watched(built.vae, partial(getattr(built, half.verb), x), bench.layers, weights)
 
 
 def _activations(

@@ -8,7 +8,7 @@ Compiled functions call no objects: then nothing is seen.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import FunctionType, MethodType, ModuleType
@@ -19,10 +19,11 @@ import numpy as np
 from vaespec.layers import NormAct
 from vaespec_conformance.layers.neutral_weights import Weights
 
-MOST = 20000
-"""Objects that are looked at; a VAE has some hundreds."""
-HEAP = 1 << 9  # the flag of classes that are written in Python
-SEEDED = (str, bytes, int, float, complex, type(None), type, FunctionType, MethodType, ModuleType)
+MOST_OBJECTS = 20000
+"""So many objects are looked at; a VAE has some hundreds."""
+PYTHON_CLASS = 1 << 9
+"""CPython's Py_TPFLAGS_HEAPTYPE: the flag of classes that are written in Python."""
+HOLD_NO_ARRAYS = (str, bytes, int, float, complex, type(None), type, FunctionType, MethodType, ModuleType)
 
 
 @dataclass
@@ -35,22 +36,22 @@ class Part:
 
     def names(self) -> set[str]:
         """All weights in the object, by canonical names."""
-        found, seen, waiting = set(self.own), {id(self)}, [*self.inside]
+        found, visited, waiting = set(self.own), {id(self)}, [*self.inside]
         while waiting:
             part = waiting.pop()
-            if id(part) not in seen:
-                seen.add(id(part))
+            if id(part) not in visited:
+                visited.add(id(part))
                 found |= part.own
                 waiting += part.inside
         return found
 
 
-def watched(vae: Any, call: str, x: np.ndarray, layers: tuple[Any, ...], weights: Weights) -> dict[str, np.ndarray]:
-    """What each layer, and each part with weights, returned when vae.<call>(x) ran: by diffusers' names."""
+def watched(vae: Any, run: Callable[[], object], layers: tuple[Any, ...], weights: Weights) -> dict[str, np.ndarray]:
+    """What each layer, and each part with weights, of the VAE returned in run(), which runs it: by diffusers' names."""
     things = dict(_named(_parts(vae, weights), layers))
     results: dict[int, list[np.ndarray | None]] = {}
     with _replaced({id(thing): thing for found in things.values() for thing in found}, results):
-        getattr(vae, call)(x)
+        run()
     once = {key: found[0] for key, found in results.items() if len(found) == 1}
     told = {name: next((once[id(t)] for t in found if id(t) in once), None) for name, found in things.items()}
     return {name: y for name, y in told.items() if y is not None}
@@ -58,20 +59,20 @@ def watched(vae: Any, call: str, x: np.ndarray, layers: tuple[Any, ...], weights
 
 def _parts(root: Any, weights: Weights) -> list[Part]:
     """The objects in a VAE, the outermost first, with the names of their weights."""
-    known = {_print(w): name for name, w in weights.items()}
+    known = {_fingerprint(w): name for name, w in weights.items()}
     parts: dict[int, Part] = {}
     order: list[Part] = []
     first = Part(root)
     waiting = deque([(first, _content(root))])
     parts[id(root)] = first
-    while waiting and len(parts) < MOST:
+    while waiting and len(parts) < MOST_OBJECTS:
         part, content = waiting.popleft()
         order.append(part)
         for thing in content:
-            if isinstance(thing, SEEDED):
+            if isinstance(thing, HOLD_NO_ARRAYS):
                 continue
             if (array := as_numpy(thing)) is not None:
-                part.own |= {known[_print(array)]} if _print(array) in known else set()
+                part.own |= {known[_fingerprint(array)]} if _fingerprint(array) in known else set()
                 continue
             if id(thing) not in parts:
                 parts[id(thing)] = Part(thing)
@@ -85,14 +86,14 @@ def _content(thing: Any) -> list[Any]:
     if isinstance(thing, list | tuple | set):
         return list(thing)
     values = list(thing.values()) if isinstance(thing, dict) else []
-    return values + (list(vars(thing).values()) if _ours(thing) and hasattr(thing, "__dict__") else [])
+    return values + (list(vars(thing).values()) if _written_in_python(thing) and hasattr(thing, "__dict__") else [])
 
 
-def _ours(thing: Any) -> bool:
-    return bool(type(thing).__flags__ & HEAP)
+def _written_in_python(thing: Any) -> bool:
+    return bool(type(thing).__flags__ & PYTHON_CLASS)
 
 
-def _print(a: np.ndarray) -> tuple[int, float, float]:
+def _fingerprint(a: np.ndarray) -> tuple[int, float, float]:
     """What identifies a weight in any layout: its size, least and greatest number in float32."""
     return a.size, float(np.float32(a.min())), float(np.float32(a.max()))
 
@@ -102,7 +103,9 @@ def _named(parts: list[Part], layers: tuple[Any, ...]) -> Iterator[tuple[str, li
 
     The outermost object comes first for a layer, and the innermost for a part of one.
     """
-    callables = [(part.thing, part.names()) for part in parts if _ours(part.thing) and callable(part.thing)]
+    callables = [
+        (part.thing, part.names()) for part in parts if _written_in_python(part.thing) and callable(part.thing)
+    ]
     for layer in layers:
         names = {name for name, _ in layer.parameters()}
         inner: dict[str, set[str]] = {}

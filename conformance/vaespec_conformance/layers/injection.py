@@ -39,17 +39,23 @@ class Injection:
     def constants(self, j: int, values: np.ndarray | None = None) -> Answer:
         """The probe "from j", in which layer j makes a map that is constant in each channel.
 
-        A downsampling that is next is silent, since its zeros below and on the right make differences.
+        The next layer that changes the size is silent if it is a downsampling: its zeros below and on the right would
+        make differences, which show mistakes of layers that constants are meant not to show.
         """
         layers = self.bench.layers
         chosen = silent(layers[j])
         bias = next(name for name in reversed(chosen) if name.endswith(_LAST_BIAS[type(layers[j])]))
         drawn = rounded(np.random.default_rng(j).uniform(-1, 1, chosen[bias].shape), self.bench.dtype)
         chosen[bias] = drawn if values is None else np.broadcast_to(values, drawn.shape)
-        following = next((k for k in range(j + 1, self.head) if isinstance(layers[k], Upsample | Downsample)), j)
-        if isinstance(layers[following], Downsample):
-            return self._ask(j, {j: chosen, following: silent(layers[following])} | {j: chosen})
-        return self._ask(j, {j: chosen})
+        resampling = [k for k in range(j + 1, self.head) if isinstance(layers[k], Upsample | Downsample)]
+        downsampling = [k for k in resampling[:1] if isinstance(layers[k], Downsample)]
+        return self._ask(j, {j: chosen} | {k: silent(layers[k]) for k in downsampling})
+
+    def constant_before(self, k: int, values: np.ndarray, chosen: Weights) -> np.ndarray:
+        """The result with a constant map before layer k, which has the weights `chosen`: a convolution is before it."""
+        before = without_output(self.bench.layers[k - 1])
+        bias = next(name for name in before if name.endswith("bias"))
+        return self._ask(k, {k - 1: before | {bias: values}, k: chosen}).actual
 
     @property
     def head(self) -> int:
@@ -76,11 +82,8 @@ class Injection:
         """The wrong one of the suspects, by what kinds of maps show the mistake; None if that does not decide it."""
         layers, (first, *others) = self.bench.layers, suspects
         if first >= self.head:
-            return (
-                first
-                if not self._ask(self.head, {k: silent(layer) for k, layer in enumerate(layers) if k >= first}).right
-                else None
-            )
+            silenced = {k: silent(layer) for k, layer in enumerate(layers) if k >= first}
+            return None if self._ask(self.head, silenced).right else first
         if not isinstance(layers[first], Resnet):
             return first if first else None
         resampling = [k for k in others if isinstance(layers[k], Upsample | Downsample)]
@@ -92,20 +95,12 @@ class Injection:
             return self.head
         return None if len(others) > 1 else first
 
-    def _ends_rightly(self) -> bool:
-        """Whether constants of the last convolution arrive: if not, the mistake is behind the layers."""
-        last = self.bench.layers[-1]
-        bias = next(name for name in without_output(last) if name.endswith("bias"))
-        values = np.resize((4.0, -2.0, 1.0, -0.25), self.weights[bias].shape)
-        return self._ask(self.head, {len(self.bench.layers) - 1: without_output(last) | {bias: values}}).right
-
     def _ask(self, j: int, changed: dict[int, Weights]) -> Answer:
         """The probe with these weights in some layers, zeros before layer j, and quiet layers behind it."""
         layers, chosen = self.bench.layers, dict(self.weights)
         for k, layer in enumerate(layers):
-            chosen |= changed.get(k, silent(layer) if k < j else quiet(layer, self.weights))
-            if k < j and isinstance(layer, Conv):
-                chosen |= without_output(layer)
+            before = without_output(layer) if isinstance(layer, Conv) else silent(layer)
+            chosen |= changed.get(k, before if k < j else quiet(layer, self.weights))
         passed = frozenset(k for k, layer in enumerate(layers) if k not in changed and idle(layer))
         return self.bench.ask(chosen, self.x if j == 0 else 0 * self.x, passed)
 

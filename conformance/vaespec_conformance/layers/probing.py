@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache, partial
+from dataclasses import dataclass, field
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from vaespec.reference import ReferenceOps
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.judging.comparison import within
 from vaespec_conformance.layers.neutral_weights import Weights
-from vaespec_conformance.subjects.errors import ConformanceError
+from vaespec_conformance.subjects.errors import ConformanceError, blamed
 
 
 class TimeUpError(Exception):
@@ -29,13 +29,13 @@ class TimeUpError(Exception):
 
 @dataclass(frozen=True)
 class Answer:
-    """The subject's result of a probe, the expected one, and the used share of the budget: inf if it raised.
+    """The subject's result of a probe, the expected one, and the used share of the budget.
 
     `error` is the difference, with its place; None if the result is within the budget.
     """
 
     used: float
-    actual: np.ndarray | None
+    actual: np.ndarray
     expected: np.ndarray
     error: ConformanceError | None
 
@@ -46,11 +46,11 @@ class Answer:
 
     @property
     def measured(self) -> bool:
-        """Whether there is a result of the right shape."""
-        return self.actual is not None and self.actual.shape == self.expected.shape
+        """Whether the result has the right shape."""
+        return self.actual.shape == self.expected.shape
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
     """One half of a subject, to be asked with chosen weights until the deadline, in seconds of time.monotonic()."""
 
@@ -59,33 +59,45 @@ class Bench:
     dtype: str
     half: str
     deadline: float
+    pace: float = field(default=0.0, init=False)
+    """The most seconds that an answer took for each number of the input."""
 
-    @property
+    @cached_property
     def layers(self) -> tuple[Any, ...]:
         """The layers of the half, in order."""
         return HALVES[self.half].build(self.config).layers
 
+    @cached_property
+    def own_weights(self) -> Weights:
+        """The only weights that the subject has; empty if it takes any. With only these, nothing can be bisected."""
+        return dict(self.subject.own_weights(self.config, self.dtype))
+
     def ask(
         self, weights: Weights, x: np.ndarray, passed: frozenset[int] = frozenset(), begun: Begun | None = None
     ) -> Answer:
-        """Runs the subject and the specification; raises TimeUpError after the deadline. Weights are in the dtype.
+        """Runs the subject and the specification. Weights are in the dtype.
+
+        Raises TimeUpError if the deadline would pass meanwhile, and what the subject raises.
 
         `passed` are the numbers of the layers that return their input with these weights, bit by bit: the
         specification leaves them out. `begun` is what it has computed already.
         """
-        if time.monotonic() > self.deadline:
-            raise TimeUpError
+        self.require_time(x)
+        began = time.monotonic()
         first, maps = begun or (0, [x] * len(runs(self.dtype)))
         layers = tuple(layer for i, layer in enumerate(self.layers) if i >= first and i not in passed)
         with threadpool_limits(1, "blas"):  # the maps are small
             results = [run(layers, weights, y) for run, y in zip(runs(self.dtype), maps, strict=True)]
-        return self._ask(weights, x, [finished(result, self.half) for result in results])
+        actual = run_half(self.subject, self.config, weights, self.dtype, self.half, x)
+        self.pace = max(self.pace, (time.monotonic() - began) / x.size)
+        return self._judged(actual, [finished(result, self.half) for result in results])
 
-    def _ask(self, weights: Weights, x: np.ndarray, results: list[np.ndarray]) -> Answer:
-        try:
-            actual = run_half(self.subject, self.config, weights, self.dtype, self.half, x)
-        except ConformanceError as raised:
-            return Answer(float("inf"), None, results[0], raised)
+    def require_time(self, x: np.ndarray, answers: int = 1) -> None:
+        """Raises TimeUpError if so many answers for x would take until after the deadline, by the slowest so far."""
+        if time.monotonic() + answers * self.pace * x.size > self.deadline:
+            raise TimeUpError
+
+    def _judged(self, actual: np.ndarray, results: list[np.ndarray]) -> Answer:
         expected, *narrow = (alike(result, actual) for result in results)
         budget = budgets.model(self.dtype, rounding_error(narrow, expected, self.dtype))
         used, error = compared(actual, expected, budget, self.half)
@@ -129,7 +141,8 @@ def finished(y: np.ndarray, half: str) -> np.ndarray:
 
 def alike(result: np.ndarray, actual: np.ndarray) -> np.ndarray:
     """A half's result, or the mean alone if `actual`, the subject's result, is that."""
-    return result[:, : actual.shape[1]] if result.shape[1] == 2 * actual.shape[1] else result
+    mean = actual.ndim == result.ndim and result.shape[1] == 2 * actual.shape[1]
+    return result[:, : actual.shape[1]] if mean else result
 
 
 def run_half(
@@ -139,4 +152,5 @@ def run_half(
     vae = subject.build(config, weights, dtype)
     if half == "decoder":
         return np.asarray(vae.decode(x))
-    return np.concatenate(vae.encode(x), axis=1)
+    with blamed("encode"):  # the two may have other shapes
+        return np.concatenate(vae.encode(x), axis=1)

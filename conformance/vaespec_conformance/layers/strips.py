@@ -7,7 +7,7 @@ import numpy as np
 from vaespec.analysis.rounding import rounding_error
 from vaespec_conformance.judging import budgets
 from vaespec_conformance.layers.bisection import Bisection
-from vaespec_conformance.layers.comparing import Seen, owner
+from vaespec_conformance.layers.comparing import Compared, owner
 from vaespec_conformance.layers.finding import LayerFinding, name_of
 from vaespec_conformance.layers.known_mistakes import Guess, mistaken_maps
 from vaespec_conformance.layers.probing import compared
@@ -47,13 +47,15 @@ def finding(
     return LayerFinding(layer, half, strip, where, how, part or None, cause, _picture(error))
 
 
-def seen_finding(half: str, seen: list[Seen], wrong: Seen, layers: tuple[object, ...], how: str) -> LayerFinding:
+def seen_finding(
+    half: str, results: list[Compared], wrong: Compared, layers: tuple[object, ...], how: str
+) -> LayerFinding:
     """The finding of a wrong layer, or a part of one, that was seen."""
     whole = {name_of(layer): layer for layer in layers}
     named = name_of(owner(layers, wrong.name))
     rows: Rows = []
     for name in whole:
-        inside = [one for one in seen if name_of(owner(layers, one.name)) == name]
+        inside = [one for one in results if name_of(owner(layers, one.name)) == name]
         if inside:
             rows.append((name, inside[-1].used, inside[-1].error))
     part = wrong.name.removeprefix(named).strip(".")

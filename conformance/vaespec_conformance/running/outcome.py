@@ -24,7 +24,7 @@ from vaespec_conformance.subjects.capabilities import Gap
 from vaespec_conformance.subjects.errors import ConformanceError
 
 SECONDS = 20.0
-"""How long a search may take; without a finding it names no layer."""
+"""How long the searches for all causes of a check may take together; without a finding they name no layer."""
 
 
 def outcome(examination: Examination, named: str | None, *, debug: bool = False) -> Result:
@@ -88,11 +88,13 @@ def _measured(examination: Examination) -> tuple[float | None, float | None]:
 def _failure(examination: Examination, named: str | None, debug: bool) -> Failure:
     """The first cause, with the others beside it."""
     passed = [case for cases in examination.passed.values() for case in cases]
-    first, *others = (_described(examination, cause, named, debug) for cause in causes(examination.failures, passed))
+    found = list(causes(examination.failures, passed))
+    seconds = SECONDS / len(found)
+    first, *others = (_described(examination, cause, named, debug, seconds) for cause in found)
     return replace(first, others=tuple(others))
 
 
-def _described(examination: Examination, cause: Cause, named: str | None, debug: bool) -> Failure:
+def _described(examination: Examination, cause: Cause, named: str | None, debug: bool, seconds: float) -> Failure:
     case, error, item, total = cause.case, cause.error, examination.item, examination.examples
     message = [sentence(str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}")]
     if not cause.searched:
@@ -112,7 +114,7 @@ def _described(examination: Examination, cause: Cause, named: str | None, debug:
         command=_command(item, case, named) if case else None,
         picture=_picture(error),
         trace=_trace(error) if debug else None,
-        layers=_layers(examination, case, error),
+        layers=_layers(examination, case, error, seconds),
     )
 
 
@@ -122,7 +124,7 @@ def _trace(error: Exception) -> str | None:
     return "".join(traceback.format_exception(cause)) if cause else None
 
 
-def _layers(examination: Examination, case: Case | None, error: Exception) -> dict[str, Any] | None:
+def _layers(examination: Examination, case: Case | None, error: Exception, seconds: float) -> dict[str, Any] | None:
     """The first wrong layer of a whole VAE whose encode or decode is wrong, and the strip over the layers."""
     item, subject = examination.item, examination.subject
     if subject.kind == "backend" or item.check.id not in HALF_OF or case is None or item.lacking:
@@ -132,7 +134,7 @@ def _layers(examination: Examination, case: Case | None, error: Exception) -> di
     half = HALF_OF[item.check.id]
     x, weights = models.given(half, case, item.dtype), models.weights(case, item.dtype)
     found = first_wrong_layer(
-        subject, models.config_of(case), item.dtype, half.name, weights=weights, x=x, seconds=SECONDS
+        subject, models.config_of(case), item.dtype, half.name, weights=weights, x=x, seconds=seconds
     )
     return found.to_dict() if found else None
 

@@ -83,9 +83,12 @@ class Subject:
 
         Raises NotSupportedError if the subject does not take the config.
         """
-        if self.terms.weights:
-            weights = {name: w.copy() for name, w in _own_weights(self.terms.weights, config, dtype).items()}
-        return self._facade(config, weights, dtype)
+        return self._facade(config, self.own_weights(config, dtype) or weights, dtype)
+
+    def own_weights(self, config: AutoencoderConfig, dtype: str) -> dict[str, np.ndarray]:
+        """Copies of the only weights that the subject has for a config, rounded to the dtype; empty if it takes any."""
+        given = self.terms.weights
+        return {name: w.copy() for name, w in _own_weights(given, config, dtype).items()} if given else {}
 
     def _facade(self, config: AutoencoderConfig, weights: dict[str, np.ndarray], dtype: str) -> VaeFacade:
         with blamed("build"):
