@@ -120,12 +120,29 @@ def test_no_layer_of_a_right_port_is_named(port, half):
     assert first_wrong_layer(port, CONFIG, half=half) is None
 
 
-def test_no_layer_is_named_for_a_mistake_outside_the_layers():
-    class Halved(BlackBox):
-        def decode(self, z):
-            return super().decode(z) / 2 + 0.5
+@pytest.mark.parametrize(
+    "behind",
+    [
+        lambda y: y / 2 + 0.5,
+        lambda y: -y,
+        lambda y: 0 * y,
+        lambda y: 1.001 * y,
+        np.tanh,
+        lambda y: y.astype(np.float16).astype(np.float32),
+        lambda y: np.concatenate([y[:, :, :-1], 0 * y[:, :, -1:]], axis=2),
+    ],
+)
+def test_no_layer_is_named_for_a_mistake_behind_the_layers(behind):
+    class Spoilt(BlackBox):
+        def encode(self, x):
+            mean, logvar = super().encode(x)
+            return behind(mean), logvar
 
-    assert first_wrong_layer(PortSubject(Halved, "outside"), CONFIG) is None
+        def decode(self, z):
+            return behind(super().decode(z))
+
+    assert first_wrong_layer(PortSubject(Spoilt, "behind"), CONFIG) is None
+    assert first_wrong_layer(PortSubject(Spoilt, "behind"), CONFIG, half="encoder") is None
 
 
 @pytest.mark.parametrize("mistake", ["silu_is_gelu", "resnet_without_residual", "middle_resnets_swapped"])
