@@ -28,6 +28,8 @@ TIED = 1.5
 """Two mistakes are equally likely if the distance to one is at most so many times the distance to the other."""
 SEEN = 1e-3
 """A mistake that changes a result by less may have passed a case."""
+STORED = 8
+"""The greatest budget of an operation in 16 bits, in eps: attention's; see `budgets.attention`."""
 KEPT = 32 << 20
 """Bytes of the results of mistakes that are kept: the failures of a check are compared with the same passed cases."""
 OR = " Or: "
@@ -119,8 +121,14 @@ def _refutations(mutant: Mutant, compute: Compute, passed: Sequence[Case], dtype
     for case in passed:
         if time.monotonic() < end:
             right = specified(compute, case, dtype)
-            budget = max(SEEN, budgets.model(dtype, predicted(compute, case, dtype)))
+            budget = _budget(compute, case, dtype)
             yield _distance(right, _mistaken(mutant.name, compute, case, dtype), right) > budget
+
+
+def _budget(compute: Compute, case: Case, dtype: str) -> float:
+    """The change that a passed case shows: for one with a config, which is of a whole model, the model's budget."""
+    of_model = "config" in dict(case.items)
+    return max(SEEN, budgets.model(dtype, predicted(compute, case, dtype)) if of_model else STORED * budgets.EPS[dtype])
 
 
 def _turned(actual: np.ndarray, expected: np.ndarray) -> str | None:
