@@ -6,7 +6,7 @@ import pytest
 from support.own_checks import define
 from support.subjects_of_all_kinds import Good
 
-from vaespec_conformance import BackendSubject, Selection
+from vaespec_conformance import BackendSubject, PortSubject, Selection
 from vaespec_conformance.running.agenda import AgendaError, agenda, levels_between
 
 GOOD = BackendSubject(Good())
@@ -43,3 +43,10 @@ def test_a_selection_of_something_that_does_not_exist_is_refused_with_the_choice
     define("ops.conv2d")
     with pytest.raises(AgendaError, match=message):
         Selection(**fields)
+
+
+def test_checks_of_operations_alone_are_refused_for_a_port():
+    port = PortSubject(lambda config, weights: None, "mine")
+    with pytest.raises(AgendaError, match=r"^ops\.conv2d examines a backend, not a port: see `vaespec conformance"):
+        agenda(port, Selection(checks=("ops.conv2d",)))
+    assert agenda(port, Selection(checks=("ops.conv2d", "model.decode")))

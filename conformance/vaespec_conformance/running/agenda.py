@@ -111,17 +111,15 @@ def levels_between(text: str | None) -> tuple[str, ...]:
 def agenda(subject: Subject, selection: Selection = EVERYTHING) -> tuple[Item, ...]:
     """The items of a run, level by level.
 
-    Raises AgendaError for a gap that names no check, and for a selected check that is not one for such a subject.
+    Raises AgendaError for a gap that names no check, and if no selected check examines subjects of this kind.
     """
     for gap in subject.gaps:
         if not any(gap.covers(check.id, dtype) for check in CHECKS.values() for dtype in check.dtypes):
             raise AgendaError(f"{subject.name} declares a gap for {gap.check!r}: {_choose(gap.check, CHECKS)}.")
-    for name in selection.checks:
-        kinds = CHECKS[name.partition("[")[0]].subjects
-        if subject.kind not in kinds:
-            raise AgendaError(
-                f"{name} examines a {' or '.join(kinds)}, not a {subject.kind}: see `vaespec conformance --list`."
-            )
+    named = {name: CHECKS[name.partition("[")[0]].subjects for name in selection.checks}
+    if named and not any(subject.kind in kinds for kinds in named.values()):
+        words = "; ".join(f"{name} examines a {' or '.join(kinds)}" for name, kinds in named.items())
+        raise AgendaError(f"{words}, not a {subject.kind}: see `vaespec conformance --list`.")
     return tuple(
         _item(subject, check, dtype)
         for check in sorted(CHECKS.values(), key=lambda check: check.level)
