@@ -210,29 +210,29 @@ def test_two_mistakes_that_a_case_cannot_tell_apart_are_both_named():
 
 # -- several failures of one check -------------------------------------------------------------------------------------
 
-DECODE = Selection(checks=("model.decode[float32]",))
+ONE_CHECK = Selection(checks=("model.decode[float32]",))
 
 
 def failure_of(port):
-    (result,) = run_conformance(port, profile="quick", selection=DECODE).bad
+    (result,) = run_conformance(port, profile="quick", selection=ONE_CHECK).bad
     return result.failure
 
 
 def test_a_mistake_that_was_found_is_recognized_in_cases_that_are_not_searched(monkeypatch):
     monkeypatch.setattr(causes, "SEARCHED", 1)
-    failure = failure_of(spoiled(decode=lambda port, z: port.vae.decode(z).sample[:, ::-1]))
+    failure = failure_of(spoiled(decode=lambda port, z: Port.decode(port, z)[:, ::-1]))
     assert failure.hint
     assert failure.others == ()
 
 
 def test_failures_whose_cause_was_not_searched_are_told_as_such(monkeypatch):
     monkeypatch.setattr(causes, "SECONDS", 0.0)
-    failure = failure_of(spoiled(decode=lambda port, z: port.vae.decode(z).sample * 1.001))
+    failure = failure_of(spoiled(decode=lambda port, z: Port.decode(port, z) * 1.001))
     assert failure.hint is None
     assert "was not searched" in failure.message
     assert failure.others == ()
 
 
 def test_a_variance_in_one_pass_is_not_suspected_if_other_cases_fail_too():
-    failure = failure_of(spoiled(decode=lambda port, z: port.vae.decode(z).sample * 1.001))
+    failure = failure_of(spoiled(decode=lambda port, z: Port.decode(port, z) * 1.001))
     assert hints.FAR not in (failure.hint, *(other.hint for other in failure.others))

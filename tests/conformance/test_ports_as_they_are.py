@@ -18,6 +18,7 @@ from vaespec.initialize import initialize
 from vaespec_conformance import Capabilities, PortSubject, Selection, run_conformance
 from vaespec_conformance.cases.models import CONFIGS, LABELS, config_of, narrow
 from vaespec_conformance.judging.registry import CHECKS
+from vaespec_conformance.running import outcome
 from vaespec_conformance.running.case_selection import name_of, pinned_cases
 from vaespec_conformance.running.labels import label
 
@@ -28,6 +29,11 @@ FOUR = narrow((4, 4, 8, 8), layers_per_block=2)
 SMALL = narrow((4, 8), layers_per_block=1)
 MODELS = Selection(dtypes=("float32",), checks=("model.encode", "model.decode", "model.logvar"))
 HALVES = Selection(dtypes=("float32",), checks=("model.encode", "model.decode"))
+
+
+@pytest.fixture(autouse=True)
+def _no_search_for_layers(monkeypatch):
+    monkeypatch.setattr(outcome, "SECONDS", 0.0)
 
 
 def run(build, selection=MODELS, **options):

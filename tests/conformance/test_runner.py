@@ -52,7 +52,7 @@ def test_the_reported_case_is_the_smallest_that_fails(monkeypatch):
             raise error
         return EXACT
 
-    monkeypatch.setattr(hints, "likely", lambda error, passed: f"a limit below {error.evidence[1]['number']}")
+    monkeypatch.setattr(hints, "likely", lambda error, *_: f"a limit below {error.evidence[1]['number']}")
     define("own", fails_from_1000)
     result = only(run())
     assert (result.status, result.eta2, result.etainf) == ("fail", 5.0, 2.0)
