@@ -18,7 +18,7 @@ from vaespec.initialize import initialize
 from vaespec_conformance import Capabilities, PortSubject, Selection, run_conformance
 from vaespec_conformance.cases.models import CONFIGS, LABELS, config_of, narrow
 from vaespec_conformance.judging.registry import CHECKS
-from vaespec_conformance.running import outcome
+from vaespec_conformance.running import causes, outcome
 from vaespec_conformance.running.case_selection import name_of, pinned_cases
 from vaespec_conformance.running.labels import label
 
@@ -32,7 +32,8 @@ HALVES = Selection(dtypes=("float32",), checks=("model.encode", "model.decode"))
 
 
 @pytest.fixture(autouse=True)
-def _no_search_for_layers(monkeypatch):
+def _no_search_for_causes_and_layers(monkeypatch):
+    monkeypatch.setattr(causes, "SECONDS", 0.0)
     monkeypatch.setattr(outcome, "SECONDS", 0.0)
 
 
