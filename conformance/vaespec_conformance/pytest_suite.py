@@ -60,7 +60,7 @@ class Suite:
 
     def run(self, item: Item) -> Result:
         """Runs an item within the time limit."""
-        limit = self.time_limit or allowed(self.subject, self.profile)
+        limit = allowed(self.subject, self.profile, self.time_limit)
         call = partial(run_item, self.subject, item, profile=self.profile, seed=self.seed, named=self.named)
         try:
             return call_within(limit, call)

@@ -168,7 +168,7 @@ def test_a_backend_that_cannot_be_imported_has_exit_code_2(code, message, tmp_pa
         (
             "os._exit(3)",
             2,
-            "building a first model of the subject: the process exited with code 3, after it printed 'b'.",
+            "trying the subject for the first time: the process exited with code 3, after it printed 'b'.",
         ),
         ("sys.exit(3)", 3, "no config that was asked could be built: build raised SystemExit: 3"),
     ],

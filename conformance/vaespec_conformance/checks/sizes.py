@@ -84,7 +84,7 @@ def require_affordable(case: Case) -> None:
         raise NotSupportedError(
             f"{height} x {width} latents of this config take {flops / 1e9:.0f} GFLOP, and the specification minutes: "
             f"up to {most / 1e9:.0f} are asked",
-            "large sizes of wide models",
+            "sizes that cost too much in its configs",
         )
 
 

@@ -85,8 +85,8 @@ def _results(bench: Bench, weights: Weights, x: np.ndarray) -> Mapping[str, np.n
         return {name: np.array(ops.to_numpy(y)).astype(np.float64) for name, y in named}
     built = subject.build(bench.config, weights, bench.dtype)
     if callable(getattr(built.vae, "layers", None)):
-        told = {name: as_numpy(y) for name, y in built.vae.layers(half.verb, x.astype(built.input_dtype)).items()}
-        return {name: y for name, y in told.items() if y is not None}
+        given = {name: as_numpy(y) for name, y in built.vae.layers(half.verb, x.astype(built.input_dtype)).items()}
+        return {name: y for name, y in given.items() if y is not None}
     return watched(built.vae, partial(getattr(built, half.verb), x), bench.layers, weights)
 
 

@@ -16,7 +16,7 @@ Strip = tuple[tuple[str, float], ...]
 class LayerFinding:
     """The first wrong layer of a half, by diffusers' name: "decoder.up_blocks.1.resnets.0".
 
-    `part` is what is wrong inside it, if that can be told: "norm1". `strip` is the used share of the budget after each
+    `part` is what is wrong inside it, if that is known: "norm1". `strip` is the used share of the budget after each
     layer, from the input to the output; more than 1 is wrong. `where` is the place in the map, `picture` a PNG of the
     error as a data URI. `how` says in words how it was found, and `cause` what the mistake seems to be.
     """

@@ -53,8 +53,8 @@ def watched(vae: Any, run: Callable[[], object], layers: tuple[Any, ...], weight
     with _replaced({id(thing): thing for found in things.values() for thing in found}, results):
         run()
     once = {key: found[0] for key, found in results.items() if len(found) == 1}
-    told = {name: next((once[id(t)] for t in found if id(t) in once), None) for name, found in things.items()}
-    return {name: y for name, y in told.items() if y is not None}
+    seen = {name: next((once[id(t)] for t in found if id(t) in once), None) for name, found in things.items()}
+    return {name: y for name, y in seen.items() if y is not None}
 
 
 def _parts(root: Any, weights: Weights) -> list[Part]:

@@ -54,7 +54,7 @@ def first_wrong_layer(
     x: np.ndarray | None = None,
     seconds: float = SECONDS,
 ) -> LayerFinding | None:
-    """The first layer of a half, "encoder" or "decoder", whose result leaves its budget; None if none can be told.
+    """The first layer of a half, "encoder" or "decoder", whose result leaves its budget; None if none can be named.
 
     `weights` (canonical) and `x`, images or latents (B, C, H, W), are those of a case that failed; by default several
     are drawn. Only `subject.build(config, weights, dtype)` and the VAE's encode or decode are called. A layer is named
@@ -64,7 +64,7 @@ def first_wrong_layer(
     given = [(weights, x)] if weights is not None and x is not None else []
     trials = drawn(config, dtype, half)
     try:
-        for trial in chain([next(trials)], given, trials):  # the first answer, of the least size, tells the pace
+        for trial in chain([next(trials)], given, trials):  # the first answer, of the least size, shows the pace
             if found := _examined(bench, *trial):
                 return found
         return _by_sizes(bench)

@@ -1,6 +1,6 @@
 """Twins: two probes in which the first resnet makes the same map in two ways. A right one gives equal results.
 
-Nothing is asked of the layers behind it but that they do the same twice. So it can be told whether the first resnet is
+Nothing is asked of the layers behind it but that they do the same twice. So it shows whether the first resnet is
 right although a layer behind it is wrong: if it is not, the mistake may be in many layers.
 """
 

@@ -26,7 +26,7 @@ def sentences(finding: Finding) -> Iterator[str]:
         yield (
             "The way out may be exact bands with small maps, in a pipeline "
             'vaespec_diffusers.install(pipe, tiling="exact"): '
-            "`vaespec check --backend NAME` tells whether they are right on this device, if the memory suffices."
+            "`vaespec check --backend NAME` shows whether they are right on this device, if the memory suffices."
         )
 
 

@@ -116,10 +116,9 @@ def agenda(subject: Subject, selection: Selection = EVERYTHING) -> tuple[Item, .
     for gap in subject.gaps:
         if not any(gap.covers(check.id, dtype) for check in CHECKS.values() for dtype in check.dtypes):
             raise AgendaError(f"{subject.name} declares a gap for {gap.check!r}: {_choose(gap.check, CHECKS)}.")
-    named = {name: CHECKS[name.partition("[")[0]].subjects for name in selection.checks}
-    if named and not any(subject.kind in kinds for kinds in named.values()):
-        words = "; ".join(f"{name} examines a {' or '.join(kinds)}" for name, kinds in named.items())
-        raise AgendaError(f"{words}, not a {subject.kind}: see `vaespec conformance --list`.")
+    named = selection.checks
+    if named and not any(subject.kind in CHECKS[name.partition("[")[0]].subjects for name in named):
+        raise AgendaError(f"{' and '.join(named)} cannot examine a {subject.kind}: see `vaespec conformance --list`.")
     return tuple(
         _item(subject, check, dtype)
         for check in sorted(CHECKS.values(), key=lambda check: check.level)

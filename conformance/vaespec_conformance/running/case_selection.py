@@ -13,12 +13,15 @@ from vaespec_conformance.cases import models
 from vaespec_conformance.cases.cases import Case
 from vaespec_conformance.judging.registry import PROFILES, Check
 from vaespec_conformance.running.timing import TIME_LIMITS
+from vaespec_conformance.subjects.program import ProgramSubject
 from vaespec_conformance.subjects.subjects import Subject
 
 USUAL = "plain"
 """The config of most cases."""
 WIDE_CASES = len(models.REGIMES)
 """Cases of a check in a wide config: one for each regime of weights."""
+BATCHES = 6
+"""Batches of a program that a check may wait for in vain: two for its cases, and those of the search for a cause."""
 PATIENT = 5
 """How many times as long a check may take in a wide config."""
 
@@ -52,8 +55,12 @@ def name_of(config: AutoencoderConfig) -> str:
     return next(known, None) or json.dumps(config.to_dict(), sort_keys=True)
 
 
-def allowed(subject: Subject, profile: str) -> float:
-    """Seconds that a check may take."""
+def allowed(subject: Subject, profile: str, time_limit: float | None = None) -> float:
+    """Seconds that a check may take: `time_limit`, if it is given; a program has its own, for each batch of cases."""
+    if isinstance(subject, ProgramSubject):
+        return BATCHES * subject.maker.asker.seconds + TIME_LIMITS[profile]
+    if time_limit:
+        return time_limit
     slower = PATIENT if subject.home is not None and models.is_wide(subject.home) else 1
     return slower * TIME_LIMITS[profile]
 

@@ -23,7 +23,7 @@ NOT_SEARCHED = "not searched"
 class Cause:
     """A cause: its first case and error, the likely mistake, and how many cases failed of it.
 
-    `searched` is False for cases whose likely mistake was not searched, since the time was up.
+    `searched` is False for cases whose likely mistake was not searched: too many were, or the time was up.
     """
 
     case: Case | None

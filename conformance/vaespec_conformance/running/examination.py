@@ -102,7 +102,7 @@ def examine(
     """
     examination = Examination(subject, item)
     if item.missing:
-        examination.not_asked[LACKING[item.missing]] = f"the subject declares that it has no {item.missing}"
+        examination.not_asked[LACKING[item.missing]] = f"the subject declares that it lacks {LACKING[item.missing]}"
         return examination
     if item.lacking and not (item.tried or case):
         return examination

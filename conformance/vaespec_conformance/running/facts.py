@@ -15,7 +15,7 @@ from vaespec.ops import KERNELS
 from vaespec_conformance.running.agenda import REQUIRED
 from vaespec_conformance.running.labels import published
 from vaespec_conformance.subjects.program import ProgramSubject
-from vaespec_conformance.subjects.subjects import BackendSubject, Subject
+from vaespec_conformance.subjects.subjects import BackendSubject, PortSubject, Subject
 
 SUITE = "1.0"
 DISTRIBUTIONS = ("numpy", "hypothesis", "vaespec")
@@ -100,18 +100,24 @@ def distribution(subject: Subject) -> str | None:
     """
     if isinstance(subject, ProgramSubject):
         return subject.maker.own_name
-    own = [info.distribution for info in backends() if info.name == subject.name]
-    named = (
-        own if isinstance(subject, BackendSubject) else [getattr(getattr(subject, "maker", None), "distribution", "")]
-    )
+    if isinstance(subject, BackendSubject):
+        named = [info.distribution for info in backends() if info.name == subject.name]
+    else:
+        named = [_declared(subject, "distribution")]
     versions = [(name, _version(name)) for name in named if name]
     return next((f"{name} {version}" for name, version in versions if version), None)
 
 
+def _declared(subject: Subject, name: str) -> Any:
+    """What a backend, or a port, says of itself under a name; None if it says nothing."""
+    if isinstance(subject, PortSubject):
+        return subject.declared.given(name)
+    return getattr(getattr(subject, "backend", None), name, None)
+
+
 def _frameworks(subject: Subject) -> tuple[str, ...]:
     """The framework that a subject names, or the packages of the objects that a port builds and returns."""
-    declaring: Any = subject.backend if isinstance(subject, BackendSubject) else getattr(subject, "maker", None)
-    named = [getattr(declaring, name, None) for name in ("framework", "distribution")]
+    named = [_declared(subject, name) for name in ("framework", "distribution")]
     seen = sorted(getattr(subject, "seen", {}).get("packages", ()))
     return tuple(name for name in named if name) or tuple(name for name in seen if _version(name)) or ("numpy",)
 
@@ -125,10 +131,9 @@ def _version(distribution: str) -> str | None:
 
 def environment(subject: Subject) -> Iterator[tuple[str, str]]:
     """Versions, machine, and the environment variables that change a backend's results."""
-    declaring: Any = subject.backend if isinstance(subject, BackendSubject) else getattr(subject, "maker", None)
     yield "python", platform.python_version()
     yield "machine", f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     for distribution in dict.fromkeys((*DISTRIBUTIONS, *_frameworks(subject))):
         yield distribution, _version(distribution) or "not installed as a package"
-    for name, unset in {"OMP_NUM_THREADS": "not set", **getattr(declaring, "switches", {})}.items():
+    for name, unset in {"OMP_NUM_THREADS": "not set", **(_declared(subject, "switches") or {})}.items():
         yield name, os.environ.get(name, unset)

@@ -20,7 +20,7 @@ JOBS = 2
 one process may take all of its memory.
 """
 
-IMPORTING, BUILDING = "importing the subject", "building a first model of the subject"
+IMPORTING, TRYING = "importing the subject", "trying the subject for the first time"
 """What a process does before it is ready, as a message names it."""
 
 Progress = Callable[[Place, int], None]
@@ -75,7 +75,7 @@ class _Run:
 
     def __init__(self, request: Request, progress: Progress) -> None:
         self.request, self.progress = request, progress
-        self.limit = request.allowance
+        self.limit = request.limit
         self.probes: dict[int, str] = {}  # the items that are not claimed, and what is not
         self.places: list[Place] = []
         self.tally: Tally | None = None
@@ -112,7 +112,7 @@ class _Run:
             case {"refused": reason, "trace": trace}:
                 raise RefusedError(reason, trace)
             case {"imported": _}:
-                lane.loading = BUILDING
+                lane.loading = TRYING
                 lane.allow(LOADING)
             case {"facts": facts, "places": places, "probes": probes, "order": order, "limit": limit}:
                 if self.tally is None:

@@ -17,7 +17,7 @@ from vaespec_conformance.layers import first_wrong_layer
 from vaespec_conformance.reports.picture import error_picture
 from vaespec_conformance.reports.result import Failure, Result, rounded
 from vaespec_conformance.running.agenda import REQUIRED, Item
-from vaespec_conformance.running.causes import Cause, causes
+from vaespec_conformance.running.causes import SEARCHED, Cause, causes
 from vaespec_conformance.running.examination import Examination
 from vaespec_conformance.running.snippets import snippet
 from vaespec_conformance.subjects.capabilities import Gap
@@ -89,7 +89,7 @@ def _failure(examination: Examination, named: str | None, debug: bool) -> Failur
     """The first cause, with the others beside it."""
     passed = [case for cases in examination.passed.values() for case in cases]
     found = list(causes(examination.failures, passed))
-    seconds = SECONDS / len(found)
+    seconds = SECONDS / max(1, sum(_evident(cause.error) for cause in found))
     first, *others = (_described(examination, cause, named, debug, seconds) for cause in found)
     return replace(first, others=tuple(others))
 
@@ -98,7 +98,7 @@ def _described(examination: Examination, cause: Cause, named: str | None, debug:
     case, error, item, total = cause.case, cause.error, examination.item, examination.examples
     message = [sentence(str(error) if isinstance(error, ConformanceError) else f"{type(error).__name__}: {error}")]
     if not cause.searched:
-        message.append("The cause was not searched, since the time for searches was up.")
+        message.append(f"The cause was not searched: {SEARCHED} searches or {SECONDS:g} s are the most for a check.")
     if examination.flaky:
         message.append("It does not fail each time this case is run.")
     if item.gap and _core(item):
@@ -118,6 +118,11 @@ def _described(examination: Examination, cause: Cause, named: str | None, debug:
     )
 
 
+def _evident(error: Exception) -> bool:
+    """Whether numbers differ, which a search can start from."""
+    return isinstance(error, ConformanceError) and error.evidence is not None
+
+
 def _trace(error: Exception) -> str | None:
     """The traceback of what the subject raised, or of a mistake of the suite; None for a difference of numbers."""
     cause = error.__cause__ if isinstance(error, ConformanceError) else error
@@ -129,7 +134,7 @@ def _layers(examination: Examination, case: Case | None, error: Exception, secon
     item, subject = examination.item, examination.subject
     if subject.kind == "backend" or item.check.id not in HALF_OF or case is None or item.lacking:
         return None
-    if not isinstance(error, ConformanceError) or error.evidence is None:
+    if not _evident(error):
         return None
     half = HALF_OF[item.check.id]
     x, weights = models.given(half, case, item.dtype), models.weights(case, item.dtype)

@@ -11,8 +11,6 @@ from typing import Self
 from vaespec import strict_json
 from vaespec_conformance.running.timing import TIME_LIMITS
 
-BATCHES = 6
-"""Batches of a program that a check may wait for in vain: two for its cases, and those of the search for a cause."""
 LOADING = 300.0
 """Seconds that importing a subject may take; a framework on a cold disk is slow."""
 
@@ -59,11 +57,6 @@ class Request:
     def limit(self) -> float:
         """Seconds for a check; for a program, for each batch of its cases."""
         return self.time_limit or TIME_LIMITS[self.profile]
-
-    @property
-    def allowance(self) -> float:
-        """Seconds after which a check is given up: a program, which may need several batches, ends within its own."""
-        return self.limit if self.backend or self.port else BATCHES * self.limit + TIME_LIMITS[self.profile]
 
     def to_json(self) -> str:
         """One line of JSON."""

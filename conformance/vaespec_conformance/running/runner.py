@@ -35,9 +35,10 @@ def run_conformance(
     `profile` is quick, default or thorough: the number of examples, and the seconds (`time_limit`) a check may take.
     A check that takes longer is an error, and its thread is abandoned. `named` is the subject's options on the command
     line, for the commands in the report; `progress` is called before each check. Raises AgendaError for a gap that
-    names no check. `vaespec conformance` does the same in worker processes, which may also crash.
+    names no check, and if no selected check examines such a subject. `vaespec conformance` does the same in worker
+    processes, which may also crash.
     """
-    limit = time_limit or allowed(subject, profile)
+    limit = allowed(subject, profile, time_limit)
     items = agenda(subject, selection)
     tally = Tally(run_facts(subject, profile=profile, selection=selection.to_dict(), seed=seed))
     try:

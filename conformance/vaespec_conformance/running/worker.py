@@ -57,7 +57,7 @@ def _run(subject: Subject, request: Request, orders: TextIO, send: Send) -> None
     facts = run_facts(subject, profile=request.profile, selection=selected, seed=request.seed)
     probes = {number: item.lacking for number, item in enumerate(items) if item.lacking}
     order = sorted(range(len(items)), key=lambda number: items[number].turn)
-    limit = max(request.allowance, request.time_limit or allowed(subject, request.profile))
+    limit = allowed(subject, request.profile, request.time_limit)
     send(facts=facts, places=[item.place for item in items], probes=probes, order=order, limit=limit)
     for number in json.loads(orders.readline()):
         if number == PRELIMINARIES:

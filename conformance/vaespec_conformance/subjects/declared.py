@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -53,6 +53,7 @@ FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "gaps": ("a list of Gap", lambda value: isinstance(value, Sequence) and (not value or _are(Gap, value))),
     "distribution": ("the name of a package", lambda value: isinstance(value, str)),
     "framework": ("the name of a package", lambda value: isinstance(value, str)),
+    "switches": ("a dictionary of environment variables", lambda value: isinstance(value, Mapping)),
 }
 """What may be declared -> what it has to be, in words and as a test."""
 OF_CAPABILITIES: dict[str, tuple[str, Callable[[Any], bool]]] = {

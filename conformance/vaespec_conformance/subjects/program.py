@@ -17,6 +17,7 @@ import numpy as np
 
 from vaespec import AutoencoderConfig
 from vaespec.architecture import ENCODER
+from vaespec.errors import ConfigError
 from vaespec.initialize import initialize
 from vaespec_conformance.subjects.capabilities import DTYPES, LOGVAR, Capabilities
 from vaespec_conformance.subjects.programs.asking import Asker, Asks, Recorder
@@ -26,6 +27,7 @@ from vaespec_conformance.subjects.subjects import PortSubject
 
 SECONDS = 30.0
 """Seconds that a program may take for a batch of cases, if nobody says so: less than a check in any profile."""
+WIDTHS = "block_out_channels"
 PLAIN = {"down": "DownEncoderBlock2D", "up": "UpDecoderBlock2D"}
 SMALLEST = AutoencoderConfig(block_out_channels=(4,), norm_num_groups=2)
 """The config of the model that a program is first tried with."""
@@ -108,18 +110,18 @@ def _configs(described: Mapping[str, object]) -> tuple[AutoencoderConfig, ...] |
     configs = described.get("configs")
     if configs is None:
         return None
+    rows: list[Any] = configs if isinstance(configs, list) else [configs]
+    if not rows or not all(isinstance(row, dict) and isinstance(row.get(WIDTHS), list) for row in rows):
+        words = f"the program describes configs {json.dumps(configs):.80}: give a list of them, with {WIDTHS}."
+        raise ProgramError(words)
     try:
-        return tuple(_config(fields) for fields in configs) or None  # type: ignore[attr-defined]  # any JSON
-    except (TypeError, ValueError, KeyError) as error:  # a ConfigError is a ValueError
-        raise ProgramError(
-            f"the program describes configs that are none ({error}): give them as in config.json."
-        ) from None
+        return tuple(AutoencoderConfig.from_dict({**_plain(len(row[WIDTHS])), **row}) for row in rows)
+    except ConfigError as error:
+        raise ProgramError(f"the program describes a config that is none: {error}") from None
 
 
-def _config(fields: Mapping[str, object]) -> AutoencoderConfig:
-    widths = fields["block_out_channels"]
-    plain = {f"{way}_block_types": [kind] * len(widths) for way, kind in PLAIN.items()}  # type: ignore[arg-type]
-    return AutoencoderConfig.from_dict({**plain, **fields})
+def _plain(levels: int) -> dict[str, list[str]]:
+    return {f"{way}_block_types": [kind] * levels for way, kind in PLAIN.items()}
 
 
 def _about_itself() -> dict[str, Question]:

@@ -68,7 +68,8 @@ class Asker:
     def _batch(self, questions: Sequence[Question], seconds: float) -> tuple[Sequence[Question], Ending]:
         """Makes one request, and keeps its answers; the questions without one, and how the program ended."""
         if self.hung >= PATIENCE:
-            return questions, Ending(f"was not run any more: the last of {PATIENCE} requests before, it {self.last}")
+            words = f"was not run any more, since {PATIENCE} requests in a row had no answer"
+            return questions, Ending(f"{words} (in the last one it {self.last})")
         self.folders = self.folders or Folders()
         exchange = self.folders.write(questions)
         try:
