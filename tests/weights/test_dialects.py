@@ -21,7 +21,7 @@ from support.real_files import FILES
 from support.wild import FORMATS, Wild, assert_same, in_the_file, listing, read, tagged
 
 from vaespec import AutoencoderConfig, AutoencoderKL, WeightMapError, parameters
-from vaespec.weights import load_file, save_file
+from vaespec.weights import load_file, save_file, stored
 from vaespec.weights.dialects import DIALECTS
 from vaespec.weights.layouts import to_stored
 from vaespec.weights.locate import locate
@@ -251,3 +251,24 @@ def by_jax(x: np.ndarray, kernel: np.ndarray) -> np.ndarray:
 
 
 RUN = {"diffusers": by_torch, "mlx": by_mlx, "mflux": by_mlx, "flax": by_jax}
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_dictionary_in_a_dialect_has_the_tensors_of_the_file(dialect, tmp_path):
+    name = "flux2" if dialect == "mflux-flux2" else "sd"
+    weights = weights_of(name)
+    path, named = saved(tmp_path, name, dialect, weights), stored(CONFIGS[name], weights, dialect=dialect)
+    written = READ[path.suffix](path)
+    assert named.keys() == written.keys()
+    for key, tensor in named.items():
+        np.testing.assert_array_equal(tensor, written[key])
+        assert tensor.flags["C_CONTIGUOUS"]
+        assert not any(np.shares_memory(tensor, w) for w in weights.values())
+
+
+def test_a_dictionary_passes_on_what_does_not_fit():
+    weights = weights_of("sd")
+    weights["encoder.conv_in.bias"] = weights["encoder.conv_in.bias"][:-1]
+    named = stored(CONFIGS["sd"], weights | {"extra.weight": np.zeros(3, np.float32)}, prefix="vae.")
+    assert named["vae.encoder.conv_in.bias"].shape == weights["encoder.conv_in.bias"].shape
+    assert "vae.extra.weight" in named

@@ -135,8 +135,9 @@ def stored(
 ) -> dict[str, np.ndarray]:
     """Canonical weights in a dialect's names, layouts and shapes: the tensors that `save_file` would write.
 
-    For a loader that takes a dictionary, such as that of a port. A tensor that the config lacks, or has in another
-    shape, is passed on: whether to refuse it is the loader's decision. Raises InputError for an unknown dialect.
+    For a loader that takes a dictionary, such as that of a port. The arrays are copies, contiguous as in a file, since
+    some frameworks take arrays of NumPy without a copy. A tensor that the config lacks, or has in another shape, is
+    passed on: whether to refuse it is the loader's decision. Raises InputError for an unknown dialect.
     """
     names, table = known_dialect(dialect), parameters(config)
     named = {}
@@ -144,7 +145,7 @@ def stored(
         row = table.get(name)
         fits = row and row.shape == a.shape
         tensor = _as_stored(a, name, row, names, dtype) if row and fits else OIHW.convert(a, names.layout)
-        named[prefix + names.stored(name, config.levels)] = tensor
+        named[prefix + names.stored(name, config.levels)] = np.array(tensor, order="C")
     return named
 
 
