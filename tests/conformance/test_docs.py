@@ -13,6 +13,8 @@ from typer.testing import CliRunner
 import vaespec_conformance.checks  # noqa: F401  (registers)
 from vaespec.cli.app import app
 from vaespec_conformance.judging.registry import BLOCK, CHECKS, MODEL, OPERATION, PROFILES
+from vaespec_conformance.running.agenda import agenda
+from vaespec_conformance.subjects.loading import load_backend
 
 ROOT = Path(__file__).parents[2]
 PORT_THE_VAE, CHECK_YOUR_VAE = (
@@ -61,6 +63,12 @@ def test_the_convolution_of_the_page_is_the_toy_s():
     assert native in TOY
     suite = (ROOT / "examples/vaespec-toy/test_vaespec_toy.py").read_text(encoding="utf-8")
     assert any(block in suite for block in blocks(PORT_THE_VAE) if "conformance_suite" in block)
+
+
+def test_the_page_says_how_many_checks_the_toy_passes():
+    items = agenda(load_backend(f"{ROOT}/examples/vaespec-toy/vaespec_toy.py:backend"))
+    asked = [item for item in items if item.lacking is None]
+    assert f"toy: conformant. All {len(asked)} checks passed." in PORT_THE_VAE
 
 
 @pytest.mark.parametrize("index", first(1, [1, 0]))
