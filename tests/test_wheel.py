@@ -51,7 +51,9 @@ def test_the_wheel_registers_our_backends_by_entry_points(wheel):
 def test_the_wheel_registers_the_suite_with_the_command_line_and_with_pytest(wheel):
     (points,) = (name for name in wheel.namelist() if name.endswith("entry_points.txt"))
     text = wheel.read(points).decode()
-    assert "[vaespec.commands]\nconformance = vaespec_conformance.commands.conformance:register" in text
+    commands = text.partition("[vaespec.commands]\n")[2].partition("\n\n")[0]
+    for name in ("check", "conformance", "golden"):
+        assert f"{name} = vaespec_conformance.commands.{name}:register" in commands
     assert "[pytest11]\nvaespec = vaespec_conformance.pytest_plugin" in text
 
 

@@ -17,7 +17,8 @@ def opened(path):
     """The tensors of a safetensors file, by name: a table in JSON, its length before it, the numbers behind it."""
     data = Path(path).read_bytes()
     start = 8 + int.from_bytes(data[:8], "little")
-    rows = json.loads(data[8:start]).items()
+    table = data[8:start] if start <= len(data) else b""
+    rows = json.loads(table).items()
     return {name: array(data[start:], **row) for name, row in rows if name != "__metadata__"}
 
 
