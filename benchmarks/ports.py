@@ -11,20 +11,24 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import subprocess
 import sys
 import tempfile
 import venv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 
 from vaespec_conformance.reports.report import Report
+from vaespec_conformance.reports.result import Result
 from vaespec_conformance.reports.text import grade_text, margin
 
 ROOT = Path(__file__).parents[1]
 PAGE = ROOT / "docs" / "who-computes-the-same-vae.md"
+COLOURS = re.compile("\x1b\\[[0-9;]*m")
+"""What a terminal takes for a colour; some frameworks put it into their messages."""
 FOLDER = Path(tempfile.gettempdir()) / "vaespec-ports"
 
 
@@ -148,7 +152,7 @@ declares what the port takes; what it does not take is not asked of it, and does
 the specification allows in a case, computed from what rounding must cause; "used" is the largest share of it in any
 check. A difference is one of these versions, on this machine, on weights that the suite draws so that differences show:
 on trained weights it may be smaller."""
-HEADER = "| port | version | date | verdict | conformant for | not asked | used | likely cause, as the suite names it |"
+HEADER = "| port | version | date | verdict | conformant for | used | likely cause, as the suite names it |"
 
 
 def page(reports: Path) -> Iterator[str]:
@@ -163,10 +167,11 @@ def page(reports: Path) -> Iterator[str]:
 
 
 def _row(port: Port, report: Report, date: str) -> str:
-    families = ", ".join(report.taken) if report.exit_code == 0 else "–"
+    known = report.about["claims"]["families"]
+    families = ", ".join(label for label in report.taken if label in known) if report.exit_code == 0 else "–"
     causes = dict.fromkeys(result.failure.hint or "none named" for result in report.bad if result.failure)
     used = f"{margin(report.worst.margin)} (`{report.worst.id}`)" if report.worst else "–"
-    cells = (port.title, port.package, date, report.verdict, families, ", ".join(report.left_out) or "–", used)
+    cells = (port.title, port.package, date, report.verdict, families, used)
     return "| " + " | ".join((*cells, "; ".join(causes) or "–")) + " |"
 
 
@@ -174,20 +179,32 @@ def _section(port: Port, report: Report, date: str) -> Iterator[str]:
     facts = report.about["environment"].items()
     machine = ", ".join(f"{name} {value}" for name, value in facts if not value.startswith("not "))
     yield f"Run on {date} with {', '.join((*port.alone, *port.requires))}; {machine}."
-    yield from ("", "```", port.command, "```", "", f"{report.headline}")
+    yield from ("", "```", port.command, "```", "", f"{report.headline.split('. ')[-1]}")
     for dtype in filter(report.grade, report.dtypes):
         yield from ("", f"Grade in {dtype}: {grade_text(report, dtype)}.")
-    for what, why in report.left_out.items():
-        yield from ("", f"- not asked: {what}: {why}")
-    for result in report.bad:
-        failure = result.failure
-        size = f", {margin(result.margin)} times the budget" if result.margin is not None else ""
-        message = failure.message if failure else result.reason or ""
-        yield from ("", f"- `{result.id}`{size}: {' '.join(message.split())}")
-        if failure and failure.hint:
-            yield f"  Likely: {failure.hint}."
+    for why, parts in _grouped((why, what) for what, why in report.left_out.items()):
+        yield from ("", f"Not asked ({why}): {'; '.join(parts)}.")
+    for words, checks in _grouped((_failure(result), f"`{result.id}`") for result in report.bad):
+        yield from ("", f"- {', '.join(checks)}: {words}")
     if report.bad and port.known:
         yield from ("", f"In the source: {port.known}")
+
+
+def _failure(result: Result) -> str:
+    """What a failure says, and its likely cause."""
+    failure = result.failure
+    if failure is None:
+        return result.reason or ""
+    words = " ".join(COLOURS.sub("", failure.message.partition("Arguments received")[0]).split())
+    return f"{words} Likely: {failure.hint}" if failure.hint else words
+
+
+def _grouped(pairs: Iterable[tuple[str, str]]) -> Iterator[tuple[str, list[str]]]:
+    """(key, the values that have it), in the order of the keys."""
+    found: dict[str, list[str]] = {}
+    for key, value in pairs:
+        found.setdefault(key, []).append(value)
+    yield from found.items()
 
 
 def _date(path: Path) -> str:
