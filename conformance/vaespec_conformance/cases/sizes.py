@@ -56,7 +56,7 @@ def sized(config: str, size: tuple[int, int], *, half: Half, items: int = 1, mor
 
 
 def smaller(case: Case) -> Case:
-    """The same model on latents no larger than SMALL, and one item: where the error of rounding is predicted."""
+    """The case by which the error of rounding is predicted: one item of the same model, on latents of at most SMALL."""
     size = tuple(min(pair) for pair in zip(case["size"], SMALL, strict=True))
     return Case.of(**{**dict(case.items), "size": size, "items": 1})
 

@@ -136,7 +136,7 @@ class _ComparedOps:
         return kind, _wide(_leave(self.ops, kind, a))
 
     def _enter(self, kind: str, a: np.ndarray) -> Any:
-        """The same numbers as the reference takes them."""
+        """An array with the same numbers, as the reference takes it."""
         if kind == "weight":
             return self.reference.from_numpy(OIHW.convert(a, self.reference.layout))
         return self.reference.from_nchw(self.reference.from_numpy(a)) if kind == "map" else self.reference.from_numpy(a)
