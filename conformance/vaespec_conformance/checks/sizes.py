@@ -39,7 +39,7 @@ def _compute(subject: Any, case: Case, dtype: str) -> np.ndarray:
 
 
 def _compute_after_another(subject: Any, case: Case, dtype: str) -> np.ndarray:
-    """Encode or decode by a model that has computed other numbers of this size before, so that what it left behind shows.
+    """Encode or decode by a model that has computed other numbers of this size before: what those leave behind shows.
 
     The specification leaves nothing, and is called once; a model of real widths is, for the sake of time.
     """
